@@ -1,0 +1,349 @@
+"""The schema of a run, its checks, and the identity that follows from it. Imports neither torch nor any function that
+a config names: a wrong setting is refused in well under a second."""
+
+import ast
+import hashlib
+import importlib.util
+import json
+import math
+from dataclasses import dataclass, field, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+from hydra.conf import HydraConf
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from pai_bench.errors import ConfigError
+
+Mode = Literal["eval", "train"]
+LearningRateSchedule = Literal["step", "cosine"]
+Precision = Literal["float32", "bfloat16", "float16"]
+Call = dict[str, Any]  # a name, a _target_, and the keyword arguments of that function
+
+
+@dataclass
+class ExamplesConfig:
+    """core.Examples: which training images a score looks at."""
+
+    per_class: int | None = MISSING
+    total: int | None = MISSING
+    batch_size: int = MISSING
+    augment: bool = MISSING
+
+
+@dataclass
+class PrunerConfig:
+    """core.Pruner: a score and the conditions under which it is taken."""
+
+    name: str = MISSING
+    score: Call | None = MISSING
+    mode: str = MISSING
+    examples: ExamplesConfig | None = MISSING
+
+
+@dataclass
+class TrainingConfig:
+    """train.Recipe: everything about training that can change a result."""
+
+    name: str = MISSING
+    epochs: int = MISSING
+    batch_size: int = MISSING
+    lr: float = MISSING
+    momentum: float = MISSING
+    nesterov: bool = MISSING
+    weight_decay: float = MISSING
+    decay_norm_and_bias: bool = MISSING
+    lr_schedule: str = MISSING
+    lr_drop_epochs: list[int] = MISSING
+    lr_drop_factor: float = MISSING
+    warmup_epochs: int = MISSING
+    label_smoothing: float = MISSING
+    precision: str = MISSING
+
+
+@dataclass
+class RunConfig:
+    """One run. The values live in conf/."""
+
+    sparsity: float | None = MISSING
+    density: float | None = MISSING
+    compression: float | None = MISSING
+    seed: int = MISSING
+    protocol: int = MISSING
+    model: Call = MISSING
+    dataset: Call = MISSING
+    allocation: Call = MISSING
+    schedule: Call = MISSING
+    pruner: PrunerConfig = field(default_factory=PrunerConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    tracker: Call = MISSING
+    results_dir: str = MISSING
+    data_dir: str = MISSING
+    download: bool = MISSING
+    device: str = MISSING
+    num_workers: int = MISSING
+    channels_last: bool = MISSING
+    compile: bool = MISSING
+    save_scores: bool = MISSING
+
+
+# What cannot change a result: where things lie (so dataset.root too), how fast they run, what is kept.
+NOT_IDENTITY = {
+    "tracker", "results_dir", "data_dir", "download", "device", "num_workers", "channels_last", "compile", "save_scores",
+}  # fmt: skip
+# Keys of a call that are not arguments of the function: the label, and Hydra's own.
+_NOT_ARGUMENTS = {"name", "_target_"}
+
+
+_HELP = """\
+pai_bench: pruning at initialization and lottery tickets, one run or a sweep of them.
+
+  python run.py pruner=synflow sparsity=0.98
+  python run.py -m dataset=cifar10 model=vgg16 training=cifar pruner=snip,synflow compression=10,100 seed=range(0,3)
+
+Choose one option of each group (group=option):
+
+$APP_CONFIG_GROUPS
+Set any value (key=value); sparsity=, density= and compression= are three ways to say one thing:
+
+$CONFIG
+Show the config of a run and exit: --cfg job --resolve     Hydra's own flags: --hydra-help
+"""
+
+
+def register() -> None:
+    """Stores the schema, our help, and the order that Hydra writes nothing itself: pai_bench.store keeps the records.
+
+    They replace Hydra's own defaults, so they hold for any primary config, that of an earlier run included.
+    """
+    store = ConfigStore.instance()
+    store.store(name="run_schema", node=RunConfig)
+    ours = {"output": "no_files", "help": "pai_bench", "job_logging": "none"}
+    store.store(group="hydra/help", name="pai_bench", node={"app_name": "pai_bench", "template": _HELP})
+    nothing = {
+        "run": {"dir": "."}, "sweep": {"dir": "${results_dir}/.sweep", "subdir": "."}, "output_subdir": None,
+    }  # fmt: skip
+    store.store(group="hydra/output", name="no_files", node=nothing, package="hydra")
+    hydra = HydraConf()
+    hydra.defaults = [next(({k: ours[k]} for k in d if k in ours), d) for d in hydra.defaults]
+    store.store(group="hydra", name="config", node=hydra, provider="pai_bench")
+
+
+# Checks ---------------------------------------------------------------------------------------------------------------
+
+
+def complete(composed: DictConfig) -> dict[str, Any]:
+    """The composed config as a plain dict, checked whole, with the one sparsity that was asked for filled in.
+
+    Raises:
+        ConfigError: a key is unknown or missing, a value has the wrong type or lies outside its range, or two settings
+            exclude each other.
+    """
+    unknown = sorted(set(composed) - {f.name for f in fields(RunConfig)})
+    if unknown:
+        raise ConfigError(f"{unknown[0]}={composed[unknown[0]]}: there is no such setting; see python run.py --help")
+    cfg = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True, throw_on_missing=True))
+    for group in ("model", "dataset", "allocation", "schedule", "tracker"):
+        check_call(group, cfg[group])
+    if cfg["pruner"]["score"] is not None:
+        check_call("pruner.score", cfg["pruner"]["score"])
+    if cfg["dataset"]["name"] is None:  # a folder of images is known by its own name
+        cfg["dataset"]["name"] = Path(cfg["dataset"]["root"]).resolve().name
+    _check_ranges(cfg)
+    cfg["sparsity"] = _sparsity(cfg)
+    cfg["density"] = cfg["compression"] = None
+    return cfg
+
+
+def _require(condition: bool, setting: str, value: object, remedy: str) -> None:
+    if not condition:
+        raise ConfigError(f"{setting}={value}: {remedy}")
+
+
+def _check_ranges(cfg: dict[str, Any]) -> None:
+    training, pruner, dataset = cfg["training"], cfg["pruner"], cfg["dataset"]
+    _require(cfg["seed"] >= 0, "seed", cfg["seed"], "give 0 or more")
+    _require(cfg["num_workers"] >= 0, "num_workers", cfg["num_workers"], "give 0 or more")
+    device = cfg["device"]
+    known = device in ("auto", "cpu", "cuda", "mps") or device.removeprefix("cuda:").isdigit()
+    _require(known, "device", device, "give auto, cpu, cuda, cuda:<n> or mps")
+    for key in ("epochs", "warmup_epochs"):
+        _require(training[key] >= 0, f"training.{key}", training[key], "give 0 or more")
+    _require(training["batch_size"] >= 2, "training.batch_size", training["batch_size"], "give 2 or more")
+    _require(0 < training["lr"] < math.inf, "training.lr", training["lr"], "give a number above 0")
+    _require(training["weight_decay"] >= 0, "training.weight_decay", training["weight_decay"], "give 0 or more")
+    for key in ("momentum", "label_smoothing"):
+        _require(0 <= training[key] < 1, f"training.{key}", training[key], "give a number in [0, 1)")
+    _require(
+        training["momentum"] > 0 or not training["nesterov"],
+        "training.nesterov", training["nesterov"], "it needs training.momentum above 0",
+    )  # fmt: skip
+    _require(
+        0 < training["lr_drop_factor"] <= 1, "training.lr_drop_factor", training["lr_drop_factor"], "give one in (0, 1]"
+    )
+    drops = training["lr_drop_epochs"]
+    _require(drops == sorted(drops), "training.lr_drop_epochs", drops, "give the epochs in rising order")
+    for setting, value, choices in (
+        ("training.lr_schedule", training["lr_schedule"], get_args(LearningRateSchedule)),
+        ("training.precision", training["precision"], get_args(Precision)),
+        ("pruner.mode", pruner["mode"], get_args(Mode)),
+    ):
+        _require(value in choices, setting, value, "give one of " + ", ".join(choices))
+    if "validation" in dataset:
+        _require(0 <= dataset["validation"] < 1, "dataset.validation", dataset["validation"], "give one in [0, 1)")
+    if "rounds" in cfg["schedule"]:
+        _require(cfg["schedule"]["rounds"] >= 1, "schedule.rounds", cfg["schedule"]["rounds"], "give 1 or more")
+    if (examples := pruner["examples"]) is not None:
+        per_class, total = examples["per_class"], examples["total"]
+        _require(
+            (per_class is None) != (total is None),
+            "pruner.examples", f"{{per_class: {per_class}, total: {total}}}", "give one of the two and null the other",
+        )  # fmt: skip
+        number, key = (per_class, "per_class") if total is None else (total, "total")
+        _require(number >= 1, f"pruner.examples.{key}", number, "give 1 or more")
+        _require(examples["batch_size"] >= 2, "pruner.examples.batch_size", examples["batch_size"], "give 2 or more")
+    never_prunes = cfg["schedule"]["_target_"].endswith(".none")
+    if never_prunes and pruner["score"] is not None:
+        raise ConfigError(f"schedule={cfg['schedule']['name']}: it never prunes; use pruner=dense or another schedule")
+    if not never_prunes and pruner["score"] is None:
+        raise ConfigError(f"schedule={cfg['schedule']['name']}: pruner={pruner['name']} has no score to prune by")
+
+
+def _sparsity(cfg: dict[str, Any]) -> float:
+    """The one target given as sparsity, density or compression, as a sparsity of at most twelve digits."""
+    given = {key: cfg[key] for key in ("sparsity", "density", "compression") if cfg[key] is not None}
+    if len(given) > 1:
+        both = " and ".join(f"{key}={value:g}" for key, value in given.items())
+        raise ConfigError(f"{both}: they say the same thing; give one of them")
+    if "density" in given:
+        _require(0 < given["density"] <= 1, "density", given["density"], "give a fraction in (0, 1]")
+        given["sparsity"] = 1 - given["density"]
+    elif "compression" in given:
+        _require(1 <= given["compression"] < math.inf, "compression", given["compression"], "give a ratio of 1 or more")
+        given["sparsity"] = 1 - 1 / given["compression"]
+    elif "sparsity" in given:
+        _require(0 <= given["sparsity"] < 1, "sparsity", given["sparsity"], "give a fraction in [0, 1)")
+    if cfg["pruner"]["score"] is None:
+        return 0.0  # a dense network is one and the same run at every sparsity of a sweep
+    if not given:
+        raise ConfigError(
+            f"pruner={cfg['pruner']['name']} needs a target: add sparsity=0.9 (or density=0.1, or compression=10)"
+        )
+    return float(round(given["sparsity"], 12))
+
+
+# The arguments of a call, checked against the function that it names --------------------------------------------------
+
+
+@lru_cache
+def _settings_of(target: str) -> dict[str, tuple[str, bool]]:
+    """Annotation and optionality of each keyword-only argument of a function, read from its source, unimported."""
+    module, _, function = target.rpartition(".")
+    try:
+        spec = importlib.util.find_spec(module) if module else None
+    except ModuleNotFoundError:
+        spec = None
+    if spec is None or spec.origin is None:
+        raise ConfigError(f"_target_={target}: there is no module {module!r}")
+    for node in ast.parse(Path(spec.origin).read_text()).body:
+        if isinstance(node, ast.FunctionDef) and node.name == function:
+            return {
+                argument.arg: (ast.unparse(argument.annotation) if argument.annotation else "Any", default is not None)
+                for argument, default in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+            }
+    raise ConfigError(f"_target_={target}: there is no function {function!r} in {module}")
+
+
+def check_call(path: str, call: Call) -> None:
+    """Checks the arguments of a call against the keyword-only arguments of the function that it names.
+
+    Positional arguments are what a run supplies (a model, scores, a sparsity); keyword-only ones are settings.
+
+    Raises:
+        ConfigError: an argument is unknown, missing or of the wrong type, or there is no such function.
+    """
+    if "_target_" not in call or ("name" not in call and path != "pruner.score"):
+        raise ConfigError(f"{path}: it needs a name and a _target_, the dotted path of a function")
+    settings = _settings_of(call["_target_"])
+    for key, value in call.items():
+        if key in _NOT_ARGUMENTS:
+            continue
+        if key not in settings:
+            known = ", ".join(settings) or "none"
+            raise ConfigError(f"{path}.{key}={value}: there is no such setting; {call['_target_']} has: {known}")
+        annotation = settings[key][0]
+        if not _fits(value, annotation):
+            raise ConfigError(f"{path}.{key}={value}: it must be {annotation}")
+    for key, (annotation, optional) in settings.items():
+        if not optional and key not in call:
+            raise ConfigError(f"{path}.{key} is missing: {call['_target_']} needs it ({annotation})")
+
+
+def _fits(value: object, annotation: str) -> bool:
+    """Whether a value from yaml or the command line is of the annotated type. Types it does not know are accepted."""
+    node = ast.parse(annotation, mode="eval").body
+    if isinstance(node, ast.BinOp):  # X | Y
+        return _fits(value, ast.unparse(node.left)) or _fits(value, ast.unparse(node.right))
+    if isinstance(node, ast.Subscript):
+        origin, inner = ast.unparse(node.value), node.slice
+        if origin == "Literal":
+            choices = inner.elts if isinstance(inner, ast.Tuple) else [inner]
+            return value in [choice.value for choice in choices if isinstance(choice, ast.Constant)]
+        if origin in ("list", "Sequence"):
+            return isinstance(value, list) and all(_fits(item, ast.unparse(inner)) for item in value)
+        if origin == "dict" and isinstance(inner, ast.Tuple):
+            of_key, of_value = (ast.unparse(part) for part in inner.elts)
+            return isinstance(value, dict) and all(_fits(k, of_key) and _fits(v, of_value) for k, v in value.items())
+    match annotation:
+        case "None":
+            return value is None
+        case "bool":
+            return isinstance(value, bool)
+        case "int":
+            return isinstance(value, int) and not isinstance(value, bool)
+        case "float":
+            return isinstance(value, (int, float)) and not isinstance(value, bool)
+        case "str":
+            return isinstance(value, str)
+    return True
+
+
+# Identity -------------------------------------------------------------------------------------------------------------
+
+
+def _hash(cfg: dict[str, Any], without: set[str]) -> str:
+    def meaning(value: Any) -> Any:
+        if isinstance(value, dict):  # null is "no effect", so a new setting that starts as null renames no run
+            return {key: meaning(item) for key, item in value.items() if item is not None}
+        return float(value) if type(value) is int else value  # 1 and 1.0 are the same setting
+
+    counted = {key: cfg[key] for key in cfg if key not in without}
+    counted["dataset"] = {key: value for key, value in cfg["dataset"].items() if key != "root"}
+    text = json.dumps(meaning(counted), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _named(cfg: dict[str, Any], *ending: str) -> str:
+    names = [cfg["dataset"]["name"], cfg["model"]["name"], cfg["pruner"]["name"], f"s{cfg['sparsity']:.12g}"]
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in "-".join([*names, *ending]))
+
+
+def run_id(cfg: dict[str, Any]) -> str:
+    """The name of a run: directory, W&B id and resume key. A function of all that can change its result, and no more.
+
+    Args:
+        cfg: what `complete` returned.
+    """
+    return _named(cfg, f"seed{cfg['seed']}", _hash(cfg, NOT_IDENTITY))
+
+
+def group_id(cfg: dict[str, Any]) -> str:
+    """The name shared by the runs that differ in nothing but their seed."""
+    return _named(cfg, _hash(cfg, NOT_IDENTITY | {"seed"}))
+
+
+def rerunnable(cfg: dict[str, Any]) -> str:
+    """A completed config as a yaml file: `python run.py -cp DIRECTORY -cn config` runs it again."""
+    return OmegaConf.to_yaml(OmegaConf.create({"defaults": ["run_schema", "_self_"], **cfg}))

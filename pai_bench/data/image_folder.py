@@ -1,0 +1,52 @@
+"""Any folder of images that fits in memory: train/<class>/ and test/<class>/ (or val/<class>/)."""
+
+from pathlib import Path
+
+from pai_bench.core import Place
+from pai_bench.data.decode import class_folders, decoded
+from pai_bench.data.resident import Resident
+from pai_bench.errors import DataError
+
+
+def image_folder(
+    place: Place,
+    *,
+    root: str,
+    size: int | None,
+    validation: float,
+    mean: list[float] | None,
+    std: list[float] | None,
+    padding: int,
+    flip: bool,
+) -> Resident:
+    """Images in class folders, decoded once into `data_dir/cache`. The test split is test/ if there is one, else val/.
+
+    Args:
+        size: pixels; images of another size are resized and cropped around the centre. None: all have one size already.
+        mean, std: per channel, of pixels in [0, 1]; None measures them on the training images.
+
+    Raises:
+        DataError: a folder is missing or empty, a file is no image, the splits have different classes.
+    """
+    folder = Path(root)
+    test_folder = folder / "test" if (folder / "test").is_dir() else folder / "val"
+    for part in (folder / "train", test_folder):
+        if not part.is_dir():
+            raise DataError(
+                f"dataset.root={root}: there is no folder {part}; give the folder that holds train/ and test/"
+            )
+    (train_classes, train), (test_classes, test) = class_folders(folder / "train"), class_folders(test_folder)
+    if train_classes != test_classes:
+        odd = sorted(set(train_classes) ^ set(test_classes))
+        raise DataError(f"dataset.root={root}: {odd[0]} is a class of only one of train/ and {test_folder.name}/")
+    images = decoded(folder.resolve().name, {"train": train, "test": test}, size, place.data_dir)
+    return Resident(
+        images["train"],
+        images["test"],
+        place.device,
+        validation=validation,
+        mean=mean,
+        std=std,
+        padding=padding,
+        flip=flip,
+    )

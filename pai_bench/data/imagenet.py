@@ -1,0 +1,153 @@
+"""ImageNet, streamed from class folders by worker processes."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from pai_bench.core import Batch, Batches, Examples, Place, Shape, num_steps
+from pai_bench.data.decode import Listing, class_folders, fingerprint, open_image
+from pai_bench.data.resident import choose_examples, hold_out
+from pai_bench.errors import DataError
+
+log = logging.getLogger(__name__)
+
+_NUM_CLASSES, _NUM_TRAIN, _NUM_TEST = 1000, 1_281_167, 50_000
+
+
+class _Files(Dataset[tuple[Tensor, int]]):
+    """Decoded, cropped images (3, H, W) uint8. An item's randomness is its own seed, not that of a worker process."""
+
+    def __init__(self, listing: Listing, indices: Tensor, seeds: Tensor | None, transform: Any) -> None:
+        self.listing, self.indices, self.seeds, self.transform = listing, indices, seeds, transform
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> tuple[Tensor, int]:
+        path, label = self.listing[int(self.indices[position])]
+        image = torch.as_tensor(np.array(open_image(path))).permute(2, 0, 1)
+        if self.seeds is None:
+            return self.transform(image), label
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(self.seeds[position]))
+            return self.transform(image), label
+
+
+class Streamed:
+    """A core.Data whose images are decoded from files, batch by batch."""
+
+    def __init__(
+        self,
+        train: Listing,
+        test: Listing,
+        num_classes: int,
+        place: Place,
+        *,
+        size: int,
+        resize: int,
+        validation: float,
+        mean: list[float],
+        std: list[float],
+    ) -> None:
+        from torchvision.transforms import v2
+
+        self.input_shape: Shape = (3, size, size)
+        self.num_classes = num_classes
+        self.checksum = fingerprint([*train, *test])
+        labels = torch.tensor([label for _, label in train])
+        train_indices, validation_indices = hold_out(labels, validation)
+        self._splits = {
+            "train": (train, train_indices),
+            "validation": (train, validation_indices),
+            "test": (test, torch.arange(len(test))),
+        }
+        self._train_labels = labels[train_indices]
+        self.num_examples = {split: len(indices) for split, (_, indices) in self._splits.items()}
+        self._place = place
+        self._mean = torch.tensor(mean, device=place.device).view(3, 1, 1)
+        self._std = torch.tensor(std, device=place.device).view(3, 1, 1)
+        self._augmented = v2.Compose([v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()])
+        self._plain = v2.Compose([v2.Resize(resize, antialias=True), v2.CenterCrop(size)])
+
+    def _batches(self, split: str, positions: Tensor, seeds: Tensor | None, batch_size: int) -> Iterator[Batch]:
+        listing, indices = self._splits[split]
+        files = _Files(listing, indices[positions], seeds, self._plain if seeds is None else self._augmented)
+        workers = min(self._place.num_workers, -(-len(files) // batch_size))
+        pinned = self._place.device.type == "cuda"
+        loader = DataLoader(files, batch_size, num_workers=workers, pin_memory=pinned)
+        for images, labels in loader:
+            images = images.to(self._place.device, non_blocking=True).float()
+            yield (images / 255 - self._mean) / self._std, labels.to(self._place.device, non_blocking=True)
+
+    def train(self, batch_size: int, order: Generator, augment: Generator) -> Iterator[Batch]:
+        """One epoch of random resized crops and flips in random order; a trailing batch of one image is left out."""
+        num_images = self.num_examples["train"]
+        positions = torch.randperm(num_images, generator=order)
+        seeds = torch.randint(2**62, (num_images,), generator=augment)
+        used = slice(0, num_steps(num_images, batch_size) * batch_size)
+        yield from self._batches("train", positions[used], seeds[used], batch_size)
+
+    def evaluation(self, split: str, batch_size: int) -> Iterator[Batch]:
+        """Every image of a split once, resized and cropped around the centre, in a fixed order."""
+        yield from self._batches(split, torch.arange(self.num_examples[split]), None, batch_size)
+
+    def draw(self, examples: Examples, generator: Generator) -> Batches:
+        """Training images for scoring, batched.
+
+        Raises:
+            ConfigError: a class, or the training split, holds fewer images than asked for.
+        """
+        positions = choose_examples(self._train_labels, self.num_classes, examples, generator)
+        seeds = torch.randint(2**62, (len(positions),), generator=generator) if examples.augment else None
+        return list(self._batches("train", positions, seeds, examples.batch_size))
+
+
+def imagenet(
+    place: Place,
+    *,
+    root: str | None,
+    subset: bool,
+    size: int,
+    resize: int,
+    validation: float,
+    mean: list[float],
+    std: list[float],
+) -> Streamed:
+    """ImageNet-1k: train/<wnid>/ and val/<wnid>/; val/ is the test split. Random resized crops for training.
+
+    Args:
+        root: the folder that holds train/ and val/; None = `data_dir/imagenet`.
+        subset: accept fewer images or classes than the whole set has; such runs do not compare with published numbers.
+        size: pixels of a crop.
+        resize: pixels of the shorter side before the central crop for evaluation.
+
+    Raises:
+        DataError: the folders are missing or incomplete.
+
+    Reference: Russakovsky et al. 2015, arXiv:1409.0575.
+    """
+    folder = Path(root) if root is not None else place.data_dir / "imagenet"
+    for part in ("train", "val"):
+        if not (folder / part).is_dir():
+            raise DataError(
+                f"dataset=imagenet: there is no folder {folder / part}; ImageNet cannot be downloaded without an "
+                "account: give the folder that holds train/<class>/ and val/<class>/ as dataset.root="
+            )
+    (classes, train), (test_classes, test) = class_folders(folder / "train"), class_folders(folder / "val")
+    if classes != test_classes:
+        odd = sorted(set(classes) ^ set(test_classes))
+        raise DataError(f"dataset=imagenet: {odd[0]} is a class of only one of train/ and val/ in {folder}")
+    if (len(classes), len(train), len(test)) != (_NUM_CLASSES, _NUM_TRAIN, _NUM_TEST) and not subset:
+        raise DataError(
+            f"dataset=imagenet: {folder} has {len(classes):,} classes, {len(train):,} training and "
+            f"{len(test):,} val images, not {_NUM_CLASSES:,}, {_NUM_TRAIN:,} and {_NUM_TEST:,}; complete it, or say dataset.subset=true"
+        )
+    return Streamed(
+        train, test, len(classes), place, size=size, resize=resize, validation=validation, mean=mean, std=std
+    )

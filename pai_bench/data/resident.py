@@ -1,0 +1,173 @@
+"""Datasets that fit: uint8 images on the training device, cropped, flipped and normalised there in batches."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import Generator, Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from pai_bench.core import Batch, Batches, Examples, Shape, num_steps
+from pai_bench.errors import ConfigError
+
+# images (N, H, W, C) uint8 and labels (N,) int64
+Images = tuple[np.ndarray, np.ndarray]
+
+
+def lock(directory: Path, name: str) -> FileLock:
+    """A lock that lets one process at a time download or build `name` in a directory; the others wait for it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    return FileLock(directory / f".{name}.lock")
+
+
+def hold_out(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
+    """Splits indices into (train, validation), the same fraction of every class, the same split for every seed."""
+    generator = Generator().manual_seed(0)
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    for label in range(int(labels.max()) + 1):
+        members = (labels == label).nonzero().squeeze(1)
+        order = torch.randperm(len(members), generator=generator)
+        chosen[members[order[: round(fraction * len(members))]]] = True
+    return (~chosen).nonzero().squeeze(1), chosen.nonzero().squeeze(1)
+
+
+def choose_examples(labels: Tensor, num_classes: int, examples: Examples, generator: Generator) -> Tensor:
+    """Indices of the images that a score looks at, shuffled.
+
+    Raises:
+        ConfigError: a class, or the whole split, holds fewer images than asked for.
+    """
+    order = torch.randperm(len(labels), generator=generator)
+    if examples.per_class is None:
+        wanted = examples.total or 0
+        if len(labels) < wanted:
+            raise ConfigError(f"pruner.examples.total={wanted}: there are {len(labels)} training images; give fewer")
+        return order[:wanted]
+    shuffled = labels[order]
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    for label in range(num_classes):
+        members = (shuffled == label).nonzero().squeeze(1)
+        if len(members) < examples.per_class:
+            raise ConfigError(
+                f"pruner.examples.per_class={examples.per_class}: class {label} has {len(members)} training images; "
+                "give fewer, or pruner.examples.total instead"
+            )
+        chosen[members[: examples.per_class]] = True
+    return order[chosen]
+
+
+def channel_statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel of uint8 images (N, H, W, C), in [0, 1]."""
+    values = np.arange(256) / 255
+    mean, std = [], []
+    for channel in range(images.shape[-1]):
+        counts = np.bincount(images[..., channel].ravel(), minlength=256)
+        first = float(counts @ values / counts.sum())
+        mean.append(first)
+        std.append(float(np.sqrt(counts @ (values - first) ** 2 / counts.sum())))
+    return mean, std
+
+
+class Resident:
+    """A core.Data whose images are uint8 tensors on the device.
+
+    Args:
+        validation: fraction of the training images held out as a validation split.
+        mean, std: per channel, of pixels in [0, 1]; None measures them on the training images.
+        padding: zeros around the image before a random crop of its own size; 0 = no crop.
+        flip: mirror every second image, at random.
+    """
+
+    def __init__(
+        self,
+        train: Images,
+        test: Images,
+        device: torch.device,
+        *,
+        validation: float,
+        mean: list[float] | None,
+        std: list[float] | None,
+        padding: int,
+        flip: bool,
+    ) -> None:
+        _, height, width, channels = train[0].shape
+        self.input_shape: Shape = (channels, height, width)
+        self.num_classes = int(train[1].max()) + 1
+        digest = hashlib.sha256()
+        for array in (*train, *test):
+            digest.update(np.ascontiguousarray(array).data)
+        self.checksum = digest.hexdigest()
+        if mean is None or std is None:
+            mean, std = channel_statistics(train[0])
+        self._scale = 1 / (255 * torch.tensor(std, device=device))
+        self._shift = -torch.tensor(mean, device=device) / torch.tensor(std, device=device)
+        self._padding, self._flip, self._device = padding, flip, device
+        labels = torch.as_tensor(train[1], dtype=torch.int64)
+        train_indices, validation_indices = hold_out(labels, validation)
+        images, held_out = (torch.from_numpy(train[0][i.numpy()]) for i in (train_indices, validation_indices))
+        # Every crop of every image is a view of the padded images, so a batch is one indexing operation.
+        self._padded = F.pad(images.to(device), (0, 0, padding, padding, padding, padding))
+        rows, columns, size = height + 2 * padding, width + 2 * padding, 2 * padding + 1
+        strides = (rows * columns * channels, columns * channels, channels, columns * channels, 1)
+        shape = (len(train_indices), size, size, height, width * channels)
+        self._windows = self._padded.as_strided(shape, strides)
+        self._labels = labels[train_indices]
+        self._evaluation = {
+            "train": (self._windows[:, padding, padding], self._labels.to(device)),
+            "validation": (held_out.flatten(2).to(device), labels[validation_indices].to(device)),
+            "test": (torch.from_numpy(np.array(test[0])).flatten(2).to(device), torch.as_tensor(test[1]).to(device)),
+        }
+        self.num_examples = {split: len(labels) for split, (_, labels) in self._evaluation.items()}
+
+    def _normalise(self, pixels: Tensor) -> Tensor:
+        """uint8 (B, H, W * C) -> float (B, C, H, W), laid out with the channels last."""
+        channels, height, width = self.input_shape
+        images = pixels.view(-1, height, width, channels)
+        return torch.addcmul(self._shift, images.float(), self._scale).permute(0, 3, 1, 2)
+
+    def _augmented(self, indices: Tensor, generator: Generator) -> list[Tensor]:
+        """Index, crop offsets and flip of each image, drawn for all at once so that nothing is drawn per batch."""
+        size = 2 * self._padding + 1
+        rows, columns = torch.randint(0, size, (2, len(indices)), generator=generator)
+        flips = torch.rand(len(indices), generator=generator) < 0.5
+        return [tensor.to(self._device) for tensor in (indices, rows, columns, flips)]
+
+    def _images(self, indices: Tensor, rows: Tensor, columns: Tensor, flips: Tensor) -> Tensor:
+        images = self._normalise(self._windows[indices, rows, columns])
+        if self._flip:
+            images = torch.where(flips.view(-1, 1, 1, 1), images.flip(3), images)
+        return images
+
+    def train(self, batch_size: int, order: Generator, augment: Generator) -> Iterator[Batch]:
+        """One epoch of augmented training batches in random order; a trailing batch of one image is left out."""
+        permutation = torch.randperm(len(self._labels), generator=order)
+        labels = self._labels[permutation].to(self._device)
+        drawn = self._augmented(permutation, augment)
+        for step in range(num_steps(len(permutation), batch_size)):
+            part = slice(step * batch_size, (step + 1) * batch_size)
+            yield self._images(*(tensor[part] for tensor in drawn)), labels[part]
+
+    def evaluation(self, split: str, batch_size: int) -> Iterator[Batch]:
+        """Every image of a split once, un-augmented, in a fixed order."""
+        pixels, labels = self._evaluation[split]
+        for start in range(0, len(labels), batch_size):
+            part = slice(start, start + batch_size)
+            yield self._normalise(pixels[part].contiguous()), labels[part]
+
+    def draw(self, examples: Examples, generator: Generator) -> Batches:
+        """Training images for scoring, batched.
+
+        Raises:
+            ConfigError: a class, or the training split, holds fewer images than asked for.
+        """
+        indices = choose_examples(self._labels, self.num_classes, examples, generator)
+        if examples.augment:
+            images = self._images(*self._augmented(indices, generator))
+        else:
+            images = self._normalise(self._windows[indices.to(self._device), self._padding, self._padding])
+        labels = self._labels[indices].to(self._device)
+        size = examples.batch_size
+        return [(images[i : i + size], labels[i : i + size]) for i in range(0, len(labels), size)]

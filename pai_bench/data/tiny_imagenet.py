@@ -1,0 +1,97 @@
+"""Tiny-ImageNet in its original layout."""
+
+import shutil
+from pathlib import Path
+
+from pai_bench.core import Place
+from pai_bench.data.decode import Listing, decoded, image_files
+from pai_bench.data.resident import Resident, lock
+from pai_bench.errors import DataError
+
+_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
+_FOLDER = "tiny-imagenet-200"
+_NUM_CLASSES, _NUM_TRAIN, _NUM_TEST = 200, 100_000, 10_000
+
+
+def tiny_imagenet(
+    place: Place,
+    *,
+    subset: bool,
+    validation: float,
+    mean: list[float],
+    std: list[float],
+    padding: int,
+    flip: bool,
+) -> Resident:
+    """Tiny-ImageNet: 100,000 training images of 64x64 in 200 classes; the 10,000 images of val/ are the test split.
+
+    Args:
+        subset: accept fewer images than the whole set has; such runs do not compare with published numbers.
+
+    Raises:
+        DataError: the folder is missing, incomplete or damaged.
+
+    Reference: Le and Yang 2015, Tiny ImageNet visual recognition challenge. Its own test labels are unpublished, so
+        the literature tests on val/.
+    """
+    root = place.data_dir / _FOLDER
+    if not root.is_dir() and place.download:
+        _download(place.data_dir)
+    splits = _listings(root)
+    found = (len(splits["train"]), len(splits["test"]))
+    if found != (_NUM_TRAIN, _NUM_TEST) and not subset:
+        raise DataError(
+            f"dataset=tiny_imagenet: {root} has {found[0]:,} of {_NUM_TRAIN:,} training and {found[1]:,} of "
+            f"{_NUM_TEST:,} test images; complete it, or say dataset.subset=true"
+        )
+    images = decoded("tiny_imagenet", splits, None, place.data_dir)
+    return Resident(
+        images["train"],
+        images["test"],
+        place.device,
+        validation=validation,
+        mean=mean,
+        std=std,
+        padding=padding,
+        flip=flip,
+    )
+
+
+def _download(data_dir: Path) -> None:
+    from torchvision.datasets.utils import download_url
+
+    with lock(data_dir, "tiny_imagenet"):
+        if not (data_dir / _FOLDER).is_dir():
+            download_url(_URL, str(data_dir), md5=_MD5)
+            unpacked = data_dir / ".tiny-imagenet-unpacking"
+            shutil.rmtree(unpacked, ignore_errors=True)
+            shutil.unpack_archive(data_dir / Path(_URL).name, unpacked)
+            (unpacked / _FOLDER).rename(data_dir / _FOLDER)
+            unpacked.rmdir()
+
+
+def _listings(root: Path) -> dict[str, Listing]:
+    """Files and labels; classes are numbered in the order of wnids.txt, sorted."""
+    wnids, annotations = root / "wnids.txt", root / "val" / "val_annotations.txt"
+    for file in (wnids, annotations):
+        if not file.is_file():
+            raise DataError(
+                f"dataset=tiny_imagenet: {file} is missing; run python scripts/prepare_data.py tiny_imagenet "
+                f"--data-dir {root.parent}, or say where the folder {_FOLDER} is with data_dir="
+            )
+    classes = {wnid: label for label, wnid in enumerate(sorted(wnids.read_text().split()))}
+    if len(classes) != _NUM_CLASSES:
+        raise DataError(f"{wnids}: {len(classes)} classes where {_NUM_CLASSES} belong; restore the file")
+    train = [(file, label) for wnid, label in classes.items() for file in image_files(root / "train" / wnid / "images")]
+    present = {file.name: file for file in image_files(root / "val" / "images")}
+    test = []
+    for line in annotations.read_text().splitlines():
+        name, wnid = line.split("\t")[:2]
+        if wnid not in classes:
+            raise DataError(f"{annotations}: {wnid} is not in wnids.txt; restore the files")
+        if name in present:
+            test.append((present[name], classes[wnid]))
+    if not train or not test:
+        raise DataError(f"dataset=tiny_imagenet: {root} holds no {'test' if train else 'training'} images")
+    return {"train": train, "test": test}

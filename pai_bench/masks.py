@@ -1,0 +1,77 @@
+"""Masks over the prunable weights of a model: which weights those are, how many are kept, and how masks are applied."""
+
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from pai_bench.core import Mask
+from pai_bench.errors import ConfigError
+
+
+def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The weights of convolutions and linear layers, classifier included, by parameter name in module order.
+
+    Biases and the parameters of normalisation layers are never prunable. A weight shared by two layers counts once.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found: dict[str, nn.Parameter] = {}
+    for module in model.modules():
+        if isinstance(module, (_ConvNd, nn.Linear)) and id(module.weight) in names:
+            found[names[id(module.weight)]] = cast(nn.Parameter, module.weight)
+    return found
+
+
+def full(model: nn.Module) -> Mask:
+    """The mask that keeps every prunable weight."""
+    return {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable(model).items()}
+
+
+def total(tensors: Mapping[str, Tensor]) -> int:
+    """Number of entries: N, when given a mask, scores or the prunable weights."""
+    return sum(tensor.numel() for tensor in tensors.values())
+
+
+def kept(mask: Mask) -> int:
+    """Number of weights kept."""
+    return int(sum(tensor.sum(dtype=torch.int64) for tensor in mask.values()))
+
+
+def sparsity(mask: Mask) -> float:
+    """Fraction of the prunable weights that are pruned, in [0, 1]."""
+    return 1 - kept(mask) / total(mask)
+
+
+def num_kept(sparsity: float, num_prunable: int) -> int:
+    """k = round((1 - sparsity) * N), the exact number of weights to keep.
+
+    Raises:
+        ConfigError: nothing would be left.
+    """
+    # 1 - 0.98 is not 0.02 in binary; twelve digits are more than any N can tell apart.
+    k = round(round(1 - sparsity, 12) * num_prunable)
+    if k < 1:
+        raise ConfigError(
+            f"sparsity {sparsity} leaves none of {num_prunable} weights; give at most {1 - 1 / num_prunable:.9g}"
+        )
+    return k
+
+
+def densities(mask: Mask) -> dict[str, float]:
+    """Fraction kept of each prunable tensor."""
+    return {name: tensor.double().mean().item() for name, tensor in mask.items()}
+
+
+def collapsed(mask: Mask) -> list[str]:
+    """Names of the prunable tensors with nothing kept (layer collapse)."""
+    return [name for name, tensor in mask.items() if not tensor.any()]
+
+
+@torch.no_grad()
+def apply_(model: nn.Module, mask: Mask) -> None:
+    """Sets the pruned weights of the model to zero, in place."""
+    parameters = dict(model.named_parameters())
+    for name, tensor in mask.items():
+        parameters[name].mul_(tensor)

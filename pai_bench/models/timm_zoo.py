@@ -1,0 +1,32 @@
+"""The door to timm: any of its architectures, untrained."""
+
+from typing import Any
+
+from torch import nn
+
+from pai_bench.core import Shape
+from pai_bench.errors import ConfigError
+
+
+def timm_model(input_shape: Shape, num_classes: int, *, architecture: str, options: dict[str, Any]) -> nn.Module:
+    """A timm model with the initialization that timm gives it.
+
+    Args:
+        options: further keyword arguments of the model, for example {zero_init_last: false}: timm starts the last
+            batch norm of a residual block at zero, where scores that look through the block see nothing.
+
+    Raises:
+        ConfigError: timm has no such model, or the model refuses the options.
+    """
+    import timm
+
+    if not timm.is_model(architecture):
+        near = ", ".join(timm.list_models(f"*{architecture.split('.')[0]}*")[:5]) or "see timm.list_models()"
+        raise ConfigError(f"model.name={architecture}: timm has no such model; near it: {near}")
+    try:
+        model: nn.Module = timm.create_model(
+            architecture, pretrained=False, num_classes=num_classes, in_chans=input_shape[0], **options
+        )
+    except TypeError as error:
+        raise ConfigError(f"model.options={options}: {architecture} refuses them: {error}") from error
+    return model

@@ -1,0 +1,41 @@
+"""SynFlow: synaptic flow, without data."""
+
+import torch
+from torch import Generator
+
+from pai_bench.core import Batches, Loss, Scores, Subnetwork
+from pai_bench.errors import UserError
+
+
+def score(net: Subnetwork, batches: Batches, loss: Loss, generator: Generator, *, dtype: str) -> Scores:
+    """|w| * dR/d|w|, where R is the sum of the outputs for an all-ones image when every parameter is replaced by |.|.
+
+    Biases, norm parameters and running statistics enter R by their absolute value too. Pruned weights score exactly
+    zero. Meant for eval mode (batch statistics of a constant image are meaningless) and many exponential rounds.
+
+    Args:
+        dtype: "float64", or "float32" to equal the authors' loop bit for bit. Masks from float32 depend on the
+            convolution algorithm, and deep networks overflow.
+
+    Raises:
+        UserError: R overflows `dtype`.
+
+    Reference: Tanaka et al. 2020, arXiv:2006.05467, eq. 1 and Algorithm 1.
+    Deviates: float64 by default; the authors' code scores in float32.
+    """
+    precision = {"float32": torch.float32, "float64": torch.float64}[dtype]
+    others = [*net.model.named_parameters(), *net.model.named_buffers()]
+    state = {
+        name: tensor.detach().to(precision).abs() if tensor.is_floating_point() else tensor.clone()
+        for name, tensor in others
+        if name not in net.mask
+    }
+    weights = {
+        name: (weight * net.mask[name]).to(precision).abs().requires_grad_() for name, weight in net.weights.items()
+    }
+    image = torch.ones((1, *net.input_shape), dtype=precision, device=next(iter(weights.values())).device)
+    flow = torch.func.functional_call(net.model, state | weights, (image,)).sum()
+    if not flow.isfinite():
+        raise UserError(f"SynFlow overflows {dtype} on this model; set pruner.score.dtype=float64")
+    gradients = torch.autograd.grad(flow, list(weights.values()))
+    return {name: (weight * g).detach() for (name, weight), g in zip(weights.items(), gradients, strict=True)}

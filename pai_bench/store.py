@@ -1,0 +1,163 @@
+"""What a run leaves on disk: one directory for each run, whose result.json is written last and once."""
+
+import csv
+import json
+import math
+import os
+import platform
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pai_bench.core import Mask, Scores
+from pai_bench.errors import ConfigError
+
+RESULT = "result.json"
+_PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "wandb", "numpy")
+
+
+def _valid(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null stands for them."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _valid(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_valid(item) for item in value]
+    return value
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all: to a temporary name in the same directory, flushed to disk, then renamed."""
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a value as JSON, atomically."""
+    write_atomically(path, (json.dumps(_valid(value), indent=2, allow_nan=False) + "\n").encode())
+
+
+def finished(directory: Path) -> dict[str, Any] | None:
+    """The result row of a finished run, or None."""
+    path = directory / RESULT
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def read(root: Path) -> list[dict[str, Any]]:
+    """The result rows of every finished run below a folder, sorted by id."""
+    rows = [json.loads(path.read_text()) for path in root.glob(f"*/{RESULT}")]
+    return sorted(rows, key=lambda row: str(row["id"]))
+
+
+def provenance() -> dict[str, Any]:
+    """What is needed to tell where a number came from: code, versions, machine and command line."""
+    home = Path(__file__).parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *arguments], cwd=home, capture_output=True, text=True, timeout=10, check=True)
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    changes = git("status", "--porcelain")
+    return {
+        "commit": git("rev-parse", "HEAD"),
+        "dirty": None if changes is None else bool(changes),
+        "python": platform.python_version(),
+        "versions": {package: version(package) for package in _PACKAGES},
+        "platform": platform.platform(),
+        "host": socket.gethostname(),
+        "command": sys.argv,
+    }
+
+
+class RunDirectory:
+    """The directory of one run that is not finished yet.
+
+    Raises:
+        ConfigError: it cannot be created or written to.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            previous = json.loads((path / "status.json").read_text()) if (path / "status.json").is_file() else {}
+            # An attempt that ended early left half a record; nothing of it is true of this attempt.
+            if path.exists():
+                shutil.rmtree(path)
+            path.mkdir(parents=True)
+            (path / "curve.jsonl").touch()
+        except OSError as error:
+            raise ConfigError(
+                f"results_dir={path.parent}: cannot be written to ({error.strerror}); give another with results_dir="
+            ) from error
+        self._status: dict[str, Any] = {
+            "state": "running",
+            "attempt": previous.get("attempt", 0) + 1,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "job": os.environ.get("SLURM_JOB_ID"),
+            "started": time.time(),
+        }
+        self.status("running")
+
+    def status(self, state: str, **details: Any) -> None:
+        """Replaces status.json: state is running, finished or failed; times are seconds since 1970."""
+        self._status |= {"state": state, "updated": time.time(), **details}
+        write_json(self.path / "status.json", self._status)
+
+    def discard(self) -> None:
+        """Removes the directory: a run that was refused leaves nothing behind."""
+        shutil.rmtree(self.path)
+
+    def record(self, metrics: dict[str, float], epoch: float) -> None:
+        """Appends one line to curve.jsonl."""
+        with (self.path / "curve.jsonl").open("a") as file:
+            file.write(json.dumps(_valid({"epoch": epoch, **metrics}), allow_nan=False) + "\n")
+
+    def curve(self) -> list[dict[str, float]]:
+        """The lines of curve.jsonl."""
+        return [json.loads(line) for line in (self.path / "curve.jsonl").read_text().splitlines()]
+
+    def write_text(self, name: str, text: str) -> None:
+        """Writes a text file, atomically."""
+        write_atomically(self.path / name, text.encode())
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Writes a JSON file, atomically."""
+        write_json(self.path / name, value)
+
+    def write_tensors(self, name: str, tensors: Mask | Scores) -> None:
+        """Writes tensors by name in the safetensors format, atomically."""
+        from safetensors.torch import save
+
+        write_atomically(self.path / name, save({key: tensor.cpu().contiguous() for key, tensor in tensors.items()}))
+
+    def finish(self, row: dict[str, Any]) -> None:
+        """Writes metrics.csv and then result.json, whose appearance is what makes the run finished."""
+        epochs = [line for line in self.curve() if "test/top1" in line]
+        temporary = self.path / "metrics.csv.tmp"
+        with temporary.open("w", newline="") as file:
+            keys = list(dict.fromkeys(key for line in epochs for key in line))
+            writer = csv.DictWriter(file, keys, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(epochs)
+        temporary.replace(self.path / "metrics.csv")
+        self.write_json(RESULT, row)
+        self.status("finished", exit_code=0)

@@ -1,0 +1,68 @@
+"""The closing summary of a run: what a person wants to see when it is over."""
+
+from pathlib import Path
+from typing import Any
+
+_BAR = 24
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.1f} s"
+    minutes, hours = seconds / 60, seconds / 3600
+    return f"{minutes:.1f} min" if minutes < 90 else f"{hours:.1f} h"
+
+
+def _count(number: float) -> str:
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.3g}"
+
+
+def _layers(layers: list[dict[str, Any]]) -> list[str]:
+    width = max(len(layer["name"]) for layer in layers)
+    lines = []
+    for layer in layers:
+        # The bar is the square root of the density: at 98 % sparsity a linear one would be empty nearly everywhere.
+        bar = "#" * round(_BAR * layer["density"] ** 0.5)
+        mark = "  collapsed" if layer["kept"] == 0 else ""
+        share = f"{100 * layer['density']:7.2f} %"
+        lines.append(f"  {layer['name']:<{width}}  {layer['kept']:>10,} of {layer['size']:>10,}  {share}  {bar}{mark}")
+    return lines
+
+
+def closing(row: dict[str, Any], layers: list[dict[str, Any]], directory: Path) -> str:
+    """The summary as text.
+
+    Args:
+        row: the result row.
+        layers: name, size, kept and density of each prunable tensor.
+    """
+    percent = {key: 100 * row[key] for key in ("test_top1", "best_test_top1") if row[key] is not None}
+    accuracy = f"{percent['test_top1']:.2f} % test accuracy after the last epoch"
+    if "best_test_top1" in percent:
+        accuracy += f"   (best {percent['best_test_top1']:.2f} % in epoch {row['best_test_epoch']})"
+    lines = ["", row["id"], "", f"  {accuracy}"]
+    if row["selected_test_top1"] is not None:
+        selected = f"  {100 * row['selected_test_top1']:.2f} % in epoch {row['selected_epoch']}"
+        lines.append(f"{selected}, the best on the validation split")
+    kept = f"{row['num_kept']:,} of {row['num_prunable']:,} weights kept"
+    lines.append(
+        f"  sparsity {row['sparsity']:.6g}   density {row['density']:.6g}   compression {row['compression']:.4g}x"
+    )
+    lines.append(f"  {kept}" + (f", {row['num_tied']:,} tied at the threshold" if row["num_tied"] else ""))
+    dense, masked = row["multiply_adds_dense"], row["multiply_adds_masked"]
+    lines.append(f"  {_count(dense)} multiply-adds an image, {_count(masked)} if zeros were free")
+    lines += ["", *_layers(layers), ""]
+    if row["collapsed_layers"]:
+        lines.append(f"  LAYER COLLAPSE: nothing is kept in {', '.join(row['collapsed_layers'])}")
+    if not row["carries_signal"]:
+        lines.append("  NO SIGNAL: the output of the pruned network does not depend on the image")
+    seconds = f"  {_duration(row['total_seconds'])} in all: {_duration(row['prune_seconds'])} to prune"
+    lines.append(
+        f"{seconds}, {_duration(row['train_seconds'])} to train at {_count(row['images_per_second'])} images/s"
+    )
+    lines.append(f"  {row['hardware']}, {row['precision']}, peak memory {row['peak_memory_bytes'] / 2**30:.2f} GiB")
+    lines.append(f"  everything is in {directory}")
+    return "\n".join([*lines, ""])

@@ -1,0 +1,142 @@
+"""Weights & Biases, or nothing. A mirror of the run directory: its failures end no run."""
+
+import logging
+import netrc
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlparse
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a tracker is told about a run when it starts."""
+
+    id: str
+    group: str
+    directory: Path
+    config: dict[str, Any]
+    tags: list[str]
+
+
+class Tracker(Protocol):
+    """Receives what a run records."""
+
+    def record(self, metrics: dict[str, float], epoch: float) -> None:
+        """Metrics at a time in epochs."""
+
+    def mask(self, file: Path) -> None:
+        """The mask, once it is written."""
+
+    def finish(self, row: dict[str, Any], exit_code: int) -> None:
+        """The end of the run: its result row (empty after a failure) and exit code."""
+
+
+class _Nothing:
+    def record(self, metrics: dict[str, float], epoch: float) -> None: ...
+    def mask(self, file: Path) -> None: ...
+    def finish(self, row: dict[str, Any], exit_code: int) -> None: ...
+
+
+def none(run: Run) -> Tracker:
+    """Keeps no record beside the run directory."""
+    return _Nothing()
+
+
+class _WandB:
+    """Calls into the W&B client; after the first failure it says so once and stays silent."""
+
+    def __init__(self, client: Any, run: Any, name: str) -> None:
+        self._client, self._run, self._name = client, run, name
+
+    def _safely(self, what: str, call: Any) -> None:
+        if self._run is None:
+            return
+        try:
+            call()
+        except Exception as error:
+            log.warning("W&B failed to %s (%s: %s); the run goes on without it", what, type(error).__name__, error)
+            self._run = None
+
+    def record(self, metrics: dict[str, float], epoch: float) -> None:
+        self._safely("record metrics", lambda: self._run.log({"epoch": epoch, **metrics}))
+
+    def mask(self, file: Path) -> None:
+        def log_artifact() -> None:
+            artifact = self._client.Artifact(f"mask-{self._name}", type="mask")
+            artifact.add_file(str(file))
+            self._run.log_artifact(artifact)
+
+        self._safely("store the mask", log_artifact)
+
+    def finish(self, row: dict[str, Any], exit_code: int) -> None:
+        def end() -> None:
+            self._run.summary.update({key: value for key, value in row.items() if value is not None})
+            self._run.finish(exit_code=exit_code)
+
+        self._safely("finish", end)
+
+
+def _has_key(host: str) -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return netrc.netrc().authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def wandb(run: Run, *, project: str, entity: str | None, mode: str, tags: list[str]) -> Tracker:
+    """A W&B run with the id of the run, in its directory; offline unless told otherwise.
+
+    WANDB_MODE, if set, overrides `mode`. Online without a key or a network the run goes offline, with a warning, and
+    `wandb sync` sends it later.
+
+    Args:
+        mode: "offline", "online" or "disabled".
+    """
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    # Beside the run, so that a sync from another machine finds the artifacts.
+    os.environ["WANDB_DATA_DIR"] = os.environ["WANDB_ARTIFACT_DIR"] = str(run.directory / "wandb")
+    try:
+        import wandb as client
+
+        mode = os.environ.get("WANDB_MODE") or mode
+        host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+        if mode == "online" and not _has_key(host):
+            log.warning("tracker.mode=online: no W&B key for %s, going offline; run `wandb login` first", host)
+            mode = "offline"
+        settings = client.Settings(
+            console="off",
+            disable_git=True,
+            silent=True,
+            init_timeout=20,
+            x_disable_machine_info=mode == "offline",
+            x_save_requirements=False,
+            x_transaction_log_flush_interval=1,  # its 15 s would lose the last epochs of a run that is killed
+        )
+        start: dict[str, Any] = {
+            "id": run.id, "name": run.id, "group": run.group, "project": project, "entity": entity, "resume": "allow",
+            "config": run.config, "tags": [*run.tags, *tags], "job_type": "train", "dir": str(run.directory),
+            "reinit": "create_new", "settings": settings,
+        }  # fmt: skip
+        try:
+            started = client.init(**start | {"mode": mode})
+        except client.errors.Error as error:
+            if mode != "online":
+                raise
+            log.warning("W&B is unreachable (%s), going offline; `wandb sync` sends it later", type(error).__name__)
+            client.teardown()
+            started = client.init(**start | {"mode": "offline"})
+        started.define_metric("epoch")
+        started.define_metric("*", step_metric="epoch")
+        started.define_metric("prune/round")
+        started.define_metric("prune/*", step_metric="prune/round")
+        started.define_metric("layer/*", step_metric="prune/round")
+        return _WandB(client, started, run.id)
+    except Exception as error:
+        log.warning("W&B cannot start (%s: %s); the run directory is the only record", type(error).__name__, error)
+        return _Nothing()
