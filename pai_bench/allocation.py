@@ -21,33 +21,32 @@ def _threshold(values: Tensor, k: int) -> Tensor:
     return torch.sort(values, descending=True).values[k - 1]
 
 
-def keep_largest(values: Tensor, k: int) -> Tensor:
-    """A bool vector that marks exactly the k largest values; of equal values the earlier ones are kept."""
-    if not 0 <= k <= len(values):
+def keep_largest(scores: Scores, candidates: Mask, k: int) -> Mask:
+    """Marks exactly the k largest scores among the candidates; of equal scores the first in parameter order.
+
+    Raises:
+        ValueError: there are fewer candidates than k.
+    """
+    values = _among(scores, candidates)
+    if k > len(values):
         raise ValueError(f"cannot keep {k} of {len(values)} weights")
-    if k == 0 or k == len(values):
-        return torch.full_like(values, k > 0, dtype=torch.bool)
+    if k == 0:
+        return {name: torch.zeros_like(candidate) for name, candidate in candidates.items()}
     threshold = _threshold(values, k)
-    above = values > threshold
-    equal = (values == threshold).nonzero().squeeze(1)
-    above[equal[: k - int(above.sum())]] = True
-    return above
+    mask = {name: (scores[name] > threshold) & candidate for name, candidate in candidates.items()}
+    missing = k - masks.kept(mask)
+    for name, candidate in candidates.items():
+        if missing == 0:
+            break
+        equal = ((scores[name] == threshold) & candidate).flatten().nonzero().squeeze(1)[:missing]
+        mask[name].view(-1)[equal] = True
+        missing -= len(equal)
+    return mask
 
 
 def _among(scores: Scores, candidates: Mask) -> Tensor:
     """The candidates' scores as one vector, in parameter order."""
-    return torch.cat([scores[name][kept] for name, kept in candidates.items()])
-
-
-def _scatter(chosen: Tensor, candidates: Mask) -> Mask:
-    """The inverse of `_among`: a vector over the candidates becomes a mask."""
-    mask, start = {}, 0
-    for name, candidate in candidates.items():
-        stop = start + int(candidate.sum())
-        mask[name] = torch.zeros_like(candidate)
-        mask[name][candidate] = chosen[start:stop]
-        start = stop
-    return mask
+    return torch.cat([scores[name][candidate] for name, candidate in candidates.items()])
 
 
 def global_topk(scores: Scores, candidates: Mask, sparsity: float, generator: Generator) -> Mask:
@@ -57,8 +56,7 @@ def global_topk(scores: Scores, candidates: Mask, sparsity: float, generator: Ge
         ConfigError: the sparsity leaves no weight.
         ValueError: fewer candidates than weights to keep.
     """
-    k = masks.num_kept(sparsity, masks.total(candidates))
-    return _scatter(keep_largest(_among(scores, candidates), k), candidates)
+    return keep_largest(scores, candidates, masks.num_kept(sparsity, masks.total(candidates)))
 
 
 def uniform(scores: Scores, candidates: Mask, sparsity: float, generator: Generator) -> Mask:
@@ -77,10 +75,7 @@ def uniform(scores: Scores, candidates: Mask, sparsity: float, generator: Genera
     by_remainder = sorted(shares, key=lambda name: counts[name] - shares[name])
     for name in by_remainder[: k - sum(counts.values())]:
         counts[name] += 1
-    return {
-        name: _scatter(keep_largest(scores[name][mask], counts[name]), {name: mask})[name]
-        for name, mask in candidates.items()
-    }
+    return {name: keep_largest(scores, {name: mask}, counts[name])[name] for name, mask in candidates.items()}
 
 
 def num_tied(scores: Scores, candidates: Mask, mask: Mask) -> int:
@@ -89,9 +84,10 @@ def num_tied(scores: Scores, candidates: Mask, mask: Mask) -> int:
     Zero when every candidate with that score was kept. Counted over the whole network, so it describes `global_topk`;
     other allocations decide at a threshold of their own in each layer.
     """
-    values, chosen = _among(scores, candidates), torch.cat([mask[name][kept] for name, kept in candidates.items()])
-    equal = values == values[chosen].min()
-    return int(equal.sum()) if (equal & ~chosen).any() else 0
+    lowest = _among(scores, mask).min()
+    equal = {name: (scores[name] == lowest) & candidate for name, candidate in candidates.items()}
+    split = any((tensor & ~mask[name]).any() for name, tensor in equal.items())
+    return masks.kept(equal) if split else 0
 
 
 def check_scores(scores: Scores, candidates: Mask) -> None:
@@ -101,7 +97,8 @@ def check_scores(scores: Scores, candidates: Mask) -> None:
         UserError: a score is not finite, or all scores are zero.
     """
     for name, values in scores.items():
-        if not values.isfinite().all():
+        # The sum is the cheap test; it can also overflow where every score is finite, so it does not decide.
+        if not values.sum().isfinite() and not values.isfinite().all():
             bad = int((~values.isfinite()).sum())
             raise UserError(
                 f"{bad} of {values.numel()} scores of {name} are not finite ({values.dtype}); "

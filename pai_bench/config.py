@@ -91,7 +91,8 @@ class RunConfig:
 
 # What cannot change a result: where things lie (so dataset.root too), how fast they run, what is kept.
 NOT_IDENTITY = {
-    "tracker", "results_dir", "data_dir", "download", "device", "num_workers", "channels_last", "compile", "save_scores",
+    "tracker", "results_dir", "data_dir", "download", "save_scores",
+    "device", "num_workers", "channels_last", "compile",
 }  # fmt: skip
 # Keys of a call that are not arguments of the function: the label, and Hydra's own.
 _NOT_ARGUMENTS = {"name", "_target_"}

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from pai_bench import config, devices, masks, measures, seeding, store, tracking
 from pai_bench.core import Data, Examples, Place, Pruner

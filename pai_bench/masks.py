@@ -36,7 +36,7 @@ def total(tensors: Mapping[str, Tensor]) -> int:
 
 def kept(mask: Mask) -> int:
     """Number of weights kept."""
-    return int(sum(tensor.sum(dtype=torch.int64) for tensor in mask.values()))
+    return int(sum(tensor.count_nonzero() for tensor in mask.values()))
 
 
 def sparsity(mask: Mask) -> float:
@@ -61,7 +61,7 @@ def num_kept(sparsity: float, num_prunable: int) -> int:
 
 def densities(mask: Mask) -> dict[str, float]:
     """Fraction kept of each prunable tensor."""
-    return {name: tensor.double().mean().item() for name, tensor in mask.items()}
+    return {name: int(tensor.count_nonzero()) / tensor.numel() for name, tensor in mask.items()}
 
 
 def collapsed(mask: Mask) -> list[str]:

@@ -145,8 +145,8 @@ def imagenet(
         raise DataError(f"dataset=imagenet: {odd[0]} is a class of only one of train/ and val/ in {folder}")
     if (len(classes), len(train), len(test)) != (_NUM_CLASSES, _NUM_TRAIN, _NUM_TEST) and not subset:
         raise DataError(
-            f"dataset=imagenet: {folder} has {len(classes):,} classes, {len(train):,} training and "
-            f"{len(test):,} val images, not {_NUM_CLASSES:,}, {_NUM_TRAIN:,} and {_NUM_TEST:,}; complete it, or say dataset.subset=true"
+            f"dataset=imagenet: {folder} has {len(classes):,} classes, {len(train):,} training and {len(test):,} val "
+            f"images, not {_NUM_CLASSES:,}, {_NUM_TRAIN:,} and {_NUM_TEST:,}; complete it, or say dataset.subset=true"
         )
     return Streamed(
         train, test, len(classes), place, size=size, resize=resize, validation=validation, mean=mean, std=std

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 from torch import Generator, Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from pai_bench.core import Batch, Batches, Examples, Shape, num_steps
 from pai_bench.errors import ConfigError

@@ -1,7 +1,7 @@
 """MobileNet-V1 for small images."""
 
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from pai_bench.core import Shape
 from pai_bench.models.initialization import initialize_

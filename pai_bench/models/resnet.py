@@ -1,7 +1,7 @@
 """Residual networks for small images: a 3x3 stem, basic blocks, projection shortcuts, no max-pooling."""
 
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from pai_bench.core import Shape
 from pai_bench.models.initialization import initialize_

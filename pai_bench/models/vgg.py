@@ -3,7 +3,7 @@
 from typing import Literal
 
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from pai_bench.core import Shape
 from pai_bench.models.initialization import initialize_

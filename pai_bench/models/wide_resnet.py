@@ -1,7 +1,7 @@
 """Wide residual networks with pre-activation blocks."""
 
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from pai_bench.core import Shape
 from pai_bench.errors import ConfigError

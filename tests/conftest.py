@@ -1,0 +1,105 @@
+"""What every test shares: composed configs, two tiny networks, a few labelled images."""
+
+import copy
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from torch import nn
+from torch.nn import functional as F
+
+from pai_bench import config
+from pai_bench.core import Batches
+
+ROOT = Path(__file__).resolve().parents[1]
+CONF = ROOT / "conf"
+
+Compose = Callable[..., dict[str, Any]]
+RunCli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def options(group: str) -> list[str]:
+    """Every option of a config group."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def composed(*overrides: str) -> dict[str, Any]:
+    """The completed config of `python run.py *overrides`."""
+    return copy.deepcopy(_composed(*overrides))
+
+
+@lru_cache
+def _composed(*overrides: str) -> dict[str, Any]:
+    config.register()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return config.complete(compose("config", list(overrides)))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # tests run side by side
+    yield
+    torch.set_num_threads(before)
+
+
+class Chain(nn.Module):
+    """conv-norm-relu twice, pooling, linear: no branches."""
+
+    def __init__(self, norm: bool = True, bias: bool = False) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 6, 3, padding=1, bias=bias)
+        self.conv2 = nn.Conv2d(6, 8, 3, padding=1, stride=2, bias=bias)
+        self.norm1, self.norm2 = (nn.BatchNorm2d(6), nn.BatchNorm2d(8)) if norm else (nn.Identity(), nn.Identity())
+        self.fc = nn.Linear(8, 4, bias=bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.norm1(self.conv1(x)))
+        x = F.relu(self.norm2(self.conv2(x)))
+        return self.fc(x.mean((2, 3)))
+
+
+def residual() -> nn.Module:
+    from pai_bench.models.resnet import ResNet
+
+    model = ResNet(3, 4, [4, 6], [1, 1])
+    nn.init.zeros_(model.fc.bias)  # a bias adds flow of its own to SynFlow's R
+    return model
+
+
+@pytest.fixture(params=["chain", "residual"])
+def net(request: pytest.FixtureRequest) -> nn.Module:
+    torch.manual_seed(0)
+    return Chain() if request.param == "chain" else residual()
+
+
+@pytest.fixture
+def batches() -> Batches:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(20, 3, 8, 8, generator=generator)
+    labels = torch.randint(4, (20,), generator=generator)
+    return [(images[:12], labels[:12]), (images[12:], labels[12:])]
+
+
+@pytest.fixture
+def run_cli(tmp_path: Path) -> RunCli:
+    """Runs run.py as a user would, in its own results folder; returns the finished process."""
+
+    def run(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(ROOT / "run.py"), f"results_dir={tmp_path / 'results'}", *arguments]
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "HYDRA"))}
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment | {"OMP_NUM_THREADS": "1"} | (env or {}),
+            capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL, check=False,
+        )  # fmt: skip
+
+    return run

@@ -1,0 +1,109 @@
+"""Published numbers that need no training: layer densities and collapse points."""
+
+import math
+from statistics import fmean
+
+import pytest
+import torch
+from conftest import composed
+from torch import Generator, nn
+from torch.nn import functional as F
+
+from pai_bench import allocation, experiment, masks, seeding
+from pai_bench.prune import prune
+
+# VGG-16 on CIFAR-100, density of conv 1 to 13 and the classifier, mean of three seeds: the results released with
+# SynFlow (Tanaka et al. 2020, arXiv:2006.05467). Between seeds the densities differ by 0.001 to 0.005.
+PUBLISHED = {
+    ("magnitude", 10): [0.8827, 0.5182, 0.5158, 0.3575, 0.3571, 0.1929, 0.1932, 0.1935, *[0.0658] * 5, 0.5424],
+    ("magnitude", 100): [0.8003, 0.2473, 0.2472, 0.1016, 0.1004, 0.0205, 0.0203, 0.0203, *[0.00104] * 5, 0.2741],
+    ("synflow", 100): [
+        0.9354, 0.3038, 0.1540, 0.0778, 0.0385, 0.0198, 0.0193, 0.00986, 0.00499, 0.00484, 0.00463, 0.00433, 0.00484,
+        0.1995,
+    ],
+}  # fmt: skip
+
+
+def vgg16() -> nn.Module:
+    with seeding.seeded(0, "init"):
+        return experiment._function(composed("model=vgg16")["model"])((3, 32, 32), 100)
+
+
+def pruned(model: nn.Module, pruner: str, compression: float, input_shape: tuple[int, int, int]) -> masks.Mask:
+    cfg = composed(f"pruner={pruner}", f"compression={compression}")
+    return prune(
+        model,
+        experiment._pruner(cfg["pruner"]),
+        allocation.global_topk,
+        experiment._function(cfg["schedule"])(cfg["sparsity"]),
+        initial={name: weight.detach().clone() for name, weight in masks.prunable(model).items()},
+        input_shape=input_shape,
+        draw=lambda examples, generator: [],
+        loss=F.cross_entropy,
+        seed=0,
+        record=lambda metrics, epoch: None,
+    ).mask
+
+
+@pytest.mark.parametrize(("pruner", "compression"), list(PUBLISHED))
+def test_layer_densities_of_vgg16_on_cifar100(pruner: str, compression: int) -> None:
+    mask = pruned(vgg16(), pruner, compression, (3, 32, 32))
+    assert masks.kept(mask) == round(14_761_664 / compression)
+    ours, theirs = list(masks.densities(mask).values()), PUBLISHED[pruner, compression]
+    sizes = [tensor.numel() for tensor in mask.values()]
+    for density, expected, size in zip(ours, theirs, sizes, strict=True):
+        chance = 3 * math.sqrt(expected * (1 - expected) / size)
+        assert density == pytest.approx(expected, rel=0.05, abs=chance)
+    errors = [abs(a - b) / b for a, b in zip(ours, theirs, strict=True)]
+    assert fmean(errors) < 0.02
+
+
+def test_magnitude_densities_have_their_closed_form() -> None:
+    """Gaussian layers of standard deviation s keep erfc(T / (s sqrt 2)), with one threshold T for the whole network."""
+    mask = pruned(vgg16(), "magnitude", 10, (3, 32, 32))
+    model = vgg16()
+    fan_in = {name: weight[0].numel() for name, weight in masks.prunable(model).items()}
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        threshold = (low + high) / 2
+        expected = {name: math.erfc(threshold / (2 / math.sqrt(n))) for name, n in fan_in.items()}
+        kept = sum(expected[name] * mask[name].numel() for name in mask)
+        low, high = (threshold, high) if kept > masks.kept(mask) else (low, threshold)
+    assert threshold == pytest.approx(0.0383, abs=1e-4)
+    for name, density in masks.densities(mask).items():
+        chance = 4 * math.sqrt(expected[name] * (1 - expected[name]) / mask[name].numel())
+        assert density == pytest.approx(expected[name], abs=chance)
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "critical_density"), [(10, 0.0772), (100, 0.0768), (200, 0.0765)], ids=["10", "100", "200"]
+)
+def test_magnitude_deletes_the_classifier_of_resnet18_at_the_predicted_density(
+    num_classes: int, critical_density: float
+) -> None:
+    """The classifier is uniform in +-1/sqrt(512), so it is gone once the threshold passes that bound."""
+    with seeding.seeded(0, "init"):
+        model = experiment._function(composed("model=resnet18")["model"])((3, 32, 32), num_classes)
+    scores = {name: weight.detach().abs() for name, weight in masks.prunable(model).items()}
+    above, below = (
+        allocation.global_topk(scores, masks.full(model), 1 - factor * critical_density, Generator())
+        for factor in (1.01, 0.99)
+    )
+    assert masks.collapsed(above) == [] and above["fc.weight"].any()
+    assert masks.collapsed(below) == ["fc.weight"]
+
+
+def test_synflow_keeps_every_layer_where_one_shot_pruning_collapses() -> None:
+    """Tanaka et al. 2020, figure 1, on a small scale: a dozen weights left, and SynFlow has emptied no layer."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10),
+    )  # fmt: skip
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter) if parameter.ndim == 1 else nn.init.kaiming_normal_(parameter)
+    weights = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    compression = masks.total(masks.prunable(model)) / 12
+    assert masks.collapsed(pruned(model, "synflow", compression, (3, 8, 8))) == []
+    model.load_state_dict(weights)
+    assert masks.collapsed(pruned(model, "magnitude", compression, (3, 8, 8))) != []
