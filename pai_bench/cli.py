@@ -1,8 +1,10 @@
-"""The command line: compose, run, and end with one clear line and the exit code that DESIGN promises."""
+"""The command line: compose, run, and end with one clear line and an exit code that says what happened."""
 
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +20,6 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 log = logging.getLogger("pai_bench")
 
 _exit_codes: list[int] = []  # of the runs of this process, in order
-
-
-def _start_logging() -> None:
-    logging.raiseExceptions = False  # a log line that cannot be written (full disk) must not hide the real failure
-    log.setLevel(logging.DEBUG)  # run.log has everything, the terminal what a person follows
-    log.propagate = False
-    console = logging.StreamHandler(sys.stdout)
-    console.setLevel(logging.INFO)
-    log.handlers = [console]
 
 
 def _one_line(error: BaseException) -> str:
@@ -74,6 +67,39 @@ def _report(error: Exception) -> int:
     return code
 
 
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turns a failure inside the block into one line on stderr and the exit code of its kind."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        sys.exit(_report(error))
+
+
+def compose(overrides: list[str]) -> dict[str, Any]:
+    """The completed config that a command line with these overrides would run.
+
+    Raises:
+        ConfigError: and Hydra's own errors, for a wrong override.
+    """
+    config.register()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return config.complete(hydra.compose("config", overrides))
+
+
+def start_logging() -> None:
+    """Sends what a person follows to the terminal; run.log, where there is one, gets everything."""
+    logging.raiseExceptions = False  # a log line that cannot be written (full disk) must not hide the real failure
+    log.setLevel(logging.DEBUG)
+    log.propagate = False
+    console = logging.StreamHandler(sys.stdout)
+    console.setLevel(logging.INFO)
+    log.handlers = [console]
+
+
 def main() -> None:
     """Runs what the command line says. Exits with the worst code of its runs.
 
@@ -82,15 +108,9 @@ def main() -> None:
     # Hydra reports errors itself, in its own words and with exit code 1, unless it is told to raise them.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     config.register()
-    _start_logging()
-    application = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(_run)
-    try:
-        application()
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
-    except Exception as error:
-        sys.exit(_report(error))
+    start_logging()
+    with one_line_errors():
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(_run)()
     if len(_exit_codes) > 1:
         failed = sum(code != 0 for code in _exit_codes)
         log.info("%d done, %d failed", len(_exit_codes) - failed, failed)

@@ -14,6 +14,7 @@ from typing import Any, Literal, cast, get_args
 from hydra.conf import HydraConf
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue
 
 from pai_bench.errors import ConfigError
 
@@ -123,11 +124,9 @@ def register() -> None:
     store.store(name="run_schema", node=RunConfig)
     ours = {"output": "no_files", "help": "pai_bench", "job_logging": "none"}
     store.store(group="hydra/help", name="pai_bench", node={"app_name": "pai_bench", "template": _HELP})
-    nothing = {
-        "run": {"dir": "."}, "sweep": {"dir": "${results_dir}/.sweep", "subdir": "."}, "output_subdir": None,
-    }  # fmt: skip
+    nothing = {"run": {"dir": "."}, "sweep": {"dir": "${results_dir}/.sweep", "subdir": "."}}
     store.store(group="hydra/output", name="no_files", node=nothing, package="hydra")
-    hydra = HydraConf()
+    hydra = HydraConf(output_subdir=None)
     hydra.defaults = [next(({k: ours[k]} for k in d if k in ours), d) for d in hydra.defaults]
     store.store(group="hydra", name="config", node=hydra, provider="pai_bench")
 
@@ -145,7 +144,10 @@ def complete(composed: DictConfig) -> dict[str, Any]:
     unknown = sorted(set(composed) - {f.name for f in fields(RunConfig)})
     if unknown:
         raise ConfigError(f"{unknown[0]}={composed[unknown[0]]}: there is no such setting; see python run.py --help")
-    cfg = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True, throw_on_missing=True))
+    try:
+        cfg = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True, throw_on_missing=True))
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key} is missing: add {error.full_key}=VALUE") from error
     for group in ("model", "dataset", "allocation", "schedule", "tracker"):
         check_call(group, cfg[group])
     if cfg["pruner"]["score"] is not None:

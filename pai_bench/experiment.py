@@ -31,6 +31,17 @@ def _start_log(directory: Path) -> logging.Handler:
     return handler
 
 
+def load_data(cfg: dict[str, Any], device: torch.device) -> Data:
+    """The dataset of a completed config, its images on the device or on their way there.
+
+    Raises:
+        DataError: it is missing, incomplete or damaged.
+    """
+    place = Place(Path(cfg["data_dir"]), cfg["download"], device, cfg["num_workers"])
+    data: Data = _function(cfg["dataset"])(place)
+    return data
+
+
 def run(cfg: dict[str, Any]) -> dict[str, Any]:
     """Runs what a completed config describes, unless it has been run already, and returns its result row.
 
@@ -124,8 +135,7 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory) -
     run_id = config.run_id(cfg)
 
     # Data and model. The model is built on the CPU, so that its initial weights are the same on every device.
-    place = Place(Path(cfg["data_dir"]), cfg["download"], device, cfg["num_workers"])
-    data: Data = _function(cfg["dataset"])(place)
+    data = load_data(cfg, device)
     with seeding.seeded(seed, "init"):
         model: torch.nn.Module = _function(cfg["model"])(data.input_shape, data.num_classes)
     model = model.to(device)

@@ -95,7 +95,7 @@ def run_cli(tmp_path: Path) -> RunCli:
     """Runs run.py as a user would, in its own results folder; returns the finished process."""
 
     def run(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(ROOT / "run.py"), f"results_dir={tmp_path / 'results'}", *arguments]
+        command = [sys.executable, str(ROOT / "run.py"), *arguments, f"results_dir={tmp_path / 'results'}"]
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "HYDRA"))}
         return subprocess.run(
             command, cwd=tmp_path, env=environment | {"OMP_NUM_THREADS": "1"} | (env or {}),

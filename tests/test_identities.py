@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from pai_bench import masks, measures
 from pai_bench.core import Batches, Scores, Subnetwork
+from pai_bench.errors import UserError
 from pai_bench.gradients import hessian_gradient, mean_gradient
 from pai_bench.pruners import grasp, magnitude, snip, synflow
 from pai_bench.pruners import random as random_pruner
@@ -127,6 +128,16 @@ def test_synflow_equals_autograd_on_a_rewritten_network(chain: nn.Module) -> Non
     for name, parameter in masks.prunable(positive).items():
         assert parameter.grad is not None
         assert_close(scores[name], parameter * parameter.grad, 1e-12)
+
+
+def test_synflow_says_when_it_overflows(chain: nn.Module) -> None:
+    with torch.no_grad():
+        for weight in masks.prunable(chain).values():
+            weight.mul_(1e15)
+    with pytest.raises(UserError, match=r"SynFlow overflows float32 on this model; set pruner.score.dtype=float64"):
+        taken(synflow.score, chain, [], False, dtype="float32")
+    scores = taken(synflow.score, chain, [], False, dtype="float64")
+    assert_close(scores["fc.weight"].sum(), flow(chain), 1e-12)
 
 
 # SNIP -----------------------------------------------------------------------------------------------------------------

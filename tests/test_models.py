@@ -110,7 +110,9 @@ def test_building_a_model_leaves_the_random_state_alone() -> None:
 )
 def test_init_schemes_have_their_standard_deviation(scheme: str, std: float) -> None:
     model = build("model=vgg16", f"model.init.conv={scheme}")
-    conv = next(m for m in model.modules() if isinstance(m, nn.Conv2d) and (m.in_channels, m.out_channels) == (256, 512))
+    conv = next(
+        m for m in model.modules() if isinstance(m, nn.Conv2d) and (m.in_channels, m.out_channels) == (256, 512)
+    )
     assert conv.weight.std().item() == pytest.approx(std, rel=0.01)
     assert (conv.bias.abs().sum() == 0) == (scheme != "framework")
 

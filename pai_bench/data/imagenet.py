@@ -80,7 +80,8 @@ class Streamed:
         files = _Files(listing, indices[positions], seeds, self._plain if seeds is None else self._augmented)
         workers = min(self._place.num_workers, -(-len(files) // batch_size))
         pinned = self._place.device.type == "cuda"
-        loader = DataLoader(files, batch_size, num_workers=workers, pin_memory=pinned)
+        # A generator of its own, or the loader takes the seeds of its workers from torch's global one.
+        loader = DataLoader(files, batch_size, num_workers=workers, pin_memory=pinned, generator=Generator())
         for images, labels in loader:
             images = images.to(self._place.device, non_blocking=True).float()
             yield (images / 255 - self._mean) / self._std, labels.to(self._place.device, non_blocking=True)

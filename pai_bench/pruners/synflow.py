@@ -1,5 +1,7 @@
 """SynFlow: synaptic flow, without data."""
 
+from typing import Literal
+
 import torch
 from torch import Generator
 
@@ -7,14 +9,16 @@ from pai_bench.core import Batches, Loss, Scores, Subnetwork
 from pai_bench.errors import UserError
 
 
-def score(net: Subnetwork, batches: Batches, loss: Loss, generator: Generator, *, dtype: str) -> Scores:
+def score(
+    net: Subnetwork, batches: Batches, loss: Loss, generator: Generator, *, dtype: Literal["float32", "float64"]
+) -> Scores:
     """|w| * dR/d|w|, where R is the sum of the outputs for an all-ones image when every parameter is replaced by |.|.
 
     Biases, norm parameters and running statistics enter R by their absolute value too. Pruned weights score exactly
     zero. Meant for eval mode (batch statistics of a constant image are meaningless) and many exponential rounds.
 
     Args:
-        dtype: "float64", or "float32" to equal the authors' loop bit for bit. Masks from float32 depend on the
+        dtype: float64, or float32 to equal the authors' loop bit for bit. Masks from float32 depend on the
             convolution algorithm, and deep networks overflow.
 
     Raises:

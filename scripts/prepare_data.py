@@ -1,0 +1,53 @@
+"""Makes a dataset ready for runs: fetches it or takes a local copy, checks it, and builds the decoded cache.
+
+Safe to start several times at once: one process works, the others wait for it.
+
+  python scripts/prepare_data.py cifar10
+  python scripts/prepare_data.py tiny_imagenet --from ~/Downloads/tiny-imagenet-200.zip
+  python scripts/prepare_data.py imagenet dataset.root=/data/imagenet
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+import torch
+
+from pai_bench import cli, experiment
+from pai_bench.errors import DataError
+
+
+def take(source: Path, data_dir: Path) -> None:
+    """Unpacks an archive into data_dir, or copies a folder there."""
+    if not source.exists():
+        raise DataError(f"--from {source}: there is no such file or folder")
+    print(f"taking {source} into {data_dir}")
+    if source.is_dir():
+        shutil.copytree(source, data_dir / source.name, dirs_exist_ok=True)
+    else:
+        shutil.unpack_archive(source, data_dir)
+
+
+def main() -> None:
+    """Loads the dataset once, as a run would, with downloads allowed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset", help="an option of conf/dataset")
+    parser.add_argument("settings", nargs="*", help="settings of the dataset, such as dataset.subset=true")
+    parser.add_argument("--data-dir", type=Path, help="where datasets lie; as for run.py, $PAI_DATA or data")
+    parser.add_argument("--from", dest="source", type=Path, help="an archive or a folder to take the files from")
+    arguments = parser.parse_intermixed_args()
+    where = [f"data_dir={arguments.data_dir}"] if arguments.data_dir else []
+    cli.start_logging()
+    with cli.one_line_errors():
+        cfg = cli.compose([f"dataset={arguments.dataset}", *arguments.settings, *where, "download=true"])
+        if arguments.source is not None:
+            take(arguments.source, Path(cfg["data_dir"]))
+        data = experiment.load_data(cfg, torch.device("cpu"))
+        images = ", ".join(f"{number:,} {split}" for split, number in data.num_examples.items() if number)
+        shape = "x".join(map(str, data.input_shape))
+        print(f"{cfg['dataset']['name']} is ready: {images} images of {shape} in {data.num_classes} classes")
+        print(f"checksum {data.checksum}")
+
+
+if __name__ == "__main__":
+    main()

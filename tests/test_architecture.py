@@ -1,0 +1,114 @@
+"""The house rules: who may import whom, and one door to each outside library."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+PACKAGE = ROOT / "pai_bench"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+# What each module may import of ours. Nobody is listed for pruners, models and data: a yaml's _target_ reaches them.
+LEAVES = {"core", "errors"}
+BASICS = LEAVES | {"masks", "gradients"}
+LOOPS = BASICS | {"allocation", "devices", "measures", "seeding"}
+ALLOWED = {
+    "errors": set(),
+    "core": {"errors"},
+    "config": {"errors"},
+    "masks": LEAVES,
+    "gradients": LEAVES,
+    "seeding": LEAVES,
+    "devices": LEAVES,
+    "schedules": LEAVES,
+    "allocation": BASICS,
+    "measures": BASICS,
+    "pruners": BASICS,
+    "models": LEAVES | {"models.initialization"},
+    "data": LEAVES | {"data.resident", "data.decode"},
+    "prune": LOOPS,
+    "train": LOOPS,
+    "store": LOOPS,
+    "tracking": LOOPS,
+    "summary": set(),
+    "experiment": LOOPS | {"config", "prune", "schedules", "store", "summary", "tracking", "train"},
+    "cli": {"config", "errors", "experiment"},
+}
+
+# The modules that may import an outside library.
+DOORS = {
+    "hydra": {"cli", "config", "experiment"},
+    "omegaconf": {"cli", "config", "experiment"},
+    "wandb": {"tracking"},
+    "timm": {"models.timm_zoo"},
+    "torchvision": {"data.cifar", "data.imagenet", "data.tiny_imagenet"},
+    "PIL": {"data.decode"},
+    "filelock": {"data.resident"},
+    "safetensors": {"store"},
+    "tqdm": {"train"},
+}
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def imports(path: Path, top_level_only: bool = False) -> list[str]:
+    """Dotted names of the modules that a file imports."""
+    tree = ast.parse(path.read_text())
+    found = []
+    for node in tree.body if top_level_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            if node.module == "pai_bench":
+                found += [f"pai_bench.{alias.name}" for alias in node.names]
+            else:
+                found.append(node.module or "")
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_flow_one_way(path: Path) -> None:
+    name = name_of(path)
+    if name.endswith("__init__"):
+        assert path.read_text() == ""
+        return
+    allowed = ALLOWED[name if name in ALLOWED else name.split(".")[0]]
+    ours = {module.removeprefix("pai_bench.") for module in imports(path) if module.startswith("pai_bench")}
+    assert ours <= allowed, f"{name} imports {sorted(ours - allowed)}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_outside_libraries_have_one_door(path: Path) -> None:
+    libraries = {module.split(".")[0] for module in imports(path)}
+    for library, doors in DOORS.items():
+        assert library not in libraries or name_of(path) in doors, f"{name_of(path)} imports {library}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_heavy_libraries_are_imported_where_they_are_used(path: Path) -> None:
+    heavy = {"torchvision", "timm", "wandb", "safetensors"}
+    assert not heavy & {module.split(".")[0] for module in imports(path, top_level_only=True)}
+
+
+def test_every_module_has_a_purpose_in_its_docstring() -> None:
+    for path in MODULES:
+        if path.name != "__init__.py":
+            assert ast.get_docstring(ast.parse(path.read_text())), path
+
+
+def test_every_score_names_its_source() -> None:
+    for path in (PACKAGE / "pruners").glob("[!_]*.py"):
+        (function,) = (
+            n for n in ast.parse(path.read_text()).body if isinstance(n, ast.FunctionDef) and n.name == "score"
+        )
+        text = ast.get_docstring(function) or ""
+        assert "Reference: " in text and "arXiv:" in text and "Deviates: " in text, path
+
+
+def test_no_file_is_called_something_or_other() -> None:
+    vague = {"utils", "util", "helpers", "base", "common", "misc", "registry"}
+    assert not [path for path in MODULES if path.stem in vague]

@@ -1,0 +1,290 @@
+"""Configs: everything composes, everything wrong is refused in one line, and a run keeps its name."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import CONF, ROOT, RunCli, composed, options
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+from pai_bench import config
+from pai_bench.errors import ConfigError
+
+GROUPS = ["model", "dataset", "pruner", "schedule", "allocation", "training", "tracker"]
+MANDATORY = {"timm": ["model.name=resnet18"], "image_folder": ["dataset.root=somewhere"]}
+
+
+@pytest.mark.parametrize(("group", "option"), [(group, option) for group in GROUPS for option in options(group)])
+def test_every_option_composes_under_its_own_name(group: str, option: str) -> None:
+    others = ["sparsity=0.5"]
+    if group == "schedule" and option != "none":
+        others.append("pruner=magnitude")
+    cfg = composed(*others, *MANDATORY.get(option, []), f"{group}={option}")
+    expected = {"timm": "resnet18", "image_folder": "somewhere"}.get(option, option)
+    assert cfg[group]["name"] == expected
+
+
+def test_every_option_says_what_it_is() -> None:
+    for path in CONF.glob("*/*.yaml"):
+        text = path.read_text()
+        derived = text.startswith("defaults:")  # a variant of the option that it starts from
+        trivial = path.parent.name in ("schedule", "allocation")  # the function's docstring says it
+        assert derived or trivial or text.startswith("# "), path
+
+
+def test_a_pruner_brings_its_schedule_and_the_command_line_overrides_it() -> None:
+    assert composed("pruner=synflow", "sparsity=0.5")["schedule"]["name"] == "exponential"
+    assert composed("pruner=synflow", "sparsity=0.5")["schedule"]["rounds"] == 100
+    assert composed("pruner=synflow", "sparsity=0.5", "schedule=one_shot")["schedule"]["name"] == "one_shot"
+
+
+def test_pruners_carry_the_settings_of_their_papers() -> None:
+    synflow, snip, grasp = (
+        composed(f"pruner={name}", "sparsity=0.5")["pruner"] for name in ("synflow", "snip", "grasp")
+    )
+    assert (synflow["mode"], synflow["score"]["dtype"], synflow["examples"]) == ("eval", "float64", None)
+    assert (snip["mode"], snip["examples"]["total"]) == ("eval", 100)
+    assert (grasp["mode"], grasp["examples"]["per_class"], grasp["score"]["temperature"]) == ("train", 10, 200.0)
+    assert not snip["examples"]["augment"] and not grasp["examples"]["augment"]
+
+
+# The three ways to say how much ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "sparsity"),
+    [
+        ("sparsity=0.98", 0.98),
+        ("density=0.02", 0.98),
+        ("compression=50", 0.98),
+        ("compression=3", 2 / 3),
+        ("density=1", 0.0),
+    ],
+)
+def test_sparsity_density_and_compression_are_one_thing(override: str, sparsity: float) -> None:
+    cfg = composed("pruner=magnitude", override)
+    assert cfg["sparsity"] == round(sparsity, 12)
+    assert (cfg["density"], cfg["compression"]) == (None, None)
+    assert config.run_id(cfg) == config.run_id(composed("pruner=magnitude", f"sparsity={cfg['sparsity']}"))
+
+
+def test_dense_is_one_run_at_every_sparsity() -> None:
+    assert {config.run_id(composed("pruner=dense", s)) for s in ("sparsity=0.9", "sparsity=0.5", "seed=0")} == {
+        config.run_id(composed())
+    }
+
+
+# What is refused ------------------------------------------------------------------------------------------------------
+
+# Each wrong command line, and what the one line must say.
+REFUSED = {
+    "unknown key": (["sparcity=0.9"], "sparcity"),
+    "added key": (["+foo=1"], "foo=1: there is no such setting"),
+    "unknown option": (["pruner=synfow"], "pruner/synfow.*synflow"),
+    "unknown key of a group": (["training.epoch=3"], "epoch"),
+    "unknown argument": (["pruner=synflow", "sparsity=0.5", "+pruner.score.foo=1"], "pruner.score.foo=1: .*has: dtype"),
+    "argument of another pruner": (["pruner=snip", "sparsity=0.5", "pruner.score.temperature=2"], "temperature"),
+    "misspelt schedule": (["pruner=synflow", "sparsity=0.5", "schedule.ronds=3"], "ronds"),
+    "no number": (["pruner=snip", "sparsity=abc"], "abc.*Float"),
+    "no integer": (["seed=1.5"], "1.5.*Integer"),
+    "wrong type of an argument": (
+        ["pruner=synflow", "sparsity=0.5", "schedule.rounds=many"],
+        "schedule.rounds=many: it must be int",
+    ),
+    "wrong type of a list": (["model.widths=[16,a]"], r"model.widths=\[16, 'a'\]: it must be list\[int\]"),
+    "a list for a number": (["pruner=synflow", "sparsity=0.5", "schedule.rounds=[1,100]"], "schedule.rounds"),
+    "not a choice": (["model=vgg16", "model.depth=12"], r"model.depth=12: it must be Literal\[11, 13, 16, 19\]"),
+    "dtype": (
+        ["pruner=synflow", "sparsity=0.5", "pruner.score.dtype=float16"],
+        "pruner.score.dtype=float16: it must be",
+    ),
+    "sparsity too high": (["pruner=snip", "sparsity=1.5"], r"sparsity=1.5: give a fraction in \[0, 1\)"),
+    "sparsity one": (["pruner=snip", "sparsity=1"], r"sparsity=1.0: give a fraction in \[0, 1\)"),
+    "sparsity negative": (["pruner=snip", "sparsity=-0.1"], "sparsity=-0.1"),
+    "density zero": (["pruner=snip", "density=0"], "density=0"),
+    "compression below one": (["pruner=snip", "compression=0.5"], "compression=0.5: give a ratio of 1 or more"),
+    "two targets": (["pruner=snip", "sparsity=0.9", "density=0.1"], "sparsity=0.9 and density=0.1: .*give one of them"),
+    "no target": (["pruner=snip"], "pruner=snip needs a target: add sparsity=0.9"),
+    "schedule without pruning": (["pruner=snip", "sparsity=0.5", "schedule=none"], "schedule=none: it never prunes"),
+    "dense with rounds": (["pruner=dense", "schedule=one_shot"], "schedule=one_shot: pruner=dense has no score"),
+    "no rounds": (["pruner=synflow", "sparsity=0.5", "schedule.rounds=0"], "schedule.rounds=0: give 1 or more"),
+    "both kinds of examples": (
+        ["pruner=snip", "sparsity=0.5", "pruner.examples.per_class=5"],
+        "pruner.examples=.*give one",
+    ),
+    "mode": (["pruner=snip", "sparsity=0.5", "pruner.mode=test"], "pruner.mode=test: give one of eval, train"),
+    "precision": (["training.precision=fp8"], "training.precision=fp8: give one of float32, bfloat16, float16"),
+    "learning rate": (["training.lr=0"], "training.lr=0.0"),
+    "nesterov": (["training.momentum=0"], "training.nesterov=True: it needs training.momentum"),
+    "drops": (["training.lr_drop_epochs=[80,40]"], "training.lr_drop_epochs"),
+    "validation": (["dataset.validation=1"], "dataset.validation=1"),
+    "device": (["device=tpu"], "device=tpu: give auto, cpu"),
+    "seed": (["seed=-1"], "seed=-1: give 0 or more"),
+    "missing root": (["dataset=image_folder"], "dataset.root"),
+    "missing model name": (["model=timm"], "model.name"),
+    "missing function": (
+        ["pruner=snip", "sparsity=0.5", "pruner.score._target_=pai_bench.pruners.snip.scor"],
+        "no function 'scor'",
+    ),
+    "missing module": (
+        ["pruner=snip", "sparsity=0.5", "pruner.score._target_=pai_bench.pruners.snap.score"],
+        "no module",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", list(REFUSED))
+def test_what_is_wrong_is_refused_in_one_line(
+    case: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from hydra.core.global_hydra import GlobalHydra
+
+    from pai_bench import cli
+
+    GlobalHydra.instance().clear()
+    overrides, message = REFUSED[case]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["run.py", *overrides])
+    monkeypatch.setattr(cli, "_exit_codes", [])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert re.fullmatch(f"config error: .*{message}.*\n", said.err), said.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_sweep_value_is_refused_too(run_cli: RunCli, tmp_path: Path) -> None:
+    done = run_cli("sparsity=0.9,0.95", "pruner=snip")
+    assert done.returncode == 2
+    assert "multirun" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "results").exists()
+
+
+# Identity -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_keeps_its_name() -> None:
+    """Changing these names orphans every stored result: raise `protocol` knowingly, and never by accident."""
+    assert {arguments: config.run_id(composed(*arguments.split())) for arguments in NAMES} == NAMES
+
+
+NAMES = {
+    "": "digits-resnet20-dense-s0-seed0-85cdd933",
+    "pruner=synflow sparsity=0.98": "digits-resnet20-synflow-s0.98-seed0-db887fbb",
+    "dataset=cifar10 model=vgg16 training=cifar pruner=snip compression=100 seed=2": (
+        "cifar10-vgg16-snip-s0.99-seed2-d77b41e4"
+    ),
+    "dataset=tiny_imagenet model=resnet18 training=tiny_imagenet pruner=grasp density=0.1": (
+        "tiny_imagenet-resnet18-grasp-s0.9-seed0-899eb599"
+    ),
+    "dataset=imagenet model=resnet50 training=imagenet pruner=magnitude sparsity=0.8 allocation=uniform": (
+        "imagenet-resnet50-magnitude-s0.8-seed0-7da56ec3"
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "device=cpu", "num_workers=0", "results_dir=elsewhere", "data_dir=elsewhere", "download=true", "tracker=none",
+        "tracker.mode=online", "tracker.project=mine", "channels_last=false", "compile=true", "save_scores=true",
+    ],
+)  # fmt: skip
+def test_what_cannot_change_a_result_is_no_part_of_the_name(override: str) -> None:
+    base = ["pruner=snip", "sparsity=0.9"]
+    assert config.run_id(composed(*base, override)) == config.run_id(composed(*base))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=1", "sparsity=0.91", "protocol=99", "training.lr=0.2", "training.precision=bfloat16", "model=resnet32",
+        "model.init.norm=uniform", "dataset.validation=0.1", "dataset.padding=2", "pruner=grasp", "pruner.mode=train",
+        "pruner.examples.total=50", "allocation=uniform", "schedule=linear",
+    ],
+)  # fmt: skip
+def test_what_can_change_a_result_changes_the_name(override: str) -> None:
+    base = ["pruner=snip", "sparsity=0.9"]
+    assert config.run_id(composed(*base, override)) != config.run_id(composed(*base))
+
+
+def test_seeds_share_a_group() -> None:
+    first, second = (composed("pruner=snip", "sparsity=0.9", f"seed={seed}") for seed in (0, 1))
+    assert config.group_id(first) == config.group_id(second)
+    assert config.run_id(first) != config.run_id(second)
+
+
+def test_where_a_folder_of_images_lies_is_no_part_of_the_name(tmp_path: Path) -> None:
+    here, there = (composed("dataset=image_folder", f"dataset.root={tmp_path / x / 'birds'}") for x in ("a", "b"))
+    other = composed("dataset=image_folder", f"dataset.root={tmp_path / 'a' / 'fish'}")
+    assert config.run_id(here) == config.run_id(there) != config.run_id(other)
+
+
+@pytest.mark.parametrize("name", ["results/a:b", "vit_small_patch16_224.augreg in21k", "a/b;c,d"])
+def test_a_name_is_good_for_files_and_for_wandb(name: str) -> None:
+    cfg = composed("pruner=snip", "sparsity=0.9") | {"model": {"name": name}}
+    assert re.fullmatch(r"[\w.-]+", config.run_id(cfg)) and len(config.run_id(cfg)) < 128
+
+
+def test_a_stored_config_is_the_same_run_again(tmp_path: Path) -> None:
+    cfg = composed("pruner=synflow", "compression=50", "seed=3", "model=vgg16", "training.lr=0.05")
+    (tmp_path / "config.yaml").write_text(config.rerunnable(cfg))
+    printed = subprocess.run(
+        [sys.executable, str(ROOT / "run.py"), "-cp", str(tmp_path), "-cn", "config", "--cfg", "job", "--resolve"],
+        capture_output=True, text=True, check=True, cwd=tmp_path,
+    ).stdout  # fmt: skip
+    again = config.complete(OmegaConf.merge(OmegaConf.structured(config.RunConfig), OmegaConf.create(printed)))
+    assert again == cfg
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml"]
+
+
+def test_a_printed_config_is_the_same_run_again(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "run.py"), "pruner=snip", "density=0.1", "--cfg", "job", "--resolve"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+    again = config.complete(OmegaConf.merge(OmegaConf.structured(config.RunConfig), OmegaConf.create(printed)))
+    assert config.run_id(again) == config.run_id(composed("pruner=snip", "density=0.1"))
+
+
+# Start-up -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["pruner=snip", "sparsity=2"], ["--cfg", "job"]], ids=lambda a: a[0])
+def test_what_runs_nothing_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
+    code = (
+        "import sys, runpy\n"
+        f"sys.argv = ['run.py', *{arguments!r}]\n"
+        "try:\n"
+        f"    runpy.run_path({str(ROOT / 'run.py')!r}, run_name='__main__')\n"
+        "except SystemExit:\n"
+        "    pass\n"
+        "heavy = {'torch', 'torchvision', 'timm', 'wandb', 'numpy', 'matplotlib', 'sklearn'}\n"
+        "print('HEAVY', sorted(heavy & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.splitlines()[-1] == "HEAVY []"
+
+
+def test_help_lists_the_groups_and_two_examples(run_cli: RunCli) -> None:
+    done = run_cli("--help")
+    assert done.returncode == 0
+    for group in GROUPS:
+        assert re.search(rf"^{group}: .*{options(group)[0]}", done.stdout, re.M)
+    assert done.stdout.count("python run.py ") == 2
+
+
+def test_no_setting_holds_a_secret() -> None:
+    def keys(node: Any) -> list[str]:
+        return [key for k, v in node.items() for key in (k, *(keys(v) if isinstance(v, dict) else []))]
+
+    assert not [key for key in keys(composed()) if re.search("key|token|password|secret", key)]
+
+
+def test_unresolvable_configs_raise_what_the_command_line_reports() -> None:
+    with pytest.raises((ConfigError, HydraException)):
+        composed("pruner=snip", "sparsity=abc")

@@ -1,0 +1,433 @@
+"""Every way of holding data, on small files made here in the real formats."""
+
+import hashlib
+import multiprocessing
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import composed
+from PIL import Image
+from torch import Generator
+
+from pai_bench import experiment
+from pai_bench.core import Data, Examples, Place, num_steps
+from pai_bench.data import resident
+from pai_bench.data.imagenet import Streamed
+from pai_bench.data.resident import Resident
+from pai_bench.errors import ConfigError, DataError
+
+CPU = torch.device("cpu")
+
+
+def load(*overrides: str, data_dir: Path) -> Any:
+    return experiment.load_data(composed(*overrides, f"data_dir={data_dir}", "num_workers=0"), CPU)
+
+
+def save_image(path: Path, seed: int, size: tuple[int, int] = (16, 12), mode: str = "RGB") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).convert(mode).save(path)
+
+
+def image_folder(root: Path, test: str = "test", size: tuple[int, int] = (16, 16)) -> Path:
+    for part, number in (("train", 5), (test, 2)):
+        for label, name in enumerate(("ant", "bee", "cat")):
+            for i in range(number):
+                save_image(root / part / name / f"{i}.png", 100 * label + i + (50 if part == test else 0), size)
+    return root
+
+
+def all_images(data: Data, split: str) -> torch.Tensor:
+    return torch.cat([images for images, _ in data.evaluation(split, 4)])
+
+
+def all_labels(data: Data, split: str) -> list[int]:
+    return torch.cat([labels for _, labels in data.evaluation(split, 4)]).tolist()
+
+
+# Held on the device ---------------------------------------------------------------------------------------------------
+
+
+def numbered(num_train: int, **settings: Any) -> Resident:
+    """Images whose every pixel names the image and the place: (image, row, column) in the three channels."""
+
+    def images(number: int) -> np.ndarray:
+        out = np.zeros((number, 6, 5, 3), np.uint8)
+        out[..., 0] = np.arange(1, number + 1)[:, None, None]
+        out[..., 1] = np.arange(1, 7)[:, None]
+        out[..., 2] = np.arange(1, 6)
+        return out
+
+    defaults = {"validation": 0.0, "mean": [0.0] * 3, "std": [1 / 255] * 3, "padding": 2, "flip": True}
+    labels = np.arange(num_train) % 3
+    return Resident((images(num_train), labels), (images(4), np.array([0, 1, 2, 0])), CPU, **(defaults | settings))
+
+
+def test_evaluation_gives_every_image_once_in_order_and_unchanged() -> None:
+    data = numbered(7)
+    images = all_images(data, "test").round()
+    assert images.shape == (4, 3, 6, 5)
+    assert torch.equal(images[:, 0], torch.arange(1.0, 5.0).view(4, 1, 1).expand(4, 6, 5))
+    assert torch.equal(images[:, 1], torch.arange(1.0, 7.0).view(1, 6, 1).expand(4, 6, 5))
+    assert torch.equal(images[:, 2], torch.arange(1.0, 6.0).view(1, 1, 5).expand(4, 6, 5))
+    assert all_labels(data, "test") == [0, 1, 2, 0]
+
+
+def test_augmentation_is_a_crop_of_the_zero_padded_image_and_a_flip() -> None:
+    data = numbered(40)
+    seen = set()
+    for epoch in range(40):
+        for images, labels in data.train(16, Generator().manual_seed(epoch), Generator().manual_seed(epoch)):
+            for image, label in zip(images.round(), labels, strict=True):
+                number = int(image[0].max())
+                assert int(label) == (number - 1) % 3
+                flipped = image.flip(2) if _falls(image[2]) else image
+                row, column = _offset(flipped[1].max(1).values, 6), _offset(flipped[2].max(0).values, 5)
+                seen.add((row, column, _falls(image[2])))
+                assert torch.equal(flipped, _crop(number, row, column))
+    assert seen == {(row, column, flip) for row in range(5) for column in range(5) for flip in (False, True)}
+
+
+def _falls(columns: torch.Tensor) -> bool:
+    visible = columns.max(0).values
+    visible = visible[visible > 0]
+    return bool(visible[0] > visible[-1])
+
+
+def _offset(visible: torch.Tensor, size: int) -> int:
+    """Where a crop starts in the padded image, from the names of the rows (or columns) that it shows."""
+    first = int((visible > 0).nonzero()[0])
+    return int(visible[first]) - 1 + 2 - first
+
+
+def _crop(number: int, row: int, column: int) -> torch.Tensor:
+    padded = torch.zeros(3, 10, 9)
+    padded[0, 2:8, 2:7] = number
+    padded[1, 2:8, 2:7] = torch.arange(1.0, 7.0)[:, None]
+    padded[2, 2:8, 2:7] = torch.arange(1.0, 6.0)
+    return padded[:, row : row + 6, column : column + 5]
+
+
+def test_an_epoch_shows_every_image_once_and_is_decided_by_its_generators() -> None:
+    data = numbered(23, padding=0, flip=False)
+
+    def epoch(order: int, augment: int) -> list[int]:
+        batches = data.train(5, Generator().manual_seed(order), Generator().manual_seed(augment))
+        return torch.cat([images[:, 0, 0, 0] for images, _ in batches]).round().int().tolist()
+
+    assert sorted(epoch(0, 0)) == list(range(1, 24))
+    assert epoch(0, 0) == epoch(0, 1) != epoch(1, 0)
+
+
+@pytest.mark.parametrize(("num_examples", "steps"), [(20, 4), (21, 4), (22, 5), (24, 5), (25, 5)])
+def test_a_trailing_batch_of_one_image_is_left_out(num_examples: int, steps: int) -> None:
+    batches = list(numbered(num_examples).train(5, Generator(), Generator()))
+    assert len(batches) == steps == num_steps(num_examples, 5)
+    assert all(len(labels) > 1 for _, labels in batches)
+
+
+def test_validation_comes_from_the_training_images_in_equal_shares_and_never_changes() -> None:
+    whole, data, again = numbered(60), numbered(60, validation=0.2), numbered(60, validation=0.2)
+    assert whole.num_examples == {"train": 60, "validation": 0, "test": 4}
+    assert data.num_examples == {"train": 48, "validation": 12, "test": 4}
+    train, validation = (set(all_images(data, split)[:, 0, 0, 0].round().tolist()) for split in ("train", "validation"))
+    assert len(train) == 48 and len(validation) == 12 and not train & validation
+    assert sorted(all_labels(data, "validation")) == [0] * 4 + [1] * 4 + [2] * 4
+    assert torch.equal(all_images(data, "validation"), all_images(again, "validation"))
+
+
+def test_mean_and_deviation_are_measured_on_the_training_images_when_not_given() -> None:
+    data = numbered(9, mean=None, std=None)
+    images = all_images(data, "train")
+    assert images.mean((0, 2, 3)).abs().max() < 1e-4
+    assert (images.std((0, 2, 3), correction=0) - 1).abs().max() < 1e-4
+
+
+def test_scoring_examples_are_balanced_and_plain_on_request() -> None:
+    data = numbered(60)
+    batches = data.draw(Examples(per_class=4, total=None, batch_size=5, augment=False), Generator().manual_seed(0))
+    labels = torch.cat([labels for _, labels in batches])
+    images = torch.cat([images for images, _ in batches])
+    assert [len(labels) for _, labels in batches] == [5, 5, 2]
+    assert torch.bincount(labels).tolist() == [4, 4, 4]
+    assert labels.tolist() != sorted(labels.tolist())
+    plain = all_images(data, "train")
+    assert all(any(torch.equal(image, other) for other in plain) for image in images)
+    augmented = data.draw(Examples(4, None, 5, augment=True), Generator().manual_seed(0))
+    assert not all(any(torch.equal(image, other) for other in plain) for image in augmented[0][0])
+    other = data.draw(Examples(4, None, 5, augment=False), Generator().manual_seed(1))
+    assert not torch.equal(other[0][0], batches[0][0])
+
+
+def test_scoring_examples_in_all_are_drawn_whatever_their_class() -> None:
+    data = numbered(60)
+    batches = data.draw(Examples(None, 60, 60, False), Generator().manual_seed(0))
+    assert len({int(image[0].max().round()) for image in batches[0][0]}) == 60
+
+
+@pytest.mark.parametrize(
+    ("examples", "message"),
+    [
+        (Examples(21, None, 5, False), "pruner.examples.per_class=21: class 0 has 20 training images"),
+        (Examples(None, 61, 5, False), "pruner.examples.total=61: there are 60 training images"),
+    ],
+)
+def test_too_few_images_to_score_are_refused(examples: Examples, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        numbered(60).draw(examples, Generator())
+
+
+# Digits ---------------------------------------------------------------------------------------------------------------
+
+
+def test_digits_are_the_1797_images_of_scikit_learn(tmp_path: Path) -> None:
+    from sklearn.datasets import load_digits
+
+    data = load(data_dir=tmp_path)
+    assert data.num_examples == {"train": 1438, "validation": 0, "test": 359}
+    assert (data.input_shape, data.num_classes) == ((1, 32, 32), 10)
+    theirs = load_digits()
+    labels = all_labels(data, "train") + all_labels(data, "test")
+    assert np.bincount(labels).tolist() == np.bincount(theirs.target).tolist()
+    images = torch.cat([all_images(data, "train"), all_images(data, "test")]) * 0.3241 + 0.3059
+    assert images.mean().item() == pytest.approx(theirs.images.mean() / 16, abs=0.002)
+    train = all_images(data, "train")
+    assert abs(train.mean()) < 0.001 and abs(train.std() - 1) < 0.001
+
+
+# CIFAR ----------------------------------------------------------------------------------------------------------------
+
+
+def cifar_files(root: Path, name: str) -> dict[str, np.ndarray]:
+    """The pickles of the original archives, each with twenty images."""
+    generator = np.random.default_rng(0)
+    folder = root / ("cifar-10-batches-py" if name == "cifar10" else "cifar-100-python")
+    folder.mkdir(parents=True)
+    ten = name == "cifar10"
+    key, classes = ("labels", 10) if ten else ("fine_labels", 100)
+    files = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"] if ten else ["train", "test"]
+    pixels = {}
+    for file in files:
+        pixels[file] = generator.integers(0, 256, (20, 3072), dtype=np.uint8)
+        labels = [int(label) for label in (np.arange(20) * 5 if not ten else np.arange(20)) % classes]
+        (folder / file).write_bytes(pickle.dumps({"data": pixels[file], key: labels}))
+    names = {"label_names" if ten else "fine_label_names": [str(i) for i in range(classes)]}
+    (folder / ("batches.meta" if ten else "meta")).write_bytes(pickle.dumps(names))
+    return pixels
+
+
+@pytest.mark.parametrize(("name", "num_train"), [("cifar10", 100), ("cifar100", 20)])
+def test_cifar_reads_the_original_layout(name: str, num_train: int, tmp_path: Path) -> None:
+    pixels = cifar_files(tmp_path, name)
+    data = load(f"dataset={name}", "dataset.verify=false", data_dir=tmp_path)
+    assert data.num_examples == {"train": num_train, "validation": 0, "test": 20}
+    mean, std = (torch.tensor(composed(f"dataset={name}")["dataset"][key]).view(3, 1, 1) for key in ("mean", "std"))
+    last = pixels["test_batch" if name == "cifar10" else "test"].reshape(20, 3, 32, 32)
+    torch.testing.assert_close(all_images(data, "test"), (torch.as_tensor(last) / 255 - mean) / std)
+
+
+def test_cifar_checks_the_published_checksums(tmp_path: Path) -> None:
+    cifar_files(tmp_path, "cifar10")
+    with pytest.raises(DataError, match=r"missing or damaged.*prepare_data.py cifar10 --data-dir"):
+        load("dataset=cifar10", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_missing_cifar_says_what_to_run(name: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"dataset={name}: .*prepare_data.py {name}"):
+        load(f"dataset={name}", data_dir=tmp_path)
+
+
+# Folders of images ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("test", ["test", "val"])
+def test_image_folder_reads_class_folders(test: str, tmp_path: Path) -> None:
+    root = image_folder(tmp_path / "insects", test)
+    data = load("dataset=image_folder", f"dataset.root={root}", data_dir=tmp_path)
+    assert data.num_examples == {"train": 15, "validation": 0, "test": 6}
+    assert (data.input_shape, data.num_classes) == ((3, 16, 16), 3)
+    assert all_labels(data, "test") == [0, 0, 1, 1, 2, 2]
+    expected = torch.as_tensor(np.array(Image.open(root / test / "bee" / "1.png")))
+    statistics = resident.channel_statistics(np.load(next((tmp_path / "cache").glob("*/train.npy"))))
+    pixels = all_images(data, "test")[3].permute(1, 2, 0) * torch.tensor(statistics[1]) + torch.tensor(statistics[0])
+    assert torch.equal((pixels * 255).round().byte(), expected)
+
+
+def test_image_folder_is_named_after_the_folder(tmp_path: Path) -> None:
+    cfg = composed("dataset=image_folder", f"dataset.root={tmp_path / 'insects'}")
+    assert cfg["dataset"]["name"] == "insects"
+
+
+def test_image_folder_takes_any_size_and_mode(tmp_path: Path) -> None:
+    root = image_folder(tmp_path / "insects")
+    save_image(root / "train" / "ant" / "wide.jpg", 7, (30, 90))
+    save_image(root / "test" / "ant" / "grey.png", 8, (40, 20), "L")
+    save_image(root / "test" / "ant" / "palette.png", 9, (8, 8), "P")
+    with pytest.raises(DataError, match=r"wide.jpg: 90x30 pixels where 0.png has 16x16; give dataset.size"):
+        load("dataset=image_folder", f"dataset.root={root}", data_dir=tmp_path)
+    data = load("dataset=image_folder", f"dataset.root={root}", "dataset.size=24", data_dir=tmp_path)
+    assert data.input_shape == (3, 24, 24)
+
+
+def test_a_cache_follows_the_files(tmp_path: Path) -> None:
+    root = image_folder(tmp_path / "insects")
+    first = load("dataset=image_folder", f"dataset.root={root}", data_dir=tmp_path)
+    again = load("dataset=image_folder", f"dataset.root={root}", data_dir=tmp_path)
+    assert first.checksum == again.checksum and len(list((tmp_path / "cache").glob("insects-*"))) == 1
+    save_image(root / "train" / "ant" / "new.png", 99, (16, 16))
+    assert load("dataset=image_folder", f"dataset.root={root}", data_dir=tmp_path).num_examples["train"] == 16
+
+
+def test_a_damaged_image_is_named_and_leaves_no_cache(tmp_path: Path) -> None:
+    root = image_folder(tmp_path / "insects")
+    (root / "train" / "bee" / "3.png").write_bytes(b"no image")
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"bee.3.png: not a readable image.*restore or remove"):
+            load("dataset=image_folder", f"dataset.root={root}", data_dir=tmp_path)
+    assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir() and path.suffix != ".building"]
+
+
+@pytest.mark.parametrize(
+    ("breaks", "message"),
+    [
+        (lambda root: (root / "test").rename(root / "exam"), "there is no folder .*val"),
+        (lambda root: (root / "test" / "cat").rename(root / "test" / "dog"), "cat is a class of only one of train/"),
+        (lambda root: [file.unlink() for file in (root / "train" / "bee").iterdir()], "bee: the class folder holds no"),
+    ],
+    ids=["no test", "other classes", "empty class"],
+)
+def test_an_incomplete_folder_is_refused(breaks: Any, message: str, tmp_path: Path) -> None:
+    root = image_folder(tmp_path / "insects")
+    breaks(root)
+    with pytest.raises(DataError, match=message):
+        load("dataset=image_folder", f"dataset.root={root}", data_dir=tmp_path)
+
+
+def _load_in_a_process(root: Path, data_dir: Path, results: Any) -> None:
+    try:
+        results.put(load("dataset=image_folder", f"dataset.root={root}", data_dir=data_dir).checksum)
+    except BaseException as error:
+        results.put(repr(error))
+
+
+def test_processes_that_start_together_build_one_cache(tmp_path: Path) -> None:
+    root = image_folder(tmp_path / "insects")
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    processes = [context.Process(target=_load_in_a_process, args=(root, tmp_path, results)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    checksums = {results.get(timeout=60) for _ in processes}
+    for process in processes:
+        process.join(timeout=60)
+    assert len(checksums) == 1 and len(checksums.pop()) == len(hashlib.sha256().hexdigest())
+    assert len([path for path in (tmp_path / "cache").iterdir() if path.is_dir()]) == 1
+
+
+# Tiny-ImageNet --------------------------------------------------------------------------------------------------------
+
+
+def tiny_files(data_dir: Path) -> Path:
+    """The original layout: 200 classes, two training images each, three annotated validation images."""
+    root = data_dir / "tiny-imagenet-200"
+    wnids = [f"n{i:08d}" for i in range(200)]
+    for i, wnid in enumerate(wnids):
+        for j in range(2):
+            save_image(root / "train" / wnid / "images" / f"{wnid}_{j}.JPEG", 2 * i + j, (64, 64))
+    (root / "wnids.txt").write_text("\n".join(reversed(wnids)))
+    lines = []
+    for i, label in enumerate((7, 0, 199)):
+        save_image(root / "val" / "images" / f"val_{i}.JPEG", 1000 + i, (64, 64), "L" if i == 1 else "RGB")
+        lines.append(f"val_{i}.JPEG\t{wnids[label]}\t0\t0\t62\t62\n")
+    (root / "val" / "val_annotations.txt").write_text("".join(lines))
+    return root
+
+
+def test_tiny_imagenet_reads_the_original_layout(tmp_path: Path) -> None:
+    tiny_files(tmp_path)
+    data = load("dataset=tiny_imagenet", "dataset.subset=true", data_dir=tmp_path)
+    assert data.num_examples == {"train": 400, "validation": 0, "test": 3}
+    assert (data.input_shape, data.num_classes) == ((3, 64, 64), 200)
+    assert all_labels(data, "test") == [7, 0, 199]
+    assert all_labels(data, "train") == sorted([*range(200)] * 2)
+
+
+def test_an_incomplete_tiny_imagenet_is_refused_unless_asked_for(tmp_path: Path) -> None:
+    root = tiny_files(tmp_path)
+    with pytest.raises(DataError, match=r"has 400 of 100,000 training and 3 of 10,000 test images.*subset=true"):
+        load("dataset=tiny_imagenet", data_dir=tmp_path)
+    (root / "val" / "val_annotations.txt").unlink()
+    with pytest.raises(DataError, match=r"val_annotations.txt is missing; run python scripts/prepare_data.py"):
+        load("dataset=tiny_imagenet", "dataset.subset=true", data_dir=tmp_path)
+
+
+# ImageNet -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    for part, number in (("train", 4), ("val", 2)):
+        for label, wnid in enumerate(("n01", "n02")):
+            for i in range(number):
+                mode = "L" if i == 0 else "RGB"
+                save_image(tmp_path / "imagenet" / part / wnid / f"{i}.JPEG", 10 * label + i, (300, 400 - 30 * i), mode)
+    return tmp_path
+
+
+def imagenet(data_dir: Path, *overrides: str) -> Streamed:
+    return load("dataset=imagenet", "dataset.subset=true", *overrides, data_dir=data_dir)
+
+
+def test_imagenet_gives_crops_of_224_pixels(photographs: Path) -> None:
+    data = imagenet(photographs)
+    assert data.num_examples == {"train": 8, "validation": 0, "test": 4}
+    ((images, labels),) = data.evaluation("test", 10)
+    assert images.shape == (4, 3, 224, 224) and labels.tolist() == [0, 0, 1, 1]
+    from torchvision import transforms
+
+    usual = transforms.Compose([
+        transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(),
+        transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+    ])  # fmt: skip
+    image = usual(Image.open(photographs / "imagenet" / "val" / "n02" / "1.JPEG").convert("RGB"))
+    # resizing a tensor and resizing a PIL image round differently, by a level or two of 255
+    assert (images[3] - image).abs().max() < 2.5 / 255 / 0.224
+
+
+def test_imagenet_augmentation_does_not_depend_on_the_number_of_workers(photographs: Path) -> None:
+    def epoch(workers: int, augment: int) -> torch.Tensor:
+        cfg = composed("dataset=imagenet", "dataset.subset=true", f"data_dir={photographs}", f"num_workers={workers}")
+        data = experiment.load_data(cfg, CPU)
+        batches = data.train(3, Generator().manual_seed(0), Generator().manual_seed(augment))
+        return torch.cat([images for images, _ in batches])
+
+    random = torch.get_rng_state()
+    alone, shared, other = epoch(0, 0), epoch(2, 0), epoch(0, 1)
+    assert alone.shape == (8, 3, 224, 224)
+    assert torch.equal(alone, shared) and not torch.equal(alone, other)
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_imagenet_scoring_examples_are_plain_and_balanced(photographs: Path) -> None:
+    data = imagenet(photographs)
+    ((images, labels),) = data.draw(Examples(3, None, 10, False), Generator().manual_seed(0))
+    assert images.shape == (6, 3, 224, 224) and torch.bincount(labels).tolist() == [3, 3]
+    plain = torch.cat([images for images, _ in data.evaluation("train", 10)])
+    assert all(any(torch.equal(image, other) for other in plain) for image in images)
+
+
+def test_an_incomplete_imagenet_is_refused_unless_asked_for(photographs: Path) -> None:
+    with pytest.raises(DataError, match=r"has 2 classes, 8 training and 4 val images, not 1,000"):
+        load("dataset=imagenet", data_dir=photographs)
+    with pytest.raises(DataError, match=r"there is no folder .*elsewhere.train.*dataset.root="):
+        load("dataset=imagenet", f"dataset.root={photographs / 'elsewhere'}", data_dir=photographs)
+
+
+def test_a_place_says_nothing_of_the_data() -> None:
+    """Where images lie and how they are decoded is no part of a run's identity, so a Place must hold nothing else."""
+    assert set(Place.__dataclass_fields__) == {"data_dir", "download", "device", "num_workers"}

@@ -1,0 +1,237 @@
+"""Whole runs on digits, as a user starts them, and what they leave behind."""
+
+import csv
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT, RunCli
+from safetensors.torch import load_file
+
+from pai_bench import store
+
+# Small enough for seconds: an eighth of a ResNet-20.
+SMALL = [
+    "model=resnet20",
+    "model.widths=[4,8,8]",
+    "model.blocks=[1,1,1]",
+    "training.epochs=2",
+    "training.batch_size=128",
+]
+
+
+def only_run(tmp_path: Path) -> Path:
+    (directory,) = (path for path in (tmp_path / "results").iterdir() if not path.name.startswith("."))
+    return directory
+
+
+def read(directory: Path, name: str) -> Any:
+    return json.loads((directory / name).read_text())
+
+
+def test_one_run_leaves_a_whole_record(run_cli: RunCli, tmp_path: Path) -> None:
+    done = run_cli(
+        *SMALL, "pruner=synflow", "sparsity=0.9", "schedule.rounds=5", "save_scores=true", "dataset.validation=0.1"
+    )
+    assert done.returncode == 0, done.stderr
+    directory = only_run(tmp_path)
+    assert sorted(path.name for path in directory.iterdir()) == [
+        "config.yaml", "curve.jsonl", "mask.json", "mask.safetensors", "metrics.csv", "provenance.json", "result.json",
+        "run.log", "scores.safetensors", "status.json", "wandb",
+    ]  # fmt: skip
+
+    row = read(directory, "result.json")
+    mask, scores = load_file(directory / "mask.safetensors"), load_file(directory / "scores.safetensors")
+    kept = sum(int(tensor.sum()) for tensor in mask.values())
+    assert row["id"] == directory.name
+    assert row["num_kept"] == kept == round(0.1 * row["num_prunable"])
+    assert row["sparsity"] == pytest.approx(1 - kept / row["num_prunable"])
+    assert (row["target_sparsity"], row["num_rounds"], row["seed"], row["protocol"]) == (0.9, 5, 0, 1)
+    assert row["density"] * row["compression"] == pytest.approx(1)
+    assert 0 <= row["test_top1"] <= row["best_test_top1"] <= 1
+    assert row["selected_epoch"] in (1, 2) and row["train_examples"] == 2 * 1295
+    assert 0 < row["multiply_adds_masked"] < row["multiply_adds_dense"]
+    assert row["carries_signal"] and row["collapsed_layers"] == []
+    assert all(tensor.dtype == torch.bool for tensor in mask.values()) and scores.keys() == mask.keys()
+
+    report = read(directory, "mask.json")
+    assert (report["num_kept"], len(report["sparsity_by_round"])) == (kept, 5)
+    assert {layer["name"]: layer["kept"] for layer in report["layers"]} == {n: int(t.sum()) for n, t in mask.items()}
+
+    curve = [json.loads(line) for line in (directory / "curve.jsonl").read_text().splitlines()]
+    rounds = [line for line in curve if "prune/round" in line]
+    epochs = [line for line in curve if "test/top1" in line]
+    assert [line["prune/round"] for line in rounds] == [1, 2, 3, 4, 5]
+    assert [line["epoch"] for line in epochs] == [0, 1, 2]
+    assert rounds[-1]["layer/fc.weight/density"] == pytest.approx(float(mask["fc.weight"].float().mean()))
+    assert epochs[-1]["test/top1"] == row["test_top1"]
+    with (directory / "metrics.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [float(line["epoch"]) for line in table] == [0, 1, 2]
+    assert float(table[-1]["test/top1"]) == row["test_top1"]
+
+    status, provenance = read(directory, "status.json"), read(directory, "provenance.json")
+    assert (status["state"], status["attempt"], status["exit_code"]) == ("finished", 1, 0)
+    assert {"commit", "dirty", "versions", "dataset_checksum", "command"} <= provenance.keys()
+    assert provenance["versions"]["torch"] == torch.__version__.split("+")[0]
+    for text in (done.stdout, (directory / "run.log").read_text()):
+        assert "% test accuracy after the last epoch" in text
+        assert "fc.weight" in text and str(directory) in text
+
+
+def test_a_finished_run_is_not_run_again(run_cli: RunCli, tmp_path: Path) -> None:
+    first = run_cli(*SMALL, "tracker=none", "pruner=magnitude", "sparsity=0.5")
+    assert first.returncode == 0, first.stderr
+    before = {path: path.stat().st_mtime_ns for path in only_run(tmp_path).iterdir()}
+    again = run_cli(*SMALL, "tracker=none", "pruner=magnitude", "density=0.5", "num_workers=1")
+    assert again.returncode == 0 and "is finished already" in again.stdout
+    assert {path: path.stat().st_mtime_ns for path in only_run(tmp_path).iterdir()} == before
+
+
+def test_two_runs_of_one_config_are_equal(run_cli: RunCli, tmp_path: Path) -> None:
+    rows = []
+    for _ in range(2):
+        assert run_cli(*SMALL, "tracker=none", "pruner=snip", "sparsity=0.8").returncode == 0
+        directory = only_run(tmp_path)
+        timed = ("seconds", "images_per_second", "peak_memory")
+        row = {key: value for key, value in read(directory, "result.json").items() if not any(t in key for t in timed)}
+        rows.append((row, load_file(directory / "mask.safetensors")))
+        for path in sorted(directory.rglob("*"), reverse=True):
+            path.unlink() if path.is_file() else path.rmdir()
+        directory.rmdir()
+    assert rows[0][0] == rows[1][0]
+    assert all(torch.equal(rows[0][1][name], rows[1][1][name]) for name in rows[0][1])
+
+
+def test_an_unfinished_run_starts_over(run_cli: RunCli, tmp_path: Path) -> None:
+    assert run_cli(*SMALL, "tracker=none", "pruner=random", "sparsity=0.5").returncode == 0
+    directory = only_run(tmp_path)
+    (directory / "result.json").unlink()
+    assert run_cli(*SMALL, "tracker=none", "pruner=random", "sparsity=0.5").returncode == 0
+    epochs = [line for line in (directory / "curve.jsonl").read_text().splitlines() if "test/top1" in line]
+    assert len(epochs) == 3
+    assert read(directory, "status.json")["attempt"] == 2
+
+
+def test_a_sweep_goes_on_past_failures_and_ends_with_the_worst_code(run_cli: RunCli, tmp_path: Path) -> None:
+    done = run_cli("-m", *SMALL, "tracker=none", "pruner=random,snip", "sparsity=0.5,0.9999999")
+    assert done.returncode == 2
+    assert len(re.findall(r"config error: sparsity 0.9999999 leaves none of \d+ weights", done.stderr)) == 2
+    assert "2 done, 2 failed" in done.stdout
+    rows = store.read(tmp_path / "results")
+    assert [row["pruner"] for row in rows] == ["random", "snip"]
+    assert len(list((tmp_path / "results").glob("digits-*"))) == 2
+
+
+def test_a_failure_keeps_its_traceback(run_cli: RunCli, tmp_path: Path) -> None:
+    done = run_cli(*SMALL, "tracker=none", "pruner=snip", "sparsity=0.5", "training.lr=1e30")
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: training diverged in epoch 1: .*lower training.lr.*\n", done.stderr)
+    status = read(only_run(tmp_path), "status.json")
+    assert (status["state"], status["exit_code"]) == ("failed", 1) and "diverged" in status["error"]
+    assert not (only_run(tmp_path) / "result.json").exists()
+
+
+def test_missing_data_ends_with_its_own_code(run_cli: RunCli, tmp_path: Path) -> None:
+    done = run_cli("dataset=cifar10", f"data_dir={tmp_path / 'nowhere'}", "tracker=none")
+    assert done.returncode == 4
+    assert re.fullmatch(r"data error: dataset=cifar10: .*scripts/prepare_data.py cifar10 .*\n", done.stderr)
+    assert read(only_run(tmp_path), "status.json")["exit_code"] == 4
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a file system")
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        ("size=1m,ro", 2, r"config error: results_dir=.*cannot be written to \(Read-only file system\).*"),
+        ("size=128k", 1, r"error: .*No space left on device.*"),
+    ],
+    ids=["read-only", "full"],
+)
+def test_a_file_system_that_takes_nothing(
+    options: str, code: int, message: str, run_cli: RunCli, tmp_path: Path
+) -> None:
+    results = tmp_path / "results"
+    results.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", results], check=False).returncode:
+        pytest.skip("mounting a tmpfs is not allowed here")
+    try:
+        done = run_cli("tracker=none", "pruner=magnitude", "sparsity=0.5", "training.epochs=1")
+        assert done.returncode == code
+        assert re.fullmatch(message, done.stderr.strip()), done.stderr
+        assert store.read(results) == []
+    finally:
+        subprocess.run(["umount", results], check=True)
+
+
+def test_wandb_is_offline_and_has_curves_sparsity_and_the_mask(run_cli: RunCli, tmp_path: Path) -> None:
+    done = run_cli(*SMALL, "pruner=magnitude", "sparsity=0.75", "tracker.tags=[first]")
+    assert done.returncode == 0, done.stderr
+    (folder,) = (only_run(tmp_path) / "wandb").glob("offline-run-*")
+    inspected = subprocess.run(
+        [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", str(folder)],
+        capture_output=True, text=True, timeout=60, check=True,
+    ).stdout  # fmt: skip
+    assert folder.name.endswith(only_run(tmp_path).name)
+    for text in (
+        "train/loss",
+        "test/top1",
+        "prune/sparsity",
+        "layer/fc.weight/density",
+        "num_kept",
+        "first",
+        "mask-digits",
+    ):
+        assert text in inspected, text
+
+
+def test_a_broken_tracker_ends_no_run(run_cli: RunCli, tmp_path: Path) -> None:
+    done = run_cli(
+        *SMALL, "pruner=magnitude", "sparsity=0.75", "tracker.mode=online", "training.epochs=1",
+        env={"WANDB_API_KEY": "x" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "W&B" in done.stdout and "offline" in done.stdout
+    assert list((only_run(tmp_path) / "wandb").glob("offline-run-*"))
+
+
+def test_prepare_data_takes_a_folder_and_says_what_is_ready(tmp_path: Path) -> None:
+    from test_data import tiny_files
+
+    source, target = tmp_path / "elsewhere", tmp_path / "data"
+    tiny_files(source)
+    command = [sys.executable, str(ROOT / "scripts" / "prepare_data.py"), "tiny_imagenet", "--data-dir", str(target)]
+    incomplete = subprocess.run(
+        [*command, "--from", str(source / "tiny-imagenet-200")], capture_output=True, text=True, check=False
+    )
+    assert incomplete.returncode == 4 and "complete it, or say dataset.subset=true" in incomplete.stderr
+    done = subprocess.run([*command, "dataset.subset=true"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "tiny_imagenet is ready: 400 train, 3 test images of 3x64x64 in 200 classes" in done.stdout
+    assert len(list((target / "cache").glob("tiny_imagenet-*"))) == 1
+
+
+# The store ------------------------------------------------------------------------------------------------------------
+
+
+def test_json_has_no_nan(tmp_path: Path) -> None:
+    store.write_json(tmp_path / "x.json", {"a": math.nan, "b": [math.inf, 1.5], "c": {"d": -math.inf}})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": None, "b": [None, 1.5], "c": {"d": None}}
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
+    target = tmp_path / "x.json"
+    store.write_json(target, {"a": 1})
+    with pytest.raises(TypeError):
+        store.write_json(target, {"a": object()})
+    with pytest.raises(TypeError):
+        store.write_atomically(target, "text")  # type: ignore[arg-type]
+    assert json.loads(target.read_text()) == {"a": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]

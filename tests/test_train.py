@@ -1,0 +1,301 @@
+"""The training loop: pruned weights stay at zero, kept ones move as if masked in the forward pass."""
+
+import copy
+import math
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+import torch
+from conftest import Chain, composed
+from torch import Generator, nn
+from torch.nn import functional as F
+
+from pai_bench import config, masks, measures
+from pai_bench.core import Batch, Batches, Examples
+from pai_bench.errors import UserError
+from pai_bench.train import Recipe, Trainer, evaluate, learning_rate, mask_gradients, num_resurrected
+
+CPU = torch.device("cpu")
+
+
+class FewImages:
+    """A core.Data of forty small random images."""
+
+    input_shape, num_classes, checksum = (3, 8, 8), 4, ""
+
+    def __init__(self, validation: int = 0) -> None:
+        generator = Generator().manual_seed(0)
+        self.images = torch.randn(40, 3, 8, 8, generator=generator)
+        self.labels = torch.randint(4, (40,), generator=generator)
+        self.num_examples = {"train": 40, "validation": validation, "test": 10}
+
+    def train(self, batch_size: int, order: Generator, augment: Generator) -> Iterator[Batch]:
+        permutation = torch.randperm(40, generator=order)
+        noise = 0.1 * torch.randn(40, 3, 8, 8, generator=augment)
+        for part in permutation.split(batch_size):
+            yield self.images[part] + noise[part], self.labels[part]
+
+    def evaluation(self, split: str, batch_size: int) -> Iterator[Batch]:
+        for i in range(0, self.num_examples[split], batch_size):
+            part = slice(i, min(i + batch_size, self.num_examples[split]))
+            yield self.images[part], self.labels[part]
+
+    def draw(self, examples: Examples, generator: Generator) -> Batches:
+        return [(self.images, self.labels)]
+
+
+RECIPE = Recipe(
+    epochs=3, batch_size=8, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4, decay_norm_and_bias=False,
+    lr_schedule="step", lr_drop_epochs=[2], lr_drop_factor=0.1, warmup_epochs=0, label_smoothing=0.1,
+    precision="float32",
+)  # fmt: skip
+
+
+def half(model: nn.Module) -> masks.Mask:
+    generator = Generator().manual_seed(0)
+    return {n: torch.rand(w.shape, generator=generator) < 0.5 for n, w in masks.prunable(model).items()}
+
+
+def trainer(model: nn.Module, mask: masks.Mask, recipe: Recipe = RECIPE, data: Any = None, **settings: Any) -> Trainer:
+    masks.apply_(model, mask)
+    defaults = {"seed": 0, "channels_last": False, "compile_model": False, "record": lambda metrics, epoch: None}
+    return Trainer(model, mask, data or FewImages(), recipe, CPU, **(defaults | settings))
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.01])
+def test_kept_weights_move_as_if_masked_in_the_forward_pass(
+    momentum: float, nesterov: bool, weight_decay: float
+) -> None:
+    torch.manual_seed(0)
+    ours = Chain(bias=True)
+    mask = half(ours)
+    theirs = copy.deepcopy(ours)
+    settings = {"lr": 0.1, "momentum": momentum, "nesterov": nesterov and momentum > 0, "weight_decay": weight_decay}
+    masks.apply_(ours, mask)
+    optimizer, reference = (torch.optim.SGD(model.parameters(), **settings) for model in (ours, theirs))
+    mask_gradients(optimizer, ours, mask)
+    generator = Generator().manual_seed(1)
+    for _ in range(10):
+        images, labels = torch.randn(8, 3, 8, 8, generator=generator), torch.randint(4, (8,), generator=generator)
+        optimizer.zero_grad()
+        F.cross_entropy(ours(images), labels).backward()
+        optimizer.step()
+        reference.zero_grad()
+        masked = {name: parameter * mask.get(name, torch.tensor(1.0)) for name, parameter in theirs.named_parameters()}
+        F.cross_entropy(torch.func.functional_call(theirs, masked, (images,)), labels).backward()
+        reference.step()
+    for name, parameter in ours.named_parameters():
+        kept = mask.get(name, torch.ones_like(parameter, dtype=torch.bool))
+        assert torch.equal(parameter[kept], dict(theirs.named_parameters())[name][kept])
+        assert (parameter[~kept] == 0).all()
+
+
+def test_a_masked_step_adds_one_operator() -> None:
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Count(TorchDispatchMode):
+        number = 0
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            Count.number += 1
+            return function(*args, **(kwargs or {}))
+
+    def operators(masked: bool) -> int:
+        torch.manual_seed(0)
+        model = Chain()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, foreach=True)
+        mask_gradients(optimizer, model, half(model) if masked else masks.full(model))
+        F.cross_entropy(model(torch.randn(4, 3, 8, 8)), torch.zeros(4, dtype=torch.long)).backward()
+        Count.number = 0
+        with Count():
+            optimizer.step()
+        return Count.number
+
+    assert operators(masked=True) - operators(masked=False) == 1
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_pruned_weights_are_zero_after_training(precision: str, channels_last: bool) -> None:
+    torch.manual_seed(0)
+    model = Chain(bias=True)
+    mask = half(model)
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    training = trainer(model, mask, replace(RECIPE, precision=precision), channels_last=channels_last)
+    training.until(3)
+    assert num_resurrected(model, mask) == 0
+    for name, weight in masks.prunable(model).items():
+        assert weight.dtype == torch.float32
+        assert not torch.equal(weight[mask[name]], before[name][mask[name]])
+
+
+def test_a_weight_that_came_back_is_caught_at_the_next_evaluation() -> None:
+    torch.manual_seed(0)
+    model = Chain()
+    mask = half(model)
+    training = trainer(model, mask)
+    with torch.no_grad():
+        model.conv1.weight[~mask["conv1.weight"]] = 0.1
+    with pytest.raises(AssertionError, match="a pruned weight is not zero"):
+        training.until(1)
+
+
+def test_training_in_parts_is_training_at_once() -> None:
+    def trained(*stops: int) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        model = nn.Sequential(Chain(), nn.Dropout(0.5), nn.Linear(4, 4))
+        training = trainer(model, half(model))
+        for stop in stops:
+            training.until(stop)
+            torch.rand(3)  # what happens to the global random state between epochs plays no part
+        return model.state_dict()
+
+    whole, parts = trained(3), trained(1, 2, 3)
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+
+
+def test_the_seed_decides_order_and_augmentation() -> None:
+    def trained(seed: int) -> torch.Tensor:
+        torch.manual_seed(0)
+        model = Chain()
+        trainer(model, masks.full(model), seed=seed).until(1)
+        return model.fc.weight.detach()
+
+    assert torch.equal(trained(0), trained(0)) and not torch.equal(trained(0), trained(1))
+
+
+def test_every_epoch_is_recorded_from_before_the_first() -> None:
+    lines: list[tuple[float, dict[str, float]]] = []
+    torch.manual_seed(0)
+    model = Chain()
+    training = trainer(
+        model,
+        masks.full(model),
+        data=FewImages(validation=5),
+        record=lambda metrics, epoch: lines.append((epoch, metrics)),
+    )
+    training.until(2)
+    assert [epoch for epoch, _ in lines] == [0.0, 1.0, 2.0]
+    evaluated = {f"{split}/{name}" for split in ("validation", "test") for name in ("loss", "top1", "top5")}
+    assert set(lines[0][1]) == evaluated
+    assert set(lines[1][1]) == evaluated | {"train/loss", "train/top1", "lr", "train/images_per_second"}
+    assert training.num_examples == 80
+
+
+@pytest.mark.parametrize("decays", [False, True])
+def test_weight_decay_reaches_norms_and_biases_only_when_asked(decays: bool) -> None:
+    torch.manual_seed(0)
+    model = Chain(bias=True)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(1.0)
+    recipe = replace(RECIPE, weight_decay=0.5, decay_norm_and_bias=decays, momentum=0.0, nesterov=False)
+    training = trainer(model, masks.full(model), recipe)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    training.optimizer.step()
+    for name, parameter in model.named_parameters():
+        moved = (parameter != 1.0).all()
+        assert moved == (decays or name in masks.prunable(model))
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_a_remedy() -> None:
+    torch.manual_seed(0)
+    model = Chain(norm=False)
+    with pytest.raises(UserError, match=r"training diverged in epoch 1: the loss is .*lower training.lr=1e\+20"):
+        trainer(model, masks.full(model), replace(RECIPE, lr=1e20)).until(1)
+
+
+# Evaluation -----------------------------------------------------------------------------------------------------------
+
+
+def test_evaluation_counts_every_image_once() -> None:
+    data = FewImages()
+    torch.manual_seed(0)
+    model = Chain().eval()
+    results = [evaluate(model, data.evaluation("train", size), CPU) for size in (40, 7, 1)]
+    with torch.no_grad():
+        logits = model(data.images)
+    assert results[0].top1 == pytest.approx((logits.argmax(1) == data.labels).float().mean().item())
+    for result in results:
+        assert result.loss == pytest.approx(F.cross_entropy(logits, data.labels).item(), rel=1e-6)
+        assert (result.top1, result.top5) == (results[0].top1, 1.0)
+
+
+def test_top5_looks_at_five_logits() -> None:
+    logits = torch.arange(10.0).repeat(10, 1)
+    result = evaluate(lambda images: logits, [(torch.zeros(10, 1), torch.arange(10))], CPU)
+    assert (result.top1, result.top5) == (0.1, 0.5)
+
+
+# Learning rates -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "rates"),
+    [
+        ({}, {0: 0.1, 59.99: 0.1, 60: 0.01, 119.9: 0.01, 120: 0.001, 159: 0.001}),
+        ({"lr_drop_factor": 0.2, "lr": 0.01}, {0: 0.01, 60: 0.002, 120: 0.0004}),
+        ({"warmup_epochs": 5}, {0: 0.0, 2.5: 0.05, 5: 0.1, 60: 0.01}),
+        ({"lr_schedule": "cosine"}, {0: 0.1, 80: 0.05, 160: 0.0}),
+        ({"lr_schedule": "cosine", "warmup_epochs": 10}, {5: 0.05, 10: 0.1, 85: 0.05, 160: 0.0}),
+    ],
+    ids=["step", "another factor", "warm-up", "cosine", "cosine after warm-up"],
+)
+def test_learning_rate(changes: dict[str, Any], rates: dict[float, float]) -> None:
+    recipe = replace(RECIPE, epochs=160, lr_drop_epochs=[60, 120], **changes)
+    for epoch, rate in rates.items():
+        assert learning_rate(recipe, epoch) == pytest.approx(rate, abs=1e-12)
+
+
+# Recipes: what the papers' code and stored arguments say.
+RECIPES = {
+    "cifar": {"epochs": 160, "batch_size": 128, "lr": 0.1, "lr_drop_epochs": [60, 120], "weight_decay": 1e-4},
+    "cifar_resnet18": {"epochs": 160, "lr": 0.01, "lr_drop_factor": 0.2, "weight_decay": 5e-4},
+    "cifar_grasp": {"epochs": 160, "lr": 0.1, "lr_drop_epochs": [80, 120], "weight_decay": 5e-4, "nesterov": False},
+    "cifar_lottery": {"epochs": 160, "lr": 0.1, "lr_drop_epochs": [80, 120], "weight_decay": 1e-4, "nesterov": False},
+    "tiny_imagenet": {"epochs": 100, "lr": 0.01, "lr_drop_epochs": [30, 60, 80], "lr_drop_factor": 0.2},
+    "imagenet": {"epochs": 90, "batch_size": 1024, "lr": 0.4, "lr_drop_epochs": [30, 60, 80], "warmup_epochs": 5},
+}
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_recipes_are_the_published_ones(name: str) -> None:
+    training = composed(f"training={name}")["training"]
+    assert {key: training[key] for key in RECIPES[name]} == RECIPES[name]
+
+
+def test_the_schema_and_the_recipe_have_the_same_fields() -> None:
+    assert {f.name for f in fields(config.TrainingConfig)} == {f.name for f in fields(Recipe)} | {"name"}
+
+
+# Signal ---------------------------------------------------------------------------------------------------------------
+
+
+def test_signal_is_lost_when_a_layer_of_a_chain_collapses(batches: Batches) -> None:
+    torch.manual_seed(0)
+    model = Chain()
+    state = copy.deepcopy(model.state_dict())
+    mask = masks.full(model)
+    assert measures.carries_signal(model, mask, batches[0], F.cross_entropy)
+    assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
+    mask["conv2.weight"] = torch.zeros_like(mask["conv2.weight"])
+    masks.apply_(model, mask)
+    assert not measures.carries_signal(model, mask, batches[0], F.cross_entropy)
+
+
+def test_a_collapsed_branch_of_a_residual_net_leaves_the_signal(batches: Batches) -> None:
+    from conftest import residual
+
+    torch.manual_seed(0)
+    model = residual()
+    mask = masks.full(model)
+    mask["stages.0.0.conv2.weight"] = torch.zeros_like(mask["stages.0.0.conv2.weight"])
+    masks.apply_(model, mask)
+    assert masks.collapsed(mask) == ["stages.0.0.conv2.weight"]
+    assert measures.carries_signal(model, mask, batches[0], F.cross_entropy)
+    assert math.isfinite(model(batches[0][0]).sum().item())
