@@ -1,0 +1,94 @@
+"""The README tells the truth: its commands compose, its tables are complete, its example method passes as written."""
+
+import importlib
+import re
+import shlex
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from conftest import CONF, ROOT, composed, options
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from torch import Generator, nn
+from torch.nn import functional as F
+
+from pai_bench import config, masks
+from pai_bench.core import Batches, Subnetwork
+
+README = (ROOT / "README.md").read_text()
+COMMANDS = sorted(
+    set(re.findall(r"^    python run\.py(.*)$", README, re.M)) | set(re.findall(r"`python run\.py([^`]*)`", README))
+)
+# The others name a folder that a run made, or the example method, which is run below.
+COMPOSED = [command for command in COMMANDS if "-cp" not in command and "gradient_norm" not in command]
+FLAGS = {"-m", "--help", "--cfg", "job", "--resolve"}
+
+
+def jobs(overrides: list[str]) -> list[list[str]]:
+    """Every job of a sweep: the product of its choices."""
+    lists: list[list[str]] = [[]]
+    for override in OverridesParser.create().parse_overrides(overrides):
+        values = list(override.sweep_string_iterator()) if override.is_sweep_override() else [override.value()]
+        lists = [[*job, f"{override.key_or_group}={value}"] for job in lists for value in values]
+    return lists
+
+
+@pytest.mark.parametrize("command", COMPOSED)
+def test_commands_compose(command: str) -> None:
+    overrides = [word for word in shlex.split(command, comments=True) if word not in FLAGS]
+    for job in jobs(overrides):
+        assert config.run_id(composed(*job))
+
+
+def test_there_are_commands() -> None:
+    assert len(COMPOSED) >= 6
+
+
+@pytest.mark.parametrize(
+    ("group", "section"),
+    [("pruner", "Methods"), ("allocation", "Methods"), ("schedule", "Methods"), ("model", "Models and datasets"),
+     ("dataset", "Models and datasets"), ("training", "Models and datasets")],
+)  # fmt: skip
+def test_tables_list_every_option(group: str, section: str) -> None:
+    text = README.split(f"## {section}\n")[1].split("\n## ")[0]
+    words = set(re.findall(r"[\w.]+", " ".join(re.findall(r"`([^`]*)`", text))))
+    assert set(options(group)) - {"none"} <= words
+
+
+def test_the_example_method_runs_as_written(tmp_path: Path, batches: Batches, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = re.search(r"```python\n(.*?)```", README, re.S)
+    yaml = re.search(r"```yaml\n(.*?)```", README, re.S)
+    assert code and yaml
+    (tmp_path / "gradient_norm.py").write_text(code[1])
+    (tmp_path / "pruner").mkdir()
+    # In its place the function would be pai_bench.pruners.gradient_norm; here it lies in a folder of its own.
+    text = yaml[1].replace("pai_bench.pruners.", "")
+    (tmp_path / "pruner" / "gradient_norm.yaml").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config.register()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = config.complete(
+            compose("config", [f"hydra.searchpath=[file://{tmp_path}]", "pruner=gradient_norm", "sparsity=0.9"])
+        )
+    module: ModuleType = importlib.import_module("gradient_norm")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4))
+    net = Subnetwork(model, masks.full(model), {}, (3, 8, 8))
+    scores = module.score(net, batches, F.cross_entropy, Generator(), power=cfg["pruner"]["score"]["power"])
+    F.cross_entropy(model(torch.cat([x for x, _ in batches])), torch.cat([y for _, y in batches])).backward()
+    torch.testing.assert_close(scores["0.weight"], model[0].weight.grad.abs())
+    sys.modules.pop("gradient_norm")
+
+
+def test_files_of_a_run_are_those_that_the_readme_lists() -> None:
+    text = README.split("## What a run leaves\n")[1].split("\n## ")[0]
+    for name in (
+        "result.json", "config.yaml", "curve.jsonl", "metrics.csv", "mask.safetensors", "mask.json",
+        "scores.safetensors", "provenance.json", "status.json", "run.log", "wandb/",
+    ):  # fmt: skip
+        assert f"`{name}`" in text
