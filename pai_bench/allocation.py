@@ -33,7 +33,7 @@ def keep_largest(scores: Scores, candidates: Mask, k: int) -> Mask:
     if k == 0:
         return {name: torch.zeros_like(candidate) for name, candidate in candidates.items()}
     threshold = _threshold(values, k)
-    mask = {name: (scores[name] > threshold) & candidate for name, candidate in candidates.items()}
+    mask = {name: ((scores[name] > threshold) & candidate).contiguous() for name, candidate in candidates.items()}
     missing = k - masks.kept(mask)
     for name, candidate in candidates.items():
         if missing == 0:
@@ -63,18 +63,23 @@ def uniform(scores: Scores, candidates: Mask, sparsity: float, generator: Genera
     """Keeps the same fraction of every layer, by score within the layer.
 
     A layer of n weights gets density * n of them, rounded so that the total is exact: the layers with the largest
-    remainders are rounded up, the first of equal ones first.
+    remainders are rounded up, the first of equal ones first. A layer cannot get more than it has candidates.
 
     Raises:
         ConfigError: the sparsity leaves no weight.
-        ValueError: a layer has fewer candidates than weights to keep.
+        ValueError: fewer candidates than weights to keep.
     """
     k = masks.num_kept(sparsity, masks.total(candidates))
     shares = {name: k * mask.numel() / masks.total(candidates) for name, mask in candidates.items()}
-    counts = {name: math.floor(share) for name, share in shares.items()}
+    room = {name: int(mask.count_nonzero()) for name, mask in candidates.items()}
+    counts = {name: min(math.floor(share), room[name]) for name, share in shares.items()}
     by_remainder = sorted(shares, key=lambda name: counts[name] - shares[name])
-    for name in by_remainder[: k - sum(counts.values())]:
-        counts[name] += 1
+    while (missing := k - sum(counts.values())) > 0:
+        open_layers = [name for name in by_remainder if counts[name] < room[name]]
+        if not open_layers:
+            raise ValueError(f"cannot keep {k} of {sum(room.values())} weights")
+        for name in open_layers[:missing]:
+            counts[name] += 1
     return {name: keep_largest(scores, {name: mask}, counts[name])[name] for name, mask in candidates.items()}
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -58,12 +58,12 @@ def _run(composed: DictConfig) -> float | None:
 
 def _report(error: Exception) -> int:
     """Says in one line what went wrong, and returns the exit code."""
-    if isinstance(error, (HydraException, OmegaConfBaseException)):
+    if isinstance(error, (HydraException, OmegaConfBaseException)) and not isinstance(error, InstantiationException):
         code = ConfigError.exit_code
     else:
         code = getattr(error, "exit_code", UserError.exit_code)
     kind = {2: "config error", 4: "data error"}.get(code, "error")
-    print(f"{kind}: {_one_line(error)}", file=sys.stderr)
+    print(f"{kind}: {'; '.join([_one_line(error), *getattr(error, '__notes__', [])])}", file=sys.stderr)
     return code
 
 

@@ -2,10 +2,12 @@
 a config names: a wrong setting is refused in well under a second."""
 
 import ast
+import getpass
 import hashlib
 import importlib.util
 import json
 import math
+import tempfile
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
@@ -124,7 +126,9 @@ def register() -> None:
     store.store(name="run_schema", node=RunConfig)
     ours = {"output": "no_files", "help": "pai_bench", "job_logging": "none"}
     store.store(group="hydra/help", name="pai_bench", node={"app_name": "pai_bench", "template": _HELP})
-    nothing = {"run": {"dir": "."}, "sweep": {"dir": "${results_dir}/.sweep", "subdir": "."}}
+    # Hydra insists on writing multirun.yaml somewhere; nothing reads it.
+    scratch = str(Path(tempfile.gettempdir()) / f"pai_bench-{getpass.getuser()}")
+    nothing = {"run": {"dir": "."}, "sweep": {"dir": scratch, "subdir": "."}}
     store.store(group="hydra/output", name="no_files", node=nothing, package="hydra")
     hydra = HydraConf(output_subdir=None)
     hydra.defaults = [next(({k: ours[k]} for k in d if k in ours), d) for d in hydra.defaults]
@@ -152,8 +156,11 @@ def complete(composed: DictConfig) -> dict[str, Any]:
         check_call(group, cfg[group])
     if cfg["pruner"]["score"] is not None:
         check_call("pruner.score", cfg["pruner"]["score"])
-    if cfg["dataset"]["name"] is None:  # a folder of images is known by its own name
+    if cfg["dataset"]["name"] is None and cfg["dataset"].get("root"):  # a folder of images is known by its own name
         cfg["dataset"]["name"] = Path(cfg["dataset"]["root"]).resolve().name
+    for group in ("model", "dataset", "allocation", "schedule", "pruner", "training", "tracker"):
+        name = cfg[group]["name"]
+        _require(isinstance(name, str) and name != "", f"{group}.name", name, "give a word (quote a number: \"'7'\")")
     _check_ranges(cfg)
     cfg["sparsity"] = _sparsity(cfg)
     cfg["density"] = cfg["compression"] = None
@@ -170,8 +177,8 @@ def _check_ranges(cfg: dict[str, Any]) -> None:
     _require(cfg["seed"] >= 0, "seed", cfg["seed"], "give 0 or more")
     _require(cfg["num_workers"] >= 0, "num_workers", cfg["num_workers"], "give 0 or more")
     device = cfg["device"]
-    known = device in ("auto", "cpu", "cuda", "mps") or device.removeprefix("cuda:").isdigit()
-    _require(known, "device", device, "give auto, cpu, cuda, cuda:<n> or mps")
+    known = device in ("auto", "cpu", "cuda") or device.removeprefix("cuda:").isdigit()
+    _require(known, "device", device, "give auto, cpu, cuda or cuda:<n>")
     for key in ("epochs", "warmup_epochs"):
         _require(training[key] >= 0, f"training.{key}", training[key], "give 0 or more")
     _require(training["batch_size"] >= 2, "training.batch_size", training["batch_size"], "give 2 or more")
@@ -194,6 +201,8 @@ def _check_ranges(cfg: dict[str, Any]) -> None:
         ("pruner.mode", pruner["mode"], get_args(Mode)),
     ):
         _require(value in choices, setting, value, "give one of " + ", ".join(choices))
+    if "padding" in dataset:
+        _require(dataset["padding"] >= 0, "dataset.padding", dataset["padding"], "give 0 or more pixels")
     if "validation" in dataset:
         _require(0 <= dataset["validation"] < 1, "dataset.validation", dataset["validation"], "give one in [0, 1)")
     if "rounds" in cfg["schedule"]:
@@ -316,15 +325,29 @@ def _fits(value: object, annotation: str) -> bool:
 # Identity -------------------------------------------------------------------------------------------------------------
 
 
-def _hash(cfg: dict[str, Any], without: set[str]) -> str:
-    def meaning(value: Any) -> Any:
-        if isinstance(value, dict):  # null is "no effect", so a new setting that starts as null renames no run
-            return {key: meaning(item) for key, item in value.items() if item is not None}
-        return float(value) if type(value) is int else value  # 1 and 1.0 are the same setting
+def _meaning(value: Any) -> Any:
+    """A setting such that two that mean the same are equal."""
+    if isinstance(value, dict):  # null is "no effect", so a new setting that starts as null renames no run
+        return {key: _meaning(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_meaning(item) for item in value]
+    return float(value) if type(value) is int else value  # 1 and 1.0 are the same setting
 
-    counted = {key: cfg[key] for key in cfg if key not in without}
-    counted["dataset"] = {key: value for key, value in cfg["dataset"].items() if key != "root"}
-    text = json.dumps(meaning(counted), sort_keys=True)
+
+def _without(settings: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key not in keys}
+
+
+def _hash(cfg: dict[str, Any], without: set[str]) -> str:
+    counted = _without(cfg, *without)
+    counted["dataset"] = _without(cfg["dataset"], "root")
+    for group in ("training", "allocation", "schedule"):  # their names are labels; what they do is in their settings
+        counted[group] = _without(cfg[group], "name")
+    if cfg["training"]["lr_schedule"] == "cosine":
+        counted["training"] = _without(counted["training"], "lr_drop_epochs", "lr_drop_factor")
+    if cfg["pruner"]["score"] is None:  # nothing is scored and nothing allocated
+        counted = _without(counted, "allocation") | {"pruner": {"name": cfg["pruner"]["name"]}}
+    text = json.dumps(_meaning(counted), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 

@@ -3,6 +3,7 @@
 import platform
 import resource
 import sys
+from contextlib import AbstractContextManager
 
 import torch
 
@@ -17,13 +18,22 @@ def pick(name: str) -> torch.device:
     Raises:
         ConfigError: there is no such device here.
     """
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        return torch.device(next(kind for kind, there in available.items() if there))
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
-    if not available[device.type] or (device.index or 0) >= max(1, torch.cuda.device_count()):
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device={name}: torch {torch.__version__} finds none here; use device=auto or device=cpu")
     return device
+
+
+def reproducible() -> AbstractContextManager[None]:
+    """Convolutions on a GPU in true float32, by an algorithm that gives the same result every time: for scores."""
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+
+
+def fast() -> AbstractContextManager[None]:
+    """The fastest convolutions on a GPU, but still in true float32 where the precision is float32: for training."""
+    return torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=False)
 
 
 def check_precision(precision: str, device: torch.device) -> None:
@@ -45,8 +55,14 @@ def describe(device: torch.device) -> str:
     return f"{platform.machine()} {device.type}, {torch.get_num_threads()} threads"
 
 
+def start_memory(device: torch.device) -> None:
+    """Starts counting peak memory anew, where the device can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory held so far: allocated on a GPU, resident in this process otherwise."""
+    """The most memory held: allocated on a GPU since `start_memory`, resident in this process since its start else."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,13 @@ def run(cfg: dict[str, Any]) -> dict[str, Any]:
         UserError: and its kinds, for what a user can mend; the run directory holds the traceback.
     """
     directory = Path(cfg["results_dir"]) / config.run_id(cfg)
+    device = devices.pick(cfg["device"])
+    devices.check_precision(cfg["training"]["precision"], device)
     if (row := store.finished(directory)) is not None:
+        _check_same_images(cfg, row)
         accuracy = f"{100 * row['test_top1']:.2f} % test accuracy"
         log.info("%s is finished already: %s, sparsity %.6g", directory, accuracy, row["sparsity"])
         return row
-    device = devices.pick(cfg["device"])
-    devices.check_precision(cfg["training"]["precision"], device)
     files = store.RunDirectory(directory)
     handler = _start_log(directory)
     try:
@@ -67,8 +69,9 @@ def run(cfg: dict[str, Any]) -> dict[str, Any]:
         raise
     except BaseException as error:
         code = getattr(error, "exit_code", 1)
+        log.debug("%s", error, exc_info=True)
         if not isinstance(error, UserError):
-            log.debug("traceback", exc_info=True)
+            error.add_note(f"the traceback is in {directory / 'run.log'}")
         try:
             files.status("failed", exit_code=code, error=f"{type(error).__name__}: {error}")
         except OSError as unwritable:
@@ -80,6 +83,25 @@ def run(cfg: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
+def _check_same_images(cfg: dict[str, Any], row: dict[str, Any]) -> None:
+    """Refuses a finished row whose images are not those of the config, where a dataset's name does not decide them."""
+    dataset = cfg["dataset"]
+    if dataset.get("root") or dataset.get("subset") or dataset.get("verify") is False:
+        checksum = load_data(cfg, torch.device("cpu")).checksum
+        if checksum != row["dataset_checksum"]:
+            raise ConfigError(
+                f"dataset.name={dataset['name']}: {row['id']} was run on other images of that name "
+                f"(checksum {row['dataset_checksum'][:8]}, here {checksum[:8]}); give another dataset.name="
+            )
+
+
+def _carries_signal(model: torch.nn.Module, data: Data, seed: int) -> bool:
+    size = min(128, data.num_examples["train"])
+    (batch,) = data.draw(Examples(None, size, size, False), seeding.generator(seed, "signal"))
+    with seeding.seeded(seed, "signal"):
+        return measures.carries_signal(model, batch, F.cross_entropy)
+
+
 def _pruner(cfg: dict[str, Any]) -> Pruner:
     """A pruner of the config; a dense run's is never asked for a score."""
     examples = Examples(**cfg["examples"]) if cfg["examples"] is not None else None
@@ -88,10 +110,11 @@ def _pruner(cfg: dict[str, Any]) -> Pruner:
 
 def _layers(pruned: Pruned, multiply_adds: dict[str, int]) -> list[dict[str, Any]]:
     """Name, shape, size, kept, density and dense multiply-adds of each prunable tensor."""
+    densities = masks.densities(pruned.mask)
     return [
         {
             "name": name, "shape": list(kept.shape), "size": kept.numel(), "kept": int(kept.sum()),
-            "density": float(kept.double().mean()), "multiply_adds": multiply_adds.get(name, 0),
+            "density": densities[name], "multiply_adds": multiply_adds.get(name, 0),
         }
         for name, kept in pruned.mask.items()
     ]  # fmt: skip
@@ -102,8 +125,10 @@ def _mask_report(pruned: Pruned, layers: list[dict[str, Any]]) -> dict[str, Any]
         "num_prunable": masks.total(pruned.mask),
         "num_kept": masks.kept(pruned.mask),
         "sparsity": masks.sparsity(pruned.mask),
-        "num_tied": pruned.num_tied,
-        "sparsity_by_round": pruned.sparsities,
+        "rounds": [
+            {"sparsity": sparsity, "num_tied": tied}
+            for sparsity, tied in zip(pruned.sparsities, pruned.num_tied, strict=True)
+        ],
         "layers": layers,
     }
 
@@ -131,6 +156,7 @@ def _accuracies(curve: list[dict[str, Any]], epochs: int) -> dict[str, Any]:
 
 def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory) -> dict[str, Any]:
     started = time.perf_counter()
+    devices.start_memory(device)
     seed, sparsity = cfg["seed"], cfg["sparsity"]
     run_id = config.run_id(cfg)
 
@@ -183,9 +209,8 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory) -
         if cfg["save_scores"] and pruned.scores is not None:
             files.write_tensors("scores.safetensors", pruned.scores)
         tracker.mask(files.path / "mask.safetensors")
-        batch_size = min(128, data.num_examples["train"])
-        (batch,) = data.draw(Examples(None, batch_size, batch_size, False), seeding.generator(seed, "signal"))
-        signal = measures.carries_signal(model, pruned.mask, batch, loss)
+        pruned = replace(pruned, scores=None)  # they would lie on the device all through training
+        signal = _carries_signal(model, data, seed)
         collapsed = masks.collapsed(pruned.mask)
         if collapsed:
             log.warning("layer collapse: nothing is kept in %s", ", ".join(collapsed))
@@ -212,7 +237,7 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory) -
             "sparsity": masks.sparsity(pruned.mask),
             "target_sparsity": sparsity,
             "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "num_tied": pruned.num_tied,
+            "num_tied": sum(pruned.num_tied),
             "num_rounds": len(rounds),
             "collapsed_layers": collapsed,
             "carries_signal": signal,

@@ -53,7 +53,7 @@ def masked_multiply_adds(counts: dict[str, int], mask: Mask) -> int:
     return round(sum(count * densities[name] for name, count in counts.items()))
 
 
-def carries_signal(model: nn.Module, mask: Mask, batch: Batch, loss: Loss) -> bool:
+def carries_signal(model: nn.Module, batch: Batch, loss: Loss) -> bool:
     """Whether the loss on a batch still depends on the images, by one forward and one backward pass in train mode.
 
     The model's weights must be masked already. Its buffers and gradients are left as they were.
@@ -64,4 +64,4 @@ def carries_signal(model: nn.Module, mask: Mask, batch: Batch, loss: Loss) -> bo
     with mode(model, training=True):
         logits = torch.func.functional_call(model, buffers, (images,))
         (gradient,) = torch.autograd.grad(loss(logits, labels), images, materialize_grads=True)
-    return bool((gradient != 0).any())
+    return bool((gradient.isfinite() & (gradient != 0)).any())

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from pai_bench import allocation, masks, measures, seeding
+from pai_bench import allocation, devices, masks, measures, seeding
 from pai_bench.core import (
     Allocate,
     Batches,
@@ -34,10 +34,10 @@ class Pruned:
 
     mask: Mask
     scores: Scores | None = None  # of the last round; None when there was no round
-    num_tied: int = 0  # candidates of the last round that tied with the lowest kept score, if the order decided
     seconds: float = 0.0
     num_examples: int = 0  # images that passed through the network while scoring, over all rounds
     sparsities: list[float] = field(default_factory=list)  # after each round
+    num_tied: list[int] = field(default_factory=list)  # in each round, candidates among which order decided
 
 
 def prune(
@@ -69,7 +69,11 @@ def prune(
             batches = draw(pruner.examples, seeding.generator(seed, "examples", number))
         started = time.perf_counter()
         net = Subnetwork(model, pruned.mask, initial, input_shape)
-        with measures.mode(model, pruner.mode == "train"), seeding.seeded(seed, "score", number):
+        with (
+            measures.mode(model, pruner.mode == "train"),
+            seeding.seeded(seed, "score", number),
+            devices.reproducible(),
+        ):
             try:
                 scores = pruner.score(net, batches, loss, seeding.generator(seed, "noise", number))
                 allocation.check_scores(scores, pruned.mask)
@@ -82,10 +86,10 @@ def prune(
         pruned = Pruned(
             mask,
             scores,
-            allocation.num_tied(scores, pruned.mask, mask) if number == len(rounds) else 0,
             pruned.seconds + took,
             pruned.num_examples + num_images,
             [*pruned.sparsities, masks.sparsity(mask)],
+            [*pruned.num_tied, allocation.num_tied(scores, pruned.mask, mask)],
         )
         densities = {f"layer/{name}/density": density for name, density in masks.densities(mask).items()}
         record({"prune/round": number, "prune/sparsity": pruned.sparsities[-1], **densities}, 0.0)

@@ -54,7 +54,7 @@ def closing(row: dict[str, Any], layers: list[dict[str, Any]], directory: Path) 
     lines.append(f"  {kept}" + (f", {row['num_tied']:,} tied at the threshold" if row["num_tied"] else ""))
     dense, masked = row["multiply_adds_dense"], row["multiply_adds_masked"]
     lines.append(f"  {_count(dense)} multiply-adds an image, {_count(masked)} if zeros were free")
-    lines += ["", *_layers(layers), ""]
+    lines += ["", *_layers(layers), ""] if row["num_kept"] < row["num_prunable"] else [""]
     if row["collapsed_layers"]:
         lines.append(f"  LAYER COLLAPSE: nothing is kept in {', '.join(row['collapsed_layers'])}")
     if not row["carries_signal"]:

@@ -78,6 +78,24 @@ def test_dense_is_one_run_at_every_sparsity() -> None:
     }
 
 
+@pytest.mark.parametrize("override", ["allocation=uniform", "pruner.mode=train"])
+def test_what_a_dense_run_does_not_use_is_no_part_of_its_name(override: str) -> None:
+    assert config.run_id(composed("pruner=dense", override)) == config.run_id(composed("pruner=dense"))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (["training=cifar_lottery"], ["training=cifar", "training.nesterov=false", "training.lr_drop_epochs=[80,120]"]),
+        (["training=digits"], ["training=digits", "training.lr_drop_epochs=[5]", "training.lr_drop_factor=0.5"]),
+        (["dataset.mean=[0]"], ["dataset.mean=[0.0]"]),
+    ],
+    ids=["a recipe spelt out", "drops under cosine", "integers in a list"],
+)
+def test_settings_that_mean_the_same_have_one_name(one: list[str], other: list[str]) -> None:
+    assert config.run_id(composed(*one)) == config.run_id(composed(*other))
+
+
 # What is refused ------------------------------------------------------------------------------------------------------
 
 # Each wrong command line, and what the one line must say.
@@ -123,6 +141,9 @@ REFUSED = {
     "drops": (["training.lr_drop_epochs=[80,40]"], "training.lr_drop_epochs"),
     "validation": (["dataset.validation=1"], "dataset.validation=1"),
     "device": (["device=tpu"], "device=tpu: give auto, cpu"),
+    "no model name": (["model.name=null"], "model.name=None: give a word"),
+    "number for a name": (["dataset.name=2024"], "dataset.name=2024: give a word"),
+    "padding": (["dataset.padding=-1"], "dataset.padding=-1: give 0 or more pixels"),
     "seed": (["seed=-1"], "seed=-1: give 0 or more"),
     "missing root": (["dataset=image_folder"], "dataset.root"),
     "missing model name": (["model=timm"], "model.name"),
@@ -175,16 +196,16 @@ def test_a_run_keeps_its_name() -> None:
 
 
 NAMES = {
-    "": "digits-resnet20-dense-s0-seed0-85cdd933",
-    "pruner=synflow sparsity=0.98": "digits-resnet20-synflow-s0.98-seed0-db887fbb",
+    "": "digits-resnet20-dense-s0-seed0-4d52e390",
+    "pruner=synflow sparsity=0.98": "digits-resnet20-synflow-s0.98-seed0-70dff35a",
     "dataset=cifar10 model=vgg16 training=cifar pruner=snip compression=100 seed=2": (
-        "cifar10-vgg16-snip-s0.99-seed2-d77b41e4"
+        "cifar10-vgg16-snip-s0.99-seed2-1314984e"
     ),
     "dataset=tiny_imagenet model=resnet18 training=tiny_imagenet pruner=grasp density=0.1": (
-        "tiny_imagenet-resnet18-grasp-s0.9-seed0-899eb599"
+        "tiny_imagenet-resnet18-grasp-s0.9-seed0-35eae260"
     ),
     "dataset=imagenet model=resnet50 training=imagenet pruner=magnitude sparsity=0.8 allocation=uniform": (
-        "imagenet-resnet50-magnitude-s0.8-seed0-7da56ec3"
+        "imagenet-resnet50-magnitude-s0.8-seed0-f6c613b4"
     ),
 }
 

@@ -64,7 +64,7 @@ def numbered(num_train: int, **settings: Any) -> Resident:
 
     defaults = {"validation": 0.0, "mean": [0.0] * 3, "std": [1 / 255] * 3, "padding": 2, "flip": True}
     labels = np.arange(num_train) % 3
-    return Resident((images(num_train), labels), (images(4), np.array([0, 1, 2, 0])), CPU, **(defaults | settings))
+    return Resident((images(num_train), labels), (images(4), np.array([0, 1, 2, 0])), 3, CPU, **(defaults | settings))
 
 
 def test_evaluation_gives_every_image_once_in_order_and_unchanged() -> None:
@@ -145,6 +145,26 @@ def test_mean_and_deviation_are_measured_on_the_training_images_when_not_given()
     images = all_images(data, "train")
     assert images.mean((0, 2, 3)).abs().max() < 1e-4
     assert (images.std((0, 2, 3), correction=0) - 1).abs().max() < 1e-4
+
+
+def test_what_is_given_of_mean_and_deviation_is_used() -> None:
+    data = numbered(9, mean=[0.1, 0.2, 0.3], std=None)
+    measured = numbered(9, mean=None, std=None)
+    shift = all_images(data, "test") - all_images(measured, "test")
+    assert (shift.flatten(2).std(2) < 1e-3).all() and shift.abs().min() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mean": [0.5]}, r"dataset.mean=\[0.5\]: the images have 3 channels"),
+        ({"validation": 0.001}, "dataset.validation=0.001: of 9 images it leaves no validation image"),
+        ({"validation": 0.99}, "dataset.validation=0.99: of 9 images it leaves no training image"),
+    ],
+)
+def test_settings_that_do_not_fit_the_images_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        numbered(9, **settings)
 
 
 def test_scoring_examples_are_balanced_and_plain_on_request() -> None:
@@ -283,6 +303,19 @@ def test_a_cache_follows_the_files(tmp_path: Path) -> None:
     assert load("dataset=image_folder", f"dataset.root={root}", data_dir=tmp_path).num_examples["train"] == 16
 
 
+def test_folders_of_one_name_do_not_share_a_cache(tmp_path: Path) -> None:
+    """Bitmaps of one size have equal names and lengths whatever their pixels."""
+    for place, seed in (("a", 0), ("b", 1000)):
+        for part in ("train", "test"):
+            for label, name in enumerate(("ant", "bee")):
+                save_image(tmp_path / place / "insects" / part / name / "0.bmp", seed + label, (8, 8))
+    roots = [f"dataset.root={tmp_path / place / 'insects'}" for place in ("a", "b")]
+    first, second = (load("dataset=image_folder", root, data_dir=tmp_path) for root in roots)
+    assert first.checksum != second.checksum
+    save_image(tmp_path / "a" / "insects" / "train" / "ant" / "0.bmp", 77, (8, 8))
+    assert load("dataset=image_folder", roots[0], data_dir=tmp_path).checksum != first.checksum
+
+
 def test_a_damaged_image_is_named_and_leaves_no_cache(tmp_path: Path) -> None:
     root = image_folder(tmp_path / "insects")
     (root / "train" / "bee" / "3.png").write_bytes(b"no image")
@@ -355,6 +388,14 @@ def test_tiny_imagenet_reads_the_original_layout(tmp_path: Path) -> None:
     assert (data.input_shape, data.num_classes) == ((3, 64, 64), 200)
     assert all_labels(data, "test") == [7, 0, 199]
     assert all_labels(data, "train") == sorted([*range(200)] * 2)
+
+
+def test_labels_go_up_to_the_last_class_even_without_its_images(tmp_path: Path) -> None:
+    root = tiny_files(tmp_path)
+    for file in (root / "train" / "n00000199" / "images").iterdir():
+        file.unlink()
+    data = load("dataset=tiny_imagenet", "dataset.subset=true", data_dir=tmp_path)
+    assert data.num_classes == 200 and max(all_labels(data, "test")) == 199
 
 
 def test_an_incomplete_tiny_imagenet_is_refused_unless_asked_for(tmp_path: Path) -> None:

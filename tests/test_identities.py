@@ -9,7 +9,7 @@ from conftest import Chain, residual
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from pai_bench import masks, measures
+from pai_bench import allocation, masks, measures
 from pai_bench.core import Batches, Scores, Subnetwork
 from pai_bench.errors import UserError
 from pai_bench.gradients import hessian_gradient, mean_gradient
@@ -128,6 +128,36 @@ def test_synflow_equals_autograd_on_a_rewritten_network(chain: nn.Module) -> Non
     for name, parameter in masks.prunable(positive).items():
         assert parameter.grad is not None
         assert_close(scores[name], parameter * parameter.grad, 1e-12)
+
+
+def test_synflow_in_float32_equals_the_published_loop() -> None:
+    """Masks multiply the weights, absolute values everywhere, all in float32: as the authors' code does it."""
+    import copy
+
+    torch.manual_seed(0)
+    model = Chain(bias=True)
+    rounds, density = 20, 0.05
+    theirs, mask = copy.deepcopy(model).eval(), masks.full(model)
+    ours = masks.full(model)
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.abs_()
+    for i in range(1, rounds + 1):
+        leaves = {
+            name: (w * mask[name].float()).detach().requires_grad_() for name, w in masks.prunable(theirs).items()
+        }
+        image = torch.ones((1, *SHAPE))
+        torch.func.functional_call(theirs, leaves, (image,)).sum().backward()
+        reference = {name: (leaf.grad * leaf).detach().abs() for name, leaf in leaves.items()}
+        with measures.mode(model, False):
+            scores = synflow.score(subnetwork(model, ours), [], F.cross_entropy, Generator(), dtype="float32")
+        assert all(torch.equal(scores[name], reference[name]) for name in scores)
+        k = round(density ** (i / rounds) * masks.total(mask))
+        together = torch.cat([values.flatten() for values in reference.values()])
+        threshold = torch.kthvalue(together, len(together) - k).values
+        mask = {name: values > threshold for name, values in reference.items()}
+        ours = allocation.global_topk(scores, ours, 1 - k / masks.total(ours), Generator())
+        assert all(torch.equal(ours[name], mask[name]) for name in ours)
 
 
 def test_synflow_says_when_it_overflows(chain: nn.Module) -> None:
@@ -275,6 +305,18 @@ def test_grasp_temperature_is_more_than_a_scale(chain: nn.Module, images: Batche
     cold, hot = (taken(grasp.score, chain, images, True, temperature=t) for t in (1.0, 200.0))
     together = torch.stack([torch.cat([s.flatten() for s in scores.values()]) for scores in (cold, hot)])
     assert torch.corrcoef(together)[0, 1] < 0.999
+
+
+def test_second_derivatives_exist_for_attention() -> None:
+    import timm
+
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, embed_dim=24, num_heads=2, num_classes=4)
+    images = [(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))]
+    net = Subnetwork(model, masks.full(model), {}, (3, 32, 32))
+    scores = grasp.score(net, images, F.cross_entropy, Generator(), temperature=200.0)
+    assert scores.keys() == masks.prunable(model).keys() and "blocks.0.attn.qkv.weight" in scores
+    assert all(values.isfinite().all() and values.any() for values in scores.values())
 
 
 # Magnitude and random -------------------------------------------------------------------------------------------------

@@ -116,6 +116,29 @@ def test_scores_that_rank_nothing_are_refused(values: torch.Tensor, message: str
         allocation.check_scores({"fc": values}, {"fc": torch.ones(3, dtype=torch.bool)})
 
 
+@pytest.mark.parametrize("allocate", options("allocation"))
+@pytest.mark.parametrize("sparsity", [0.98, 0.999])
+def test_every_allocation_reaches_its_counts_over_many_nested_rounds(allocate: str, sparsity: float) -> None:
+    candidates = everything((16, 1, 3, 3), (16, 16, 3, 3), (8, 16, 1, 1), (10, 8), (7,), (1,), (40, 40))
+    scores = {name: torch.rand(mask.shape, generator=Generator().manual_seed(1)) for name, mask in candidates.items()}
+    for this in schedules.exponential(sparsity, rounds=200):
+        mask = getattr(allocation, allocate)(scores, candidates, this.sparsity, GENERATOR)
+        assert masks.kept(mask) == masks.num_kept(this.sparsity, masks.total(mask))
+        assert not any((mask[name] & ~candidates[name]).any() for name in mask)
+        candidates = mask
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_scores_of_any_memory_format_are_ranked_alike(tied: bool) -> None:
+    values = torch.ones(4, 3, 3, 3) if tied else torch.rand(4, 3, 3, 3, generator=Generator().manual_seed(0))
+    candidates = everything((4, 3, 3, 3))
+    plain, last = (
+        allocation.global_topk({"layer0.weight": v}, candidates, 0.7, GENERATOR)["layer0.weight"]
+        for v in (values, values.contiguous(memory_format=torch.channels_last))
+    )
+    assert torch.equal(plain, last) and last.is_contiguous()
+
+
 # The mask on a model --------------------------------------------------------------------------------------------------
 
 

@@ -85,10 +85,7 @@ def test_the_example_method_runs_as_written(tmp_path: Path, batches: Batches, mo
     sys.modules.pop("gradient_norm")
 
 
-def test_files_of_a_run_are_those_that_the_readme_lists() -> None:
-    text = README.split("## What a run leaves\n")[1].split("\n## ")[0]
-    for name in (
-        "result.json", "config.yaml", "curve.jsonl", "metrics.csv", "mask.safetensors", "mask.json",
-        "scores.safetensors", "provenance.json", "status.json", "run.log", "wandb/",
-    ):  # fmt: skip
-        assert f"`{name}`" in text
+@pytest.mark.parametrize("command", sorted(set(re.findall(r"python scripts/prepare_data\.py ([^`\n]*)", README))))
+def test_datasets_to_prepare_exist(command: str) -> None:
+    dataset, *_ = shlex.split(command)
+    assert dataset in options("dataset")

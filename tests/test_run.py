@@ -42,6 +42,10 @@ def test_one_run_leaves_a_whole_record(run_cli: RunCli, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     directory = only_run(tmp_path)
+    readme = (ROOT / "README.md").read_text().split("## What a run leaves\n")[1].split("\n## ")[0]
+    assert {path.name for path in directory.iterdir()} == {
+        name.rstrip("/") for row in re.findall(r"^\|(.*?)\|", readme, re.M) for name in re.findall(r"`([^`]+)`", row)
+    }
     assert sorted(path.name for path in directory.iterdir()) == [
         "config.yaml", "curve.jsonl", "mask.json", "mask.safetensors", "metrics.csv", "provenance.json", "result.json",
         "run.log", "scores.safetensors", "status.json", "wandb",
@@ -62,7 +66,7 @@ def test_one_run_leaves_a_whole_record(run_cli: RunCli, tmp_path: Path) -> None:
     assert all(tensor.dtype == torch.bool for tensor in mask.values()) and scores.keys() == mask.keys()
 
     report = read(directory, "mask.json")
-    assert (report["num_kept"], len(report["sparsity_by_round"])) == (kept, 5)
+    assert (report["num_kept"], len(report["rounds"])) == (kept, 5)
     assert {layer["name"]: layer["kept"] for layer in report["layers"]} == {n: int(t.sum()) for n, t in mask.items()}
 
     curve = [json.loads(line) for line in (directory / "curve.jsonl").read_text().splitlines()]
@@ -136,7 +140,30 @@ def test_a_failure_keeps_its_traceback(run_cli: RunCli, tmp_path: Path) -> None:
     assert re.fullmatch(r"error: training diverged in epoch 1: .*lower training.lr.*\n", done.stderr)
     status = read(only_run(tmp_path), "status.json")
     assert (status["state"], status["exit_code"]) == ("failed", 1) and "diverged" in status["error"]
+    assert "Traceback" in (only_run(tmp_path) / "run.log").read_text()
     assert not (only_run(tmp_path) / "result.json").exists()
+
+
+def test_other_images_of_the_same_name_are_not_taken_for_a_finished_run(run_cli: RunCli, tmp_path: Path) -> None:
+    from test_data import image_folder, save_image
+
+    arguments = ["dataset=image_folder", "training.epochs=1", "training.batch_size=4", *SMALL[:3], "tracker=none"]
+    image_folder(tmp_path / "a" / "insects")
+    image_folder(tmp_path / "b" / "insects")
+    save_image(tmp_path / "b" / "insects" / "train" / "ant" / "0.png", 999, (16, 16))
+    first = run_cli(*arguments, f"dataset.root={tmp_path / 'a' / 'insects'}")
+    assert first.returncode == 0, first.stderr
+    again = run_cli(*arguments, f"dataset.root={tmp_path / 'a' / 'insects'}")
+    assert again.returncode == 0 and "is finished already" in again.stdout
+    other = run_cli(*arguments, f"dataset.root={tmp_path / 'b' / 'insects'}")
+    assert other.returncode == 2
+    assert re.fullmatch(r"config error: dataset.name=insects: .* was run on other images.*\n", other.stderr)
+
+
+def test_a_score_without_its_images_names_the_remedy(run_cli: RunCli) -> None:
+    done = run_cli(*SMALL, "tracker=none", "pruner=snip", "sparsity=0.5", "pruner.examples=null")
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: .*pruner.examples=null: this score looks at images.*\n", done.stderr)
 
 
 def test_missing_data_ends_with_its_own_code(run_cli: RunCli, tmp_path: Path) -> None:

@@ -24,8 +24,10 @@ def cifar10(
     """
     from torchvision.datasets import CIFAR10
 
-    train, test = (_read(CIFAR10, "cifar10", place, part, verify) for part in (True, False))
-    return Resident(train, test, place.device, validation=validation, mean=mean, std=std, padding=padding, flip=flip)
+    train, test = _read(CIFAR10, "cifar10", place, verify)
+    return Resident(
+        train, test, 10, place.device, validation=validation, mean=mean, std=std, padding=padding, flip=flip
+    )
 
 
 def cifar100(
@@ -34,22 +36,32 @@ def cifar100(
     """CIFAR-100: as CIFAR-10, with a hundred fine classes."""
     from torchvision.datasets import CIFAR100
 
-    train, test = (_read(CIFAR100, "cifar100", place, part, verify) for part in (True, False))
-    return Resident(train, test, place.device, validation=validation, mean=mean, std=std, padding=padding, flip=flip)
+    train, test = _read(CIFAR100, "cifar100", place, verify)
+    return Resident(
+        train, test, 100, place.device, validation=validation, mean=mean, std=std, padding=padding, flip=flip
+    )
 
 
-def _read(kind: type[Any], name: str, place: Place, train: bool, verify: bool) -> Images:
+def _read(kind: type[Any], name: str, place: Place, verify: bool) -> tuple[Images, Images]:
+    """The training and the test images."""
     if not verify:
         files = [[file, None] for file, _ in (*kind.train_list, *kind.test_list)]
         cut = len(kind.train_list)
         unchecked = {"train_list": files[:cut], "test_list": files[cut:], "meta": {**kind.meta, "md5": None}}
         kind = type(kind.__name__, (kind,), unchecked)
     try:
-        with lock(place.data_dir, name):
-            dataset = kind(place.data_dir, train=train, download=place.download)
+        if place.download:
+            with lock(place.data_dir, name):
+                kind(place.data_dir, download=True)
+        train, test = (kind(place.data_dir, train=part) for part in (True, False))
     except (RuntimeError, EOFError, OSError) as error:
+        if place.download:
+            raise DataError(
+                f"dataset={name}: {kind.url} cannot be fetched ({error}); fetch it elsewhere and run "
+                f"python scripts/prepare_data.py {name} --from {kind.filename}"
+            ) from error
         raise DataError(
             f"dataset={name}: {kind.base_folder} is missing or damaged in {place.data_dir}; run "
             f"python scripts/prepare_data.py {name} --data-dir {place.data_dir}, or say where it is with data_dir="
         ) from error
-    return dataset.data, np.array(dataset.targets)
+    return (train.data, np.array(train.targets)), (test.data, np.array(test.targets))

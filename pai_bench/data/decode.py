@@ -57,12 +57,35 @@ def class_folders(root: Path) -> tuple[list[str], Listing]:
     return classes, listing
 
 
+def paired_class_folders(train: Path, test: Path) -> tuple[int, Listing, Listing]:
+    """Number of classes and the labelled files of two folders of class folders.
+
+    Raises:
+        DataError: the two have different classes, or one is incomplete.
+    """
+    (classes, train_files), (test_classes, test_files) = class_folders(train), class_folders(test)
+    if classes != test_classes:
+        odd = sorted(set(classes) ^ set(test_classes))
+        raise DataError(f"{train.parent}: {odd[0]} is a class of only one of {train.name}/ and {test.name}/")
+    return len(classes), train_files, test_files
+
+
 def fingerprint(listing: Listing) -> str:
     """A checksum of file names, sizes and labels: it tells versions of a folder apart without reading the images."""
     digest = hashlib.sha256()
     for path, label in listing:
         digest.update(f"{path.parent.name}/{path.name} {path.stat().st_size} {label}\n".encode())
     return digest.hexdigest()
+
+
+def _cache_key(splits: dict[str, Listing]) -> str:
+    """Tells apart what may hold other pixels: another place, or a file written at another time."""
+    digest = hashlib.sha256()
+    for split, listing in splits.items():
+        for path, label in listing:
+            status = path.stat()
+            digest.update(f"{split} {path.resolve()} {status.st_size} {status.st_mtime_ns} {label}\n".encode())
+    return digest.hexdigest()[:12]
 
 
 def _square(path: Path, size: int | None) -> np.ndarray:
@@ -100,17 +123,17 @@ def decoded(name: str, splits: dict[str, Listing], size: int | None, data_dir: P
     Raises:
         DataError: a file is no image, or sizes differ and none was given.
     """
-    key = hashlib.sha256("".join(fingerprint(listing) for listing in splits.values()).encode()).hexdigest()[:12]
-    cache = data_dir / "cache" / f"{name}-{size or 'as_is'}-{key}"
-    with lock(cache.parent, cache.name):
-        if not cache.is_dir():
-            log.info("decoding %d images of %s, once, into %s", sum(map(len, splits.values())), name, cache)
-            building = cache.with_suffix(".building")
-            shutil.rmtree(building, ignore_errors=True)
-            building.mkdir()
-            for split, listing in splits.items():
-                _decode(listing, size, building / f"{split}.npy")
-            building.rename(cache)
+    cache = data_dir / "cache" / f"{name}-{size or 'as_is'}-{_cache_key(splits)}"
+    if not cache.is_dir():
+        with lock(cache.parent, cache.name):
+            if not cache.is_dir():  # another process may have built it while this one waited
+                log.info("decoding %d images of %s, once, into %s", sum(map(len, splits.values())), name, cache)
+                building = cache.with_suffix(".building")
+                shutil.rmtree(building, ignore_errors=True)
+                building.mkdir()
+                for split, listing in splits.items():
+                    _decode(listing, size, building / f"{split}.npy")
+                building.rename(cache)
     return {
         split: (np.load(cache / f"{split}.npy", mmap_mode="r"), np.array([label for _, label in listing]))
         for split, listing in splits.items()

@@ -30,14 +30,7 @@ def digits(
     table = torch.as_tensor(np.loadtxt(source, delimiter=",", dtype=np.float32))
     small, labels = table[:, :-1].view(-1, 1, 8, 8) * (255 / 16), table[:, -1].long()
     images = F.interpolate(small, size=32, mode="bilinear").round().byte().permute(0, 2, 3, 1).contiguous()
-    train, test = hold_out(labels, _TEST_FRACTION)
+    train, test = ((images[part].numpy(), labels[part].numpy()) for part in hold_out(labels, _TEST_FRACTION))
     return Resident(
-        (images[train].numpy(), labels[train].numpy()),
-        (images[test].numpy(), labels[test].numpy()),
-        place.device,
-        validation=validation,
-        mean=mean,
-        std=std,
-        padding=padding,
-        flip=flip,
+        train, test, 10, place.device, validation=validation, mean=mean, std=std, padding=padding, flip=flip
     )

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pai_bench.core import Place
-from pai_bench.data.decode import class_folders, decoded
+from pai_bench.data.decode import decoded, paired_class_folders
 from pai_bench.data.resident import Resident
 from pai_bench.errors import DataError
 
@@ -35,18 +35,9 @@ def image_folder(
             raise DataError(
                 f"dataset.root={root}: there is no folder {part}; give the folder that holds train/ and test/"
             )
-    (train_classes, train), (test_classes, test) = class_folders(folder / "train"), class_folders(test_folder)
-    if train_classes != test_classes:
-        odd = sorted(set(train_classes) ^ set(test_classes))
-        raise DataError(f"dataset.root={root}: {odd[0]} is a class of only one of train/ and {test_folder.name}/")
+    num_classes, train, test = paired_class_folders(folder / "train", test_folder)
     images = decoded(folder.resolve().name, {"train": train, "test": test}, size, place.data_dir)
     return Resident(
-        images["train"],
-        images["test"],
-        place.device,
-        validation=validation,
-        mean=mean,
-        std=std,
-        padding=padding,
-        flip=flip,
-    )
+        images["train"], images["test"], num_classes, place.device,
+        validation=validation, mean=mean, std=std, padding=padding, flip=flip,
+    )  # fmt: skip

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pai_bench.core import Batch, Batches, Examples, Place, Shape, num_steps
-from pai_bench.data.decode import Listing, class_folders, fingerprint, open_image
+from pai_bench.data.decode import Listing, fingerprint, open_image, paired_class_folders
 from pai_bench.data.resident import choose_examples, hold_out
 from pai_bench.errors import DataError
 
@@ -35,7 +35,8 @@ class _Files(Dataset[tuple[Tensor, int]]):
         if self.seeds is None:
             return self.transform(image), label
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(self.seeds[position]))
+            # Not torch.manual_seed, which in the main process would seed the GPU's generator too.
+            torch.default_generator.manual_seed(int(self.seeds[position]))
             return self.transform(image), label
 
 
@@ -140,15 +141,12 @@ def imagenet(
                 f"dataset=imagenet: there is no folder {folder / part}; ImageNet cannot be downloaded without an "
                 "account: give the folder that holds train/<class>/ and val/<class>/ as dataset.root="
             )
-    (classes, train), (test_classes, test) = class_folders(folder / "train"), class_folders(folder / "val")
-    if classes != test_classes:
-        odd = sorted(set(classes) ^ set(test_classes))
-        raise DataError(f"dataset=imagenet: {odd[0]} is a class of only one of train/ and val/ in {folder}")
-    if (len(classes), len(train), len(test)) != (_NUM_CLASSES, _NUM_TRAIN, _NUM_TEST) and not subset:
+    num_classes, train, test = paired_class_folders(folder / "train", folder / "val")
+    if (num_classes, len(train), len(test)) != (_NUM_CLASSES, _NUM_TRAIN, _NUM_TEST) and not subset:
         raise DataError(
-            f"dataset=imagenet: {folder} has {len(classes):,} classes, {len(train):,} training and {len(test):,} val "
+            f"dataset=imagenet: {folder} has {num_classes:,} classes, {len(train):,} training and {len(test):,} val "
             f"images, not {_NUM_CLASSES:,}, {_NUM_TRAIN:,} and {_NUM_TEST:,}; complete it, or say dataset.subset=true"
         )
     return Streamed(
-        train, test, len(classes), place, size=size, resize=resize, validation=validation, mean=mean, std=std
+        train, test, num_classes, place, size=size, resize=resize, validation=validation, mean=mean, std=std
     )

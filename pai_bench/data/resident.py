@@ -24,13 +24,20 @@ def lock(directory: Path, name: str) -> FileLock:
 
 
 def hold_out(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
-    """Splits indices into (train, validation), the same fraction of every class, the same split for every seed."""
+    """Splits indices into (train, validation), the same fraction of every class, the same split for every seed.
+
+    Raises:
+        ConfigError: the fraction is not zero and leaves one of the two empty.
+    """
     generator = Generator().manual_seed(0)
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     for label in range(int(labels.max()) + 1):
         members = (labels == label).nonzero().squeeze(1)
         order = torch.randperm(len(members), generator=generator)
         chosen[members[order[: round(fraction * len(members))]]] = True
+    if chosen.all() or (fraction > 0 and not chosen.any()):
+        part = "training" if chosen.all() else "validation"
+        raise ConfigError(f"dataset.validation={fraction}: of {len(labels)} images it leaves no {part} image")
     return (~chosen).nonzero().squeeze(1), chosen.nonzero().squeeze(1)
 
 
@@ -75,16 +82,21 @@ class Resident:
     """A core.Data whose images are uint8 tensors on the device.
 
     Args:
+        num_classes: labels are below it, whether or not every class has an image.
         validation: fraction of the training images held out as a validation split.
         mean, std: per channel, of pixels in [0, 1]; None measures them on the training images.
         padding: zeros around the image before a random crop of its own size; 0 = no crop.
         flip: mirror every second image, at random.
+
+    Raises:
+        ConfigError: mean and std do not fit the channels, or a split would be empty.
     """
 
     def __init__(
         self,
         train: Images,
         test: Images,
+        num_classes: int,
         device: torch.device,
         *,
         validation: float,
@@ -95,13 +107,16 @@ class Resident:
     ) -> None:
         _, height, width, channels = train[0].shape
         self.input_shape: Shape = (channels, height, width)
-        self.num_classes = int(train[1].max()) + 1
+        self.num_classes = num_classes
         digest = hashlib.sha256()
         for array in (*train, *test):
             digest.update(np.ascontiguousarray(array).data)
         self.checksum = digest.hexdigest()
-        if mean is None or std is None:
-            mean, std = channel_statistics(train[0])
+        measured = channel_statistics(train[0]) if mean is None or std is None else ([], [])
+        mean, std = measured[0] if mean is None else mean, measured[1] if std is None else std
+        for setting, values in (("mean", mean), ("std", std)):
+            if len(values) != channels:
+                raise ConfigError(f"dataset.{setting}={values}: the images have {channels} channels; give one for each")
         self._scale = 1 / (255 * torch.tensor(std, device=device))
         self._shift = -torch.tensor(mean, device=device) / torch.tensor(std, device=device)
         self._padding, self._flip, self._device = padding, flip, device

@@ -47,15 +47,9 @@ def tiny_imagenet(
         )
     images = decoded("tiny_imagenet", splits, None, place.data_dir)
     return Resident(
-        images["train"],
-        images["test"],
-        place.device,
-        validation=validation,
-        mean=mean,
-        std=std,
-        padding=padding,
-        flip=flip,
-    )
+        images["train"], images["test"], _NUM_CLASSES, place.device,
+        validation=validation, mean=mean, std=std, padding=padding, flip=flip,
+    )  # fmt: skip
 
 
 def _download(data_dir: Path) -> None:
@@ -63,7 +57,13 @@ def _download(data_dir: Path) -> None:
 
     with lock(data_dir, "tiny_imagenet"):
         if not (data_dir / _FOLDER).is_dir():
-            download_url(_URL, str(data_dir), md5=_MD5)
+            try:
+                download_url(_URL, str(data_dir), md5=_MD5)
+            except (OSError, RuntimeError) as error:
+                raise DataError(
+                    f"dataset=tiny_imagenet: {_URL} cannot be fetched ({error}); fetch it elsewhere and run "
+                    "python scripts/prepare_data.py tiny_imagenet --from tiny-imagenet-200.zip"
+                ) from error
             unpacked = data_dir / ".tiny-imagenet-unpacking"
             shutil.rmtree(unpacked, ignore_errors=True)
             shutil.unpack_archive(data_dir / Path(_URL).name, unpacked)

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pai_bench.core import Shape
+from pai_bench.errors import ConfigError
 from pai_bench.models.initialization import initialize_
 
 
@@ -59,8 +60,13 @@ def resnet(
 
     ResNet-20 is widths [16, 32, 64] with blocks [3, 3, 3]; ResNet-18 is [64, 128, 256, 512] with [2, 2, 2, 2].
 
+    Raises:
+        ConfigError: there are not as many widths as blocks.
+
     Reference: He et al. 2016, arXiv:1512.03385, sections 4.1 and 4.2.
     Deviates: shortcuts that change shape are 1x1 projections with batch norm, as in the lottery-ticket literature;
         the CIFAR networks of the paper pad with zeros.
     """
+    if len(widths) != len(blocks):
+        raise ConfigError(f"model.widths={widths}: give one for each stage of model.blocks={blocks}")
     return initialize_(ResNet(input_shape[0], num_classes, widths, blocks), init)

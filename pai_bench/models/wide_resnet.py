@@ -63,4 +63,6 @@ def wide_resnet(
         raise ConfigError(f"model.depth={depth}: give 6n + 4, for example 16, 22, 28 or 40")
     if width < 2:
         raise ConfigError(f"model.width={width}: give 2 or more; the plain network is model=resnet20")
+    if not 0 <= dropout < 1:
+        raise ConfigError(f"model.dropout={dropout}: give a fraction in [0, 1)")
     return initialize_(WideResNet(input_shape[0], num_classes, (depth - 4) // 6, width, dropout), init)
