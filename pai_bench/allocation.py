@@ -1,13 +1,15 @@
 """Scores -> mask: which of the candidates stay. Every function keeps exactly round((1 - sparsity) * N) weights."""
 
 import math
+from collections.abc import Collection
+from typing import Literal
 
 import torch
 from torch import Generator, Tensor
 
 from pai_bench import masks
-from pai_bench.core import Mask, Scores
-from pai_bench.errors import UserError
+from pai_bench.core import Mask, Scores, Sketch
+from pai_bench.errors import ConfigError, UserError
 
 
 def _threshold(values: Tensor, k: int) -> Tensor:
@@ -49,38 +51,279 @@ def _among(scores: Scores, candidates: Mask) -> Tensor:
     return torch.cat([scores[name][candidate] for name, candidate in candidates.items()])
 
 
-def global_topk(scores: Scores, candidates: Mask, sparsity: float, generator: Generator) -> Mask:
+def global_topk(scores: Scores, candidates: Mask, sparsity: float, generator: Generator, *, min_density: float) -> Mask:
     """Keeps the highest scores of the whole network; of equal scores the first in parameter order.
 
+    Args:
+        min_density: the part of every layer that always stays, its highest scores, rounded up; 0 lets layers collapse.
+
     Raises:
-        ConfigError: the sparsity leaves no weight.
+        ConfigError: the sparsity leaves no weight, or less than min_density.
         ValueError: fewer candidates than weights to keep.
     """
-    return keep_largest(scores, candidates, masks.num_kept(sparsity, masks.total(candidates)))
+    k = masks.num_kept(sparsity, masks.total(candidates))
+    if min_density == 0:
+        return keep_largest(scores, candidates, k)
+    floors = {name: math.ceil(round(min_density * mask.numel(), 9)) for name, mask in candidates.items()}
+    if sum(floors.values()) > k:
+        raise ConfigError(
+            f"allocation.min_density={min_density}: it keeps {sum(floors.values())}, the sparsity {k}; lower one"
+        )
+    safe = {name: keep_largest(scores, {name: mask}, floors[name])[name] for name, mask in candidates.items()}
+    rest = {name: mask & ~safe[name] for name, mask in candidates.items()}
+    chosen = keep_largest(scores, rest, k - sum(floors.values()))
+    return {name: mask | safe[name] for name, mask in chosen.items()}
 
 
 def uniform(scores: Scores, candidates: Mask, sparsity: float, generator: Generator) -> Mask:
     """Keeps the same fraction of every layer, by score within the layer.
 
-    A layer of n weights gets density * n of them, rounded so that the total is exact: the layers with the largest
-    remainders are rounded up, the first of equal ones first. A layer cannot get more than it has candidates.
-
     Raises:
         ConfigError: the sparsity leaves no weight.
         ValueError: fewer candidates than weights to keep.
     """
+    return by_density(scores, candidates, sparsity, dict.fromkeys(candidates, 1.0))
+
+
+def uniform_plus(scores: Scores, candidates: Mask, sparsity: float, generator: Generator, *, min_last: float) -> Mask:
+    """Keeps the first layer whole and at least `min_last` of the last; the others share what is left, uniformly.
+
+    Reference: Gale et al. 2019, arXiv:1902.09574; as in Liu et al. 2022, arXiv:2202.02643.
+    Deviates: the code of the latter divides what is left by the size of the whole network, and so keeps too few.
+
+    Raises:
+        ConfigError: the sparsity leaves less than the first and last layer take.
+    """
+    names = list(candidates)
+    if len(names) < 3:
+        raise ConfigError("allocation=uniform_plus: it needs a first, a last and other layers; use allocation=uniform")
+    first, last = names[0], names[-1]
+    sizes = {name: mask.numel() for name, mask in candidates.items()}
+    k = masks.num_kept(sparsity, sum(sizes.values()))
+    density = (k - sizes[first]) / (sum(sizes.values()) - sizes[first])
+    of_last = max(density, min_last)
+    rest = sum(sizes[name] for name in names[1:-1])
+    others = (k - sizes[first] - of_last * sizes[last]) / rest
+    if others <= 0:
+        raise ConfigError(
+            f"sparsity={sparsity:g}: allocation=uniform_plus keeps the first layer and {min_last:g} of the last, which "
+            "leaves nothing for the others; lower the sparsity"
+        )
+    shares = dict.fromkeys(names, others) | {first: 1.0, last: of_last}
+    return by_density(scores, candidates, sparsity, shares, fixed={first, last})
+
+
+def erk(scores: Scores, candidates: Mask, sparsity: float, generator: Generator, *, kernel: bool) -> Mask:
+    """Erdos-Renyi layer densities, by score within the layer: proportional to the sum over the product of the sizes.
+
+    Layers that would get more than they have are kept whole, and the others share what is left.
+
+    Args:
+        kernel: count the kernel's height and width among a layer's sizes (ERK); without, ER.
+
+    Reference: Evci et al. 2020, arXiv:1911.11134, section 3; Mocanu et al. 2018, arXiv:1707.04780, for ER.
+    Deviates: none.
+    """
+    shares = {}
+    for name, mask in candidates.items():
+        if mask.ndim < 2:
+            raise ConfigError("allocation=erk: it is defined for weights, not for filters; use allocation=uniform")
+        sizes = mask.shape if kernel else mask.shape[:2]
+        shares[name] = sum(sizes) / math.prod(sizes)
+    return by_density(scores, candidates, sparsity, shares)
+
+
+def smart_ratio(
+    scores: Scores,
+    candidates: Mask,
+    sparsity: float,
+    generator: Generator,
+    *,
+    shape: Literal["resnet", "vgg"],
+    linear_density: float,
+) -> Mask:
+    """Densities that fall with depth, by score within the layer: (L - l + 1)^2 + (L - l + 1) in layer l of L.
+
+    Args:
+        shape: "vgg" divides by l^2, too.
+        linear_density: what every linear layer keeps.
+
+    Reference: Su et al. 2020, arXiv:2009.11094, section 4, and the released code.
+    Deviates: what exceeds a full layer is spread over all others in proportion, not carried into the next layers, which
+        in their code stops early.
+
+    Raises:
+        ConfigError: the linear layers alone exceed the target.
+    """
+    depth = len(candidates)
+    shares, linear = {}, set()
+    for index, (name, mask) in enumerate(candidates.items(), start=1):
+        if mask.ndim == 2:
+            linear.add(name)
+            shares[name] = linear_density
+        else:
+            height = depth - index + 1
+            shares[name] = (height**2 + height) / (index**2 if shape == "vgg" else 1)
+    return by_density(scores, candidates, sparsity, shares, fixed=linear)
+
+
+def densities_of(scores: Scores, candidates: Mask, sparsity: float, generator: Generator, *, mask: str) -> Mask:
+    """As many weights in every layer as another mask keeps there, by score within the layer.
+
+    With pruner=random the positions are random: is it the method's choice of weights that matters, or only its layers?
+
+    Args:
+        mask: a mask.safetensors, for example of a finished run of another pruner.
+
+    Reference: Frankle et al. 2021, arXiv:2009.08576, section 5; Liu et al. 2022, arXiv:2202.02643, for "SNIP ratio".
+
+    Raises:
+        ConfigError: the mask is of other layers, or keeps another number of weights.
+    """
+    theirs = masks.read(mask)
+    counts = {name: int(theirs[name].count_nonzero()) if name in theirs else -1 for name in candidates}
+    for name, candidate in candidates.items():
+        if name not in theirs or theirs[name].shape != candidate.shape:
+            raise ConfigError(f"allocation.mask={mask}: it holds no mask of {name} {tuple(candidate.shape)}")
     k = masks.num_kept(sparsity, masks.total(candidates))
-    shares = {name: k * mask.numel() / masks.total(candidates) for name, mask in candidates.items()}
-    room = {name: int(mask.count_nonzero()) for name, mask in candidates.items()}
-    counts = {name: min(math.floor(share), room[name]) for name, share in shares.items()}
-    by_remainder = sorted(shares, key=lambda name: counts[name] - shares[name])
-    while (missing := k - sum(counts.values())) > 0:
-        open_layers = [name for name in by_remainder if counts[name] < room[name]]
-        if not open_layers:
-            raise ValueError(f"cannot keep {k} of {sum(room.values())} weights")
-        for name in open_layers[:missing]:
-            counts[name] += 1
+    if sum(counts.values()) != k:
+        raise ConfigError(
+            f"allocation.mask={mask}: it keeps {sum(counts.values())} weights and sparsity={sparsity:g} keeps {k}; "
+            "give a mask of the same sparsity"
+        )
+    return by_count(scores, candidates, counts)
+
+
+def by_count(scores: Scores, candidates: Mask, counts: dict[str, int]) -> Mask:
+    """Keeps a given number of weights in each layer, by score."""
     return {name: keep_largest(scores, {name: mask}, counts[name])[name] for name, mask in candidates.items()}
+
+
+def by_density(
+    scores: Scores, candidates: Mask, sparsity: float, shares: dict[str, float], fixed: Collection[str] = ()
+) -> Mask:
+    """Keeps a fraction of each layer, by score within it: its share times one factor for all, at most 1.
+
+    The factor is what makes the total exact. Counts are rounded so that it stays exact: the layers with the largest
+    remainders are rounded up, the first of equal ones first. A layer cannot get more than it has candidates.
+
+    Args:
+        fixed: layers whose share is their density, and takes no factor.
+
+    Raises:
+        ConfigError: the sparsity leaves no weight, or less than the fixed layers take.
+        ValueError: fewer candidates than weights to keep.
+    """
+    k = masks.num_kept(sparsity, masks.total(candidates))
+    sizes = {name: mask.numel() for name, mask in candidates.items()}
+    room = {name: int(mask.count_nonzero()) for name, mask in candidates.items()}
+    if k > sum(room.values()):
+        raise ValueError(f"cannot keep {k} of {sum(room.values())} weights")
+    wanted = {name: min(shares[name] * sizes[name], room[name]) for name in fixed}
+    left = k - sum(wanted.values())
+    if left < 0:
+        raise ConfigError(
+            f"sparsity={sparsity:g}: it keeps {k} weights, and {', '.join(fixed)} alone {sum(wanted.values()):.0f}; "
+            "lower the sparsity or their density"
+        )
+    open_layers = [name for name in candidates if name not in wanted]
+    while open_layers:
+        factor = left / sum(shares[name] * sizes[name] for name in open_layers)
+        full = [name for name in open_layers if factor * shares[name] * sizes[name] > room[name]]
+        for name in full or open_layers:
+            wanted[name] = room[name] if full else factor * shares[name] * sizes[name]
+            left -= wanted[name]
+        open_layers = [name for name in open_layers if name not in wanted]
+    counts = {name: min(math.floor(round(wanted[name], 6)), room[name]) for name in candidates}
+    by_remainder = sorted(counts, key=lambda name: counts[name] - wanted[name])
+    while (missing := k - sum(counts.values())) > 0:
+        for name in [name for name in by_remainder if counts[name] < room[name]][:missing]:
+            counts[name] += 1
+    return by_count(scores, candidates, counts)
+
+
+def sampled(
+    scores: Scores,
+    candidates: Mask,
+    sparsity: float,
+    generator: Generator,
+    *,
+    beta: float,
+    scope: Literal["global", "layer"],
+    rescale: bool,
+) -> Mask | Sketch:
+    """Draws the mask: weights with replacement, with probability p proportional to score^beta, until k have been drawn.
+
+    The kept set is that of drawing without replacement (Gumbel top-k). Weights of score zero come last, at random.
+    Counts c of the draws are those of a Poisson process of rate p that stops when the k-th weight appears, so nothing
+    is drawn one by one and there is no limit to the number of weights.
+
+    Args:
+        beta: 0 is uniform; the larger, the closer to global_topk.
+        scope: "layer" keeps as many in every layer as global_topk would, and draws within the layers.
+        rescale: multiply a kept weight by c / (s p) for s draws, the sketch that is unbiased for fixed s; else binary.
+
+    Reference: Bar and Giryes 2023, arXiv:2305.17559, for masks as sketches of a matrix product.
+    Deviates: whether the paper draws with replacement, rescales, and draws per layer could not be established.
+
+    Raises:
+        ConfigError: the sparsity leaves no weight.
+        UserError: a score is negative, and so no probability.
+    """
+    for name, values in scores.items():
+        if (values[candidates[name]] < 0).any():
+            raise UserError(
+                f"allocation=sampled draws in proportion to scores, and {name} has negative ones; use a pruner whose "
+                "scores are sizes (for GraSP pruner=grasp_abs)"
+            )
+    k = masks.num_kept(sparsity, masks.total(candidates))
+    if scope == "global":
+        groups = [(dict(candidates), k)]
+    else:
+        top = keep_largest(scores, candidates, k)
+        groups = [({name: mask}, int(top[name].count_nonzero())) for name, mask in candidates.items()]
+    mask: Mask = {}
+    scale: dict[str, Tensor] = {}
+    for group, number in groups:
+        if number == 0:
+            mask |= {name: torch.zeros_like(candidate) for name, candidate in group.items()}
+            scale |= {name: torch.ones_like(scores[name]) for name in group}
+            continue
+        drawn, factors = _draw({name: scores[name] for name in group}, group, number, beta, generator)
+        mask |= drawn
+        scale |= factors
+    return Sketch(mask, scale) if rescale else mask
+
+
+def _draw(
+    scores: Scores, candidates: Mask, k: int, beta: float, generator: Generator
+) -> tuple[Mask, dict[str, Tensor]]:
+    """The k weights that a Poisson process of rate p reaches first, and c / (s p) of each."""
+    logs = {name: beta * values.to(torch.float64).log() for name, values in scores.items()}
+    if beta == 0:
+        logs = {name: torch.zeros_like(values) for name, values in logs.items()}
+    total = torch.cat([logs[name][mask] for name, mask in candidates.items()]).logsumexp(0)
+    arrivals = {}  # minus the time of the first arrival, so that the largest come first
+    for name, values in logs.items():
+        uniform = torch.rand(values.shape, dtype=torch.float64, generator=generator).clamp_min(1e-300)
+        waiting = -uniform.log().to(values.device) * (total - values).exp()
+        # A weight of score zero never arrives; those are put in random order behind all others.
+        arrivals[name] = torch.where(values.isneginf(), -1e300 * (1 + uniform.to(values.device)), -waiting)
+    mask = keep_largest(arrivals, candidates, k)
+    ones = {name: torch.ones_like(values) for name, values in scores.items()}
+    if any((kept & logs[name].isneginf()).any() for name, kept in mask.items()):
+        return mask, ones  # the process never stops, and c / (s p) tends to one
+    stop = -torch.stack([arrivals[name][kept].min() for name, kept in mask.items() if kept.any()]).min()
+    counts = {}
+    for name, kept in mask.items():
+        rate = torch.where(kept, (logs[name] - total).exp() * (stop + arrivals[name]), 0.0)
+        counts[name] = torch.where(kept, 1 + torch.poisson(rate.cpu(), generator=generator).to(rate.device), 0.0)
+    draws = sum(float(number.sum()) for number in counts.values())
+    scale = {
+        name: torch.where(mask[name], number / (draws * (logs[name] - total).exp()), 1.0).to(scores[name].dtype)
+        for name, number in counts.items()
+    }
+    return mask, scale
 
 
 def num_tied(scores: Scores, candidates: Mask, mask: Mask) -> int:

@@ -23,6 +23,9 @@ from pai_bench.errors import ConfigError
 Mode = Literal["eval", "train"]
 LearningRateSchedule = Literal["step", "cosine"]
 Precision = Literal["float32", "bfloat16", "float16"]
+OnCollapse = Literal["record", "stop"]
+Reduction = Literal["sum", "abs_sum", "l2"]
+HOOKS = ("batches", "scores", "mask", "weights")
 Call = dict[str, Any]  # a name, a _target_, and the keyword arguments of that function
 
 
@@ -44,6 +47,20 @@ class PrunerConfig:
     score: Call | None = MISSING
     mode: str = MISSING
     examples: ExamplesConfig | None = MISSING
+    reduce: str | None = None
+    regrow: bool = False
+    transfer: Call | None = None
+
+
+@dataclass
+class AblationConfig:
+    """core.Ablation: what is broken on purpose."""
+
+    name: str = MISSING
+    batches: Call | None = MISSING
+    scores: Call | None = MISSING
+    mask: Call | None = MISSING
+    weights: Call | None = MISSING
 
 
 @dataclass
@@ -63,6 +80,7 @@ class TrainingConfig:
     lr_drop_factor: float = MISSING
     warmup_epochs: int = MISSING
     label_smoothing: float = MISSING
+    temperature: float = MISSING
     precision: str = MISSING
 
 
@@ -80,7 +98,9 @@ class RunConfig:
     allocation: Call = MISSING
     schedule: Call = MISSING
     pruner: PrunerConfig = field(default_factory=PrunerConfig)
+    ablation: AblationConfig = field(default_factory=AblationConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    on_collapse: str = MISSING
     tracker: Call = MISSING
     results_dir: str = MISSING
     data_dir: str = MISSING
@@ -90,11 +110,12 @@ class RunConfig:
     channels_last: bool = MISSING
     compile: bool = MISSING
     save_scores: bool = MISSING
+    diagnostics: bool = MISSING
 
 
 # What cannot change a result: where things lie (so dataset.root too), how fast they run, what is kept.
 NOT_IDENTITY = {
-    "tracker", "results_dir", "data_dir", "download", "save_scores",
+    "tracker", "results_dir", "data_dir", "download", "save_scores", "diagnostics",
     "device", "num_workers", "channels_last", "compile",
 }  # fmt: skip
 # Keys of a call that are not arguments of the function: the label, and Hydra's own.
@@ -154,11 +175,13 @@ def complete(composed: DictConfig) -> dict[str, Any]:
         raise ConfigError(f"{error.full_key} is missing: add {error.full_key}=VALUE") from error
     for group in ("model", "dataset", "allocation", "schedule", "tracker"):
         check_call(group, cfg[group])
-    if cfg["pruner"]["score"] is not None:
-        check_call("pruner.score", cfg["pruner"]["score"])
+    hooks = [("ablation", hook) for hook in HOOKS]
+    for group, key in (("pruner", "score"), ("pruner", "transfer"), *hooks):
+        if cfg[group][key] is not None:
+            check_call(f"{group}.{key}", cfg[group][key])
     if cfg["dataset"]["name"] is None and cfg["dataset"].get("root"):  # a folder of images is known by its own name
         cfg["dataset"]["name"] = Path(cfg["dataset"]["root"]).resolve().name
-    for group in ("model", "dataset", "allocation", "schedule", "pruner", "training", "tracker"):
+    for group in ("model", "dataset", "allocation", "schedule", "pruner", "ablation", "training", "tracker"):
         name = cfg[group]["name"]
         _require(isinstance(name, str) and name != "", f"{group}.name", name, "give a word (quote a number: \"'7'\")")
     _check_ranges(cfg)
@@ -184,6 +207,9 @@ def _check_ranges(cfg: dict[str, Any]) -> None:
     _require(training["batch_size"] >= 2, "training.batch_size", training["batch_size"], "give 2 or more")
     _require(0 < training["lr"] < math.inf, "training.lr", training["lr"], "give a number above 0")
     _require(training["weight_decay"] >= 0, "training.weight_decay", training["weight_decay"], "give 0 or more")
+    _require(
+        0 < training["temperature"] < math.inf, "training.temperature", training["temperature"], "give one above 0"
+    )
     for key in ("momentum", "label_smoothing"):
         _require(0 <= training[key] < 1, f"training.{key}", training[key], "give a number in [0, 1)")
     _require(
@@ -199,14 +225,23 @@ def _check_ranges(cfg: dict[str, Any]) -> None:
         ("training.lr_schedule", training["lr_schedule"], get_args(LearningRateSchedule)),
         ("training.precision", training["precision"], get_args(Precision)),
         ("pruner.mode", pruner["mode"], get_args(Mode)),
+        ("pruner.reduce", pruner["reduce"], (None, *get_args(Reduction))),
+        ("on_collapse", cfg["on_collapse"], get_args(OnCollapse)),
     ):
-        _require(value in choices, setting, value, "give one of " + ", ".join(choices))
+        _require(value in choices, setting, value, "give one of " + ", ".join(choice or "null" for choice in choices))
     if "padding" in dataset:
         _require(dataset["padding"] >= 0, "dataset.padding", dataset["padding"], "give 0 or more pixels")
     if "validation" in dataset:
         _require(0 <= dataset["validation"] < 1, "dataset.validation", dataset["validation"], "give one in [0, 1)")
-    if "rounds" in cfg["schedule"]:
-        _require(cfg["schedule"]["rounds"] >= 1, "schedule.rounds", cfg["schedule"]["rounds"], "give 1 or more")
+    schedule, allocation = cfg["schedule"], cfg["allocation"]
+    for key in ("rounds", "levels", "every_steps", "epochs"):
+        if key in schedule:
+            _require(schedule[key] >= 1, f"schedule.{key}", schedule[key], "give 1 or more")
+    for key in ("min_density", "min_last", "linear_density"):
+        if key in allocation:
+            _require(0 <= allocation[key] <= 1, f"allocation.{key}", allocation[key], "give one in [0, 1]")
+    if "beta" in allocation:
+        _require(0 <= allocation["beta"] < math.inf, "allocation.beta", allocation["beta"], "give 0 or more")
     if (examples := pruner["examples"]) is not None:
         per_class, total = examples["per_class"], examples["total"]
         _require(
@@ -216,11 +251,38 @@ def _check_ranges(cfg: dict[str, Any]) -> None:
         number, key = (per_class, "per_class") if total is None else (total, "total")
         _require(number >= 1, f"pruner.examples.{key}", number, "give 1 or more")
         _require(examples["batch_size"] >= 2, "pruner.examples.batch_size", examples["batch_size"], "give 2 or more")
+    _check_fits_together(cfg)
+
+
+def _check_fits_together(cfg: dict[str, Any]) -> None:
+    """Refuses settings that exclude each other."""
+    training, pruner, schedule = cfg["training"], cfg["pruner"], cfg["schedule"]
     never_prunes = cfg["schedule"]["_target_"].endswith(".none")
     if never_prunes and pruner["score"] is not None:
         raise ConfigError(f"schedule={cfg['schedule']['name']}: it never prunes; use pruner=dense or another schedule")
     if not never_prunes and pruner["score"] is None:
         raise ConfigError(f"schedule={cfg['schedule']['name']}: pruner={pruner['name']} has no score to prune by")
+    ablation = cfg["ablation"]
+    broken = [hook for hook in HOOKS if ablation[hook] is not None]
+    if broken and never_prunes:
+        raise ConfigError(f"ablation={ablation['name']}: a dense network has nothing to break; choose a pruner")
+    if ablation["batches"] is not None and pruner["examples"] is None:
+        raise ConfigError(f"ablation={ablation['name']}: pruner={pruner['name']} looks at no images; choose another")
+    if pruner["reduce"] is not None and cfg["allocation"].get("rescale"):
+        raise ConfigError("allocation.rescale=true: filters are not rescaled; set it to false, or prune weights")
+    if schedule["_target_"].endswith(".fine_tune"):
+        drops = training["lr_drop_epochs"]
+        last = max([drop for drop in drops if drop < training["epochs"]], default=0)
+        if training["lr_schedule"] != "step":
+            raise ConfigError(
+                f"schedule={schedule['name']}: training.lr_schedule={training['lr_schedule']} ends at a rate of zero; "
+                "set training.lr_schedule=step, or use schedule=lr_rewind"
+            )
+        if schedule["epochs"] > training["epochs"] - last:
+            raise ConfigError(
+                f"schedule.epochs={schedule['epochs']}: the last learning rate holds for {training['epochs'] - last} "
+                "epochs; give at most that, or use schedule=lr_rewind"
+            )
 
 
 def _sparsity(cfg: dict[str, Any]) -> float:
@@ -276,7 +338,7 @@ def check_call(path: str, call: Call) -> None:
     Raises:
         ConfigError: an argument is unknown, missing or of the wrong type, or there is no such function.
     """
-    if "_target_" not in call or ("name" not in call and path != "pruner.score"):
+    if "_target_" not in call or ("name" not in call and "." not in path):  # a group has a name, a part of one has not
         raise ConfigError(f"{path}: it needs a name and a _target_, the dotted path of a function")
     settings = _settings_of(call["_target_"])
     for key, value in call.items():
@@ -341,8 +403,15 @@ def _without(settings: dict[str, Any], *keys: str) -> dict[str, Any]:
 def _hash(cfg: dict[str, Any], without: set[str]) -> str:
     counted = _without(cfg, *without)
     counted["dataset"] = _without(cfg["dataset"], "root")
-    for group in ("training", "allocation", "schedule"):  # their names are labels; what they do is in their settings
-        counted[group] = _without(cfg[group], "name")
+    if isinstance(cfg["allocation"].get("mask"), str):  # what a file holds counts, not where it lies
+        counted["allocation"] = cfg["allocation"] | {"mask": _digest(cfg["allocation"]["mask"])}
+    for group in (
+        "training",
+        "allocation",
+        "schedule",
+        "ablation",
+    ):  # their names are labels; what they do is in their settings
+        counted[group] = _without(counted[group], "name")
     if cfg["training"]["lr_schedule"] == "cosine":
         counted["training"] = _without(counted["training"], "lr_drop_epochs", "lr_drop_factor")
     if cfg["pruner"]["score"] is None:  # nothing is scored and nothing allocated
@@ -351,8 +420,19 @@ def _hash(cfg: dict[str, Any], without: set[str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
+def _digest(path: str) -> str:
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError as error:
+        raise ConfigError(
+            f"allocation.mask={path}: it cannot be read ({error.strerror}); give a mask.safetensors"
+        ) from error
+
+
 def _named(cfg: dict[str, Any], *ending: str) -> str:
     names = [cfg["dataset"]["name"], cfg["model"]["name"], cfg["pruner"]["name"], f"s{cfg['sparsity']:.12g}"]
+    if any(cfg["ablation"][hook] is not None for hook in HOOKS):
+        names.append(cfg["ablation"]["name"])
     return "".join(c if c.isalnum() or c in "-_." else "_" for c in "-".join([*names, *ending]))
 
 

@@ -11,6 +11,7 @@ from torch import Generator, Tensor, nn
 Weights = dict[str, Tensor]  # prunable parameter name -> values
 Scores = dict[str, Tensor]  # same names and shapes, float; higher = keep
 Mask = dict[str, Tensor]  # same names and shapes, bool; True = kept
+State = dict[str, Tensor]  # a state dict: every parameter and buffer
 Batch = tuple[Tensor, Tensor]  # images (B, C, H, W) float, labels (B,) int64
 Batches = Sequence[Batch]  # materialised: may be walked twice
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits (B, K), labels (B,) -> scalar mean
@@ -29,6 +30,7 @@ class Subnetwork:
     mask: Mask
     initial: Weights
     input_shape: Shape
+    num_kept: int = 1  # how many units the round will leave; only a score that searches for them looks at it
 
     @property
     def weights(self) -> Weights:
@@ -40,8 +42,13 @@ class Subnetwork:
         """Fresh leaves that require a gradient: the weights, zero where pruned."""
         return {name: (weight * self.mask[name]).requires_grad_() for name, weight in self.weights.items()}
 
+    def others(self) -> Weights:
+        """Fresh leaves that require a gradient: the parameters that are not prunable."""
+        named = self.model.named_parameters()
+        return {name: p.detach().clone().requires_grad_() for name, p in named if name not in self.mask}
+
     def __call__(self, images: Tensor, weights: Weights) -> Tensor:
-        """Logits (B, K) of images (B, C, H, W) when the prunable weights are `weights`."""
+        """Logits (B, K) of images (B, C, H, W) when the parameters named in `weights` have those values."""
         # Batch norm in train mode writes its running statistics: into copies, so that scoring leaves no trace.
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         logits: Tensor = torch.func.functional_call(self.model, (weights, buffers), (images,))
@@ -65,18 +72,71 @@ class Score(Protocol):
         """Scores of the prunable weights."""
 
 
+@dataclass(frozen=True)
+class Sketch:
+    """A mask, and by what the kept weights are to be multiplied; what `scale` holds for pruned ones plays no part."""
+
+    mask: Mask
+    scale: Weights
+
+
 class Allocate(Protocol):
     """Which of the candidates stay, so that exactly round((1 - sparsity) * N) weights are kept."""
 
-    def __call__(self, scores: Scores, candidates: Mask, sparsity: float, generator: Generator) -> Mask:
-        """The mask."""
+    def __call__(self, scores: Scores, candidates: Mask, sparsity: float, generator: Generator) -> Mask | Sketch:
+        """The mask, or a mask that comes with a rescaling of the weights."""
+
+
+class Transfer(Protocol):
+    """New values for the prunable weights, for methods that return weights as well as a mask."""
+
+    def __call__(self, net: Subnetwork, batches: Batches, loss: Loss, generator: Generator) -> Weights:
+        """Values of every prunable weight, the pruned ones included, given the mask that a round ends with."""
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long the recipe trains."""
+
+    epochs: int
+    steps_per_epoch: int
 
 
 @dataclass(frozen=True)
 class Round:
-    """One score, allocate, mask cycle; `sparsity` is what it ends with."""
+    """One score, allocate, mask cycle, within training or, as by default, before it.
 
-    sparsity: float
+    Times are in epochs on the recipe's clock; a fraction is a step within an epoch.
+    """
+
+    sparsity: float  # what the round ends with
+    until_epoch: float = 0.0  # train this far before scoring
+    rewind_epoch: float | None = None  # after masking, put the clock and the learning rate back to this time,
+    rewind_weights: bool = True  # and, if so, the weights too (their values when the clock first stood there)
+
+
+class Schedule(Protocol):
+    """In which rounds a sparsity is reached."""
+
+    def __call__(self, sparsity: float, length: Length) -> Sequence[Round]:
+        """The rounds; the last has the sparsity asked for."""
+
+
+class Training(Protocol):
+    """What the round loop asks of the training loop."""
+
+    @property
+    def age_epochs(self) -> float:
+        """Training done so far, in epochs; unlike the recipe's clock it is never put back."""
+
+    def until(self, mask: Mask, epoch: float) -> None:
+        """Trains the masked network until the recipe's clock stands at a time in epochs."""
+
+    def rewind(self, mask: Mask, epoch: float, weights: bool) -> None:
+        """Puts the clock back, and the weights if asked, and forgets the momentum."""
+
+
+Reduction = Literal["sum", "abs_sum", "l2"]  # of the scores of the weights of a filter, to one score of the filter
 
 
 @dataclass(frozen=True)
@@ -86,6 +146,20 @@ class Pruner:
     score: Score | None  # None: dense, there are no rounds
     mode: Literal["eval", "train"]  # batch-norm mode while scoring
     examples: Examples | None  # None: the score looks at no images
+    reduce: Reduction | None = None  # set: whole filters are ranked and pruned, and the sparsity is that of filters
+    regrow: bool = False  # a weight pruned in one round may return in the next, with its initial value
+    transfer: Transfer | None = None  # set: every round ends with new weights
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """What is broken on purpose to test a claim: hooks, each of which does nothing where it is None."""
+
+    batches: Callable[[Batches, Generator], Batches] | None = None  # the images and labels that a score sees
+    scores: Callable[[Scores, Mask, Generator], Scores] | None = None  # of every round, given its candidates
+    mask: Callable[[Mask, Generator], Mask] | None = None  # of the last round
+    # The state dict that training starts from, over again, given the present one and a freshly drawn one.
+    weights: Callable[[State, State, Mask, Generator], State] | None = None
 
 
 @dataclass(frozen=True)
@@ -106,8 +180,11 @@ class Data(Protocol):
     num_examples: dict[str, int]
     checksum: str  # of the images and labels, or of the file listing where images are streamed
 
-    def train(self, batch_size: int, order: Generator, augment: Generator) -> Iterator[Batch]:
-        """One epoch of augmented training batches in random order; a trailing batch of one image is left out."""
+    def train(self, batch_size: int, order: Generator, augment: Generator, start: int = 0) -> Iterator[Batch]:
+        """One epoch of augmented training batches in random order, from batch `start`, the same as without it.
+
+        A trailing batch of one image is left out.
+        """
 
     def evaluation(self, split: str, batch_size: int) -> Iterator[Batch]:
         """Every image of a split once, un-augmented, in a fixed order."""

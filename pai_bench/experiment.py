@@ -1,8 +1,10 @@
 """One run, from a checked config to its result row. Read it downwards."""
 
+import copy
 import logging
 import time
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +12,28 @@ import torch
 from hydra.utils import instantiate
 from torch.nn import functional as F
 
-from pai_bench import config, devices, masks, measures, seeding, store, tracking
-from pai_bench.core import Data, Examples, Place, Pruner
+from pai_bench import config, devices, masks, measures, seeding, store, tracking, train
+from pai_bench.core import (
+    Ablation,
+    Allocate,
+    Batch,
+    Data,
+    Examples,
+    Mask,
+    Place,
+    Pruner,
+    Record,
+    Round,
+    Subnetwork,
+)
 from pai_bench.errors import ConfigError, UserError
 from pai_bench.prune import Pruned, prune
 from pai_bench.summary import closing
 from pai_bench.train import Recipe, Trainer
 
 log = logging.getLogger(__name__)
+
+Diagnose = Callable[[], dict[str, float]]
 
 
 def _function(call: dict[str, Any]) -> Any:
@@ -95,26 +111,128 @@ def _check_same_images(cfg: dict[str, Any], row: dict[str, Any]) -> None:
             )
 
 
-def _carries_signal(model: torch.nn.Module, data: Data, seed: int) -> bool:
+def _pruner(cfg: dict[str, Any]) -> Pruner:
+    """A pruner of the config; a dense run's is never asked for a score."""
+    functions = {key: _function(cfg[key]) if cfg[key] is not None else None for key in ("score", "transfer")}
+    examples = Examples(**cfg["examples"]) if cfg["examples"] is not None else None
+    return Pruner(**functions, mode=cfg["mode"], examples=examples, reduce=cfg["reduce"], regrow=cfg["regrow"])
+
+
+def _ablation(cfg: dict[str, Any]) -> Ablation:
+    return Ablation(**{hook: _function(cfg[hook]) if cfg[hook] is not None else None for hook in config.HOOKS})
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What the stages of a run work with, all of it made from the config."""
+
+    cfg: dict[str, Any]
+    device: torch.device
+    data: Data
+    build: Callable[[str], torch.nn.Module]  # a model on the device, its weights drawn from the stream of a name
+    pruner: Pruner
+    allocate: Allocate
+    ablation: Ablation
+    rounds: Sequence[Round]
+    recipe: Recipe
+
+
+def _parts(cfg: dict[str, Any], device: torch.device) -> _Parts:
+    data = load_data(cfg, device)
+
+    def build(stream: str) -> torch.nn.Module:
+        # On the CPU, so that the weights are the same on every device.
+        with seeding.seeded(cfg["seed"], stream):
+            model: torch.nn.Module = _function(cfg["model"])(data.input_shape, data.num_classes)
+        return model.to(device)
+
+    recipe = Recipe(**{key: value for key, value in cfg["training"].items() if key != "name"})
+    rounds = _function(cfg["schedule"])(cfg["sparsity"], train.length(recipe, data))
+    pruner, ablation = _pruner(cfg["pruner"]), _ablation(cfg["ablation"])
+    return _Parts(cfg, device, data, build, pruner, _function(cfg["allocation"]), ablation, rounds, recipe)
+
+
+def _search(
+    parts: _Parts, model: torch.nn.Module, ablation: Ablation, record: Record, diagnose: Diagnose | None
+) -> tuple[Pruned, Trainer]:
+    """Finds the mask. The trainer is the one that takes the training on from there."""
+    cfg, data, rounds = parts.cfg, parts.data, parts.rounds
+    initial = {name: weight.detach().clone() for name, weight in masks.prunable(model).items()}
+    trainer = Trainer(
+        model, data, parts.recipe, parts.device,
+        seed=cfg["seed"], channels_last=cfg["channels_last"], compile_model=cfg["compile"], record=record,
+        keep_epochs=[r.rewind_epoch for r in rounds if r.rewind_epoch is not None and r.rewind_weights],
+        diagnose=diagnose,
+    )  # fmt: skip
+    pruned = prune(
+        model, parts.pruner, parts.allocate, rounds, ablation=ablation, initial=initial, input_shape=data.input_shape,
+        draw=data.draw, training=trainer, loss=F.cross_entropy, seed=cfg["seed"], record=record, diagnose=diagnose,
+    )  # fmt: skip
+    return pruned, trainer
+
+
+def _overlap(parts: _Parts, pruned: Pruned, unbroken: Mask | None, trainer: Trainer) -> float | None:
+    """Lets an ablation of the weights do its work, and returns the share of the kept weights that no ablation changed.
+
+    For the weights' values where they are what is broken, for the mask otherwise. None without an ablation.
+
+    Raises:
+        UserError: the ablation changed nothing.
+    """
+    ablation, seed = parts.ablation, parts.cfg["seed"]
+    unbroken = pruned.unbroken or unbroken
+    overlap = None
+    if unbroken is not None:
+        common = masks.kept({name: kept & unbroken[name] for name, kept in pruned.mask.items()})
+        overlap = common / masks.kept(pruned.mask)
+    if ablation.weights is not None:
+        state = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+        fresh = parts.build("reinit").state_dict()
+        changed = ablation.weights(state, fresh, pruned.mask, seeding.generator(seed, "ablation"))
+        same = sum(int((state[name] == changed[name])[kept].sum()) for name, kept in pruned.mask.items())
+        overlap = same / masks.kept(pruned.mask)
+        trainer.restart(pruned.held, changed)
+    if overlap == 1.0:
+        raise UserError(
+            f"ablation={parts.cfg['ablation']['name']}: it changed nothing for pruner={parts.cfg['pruner']['name']} at "
+            f"sparsity={parts.cfg['sparsity']:g}, so the run would be a copy of the one without it; choose another"
+        )
+    return overlap
+
+
+def _examples_at_random(data: Data, seed: int, stream: str) -> Batch:
     size = min(128, data.num_examples["train"])
-    (batch,) = data.draw(Examples(None, size, size, False), seeding.generator(seed, "signal"))
+    (batch,) = data.draw(Examples(None, size, size, False), seeding.generator(seed, stream))
+    return batch
+
+
+def _carries_signal(model: torch.nn.Module, data: Data, seed: int) -> bool:
+    batch = _examples_at_random(data, seed, "signal")
     with seeding.seeded(seed, "signal"):
         return measures.carries_signal(model, batch, F.cross_entropy)
 
 
-def _pruner(cfg: dict[str, Any]) -> Pruner:
-    """A pruner of the config; a dense run's is never asked for a score."""
-    examples = Examples(**cfg["examples"]) if cfg["examples"] is not None else None
-    return Pruner(_function(cfg["score"]) if cfg["score"] is not None else None, cfg["mode"], examples)
+def _diagnose(parts: _Parts, model: torch.nn.Module) -> Diagnose:
+    """Gradient-flow measurements on the same 128 training images every time, in eval mode."""
+    batch = _examples_at_random(parts.data, parts.cfg["seed"], "diagnostics")
+
+    def measure() -> dict[str, float]:
+        mask = {name: weight != 0 for name, weight in masks.prunable(model).items()}
+        net = Subnetwork(model, mask, {}, parts.data.input_shape)
+        with measures.mode(model, training=False):
+            return measures.gradient_flow(net, [batch], F.cross_entropy)
+
+    return measure
 
 
-def _layers(pruned: Pruned, multiply_adds: dict[str, int]) -> list[dict[str, Any]]:
-    """Name, shape, size, kept, density and dense multiply-adds of each prunable tensor."""
-    densities = masks.densities(pruned.mask)
+def _layers(pruned: Pruned, reached: Mask, multiply_adds: dict[str, int]) -> list[dict[str, Any]]:
+    """Name, shape, size, kept, density and so on of each prunable tensor; multiply-adds are of the dense layer."""
+    densities, dead = masks.densities(pruned.mask), measures.dead_units(reached)
     return [
         {
             "name": name, "shape": list(kept.shape), "size": kept.numel(), "kept": int(kept.sum()),
-            "density": densities[name], "multiply_adds": multiply_adds.get(name, 0),
+            "density": densities[name], "effective": int(reached[name].sum()), "dead_units": dead[name],
+            "multiply_adds": multiply_adds.get(name, 0),
         }
         for name, kept in pruned.mask.items()
     ]  # fmt: skip
@@ -133,24 +251,43 @@ def _mask_report(pruned: Pruned, layers: list[dict[str, Any]]) -> dict[str, Any]
     }
 
 
-def _accuracies(curve: list[dict[str, Any]], epochs: int) -> dict[str, Any]:
+def _accuracies(evaluated: list[dict[str, Any]], start: float) -> dict[str, Any]:
     """Accuracy (a fraction) after the last epoch, in the best test epoch, and in the epoch best on a validation split.
 
-    The latter is None without a validation split; of equal epochs the first counts.
+    The latter is None without a validation split; of equal epochs the first counts. Epochs are the recipe's.
+
+    Args:
+        evaluated: lines of the curve, from the mask on.
+        start: where the last training began; the network before it counts only if it was not trained.
     """
-    evaluated = [line for line in curve if "test/top1" in line and (line["epoch"] > 0 or epochs == 0)]
-    last, best = evaluated[-1], max(evaluated, key=lambda line: line["test/top1"])
-    selected = max(evaluated, key=lambda line: line["validation/top1"]) if "validation/top1" in last else None
+    trained = [line for line in evaluated if line["epoch"] > start] or evaluated
+    last, best = trained[-1], max(trained, key=lambda line: line["test/top1"])
+    selected = max(trained, key=lambda line: line["validation/top1"]) if "validation/top1" in last else None
     return {
         "test_top1": last["test/top1"],
         "test_top5": last["test/top5"],
         "test_loss": last["test/loss"],
         "train_loss": last.get("train/loss"),
         "best_test_top1": best["test/top1"],
-        "best_test_epoch": int(best["epoch"]),
+        "best_test_epoch": int(best.get("recipe_epoch", 0)),
         "selected_test_top1": selected and selected["test/top1"],
-        "selected_epoch": selected and int(selected["epoch"]),
+        "selected_epoch": selected and int(selected.get("recipe_epoch", 0)),
         "validation_top1": last.get("validation/top1"),
+    }
+
+
+def _kept(mask: Mask) -> dict[str, Any]:
+    number, total = masks.kept(mask), masks.total(mask)
+    return {"num_kept": number, "num_prunable": total, "density": number / total, "compression": total / number}
+
+
+def _of_filters(pruner: Pruner, pruned: Pruned) -> dict[str, Any]:
+    if pruner.reduce is None:
+        return {"filter_sparsity": None, "num_filters": None, "num_filters_kept": None}
+    return {
+        "filter_sparsity": masks.sparsity(pruned.units),
+        "num_filters": masks.total(pruned.units),
+        "num_filters_kept": masks.kept(pruned.units),
     }
 
 
@@ -160,32 +297,30 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory) -
     seed, sparsity = cfg["seed"], cfg["sparsity"]
     run_id = config.run_id(cfg)
 
-    # Data and model. The model is built on the CPU, so that its initial weights are the same on every device.
-    data = load_data(cfg, device)
-    with seeding.seeded(seed, "init"):
-        model: torch.nn.Module = _function(cfg["model"])(data.input_shape, data.num_classes)
-    model = model.to(device)
-    initial = {name: weight.detach().clone() for name, weight in masks.prunable(model).items()}
-    num_prunable = masks.total(initial)
-    num_kept = masks.num_kept(sparsity, num_prunable)
-    pruner = _pruner(cfg["pruner"])
-    rounds = _function(cfg["schedule"])(sparsity)
+    # Data and model.
+    parts = _parts(cfg, device)
+    data, recipe = parts.data, parts.recipe
+    model = parts.build("init")
+    target = _kept(masks.full(model)) | {"rounds": len(parts.rounds)}
+    if parts.pruner.reduce is None:
+        num_kept = masks.num_kept(sparsity, target["num_prunable"])
+        target |= {"num_kept": num_kept, "density": num_kept / target["num_prunable"]}
+        target["compression"] = target["num_prunable"] / num_kept
     log.info("%s", run_id)
     log.info(
         "%s: %s images of %s in %d classes; %s: %s prunable weights, %s to keep, in %d rounds; %s",
         cfg["dataset"]["name"], ", ".join(f"{n:,} {split}" for split, n in data.num_examples.items() if n),
-        "x".join(map(str, data.input_shape)), data.num_classes, cfg["model"]["name"], f"{num_prunable:,}",
-        f"{num_kept:,}", len(rounds), devices.describe(device),
+        "x".join(map(str, data.input_shape)), data.num_classes, cfg["model"]["name"], f"{target['num_prunable']:,}",
+        f"{target['num_kept']:,}" if parts.pruner.reduce is None else f"{1 - sparsity:.4g} of the filters",
+        len(parts.rounds), devices.describe(device),
     )  # fmt: skip
 
     # Records.
-    density = num_kept / num_prunable
-    derived = {"num_kept": num_kept, "num_prunable": num_prunable, "density": density, "compression": 1 / density}
     names = [cfg[group]["name"] for group in ("dataset", "model", "pruner")]
     files.write_text("config.yaml", config.rerunnable(cfg))
     files.write_json("provenance.json", store.provenance() | {"dataset_checksum": data.checksum, "device": str(device)})
     tracker: tracking.Tracker = _function(cfg["tracker"])(
-        tracking.Run(run_id, config.group_id(cfg), files.path, cfg | derived, names)
+        tracking.Run(run_id, config.group_id(cfg), files.path, cfg | target, names)
     )
 
     def record(metrics: dict[str, float], epoch: float) -> None:
@@ -195,16 +330,19 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory) -
     row: dict[str, Any] = {}
     exit_code = 1
     try:
-        # The mask.
-        loss = F.cross_entropy
-        pruned = prune(
-            model, pruner, _function(cfg["allocation"]), rounds,
-            initial=initial, input_shape=data.input_shape, draw=data.draw, loss=loss, seed=seed, record=record,
-        )  # fmt: skip
-        assert masks.kept(pruned.mask) == num_kept, "the allocation did not keep the exact number of weights"
+        # The mask. What an ablation of the scores changes is seen beside a search without it.
+        unbroken = None
+        if parts.ablation.scores is not None or parts.ablation.batches is not None:
+            unbroken = _search(parts, copy.deepcopy(model), Ablation(), lambda *_: None, None)[0].mask
+        diagnose = _diagnose(parts, model) if cfg["diagnostics"] else None
+        pruned, trainer = _search(parts, model, parts.ablation, record, diagnose)
+        num_units = masks.num_kept(sparsity, masks.total(pruned.units))
+        assert masks.kept(pruned.units) == num_units, "the allocation did not keep the exact number"
+        overlap = _overlap(parts, pruned, unbroken, trainer)
         multiply_adds = measures.multiply_adds(model, data.input_shape)
-        layers = _layers(pruned, multiply_adds)
-        files.write_tensors("mask.safetensors", pruned.mask)
+        reached = measures.effective(model, pruned.mask, data.input_shape)
+        layers = _layers(pruned, reached, multiply_adds)
+        files.write_tensors("mask.safetensors", pruned.held)
         files.write_json("mask.json", _mask_report(pruned, layers))
         if cfg["save_scores"] and pruned.scores is not None:
             files.write_tensors("scores.safetensors", pruned.scores)
@@ -218,36 +356,49 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory) -
             log.warning("the pruned network carries no signal: its output does not depend on the image")
 
         # Training.
-        recipe = Recipe(**{key: value for key, value in cfg["training"].items() if key != "name"})
-        trainer = Trainer(
-            model, pruned.mask, data, recipe, device,
-            seed=seed, channels_last=cfg["channels_last"], compile_model=cfg["compile"], record=record,
-        )  # fmt: skip
-        trainer.until(recipe.epochs)
+        search_examples, start, num_lines = trainer.num_examples, trainer.age_epochs, len(files.curve())
+        stop = cfg["on_collapse"] == "stop" and (collapsed or not signal)
+        if stop:
+            log.warning("on_collapse=stop: it is not trained")
+        trainer.finish(pruned.held, trainer.epoch if stop else recipe.epochs)
+        train_examples = trainer.num_examples - search_examples
 
         # The result: one row, whose appearance on disk is what finishes the run.
-        groups = ("dataset", "model", "pruner", "allocation", "schedule", "training")
+        groups = ("dataset", "model", "pruner", "allocation", "schedule", "ablation", "training")
+        evaluated = [line for line in files.curve()[num_lines:] if "test/top1" in line]
+        flops_per_image = 2 * sum(multiply_adds.values())
         row = {
             "id": run_id,
             "group": config.group_id(cfg),
             "protocol": cfg["protocol"],
             "seed": seed,
             **{group: cfg[group]["name"] for group in groups},
-            **derived,
+            **_kept(pruned.mask),
             "sparsity": masks.sparsity(pruned.mask),
             "target_sparsity": sparsity,
+            **_of_filters(parts.pruner, pruned),
+            "num_effective": masks.kept(reached),
+            "effective_sparsity": masks.sparsity(reached),
+            "dead_units": sum(measures.dead_units(reached).values()),
             "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
             "num_tied": sum(pruned.num_tied),
-            "num_rounds": len(rounds),
+            "num_rounds": len(parts.rounds),
             "collapsed_layers": collapsed,
             "carries_signal": signal,
-            **_accuracies(files.curve(), recipe.epochs),
+            "stopped": "collapse" if stop else None,
+            "ablation_overlap": overlap,
+            **_accuracies(evaluated, start),
             "multiply_adds_dense": sum(multiply_adds.values()),
             "multiply_adds_masked": measures.masked_multiply_adds(multiply_adds, pruned.mask),
             "epochs": recipe.epochs,
             "precision": recipe.precision,
             "score_examples": pruned.num_examples,
-            "train_examples": trainer.num_examples,
+            "search_train_examples": search_examples,
+            "train_examples": train_examples,
+            "score_flops": pruned.flops,
+            # Forward and backward cost three forward passes; zeros cost as much as other numbers.
+            "search_train_flops": 3 * flops_per_image * search_examples,
+            "train_flops": 3 * flops_per_image * train_examples,
             "prune_seconds": pruned.seconds,
             "train_seconds": trainer.seconds,
             "total_seconds": time.perf_counter() - started,

@@ -1,66 +1,100 @@
-"""Derivatives of the mean loss with respect to the prunable weights of a subnetwork."""
+"""Derivatives of the mean loss with respect to the weights of a subnetwork."""
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pai_bench.core import Batches, Loss, Subnetwork, Weights
+from pai_bench.core import Batch, Batches, Loss, Subnetwork, Weights
 from pai_bench.errors import UserError
 
 
-def _batch_loss(
-    net: Subnetwork, weights: Weights, batch: tuple[torch.Tensor, torch.Tensor], loss: Loss, temperature: float
-) -> torch.Tensor:
+def _batch_loss(net: Subnetwork, weights: Weights, batch: Batch, loss: Loss, temperature: float) -> torch.Tensor:
     images, labels = batch
     return loss(net(images, weights) / temperature, labels)
 
 
+def _leaves(net: Subnetwork, batches: Batches, at: Weights | None) -> Weights:
+    if not batches:
+        raise UserError("pruner.examples=null: this score looks at images; say how many, as in conf/pruner/snip.yaml")
+    return net.masked() if at is None else {name: leaf.detach().requires_grad_() for name, leaf in at.items()}
+
+
 def mean_gradient(
-    net: Subnetwork, batches: Batches, loss: Loss, *, temperature: float = 1.0
+    net: Subnetwork, batches: Batches, loss: Loss, *, temperature: float = 1.0, at: Weights | None = None
 ) -> tuple[Weights, Weights]:
-    """The masked weights w and the gradient of the mean loss over all examples at w, both detached.
+    """The weights w and the gradient of the mean loss over all examples at w, both detached.
 
     The gradient is also given where a weight is pruned. Batches count by their size, so a short last batch is not
-    over-weighted. `temperature` divides the logits.
+    over-weighted.
+
+    Args:
+        temperature: divides the logits.
+        at: the weights, when they are not the masked ones of the model; it may name other parameters, too.
 
     Raises:
         UserError: there are no batches.
     """
-    if not batches:
-        raise UserError("pruner.examples=null: this score looks at images; say how many, as in conf/pruner/snip.yaml")
-    weights = net.masked()
+    weights = _leaves(net, batches, at)
     leaves = list(weights.values())
     num_examples = sum(len(labels) for _, labels in batches)
     sums = [torch.zeros_like(leaf) for leaf in leaves]
     for batch in batches:
         value = _batch_loss(net, weights, batch, loss, temperature)
         share = len(batch[1]) / num_examples
-        for total, gradient in zip(sums, torch.autograd.grad(value, leaves), strict=True):
+        for total, gradient in zip(sums, torch.autograd.grad(value, leaves, materialize_grads=True), strict=True):
             total.add_(gradient, alpha=share)
     return {name: leaf.detach() for name, leaf in weights.items()}, dict(zip(weights, sums, strict=True))
 
 
-def hessian_gradient(
-    net: Subnetwork, batches: Batches, loss: Loss, *, temperature: float = 1.0
-) -> tuple[Weights, Weights]:
-    """The masked weights w and Hg at w, detached: g and H are the gradient and Hessian of the mean loss.
-
-    H and g live on the prunable weights alone. g is held constant while g^T g is differentiated, so that several
-    batches give (mean H)(mean g) and not the mean of H_b g_b.
+def mean_square_gradient(net: Subnetwork, batches: Batches, loss: Loss) -> tuple[Weights, Weights]:
+    """The masked weights w and the mean over batches of the squared gradient of each batch's loss, both detached.
 
     Raises:
         UserError: there are no batches.
     """
-    weights = net.masked()
+    weights = _leaves(net, batches, None)
+    leaves = list(weights.values())
+    sums = [torch.zeros_like(leaf) for leaf in leaves]
+    for batch in batches:
+        value = _batch_loss(net, weights, batch, loss, 1.0)
+        for total, gradient in zip(sums, torch.autograd.grad(value, leaves, materialize_grads=True), strict=True):
+            total.addcmul_(gradient, gradient, value=1 / len(batches))
+    return {name: leaf.detach() for name, leaf in weights.items()}, dict(zip(weights, sums, strict=True))
+
+
+def hessian_gradient(
+    net: Subnetwork,
+    batches: Batches,
+    loss: Loss,
+    *,
+    temperature: float = 1.0,
+    at: Weights | None = None,
+    along: Weights | None = None,
+) -> tuple[Weights, Weights]:
+    """The weights w and Hg at w, detached: g and H are the gradient and Hessian of the mean loss.
+
+    g is held constant while g^T g is differentiated, so that several batches give (mean H)(mean g) and not the mean of
+    H_b g_b.
+
+    Args:
+        temperature: divides the logits.
+        at: the weights on which H and g live, when they are not the masked prunable ones of the model.
+        along: a vector to take the place of g.
+
+    Raises:
+        UserError: there are no batches.
+    """
+    weights = _leaves(net, batches, at)
     leaves = list(weights.values())
     num_examples = sum(len(labels) for _, labels in batches)
-    single = len(batches) == 1  # then gradient and product come from one forward pass
-    if not single:
-        constant = list(mean_gradient(net, batches, loss, temperature=temperature)[1].values())
+    single = len(batches) == 1 and along is None  # then gradient and product come from one forward pass
+    if along is None and not single:
+        along = mean_gradient(net, batches, loss, temperature=temperature, at=weights)[1]
+    constant = [] if along is None else [along[name] for name in weights]
     sums = [torch.zeros_like(leaf) for leaf in leaves]
     for batch in batches:
         with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
             value = _batch_loss(net, weights, batch, loss, temperature)
-            gradients = torch.autograd.grad(value, leaves, create_graph=True)
+            gradients = torch.autograd.grad(value, leaves, create_graph=True, materialize_grads=True)
         if single:
             constant = [gradient.detach() for gradient in gradients]
         inner = torch.stack([(g * c).sum() for g, c in zip(gradients, constant, strict=True)]).sum()

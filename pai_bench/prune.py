@@ -1,15 +1,18 @@
-"""The round loop: score, allocate, mask, until the schedule is done."""
+"""The round loop: train if asked, score, allocate, mask, rewind if asked, until the schedule is done."""
 
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Generator, Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from pai_bench import allocation, devices, masks, measures, seeding
+from pai_bench import allocation, devices, masks, measures, seeding, structure
 from pai_bench.core import (
+    Ablation,
     Allocate,
     Batches,
     Examples,
@@ -20,10 +23,12 @@ from pai_bench.core import (
     Round,
     Scores,
     Shape,
+    Sketch,
     Subnetwork,
+    Training,
     Weights,
 )
-from pai_bench.errors import UserError
+from pai_bench.errors import ConfigError, UserError
 
 log = logging.getLogger(__name__)
 
@@ -32,12 +37,21 @@ log = logging.getLogger(__name__)
 class Pruned:
     """A mask and how it came about."""
 
-    mask: Mask
-    scores: Scores | None = None  # of the last round; None when there was no round
-    seconds: float = 0.0
-    num_examples: int = 0  # images that passed through the network while scoring, over all rounds
-    sparsities: list[float] = field(default_factory=list)  # after each round
+    mask: Mask  # of the prunable weights
+    units: Mask  # what was ranked: the weights, or the filters of each layer (O,)
+    companions: Mask = field(default_factory=dict)  # norms and biases that went with their filters
+    unbroken: Mask | None = None  # the mask of the weights before an ablation of it
+    scores: Scores | None = None  # of the units in the last round; None when there was no round
+    seconds: float = 0.0  # spent on scores and masks, training excluded
+    num_examples: int = 0  # images that passed through the network for scores, over all rounds
+    flops: int = 0  # of the scores, over all rounds, two for a multiply-add
+    sparsities: list[float] = field(default_factory=list)  # of the prunable weights, after each round
     num_tied: list[int] = field(default_factory=list)  # in each round, candidates among which order decided
+
+    @property
+    def held(self) -> Mask:
+        """Everything that training has to hold at zero."""
+        return self.mask | self.companions
 
 
 def prune(
@@ -46,52 +60,123 @@ def prune(
     allocate: Allocate,
     rounds: Sequence[Round],
     *,
+    ablation: Ablation,
     initial: Weights,
     input_shape: Shape,
-    draw: Callable[[Examples, torch.Generator], Batches],
+    draw: Callable[[Examples, Generator], Batches],
+    training: Training,
     loss: Loss,
     seed: int,
     record: Record,
+    diagnose: Callable[[], dict[str, float]] | None = None,
 ) -> Pruned:
-    """Prunes a model in place, round by round; its pruned weights are zero afterwards, the others as before.
+    """Prunes a model in place, round by round; its pruned weights are zero afterwards.
 
-    Every round draws its own scoring images. Within a round a pruned weight cannot return: masks nest.
+    Every round draws its own scoring images. Unless the pruner regrows, a pruned unit does not return: masks nest.
+
+    Args:
+        diagnose: measurements to record before and after the mask of every round is applied.
 
     Raises:
         ConfigError: a round leaves no weight, or there are too few scoring images.
         UserError: the scores of a round cannot rank the weights.
     """
-    pruned = Pruned(masks.full(model))
+    everything = masks.full(model)
+    filters = structure.filters(model, input_shape) if pruner.reduce is not None else None
+    pruned = Pruned(everything, everything if filters is None else filters.full(everything))
     for number, this in enumerate(rounds, start=1):
         assert pruner.score is not None, "a schedule with rounds needs a score"
+        if this.until_epoch > 0:
+            training.until(pruned.held, this.until_epoch)
+        before = {f"before/{key}": value for key, value in diagnose().items()} if diagnose else {}
         batches: Batches = []
         if pruner.examples is not None:
             batches = draw(pruner.examples, seeding.generator(seed, "examples", number))
+            if ablation.batches is not None:
+                batches = ablation.batches(batches, seeding.generator(seed, "ablation", number))
         started = time.perf_counter()
-        net = Subnetwork(model, pruned.mask, initial, input_shape)
-        with (
-            measures.mode(model, pruner.mode == "train"),
-            seeding.seeded(seed, "score", number),
-            devices.reproducible(),
-        ):
-            try:
-                scores = pruner.score(net, batches, loss, seeding.generator(seed, "noise", number))
-                allocation.check_scores(scores, pruned.mask)
-            except UserError as error:
-                raise UserError(f"round {number} of {len(rounds)}: {error}") from error
-        mask = allocate(scores, pruned.mask, this.sparsity, seeding.generator(seed, "allocation", number))
-        masks.apply_(model, mask)
+        candidates = pruned.units
+        if pruner.regrow:
+            candidates = {name: torch.ones_like(tensor) for name, tensor in candidates.items()}
+        num_kept = masks.num_kept(this.sparsity, masks.total(candidates))
+        net = Subnetwork(model, pruned.mask, initial, input_shape, num_kept)
+
+        def generator(name: str, number: int = number) -> Generator:
+            return seeding.generator(seed, name, number)
+
+        flops = FlopCounterMode(display=False)
+
+        def scoring(stream: str, number: int = number, flops: FlopCounterMode = flops) -> ExitStack:
+            stack = ExitStack()
+            stack.enter_context(measures.mode(model, pruner.mode == "train"))
+            stack.enter_context(seeding.seeded(seed, stream, number))
+            stack.enter_context(devices.reproducible())
+            stack.enter_context(flops)
+            return stack
+
+        try:
+            with scoring("score"):
+                scores = pruner.score(net, batches, loss, generator("noise"))
+            if filters is not None and pruner.reduce is not None:
+                scores = filters.reduce(scores, pruner.reduce)
+            allocation.check_scores(scores, candidates)
+        except ConfigError:
+            raise
+        except UserError as error:
+            raise UserError(f"round {number} of {len(rounds)}: {error}") from error
+        if ablation.scores is not None:
+            scores = ablation.scores(scores, candidates, generator("ablation"))
+        chosen = allocate(scores, candidates, this.sparsity, generator("allocation"))
+        units, scale = (chosen.mask, chosen.scale) if isinstance(chosen, Sketch) else (chosen, None)
+        num_tied = allocation.num_tied(scores, candidates, units)
+        unbroken = None
+        if ablation.mask is not None and number == len(rounds):
+            unbroken = units if filters is None else filters.expand(model, units)
+            units = ablation.mask(units, generator("ablation"))
+        held = units if filters is None else filters.expand(model, units)
+        mask = {name: held[name] for name in everything}
+        if pruner.regrow:
+            _restore_(model, initial, {name: tensor & ~pruned.mask[name] for name, tensor in mask.items()})
+        if scale is not None:
+            _assign_(model, {name: weight * scale[name] for name, weight in initial.items()})
+        masks.apply_(model, held)
+        if pruner.transfer is not None:
+            net = Subnetwork(model, mask, initial, input_shape, num_kept)
+            with scoring("transfer"):
+                _assign_(model, pruner.transfer(net, batches, loss, generator("transfer")))
+            masks.apply_(model, held)
         took = time.perf_counter() - started
-        num_images = sum(len(labels) for _, labels in batches)
         pruned = Pruned(
             mask,
+            units,
+            {name: tensor for name, tensor in held.items() if name not in everything},
+            unbroken,
             scores,
             pruned.seconds + took,
-            pruned.num_examples + num_images,
+            pruned.num_examples + sum(len(labels) for _, labels in batches),
+            pruned.flops + flops.get_total_flops(),
             [*pruned.sparsities, masks.sparsity(mask)],
-            [*pruned.num_tied, allocation.num_tied(scores, pruned.mask, mask)],
+            [*pruned.num_tied, num_tied],
         )
+        after = {f"after/{key}": value for key, value in diagnose().items()} if diagnose else {}
         densities = {f"layer/{name}/density": density for name, density in masks.densities(mask).items()}
-        record({"prune/round": number, "prune/sparsity": pruned.sparsities[-1], **densities}, 0.0)
+        state = {"prune/round": number, "prune/sparsity": pruned.sparsities[-1]}
+        record(state | before | after | densities, training.age_epochs)
         log.debug("round %d of %d: sparsity %.6f, %.2f s", number, len(rounds), pruned.sparsities[-1], took)
+        if this.rewind_epoch is not None:
+            training.rewind(pruned.held, this.rewind_epoch, this.rewind_weights)
     return pruned
+
+
+@torch.no_grad()
+def _restore_(model: nn.Module, initial: Weights, returned: Mask) -> None:
+    parameters = dict(model.named_parameters())
+    for name, tensor in returned.items():
+        parameters[name][tensor] = initial[name][tensor]
+
+
+@torch.no_grad()
+def _assign_(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    parameters = dict(model.named_parameters())
+    for name, weight in weights.items():
+        parameters[name].copy_(weight)

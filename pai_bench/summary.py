@@ -47,11 +47,24 @@ def closing(row: dict[str, Any], layers: list[dict[str, Any]], directory: Path) 
     if row["selected_test_top1"] is not None:
         selected = f"  {100 * row['selected_test_top1']:.2f} % in epoch {row['selected_epoch']}"
         lines.append(f"{selected}, the best on the validation split")
+    if row["filter_sparsity"] is not None:
+        filters = f"{row['num_filters_kept']:,} of {row['num_filters']:,} filters kept"
+        lines.append(f"  filter sparsity {row['filter_sparsity']:.6g}   {filters}")
     kept = f"{row['num_kept']:,} of {row['num_prunable']:,} weights kept"
     lines.append(
         f"  sparsity {row['sparsity']:.6g}   density {row['density']:.6g}   compression {row['compression']:.4g}x"
     )
     lines.append(f"  {kept}" + (f", {row['num_tied']:,} tied at the threshold" if row["num_tied"] else ""))
+    if row["num_effective"] < row["num_kept"]:
+        useless = row["num_kept"] - row["num_effective"]
+        lines.append(
+            f"  effective sparsity {row['effective_sparsity']:.6g}: {useless:,} kept weights lie on no path from image "
+            f"to output; {row['dead_units']:,} units are dead"
+        )
+    if row["ablation_overlap"] is not None:
+        lines.append(
+            f"  ablation {row['ablation']}: {100 * row['ablation_overlap']:.2f} % of the kept weights unchanged"
+        )
     dense, masked = row["multiply_adds_dense"], row["multiply_adds_masked"]
     lines.append(f"  {_count(dense)} multiply-adds an image, {_count(masked)} if zeros were free")
     lines += ["", *_layers(layers), ""] if row["num_kept"] < row["num_prunable"] else [""]
@@ -59,6 +72,10 @@ def closing(row: dict[str, Any], layers: list[dict[str, Any]], directory: Path) 
         lines.append(f"  LAYER COLLAPSE: nothing is kept in {', '.join(row['collapsed_layers'])}")
     if not row["carries_signal"]:
         lines.append("  NO SIGNAL: the output of the pruned network does not depend on the image")
+    if row["stopped"]:
+        lines.append("  NOT TRAINED: on_collapse=stop")
+    if row["search_train_examples"]:
+        lines.append(f"  finding the mask took {_count(row['search_train_examples'])} images of training")
     seconds = f"  {_duration(row['total_seconds'])} in all: {_duration(row['prune_seconds'])} to prune"
     lines.append(
         f"{seconds}, {_duration(row['train_seconds'])} to train at {_count(row['images_per_second'])} images/s"

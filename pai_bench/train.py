@@ -3,16 +3,17 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
 from tqdm import tqdm
 
 from pai_bench import devices, masks, seeding
-from pai_bench.core import Batch, Data, Mask, Record, num_steps
+from pai_bench.core import Batch, Data, Length, Mask, Record, State, num_steps
 from pai_bench.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,13 @@ class Recipe:
     lr_drop_factor: float
     warmup_epochs: int  # the learning rate rises linearly from 0, step by step
     label_smoothing: float
+    temperature: float  # divides the logits in the loss
     precision: str  # float32, or autocast to bfloat16 or float16; weights stay float32
+
+
+def length(recipe: Recipe, data: Data) -> Length:
+    """How long a recipe trains on a dataset."""
+    return Length(recipe.epochs, num_steps(data.num_examples["train"], recipe.batch_size))
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,7 @@ def learning_rate(recipe: Recipe, epoch: float) -> float:
     return recipe.lr * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
-def mask_gradients(optimizer: torch.optim.Optimizer, model: nn.Module, mask: Mask) -> None:
+def mask_gradients(optimizer: torch.optim.Optimizer, model: nn.Module, mask: Mask) -> RemovableHandle:
     """Makes an optimizer leave pruned weights alone: their gradients are set to zero before every step.
 
     With the weights set to zero once (masks.apply_), momentum and weight decay keep them there exactly, and kept
@@ -74,7 +81,7 @@ def mask_gradients(optimizer: torch.optim.Optimizer, model: nn.Module, mask: Mas
         if pairs:
             torch._foreach_mul_([g for g, _ in pairs], [factor for _, factor in pairs])
 
-    optimizer.register_step_pre_hook(before_step)
+    return optimizer.register_step_pre_hook(before_step)
 
 
 def num_resurrected(model: nn.Module, mask: Mask) -> int:
@@ -85,16 +92,24 @@ def num_resurrected(model: nn.Module, mask: Mask) -> int:
 
 @torch.no_grad()
 def evaluate(
-    forward: Callable[[Tensor], Tensor], batches: Iterable[Batch], device: torch.device, precision: str = "float32"
+    forward: Callable[[Tensor], Tensor],
+    batches: Iterable[Batch],
+    device: torch.device,
+    precision: str = "float32",
+    temperature: float = 1.0,
 ) -> Evaluation:
-    """Loss and accuracies of logits = forward(images) over every image of the batches, each counted once."""
+    """Loss and accuracies of logits = forward(images) over every image of the batches, each counted once.
+
+    Args:
+        temperature: divides the logits in the loss.
+    """
     sums, number = torch.zeros(3, dtype=torch.float64, device=device), 0
     for images, labels in batches:
         with autocast(device, precision):
             logits = forward(images)
         logits = logits.float()
         best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
-        cross_entropy = F.cross_entropy(logits, labels, reduction="sum")
+        cross_entropy = F.cross_entropy(logits / temperature, labels, reduction="sum")
         sums += torch.stack([value.to(sums) for value in (cross_entropy, best[:, 0].sum(), best.sum())])
         number += len(labels)
     loss, top1, top5 = sums.tolist()
@@ -110,19 +125,22 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 class Trainer:
     """Trains a masked model by a recipe and evaluates it after every epoch.
 
-    Order, augmentation and dropout of an epoch are functions of the seed and its number, not of what ran before.
+    It keeps two times. The clock is the number of optimizer steps on the recipe: it decides the learning rate and the
+    data, and can be put back. The age is the number of steps ever taken: what is recorded is ordered by it.
+    Order, augmentation and dropout are functions of the seed and the clock, not of what ran before.
 
     Args:
-        model: on the device, its pruned weights already zero; trained in place.
+        model: on the device; trained in place.
+        keep_epochs: the times on the clock to which `rewind` will be asked to return with the weights of that time.
         channels_last: memory format of images and weights.
         compile_model: run forward and backward through torch.compile.
         record: receives loss, accuracies and learning rate of each epoch; epoch 0 is the network before training.
+        diagnose: further measurements to record with every evaluation.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        mask: Mask,
         data: Data,
         recipe: Recipe,
         device: torch.device,
@@ -131,12 +149,15 @@ class Trainer:
         channels_last: bool,
         compile_model: bool,
         record: Record,
+        keep_epochs: Sequence[float] = (),
+        diagnose: Callable[[], dict[str, float]] | None = None,
     ) -> None:
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.model = model.to(memory_format=self.memory_format)
-        self.mask, self.data, self.recipe, self.device = mask, data, recipe, device
-        self.seed, self.record = seed, record
+        self.data, self.recipe, self.device = data, recipe, device
+        self.seed, self.record, self.diagnose = seed, record, diagnose
         self.forward = torch.compile(self.model) if compile_model else self.model
+        self.length = length(recipe, data)
         decayed = masks.prunable(model)
         plain = [p for name, p in model.named_parameters() if name not in decayed]
         self.optimizer = torch.optim.SGD(
@@ -149,37 +170,79 @@ class Trainer:
             nesterov=recipe.nesterov,
             foreach=True,
         )
-        mask_gradients(self.optimizer, model, mask)
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
-        self.epoch = 0
+        self.mask: Mask = {}
+        self._hook: RemovableHandle | None = None
+        self._keep = {self._step(epoch) for epoch in keep_epochs}
+        self._kept: dict[int, State] = {}
+        self._evaluated = False  # the network as it is now
+        self.clock = 0
+        self.age = 0
         self.num_examples = 0
         self.seconds = 0.0  # spent on optimizer steps and their data, evaluation excluded
+        self._start_epoch()
 
-    def until(self, epoch: int) -> None:
-        """Trains until so many epochs are done, evaluating and recording each; epoch 0 is recorded first.
+    @property
+    def epoch(self) -> float:
+        """The clock, in epochs."""
+        return self.clock / self.length.steps_per_epoch
+
+    @property
+    def age_epochs(self) -> float:
+        """The age, in epochs."""
+        return self.age / self.length.steps_per_epoch
+
+    def until(self, mask: Mask, epoch: float) -> None:
+        """Trains the masked network until the clock stands at `epoch`, recording an evaluation after every epoch.
+
+        The first call records the untrained network as epoch 0.
 
         Raises:
             UserError: the loss is no longer finite.
         """
-        if self.epoch == 0:
-            self.record(self.evaluations(), 0.0)
-        while self.epoch < epoch:
+        self._set_mask(mask)
+        if self.age == 0 and not self._evaluated:
+            self._keep_state()
+            self._record({})
+        target = self._step(epoch)
+        while self.clock < target:
+            stop = min([target, self._end_of_epoch(), *(step for step in self._keep if step > self.clock)])
             with devices.fast():
-                metrics = self._train_epoch()
-            self.epoch += 1
-            metrics |= self.evaluations()
-            self.record(metrics, float(self.epoch))
-            log.info(
-                "epoch %3d of %d   train %.4f loss, %5.2f %%   test %.4f loss, %5.2f %%   lr %.4g   %d images/s",
-                self.epoch, self.recipe.epochs, metrics["train/loss"], 100 * metrics["train/top1"],
-                metrics["test/loss"], 100 * metrics["test/top1"], metrics["lr"], metrics["train/images_per_second"],
-            )  # fmt: skip
+                self._train(stop)
+            self._keep_state()
+            if self.clock % self.length.steps_per_epoch == 0:
+                self._finish_epoch()
+
+    def finish(self, mask: Mask, epoch: float) -> None:
+        """As `until`, and records an evaluation of the network as it is in the end where that is still missing."""
+        self.until(mask, epoch)
+        if not self._evaluated:
+            self._record({})
+
+    def rewind(self, mask: Mask, epoch: float, weights: bool) -> None:
+        """Puts the clock back to `epoch`, and the state of the model to what it was then, masked; forgets the momentum.
+
+        Args:
+            epoch: one of `keep_epochs`, where the clock has been, if the weights are to return.
+        """
+        self.clock = self._step(epoch)
+        self._evaluated = False
+        if weights:
+            self.model.load_state_dict(self._kept[self.clock])
+            masks.apply_(self.model, mask)
+        self.optimizer.state.clear()
+        self._start_epoch()
+
+    def restart(self, mask: Mask, state: State) -> None:
+        """Puts the clock back to the start, with another state of the model, masked."""
+        self._kept[0] = state
+        self.rewind(mask, 0.0, True)
 
     def evaluations(self) -> dict[str, float]:
         """Loss and accuracies on the validation split, if there is one, and the test split."""
         if num_resurrected(self.model, self.mask) > 0:
             if any(weight.isnan().any() for weight in self.model.parameters()):
-                raise self._divergence(math.nan, self.epoch)
+                raise self._divergence(math.nan)
             raise AssertionError("a pruned weight is not zero")
         self.model.eval()
         metrics: dict[str, float] = {}
@@ -187,52 +250,107 @@ class Trainer:
         for split in ("validation", "test"):
             if self.data.num_examples[split]:
                 batches = self._formatted(self.data.evaluation(split, size))
-                result = evaluate(self.forward, batches, self.device, self.recipe.precision)
+                result = evaluate(self.forward, batches, self.device, self.recipe.precision, self.recipe.temperature)
                 metrics |= {f"{split}/loss": result.loss, f"{split}/top1": result.top1, f"{split}/top5": result.top5}
-        return metrics
+        return metrics | (self.diagnose() if self.diagnose is not None else {})
 
-    def _divergence(self, loss: float, epoch: int) -> UserError:
+    def _step(self, epoch: float) -> int:
+        return round(epoch * self.length.steps_per_epoch)
+
+    def _end_of_epoch(self) -> int:
+        return (self.clock // self.length.steps_per_epoch + 1) * self.length.steps_per_epoch
+
+    def _set_mask(self, mask: Mask) -> None:
+        """Makes the mask hold from the next step on: for the weights, and for the momentum they have gathered."""
+        if mask is self.mask:
+            return
+        self.mask = mask
+        self._evaluated = False
+        if self._hook is not None:
+            self._hook.remove()
+        self._hook = mask_gradients(self.optimizer, self.model, mask)
+        masks.apply_(self.model, mask)
+        parameters = dict(self.model.named_parameters())
+        for name, tensor in mask.items():
+            momentum = self.optimizer.state.get(parameters[name], {}).get("momentum_buffer")
+            if momentum is not None:
+                momentum.mul_(tensor)
+
+    def _keep_state(self) -> None:
+        if self.clock in self._keep and self.clock not in self._kept:
+            self._kept[self.clock] = {name: value.clone() for name, value in self.model.state_dict().items()}
+
+    def _divergence(self, loss: float) -> UserError:
         return UserError(
-            f"training diverged in epoch {epoch}: the loss is {loss}; lower training.lr={self.recipe.lr:g} or use a "
-            f"wider type than training.precision={self.recipe.precision}"
+            f"training diverged in epoch {math.ceil(self.epoch)}: the loss is {loss}; lower "
+            f"training.lr={self.recipe.lr:g} or use a wider type than training.precision={self.recipe.precision}"
         )
 
     def _formatted(self, batches: Iterable[Batch]) -> Iterable[Batch]:
         return ((images.contiguous(memory_format=self.memory_format), labels) for images, labels in batches)
 
-    def _train_epoch(self) -> dict[str, float]:
-        recipe, number = self.recipe, self.epoch + 1
-        started = time.perf_counter()
-        steps = num_steps(self.data.num_examples["train"], recipe.batch_size)
+    def _start_epoch(self) -> None:
         # Sums stay on the device: reading them after every step would make the device wait for Python.
-        loss_sum, correct, seen = torch.zeros((), device=self.device), torch.zeros((), device=self.device), 0
+        self._loss_sum, self._correct = (torch.zeros((), device=self.device) for _ in range(2))
+        self._seen, self._epoch_seconds = 0, 0.0
+
+    def _train(self, stop: int) -> None:
+        """Takes the steps from the clock to `stop`, which lies in the same epoch."""
+        recipe, per_epoch = self.recipe, self.length.steps_per_epoch
+        number, start = divmod(self.clock, per_epoch)
+        number += 1
+        started = time.perf_counter()
         self.model.train()
         order, augment = (seeding.generator(self.seed, name, number) for name in ("order", "augment"))
-        batches = self._formatted(self.data.train(recipe.batch_size, order, augment))
-        with seeding.seeded(self.seed, "dropout", number):
-            for step, (images, labels) in enumerate(
-                tqdm(batches, f"epoch {number}", steps, leave=False, disable=None, unit="step")
-            ):
-                rate = learning_rate(recipe, self.epoch + step / steps)
+        batches = self._formatted(self.data.train(recipe.batch_size, order, augment, start))
+        steps = range(self.clock, stop)
+        shown = tqdm(steps, f"epoch {number}", leave=False, disable=None, unit="step")
+        with seeding.seeded(self.seed, "dropout", number, start):
+            for step, (images, labels) in zip(shown, batches, strict=False):
+                rate = learning_rate(recipe, step / per_epoch)
                 for group in self.optimizer.param_groups:
                     group["lr"] = rate
                 with autocast(self.device, recipe.precision):
                     logits = self.forward(images)
-                    loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+                    loss = F.cross_entropy(logits / recipe.temperature, labels, label_smoothing=recipe.label_smoothing)
                 self.optimizer.zero_grad(set_to_none=True)
                 self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
                 self.scaler.step(self.optimizer)
                 self.scaler.update()
-                loss_sum += loss.detach() * len(labels)
-                correct += (logits.detach().argmax(1) == labels).sum()
-                seen += len(labels)
-        mean_loss = loss_sum.item() / seen
+                self._loss_sum += loss.detach() * len(labels)
+                self._correct += (logits.detach().argmax(1) == labels).sum()
+                self._seen += len(labels)
+                self.num_examples += len(labels)
+        self._evaluated = False
+        self.age += stop - self.clock
+        self.clock = stop
+        loss_sum = self._loss_sum.item()
         seconds = time.perf_counter() - started
-        if not math.isfinite(mean_loss):
-            raise self._divergence(mean_loss, number)
-        self.num_examples += seen
+        self._epoch_seconds += seconds
         self.seconds += seconds
-        return {
-            "train/loss": mean_loss, "train/top1": correct.item() / seen, "lr": rate,
-            "train/images_per_second": seen / seconds,
-        }  # fmt: skip
+        if not math.isfinite(loss_sum):
+            raise self._divergence(loss_sum / self._seen)
+
+    def _record(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Records metrics together with an evaluation of the network as it is."""
+        metrics = metrics | self.evaluations()
+        self.record(metrics, self.age_epochs)
+        self._evaluated = True
+        return metrics
+
+    def _finish_epoch(self) -> None:
+        """Evaluates and records at the end of an epoch."""
+        metrics = {
+            "train/loss": self._loss_sum.item() / self._seen,
+            "train/top1": self._correct.item() / self._seen,
+            "train/images_per_second": self._seen / self._epoch_seconds,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "recipe_epoch": self.epoch,
+        }
+        self._start_epoch()
+        metrics = self._record(metrics)
+        log.info(
+            "epoch %3d of %d   train %.4f loss, %5.2f %%   test %.4f loss, %5.2f %%   lr %.4g   %d images/s",
+            round(self.epoch), self.recipe.epochs, metrics["train/loss"], 100 * metrics["train/top1"],
+            metrics["test/loss"], 100 * metrics["test/top1"], metrics["lr"], metrics["train/images_per_second"],
+        )  # fmt: skip

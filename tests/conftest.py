@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pai_bench import config
-from pai_bench.core import Batches
+from pai_bench.core import Batches, Mask
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
@@ -74,6 +74,18 @@ def residual() -> nn.Module:
     model = ResNet(3, 4, [4, 6], [1, 1])
     nn.init.zeros_(model.fc.bias)  # a bias adds flow of its own to SynFlow's R
     return model
+
+
+class Untrained:
+    """A core.Training for rounds that lie before training."""
+
+    age_epochs = 0.0
+
+    def until(self, mask: Mask, epoch: float) -> None:
+        raise AssertionError("this schedule does not train")
+
+    def rewind(self, mask: Mask, epoch: float, weights: bool) -> None:
+        raise AssertionError("this schedule does not train")
 
 
 @pytest.fixture(params=["chain", "residual"])

@@ -12,7 +12,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # What each module may import of ours. Nobody is listed for pruners, models and data: a yaml's _target_ reaches them.
 LEAVES = {"core", "errors"}
 BASICS = LEAVES | {"masks", "gradients"}
-LOOPS = BASICS | {"allocation", "devices", "measures", "seeding"}
+LOOPS = BASICS | {"allocation", "devices", "measures", "seeding", "structure"}
 ALLOWED = {
     "errors": set(),
     "core": {"errors"},
@@ -24,7 +24,9 @@ ALLOWED = {
     "schedules": LEAVES,
     "allocation": BASICS,
     "measures": BASICS,
-    "pruners": BASICS,
+    "ablations": LEAVES,
+    "structure": LEAVES | {"masks"},
+    "pruners": BASICS | {"structure"},
     "models": LEAVES | {"models.initialization"},
     "data": LEAVES | {"data.resident", "data.decode"},
     "prune": LOOPS,
@@ -45,7 +47,8 @@ DOORS = {
     "torchvision": {"data.cifar", "data.imagenet", "data.tiny_imagenet"},
     "PIL": {"data.decode"},
     "filelock": {"data.resident"},
-    "safetensors": {"store"},
+    "safetensors": {"masks", "store"},
+    "torch_pruning": {"structure"},
     "tqdm": {"train"},
 }
 
@@ -90,7 +93,7 @@ def test_outside_libraries_have_one_door(path: Path) -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_heavy_libraries_are_imported_where_they_are_used(path: Path) -> None:
-    heavy = {"torchvision", "timm", "wandb", "safetensors"}
+    heavy = {"torchvision", "timm", "wandb", "safetensors", "torch_pruning"}
     assert not heavy & {module.split(".")[0] for module in imports(path, top_level_only=True)}
 
 
@@ -102,11 +105,15 @@ def test_every_module_has_a_purpose_in_its_docstring() -> None:
 
 def test_every_score_names_its_source() -> None:
     for path in (PACKAGE / "pruners").glob("[!_]*.py"):
-        (function,) = (
-            n for n in ast.parse(path.read_text()).body if isinstance(n, ast.FunctionDef) and n.name == "score"
-        )
-        text = ast.get_docstring(function) or ""
-        assert "Reference: " in text and "arXiv:" in text and "Deviates: " in text, path
+        public = [
+            node
+            for node in ast.parse(path.read_text()).body
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
+        ]
+        assert public[0].name == "score"
+        for function in public:
+            text = ast.get_docstring(function) or ""
+            assert "Reference: " in text and "arXiv:" in text and "Deviates: " in text, (path, function.name)
 
 
 def test_no_file_is_called_something_or_other() -> None:

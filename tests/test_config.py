@@ -14,15 +14,20 @@ from omegaconf import OmegaConf
 from pai_bench import config
 from pai_bench.errors import ConfigError
 
-GROUPS = ["model", "dataset", "pruner", "schedule", "allocation", "training", "tracker"]
-MANDATORY = {"timm": ["model.name=resnet18"], "image_folder": ["dataset.root=somewhere"]}
+GROUPS = ["model", "dataset", "pruner", "schedule", "allocation", "ablation", "training", "tracker"]
+MANDATORY = {
+    "timm": ["model.name=resnet18"],
+    "image_folder": ["dataset.root=somewhere"],
+    "densities_of": ["allocation.mask=some.safetensors"],
+    "fine_tune": ["training=cifar"],
+}
 
 
 @pytest.mark.parametrize(("group", "option"), [(group, option) for group in GROUPS for option in options(group)])
 def test_every_option_composes_under_its_own_name(group: str, option: str) -> None:
     others = ["sparsity=0.5"]
-    if group == "schedule" and option != "none":
-        others.append("pruner=magnitude")
+    if group in ("schedule", "ablation") and option != "none":
+        others.append("pruner=snip")
     cfg = composed(*others, *MANDATORY.get(option, []), f"{group}={option}")
     expected = {"timm": "resnet18", "image_folder": "somewhere"}.get(option, option)
     assert cfg[group]["name"] == expected
@@ -32,7 +37,7 @@ def test_every_option_says_what_it_is() -> None:
     for path in CONF.glob("*/*.yaml"):
         text = path.read_text()
         derived = text.startswith("defaults:")  # a variant of the option that it starts from
-        trivial = path.parent.name in ("schedule", "allocation")  # the function's docstring says it
+        trivial = path.parent.name in ("schedule", "allocation", "ablation")  # the function's docstring says it
         assert derived or trivial or text.startswith("# "), path
 
 
@@ -196,16 +201,16 @@ def test_a_run_keeps_its_name() -> None:
 
 
 NAMES = {
-    "": "digits-resnet20-dense-s0-seed0-4d52e390",
-    "pruner=synflow sparsity=0.98": "digits-resnet20-synflow-s0.98-seed0-70dff35a",
+    "": "digits-resnet20-dense-s0-seed0-c2828193",
+    "pruner=synflow sparsity=0.98": "digits-resnet20-synflow-s0.98-seed0-508e9a05",
     "dataset=cifar10 model=vgg16 training=cifar pruner=snip compression=100 seed=2": (
-        "cifar10-vgg16-snip-s0.99-seed2-1314984e"
+        "cifar10-vgg16-snip-s0.99-seed2-62ebc5b7"
     ),
     "dataset=tiny_imagenet model=resnet18 training=tiny_imagenet pruner=grasp density=0.1": (
-        "tiny_imagenet-resnet18-grasp-s0.9-seed0-35eae260"
+        "tiny_imagenet-resnet18-grasp-s0.9-seed0-6cb323b2"
     ),
     "dataset=imagenet model=resnet50 training=imagenet pruner=magnitude sparsity=0.8 allocation=uniform": (
-        "imagenet-resnet50-magnitude-s0.8-seed0-f6c613b4"
+        "imagenet-resnet50-magnitude-s0.8-seed0-bb537576"
     ),
 }
 

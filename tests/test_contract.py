@@ -1,15 +1,19 @@
 """What holds for every pruner, whatever its method: a yaml in conf/pruner is under test by existing."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import composed, options
+import yaml
+from conftest import CONF, composed, options
+from safetensors.torch import save_file
 from torch import Generator, nn
 from torch.nn import functional as F
 
 from pai_bench import allocation, experiment, masks, measures
-from pai_bench.core import Batches, Pruner, Scores, Subnetwork
+from pai_bench.core import Batches, Length, Pruner, Scores, Sketch, Subnetwork
+from pai_bench.errors import ConfigError
 
 PRUNERS = options("pruner")
 SCORED = [name for name in PRUNERS if name != "dense"]
@@ -33,6 +37,8 @@ def test_pruner_composes_and_names_itself(name: str) -> None:
     cfg = composed(f"pruner={name}", "sparsity=0.5")
     assert cfg["pruner"]["name"] == name
     assert (name == "dense") == (cfg["pruner"]["score"] is None)
+    file = yaml.safe_load((CONF / "pruner" / f"{name}.yaml").read_text())
+    assert file["name"] == name, "the name in the file is its own, not inherited"
 
 
 @pytest.mark.parametrize("name", SCORED)
@@ -79,24 +85,54 @@ def test_a_pruned_weight_stays_pruned(name: str, net: nn.Module, batches: Batche
     mask = masks.full(net)
     for sparsity in (0.3, 0.6, 0.8):
         before = mask
-        mask = allocation.global_topk(take(name, net, batches, mask), mask, sparsity, Generator())
+        mask = allocation.global_topk(take(name, net, batches, mask), mask, sparsity, Generator(), min_density=0.0)
         masks.apply_(net, mask)
         assert masks.kept(mask) == masks.num_kept(sparsity, masks.total(mask))
         assert not any((mask[key] & ~before[key]).any() for key in mask)
 
 
+# Allocations that fix the density of some layers, and so cannot reach every sparsity of a tiny net.
+LIMITED = {"uniform_plus", "smart_ratio", "global_topk_floor"}
+
+
 @pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.9, 0.999])
 @pytest.mark.parametrize("allocate", options("allocation"))
 @pytest.mark.parametrize("tied", [False, True], ids=["distinct", "tied"])
-def test_every_allocation_keeps_exactly_k(allocate: str, sparsity: float, tied: bool, net: nn.Module) -> None:
-    function = experiment._function(composed(f"allocation={allocate}")["allocation"])
+def test_every_allocation_keeps_exactly_k(
+    allocate: str, sparsity: float, tied: bool, net: nn.Module, tmp_path: Path
+) -> None:
     generator = Generator().manual_seed(0)
     candidates = masks.full(net)
     scores = {
         key: torch.ones(mask.shape) if tied else torch.rand(mask.shape, generator=generator)
         for key, mask in candidates.items()
     }
-    mask = function(scores, candidates, sparsity, generator)
+    k = round(round(1 - sparsity, 12) * masks.total(candidates))
+    save_file(allocation.keep_largest(scores, candidates, k), tmp_path / "mask.safetensors")
+    more = [f"allocation.mask={tmp_path / 'mask.safetensors'}"] if allocate == "densities_of" else []
+    function = experiment._function(composed(f"allocation={allocate}", *more)["allocation"])
+    try:
+        chosen = function(scores, candidates, sparsity, generator)
+    except ConfigError as error:
+        assert allocate in LIMITED and sparsity >= 0.9 and "lower" in str(error)
+        return
+    mask = chosen.mask if isinstance(chosen, Sketch) else chosen
     assert list(mask) == list(candidates)
     assert all(mask[key].dtype == torch.bool and mask[key].shape == candidates[key].shape for key in mask)
-    assert masks.kept(mask) == round(round(1 - sparsity, 12) * masks.total(mask))
+    assert masks.kept(mask) == k
+
+
+LENGTH = Length(epochs=160, steps_per_epoch=391)
+
+
+@pytest.mark.parametrize("name", [name for name in options("schedule") if name != "none"])
+@pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.98, 0.9999])
+def test_every_schedule_ends_at_the_target_and_keeps_its_times_in_order(name: str, sparsity: float) -> None:
+    cfg = composed("pruner=magnitude", "sparsity=0.5", "training=cifar", f"schedule={name}")
+    rounds = experiment._function(cfg["schedule"])(sparsity, LENGTH)
+    reached = [this.sparsity for this in rounds]
+    assert reached == sorted(reached) and reached[-1] == sparsity and all(0 <= value < 1 for value in reached)
+    clock = 0.0
+    for this in rounds:
+        assert clock <= this.until_epoch <= LENGTH.epochs or this.until_epoch == 0
+        clock = max(clock, this.until_epoch) if this.rewind_epoch is None else this.rewind_epoch

@@ -1,5 +1,7 @@
 """The mathematics of the methods: statements that are true for a reason, in float64, on small networks."""
 
+import copy
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -13,10 +15,22 @@ from pai_bench import allocation, masks, measures
 from pai_bench.core import Batches, Scores, Subnetwork
 from pai_bench.errors import UserError
 from pai_bench.gradients import hessian_gradient, mean_gradient
-from pai_bench.pruners import grasp, magnitude, snip, synflow
+from pai_bench.pruners import (
+    force,
+    gradient_flow,
+    gradient_norm,
+    grasp,
+    magnitude,
+    neural_tangent_transfer,
+    phew,
+    prospr,
+    snip,
+    synflow,
+)
 from pai_bench.pruners import random as random_pruner
 
 SHAPE = (3, 8, 8)
+PLAIN = {"absolute": False, "class_halves": False, "redraw_linear": False}
 
 
 def subnetwork(model: nn.Module, mask: masks.Mask | None = None) -> Subnetwork:
@@ -53,8 +67,6 @@ def assert_close(a: Tensor | float, b: Tensor | float, tolerance: float = 1e-9) 
 
 def flow(model: nn.Module) -> float:
     """R: the sum of the outputs for an all-ones image when every number in the model is made positive."""
-    import copy
-
     positive = copy.deepcopy(model).double().eval()
     with torch.no_grad():
         for tensor in [*positive.parameters(), *positive.buffers()]:
@@ -117,8 +129,6 @@ def test_synflow_pruned_weights_score_zero(chain: nn.Module) -> None:
 
 def test_synflow_equals_autograd_on_a_rewritten_network(chain: nn.Module) -> None:
     """Against a second computation: the model itself rewritten to absolute values, backward through .grad."""
-    import copy
-
     positive = copy.deepcopy(chain).eval()
     with torch.no_grad():
         for parameter in positive.parameters():
@@ -132,8 +142,6 @@ def test_synflow_equals_autograd_on_a_rewritten_network(chain: nn.Module) -> Non
 
 def test_synflow_in_float32_equals_the_published_loop() -> None:
     """Masks multiply the weights, absolute values everywhere, all in float32: as the authors' code does it."""
-    import copy
-
     torch.manual_seed(0)
     model = Chain(bias=True)
     rounds, density = 20, 0.05
@@ -156,7 +164,7 @@ def test_synflow_in_float32_equals_the_published_loop() -> None:
         together = torch.cat([values.flatten() for values in reference.values()])
         threshold = torch.kthvalue(together, len(together) - k).values
         mask = {name: values > threshold for name, values in reference.items()}
-        ours = allocation.global_topk(scores, ours, 1 - k / masks.total(ours), Generator())
+        ours = allocation.global_topk(scores, ours, 1 - k / masks.total(ours), Generator(), min_density=0.0)
         assert all(torch.equal(ours[name], mask[name]) for name in ours)
 
 
@@ -265,7 +273,7 @@ def test_grasp_equals_the_explicit_hessian(images: Batches, temperature: float, 
     images = [(x, y % 3) for x, y in images[:num_batches]]
     weights, products = hessian_gradient(subnetwork(model), images, F.cross_entropy, temperature=temperature)
     expected = explicit_hessian_gradient(model, images, temperature)
-    scores = grasp.score(subnetwork(model), images, F.cross_entropy, Generator(), temperature=temperature)
+    scores = grasp.score(subnetwork(model), images, F.cross_entropy, Generator(), temperature=temperature, **PLAIN)
     for name in expected:
         scale = expected[name].abs().max()
         assert_close(products[name] / scale, expected[name] / scale, 1e-9)
@@ -277,7 +285,7 @@ def test_grasp_high_scores_are_those_whose_removal_shrinks_the_gradient(images: 
     torch.manual_seed(0)
     model = Small().double().eval()
     images = [(x, y % 3) for x, y in images]
-    scores = grasp.score(subnetwork(model), images, F.cross_entropy, Generator(), temperature=1.0)
+    scores = grasp.score(subnetwork(model), images, F.cross_entropy, Generator(), temperature=1.0, **PLAIN)
     weight, index, h = model.fc.weight, (1, 7), 1e-6
     norms = []
     for factor in (1 + h, 1 - h):
@@ -296,13 +304,13 @@ def test_grasp_layer_sums_before_batch_norm(chain: nn.Module, images: Batches) -
     with measures.mode(chain, True):
         net = subnetwork(chain)
         _, gradients = mean_gradient(net, images[:1], F.cross_entropy, temperature=2.0)
-        scores = grasp.score(net, images[:1], F.cross_entropy, Generator(), temperature=2.0)
+        scores = grasp.score(net, images[:1], F.cross_entropy, Generator(), temperature=2.0, **PLAIN)
     for name in ("conv1.weight", "conv2.weight"):
         assert_close(scores[name].sum(), -(gradients[name] ** 2).sum(), 1e-8)
 
 
 def test_grasp_temperature_is_more_than_a_scale(chain: nn.Module, images: Batches) -> None:
-    cold, hot = (taken(grasp.score, chain, images, True, temperature=t) for t in (1.0, 200.0))
+    cold, hot = (taken(grasp.score, chain, images, True, temperature=t, **PLAIN) for t in (1.0, 200.0))
     together = torch.stack([torch.cat([s.flatten() for s in scores.values()]) for scores in (cold, hot)])
     assert torch.corrcoef(together)[0, 1] < 0.999
 
@@ -314,7 +322,7 @@ def test_second_derivatives_exist_for_attention() -> None:
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, embed_dim=24, num_heads=2, num_classes=4)
     images = [(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))]
     net = Subnetwork(model, masks.full(model), {}, (3, 32, 32))
-    scores = grasp.score(net, images, F.cross_entropy, Generator(), temperature=200.0)
+    scores = grasp.score(net, images, F.cross_entropy, Generator(), temperature=200.0, **PLAIN)
     assert scores.keys() == masks.prunable(model).keys() and "blocks.0.attn.qkv.weight" in scores
     assert all(values.isfinite().all() and values.any() for values in scores.values())
 
@@ -354,3 +362,352 @@ def test_rescaling_a_hidden_channel_moves_magnitude_but_not_synflow_and_snip(ima
         taken(magnitude.score, model, [], False)["conv1.weight"], before["magnitude"]["conv1.weight"]
     )
     assert math.isfinite(flow(model))
+
+
+# FORCE, iterative SNIP, ProsPr ----------------------------------------------------------------------------------------
+
+PROSPR = {"steps": 3, "lr": 0.1, "momentum": 0.9, "first_order": False}
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_force_and_prospr_without_steps_are_snip(chain: nn.Module, images: Batches, training: bool) -> None:
+    one = images[:1]
+    expected = taken(snip.score, chain, one, training)
+    for found in (
+        taken(force.score, chain, one, training),
+        taken(prospr.score, chain, one, training, **PROSPR | {"steps": 0}),
+        taken(prospr.score, chain, one, training, **PROSPR | {"lr": 1e-12}),
+        taken(prospr.score, chain, one, training, **PROSPR | {"steps": 0, "first_order": True}),
+    ):
+        for name in expected:
+            torch.testing.assert_close(found[name], expected[name], rtol=1e-8, atol=1e-11)
+
+
+def test_force_scores_what_is_pruned_with_the_gradient_of_the_masked_network(chain: nn.Module, images: Batches) -> None:
+    mask = {
+        name: torch.rand(w.shape, generator=Generator().manual_seed(3)) < 0.5 for name, w in masks.full(chain).items()
+    }
+    net = subnetwork(chain, mask)
+    initial = net.initial
+    masks.apply_(chain, mask)
+    with measures.mode(chain, True):
+        scores = force.score(net, images[:1], F.cross_entropy, Generator())
+        chain.train()
+        F.cross_entropy(chain(images[0][0]), images[0][1]).backward()
+    for name, weight in masks.prunable(chain).items():
+        assert weight.grad is not None
+        assert_close(scores[name], (initial[name] * weight.grad).abs(), 1e-9)
+        assert (scores[name][~mask[name]] > 0).any()
+
+
+def test_the_released_force_loss_is_minus_the_mean_logit_of_the_true_class(chain: nn.Module, images: Batches) -> None:
+    scores = taken(force.score_true_logit, chain, images[:1], False)
+    chain.eval()
+    logits = chain(images[0][0])
+    (-logits[torch.arange(len(logits)), images[0][1]]).mean().backward()
+    for name, weight in masks.prunable(chain).items():
+        assert weight.grad is not None
+        assert_close(scores[name], (weight * weight.grad).abs(), 1e-9)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("num_batches", [1, 2])
+def test_prospr_is_the_derivative_through_the_steps(images: Batches, momentum: float, num_batches: int) -> None:
+    """Against finite differences: train twice with a mask entry moved a little, and see how the loss moves."""
+    torch.manual_seed(0)
+    model = Chain(norm=False).double()
+    chosen = images[:num_batches]
+    found = taken(prospr.score, model, chosen, True, **PROSPR | {"momentum": momentum})
+
+    def loss_after(name: str, index: int, step: float) -> float:
+        trained = copy.deepcopy(model)
+        parameters = dict(trained.named_parameters())
+        with torch.no_grad():
+            parameters[name].view(-1)[index] *= 1 + step
+        optimizer = torch.optim.SGD(trained.parameters(), lr=0.1, momentum=momentum)
+        for i in range(3):
+            optimizer.zero_grad()
+            x, y = chosen[i % num_batches]
+            F.cross_entropy(trained(x), y).backward()
+            optimizer.step()
+        x, y = chosen[3 % num_batches]
+        return F.cross_entropy(trained(x), y).item()
+
+    for name, index in (("conv1.weight", 7), ("conv2.weight", 100), ("fc.weight", 5)):
+        numeric = (loss_after(name, index, 1e-5) - loss_after(name, index, -1e-5)) / 2e-5
+        assert_close(found[name].view(-1)[index], abs(numeric), 1e-5)
+
+
+def test_first_order_prospr_is_the_initial_weight_times_the_gradient_after_the_steps(images: Batches) -> None:
+    torch.manual_seed(0)
+    model = Chain(norm=False).double()
+    found = taken(prospr.score, model, images[:1], True, **PROSPR | {"first_order": True})
+    initial = {name: weight.detach().clone() for name, weight in masks.prunable(model).items()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(4):
+        optimizer.zero_grad()
+        F.cross_entropy(model(images[0][0]), images[0][1]).backward()
+        if _ < 3:
+            optimizer.step()
+    for name, weight in masks.prunable(model).items():
+        assert weight.grad is not None
+        assert_close(found[name], (initial[name] * weight.grad).abs(), 1e-9)
+
+
+# GraSP's variants, Fisher, gradient flow ------------------------------------------------------------------------------
+
+
+def test_grasp_variants(chain: nn.Module, images: Batches) -> None:
+    settings = {"temperature": 200.0, **PLAIN}
+    plain = taken(grasp.score, chain, images, True, **settings)
+    size = taken(grasp.score, chain, images, True, **settings | {"absolute": True})
+    assert all(torch.equal(size[name], plain[name].abs()) for name in plain)
+    x, y = (torch.cat(parts) for parts in zip(*images, strict=True))
+    order = y.argsort(stable=True)
+    halves = [(x[order[:10]], y[order[:10]]), (x[order[10:]], y[order[10:]])]
+    by_hand = taken(grasp.score, chain, halves, True, **settings)
+    split = taken(grasp.score, chain, images, True, **settings | {"class_halves": True})
+    for name in plain:
+        assert_close(split[name], by_hand[name], 1e-9)
+    redrawn = taken(grasp.score, chain, images, True, **settings | {"redraw_linear": True})
+    assert not torch.allclose(redrawn["fc.weight"], plain["fc.weight"])
+    noise = torch.randn(chain.fc.weight.shape, generator=Generator().manual_seed(0)).double() * (2 / 12) ** 0.5
+    with torch.no_grad():
+        chain.fc.weight.copy_(noise)
+    for name, values in taken(grasp.score, chain, images, True, **settings).items():
+        assert_close(redrawn[name], values, 1e-9)
+
+
+def every_weight_times_hessian_gradient(model: nn.Module, images: Batches, temperature: float) -> dict[str, Tensor]:
+    """w (Hg) of every parameter from an assembled Hessian, over all parameters, in eval mode."""
+    names = [name for name, _ in model.named_parameters()]
+    values = [p.detach() for _, p in model.named_parameters()]
+    flat = torch.cat([v.flatten() for v in values])
+    x, y = (torch.cat(parts) for parts in zip(*images, strict=True))
+
+    def loss_at(vector: Tensor) -> Tensor:
+        parts = torch.split(vector, [v.numel() for v in values])
+        state = {n: part.view(v.shape) for n, part, v in zip(names, parts, values, strict=True)}
+        return F.cross_entropy(torch.func.functional_call(model, state, (x,)) / temperature, y)
+
+    gradient = torch.autograd.functional.jacobian(loss_at, flat)
+    hessian = torch.autograd.functional.hessian(loss_at, flat)
+    products = flat * (hessian @ gradient)
+    parts = torch.split(products, [v.numel() for v in values])
+    return {n: part.view(v.shape) for n, part, v in zip(names, parts, values, strict=True)}
+
+
+@pytest.mark.parametrize("temperature", [1.0, 200.0])
+def test_gradient_preservation_equals_the_explicit_hessian_over_all_parameters(
+    images: Batches, temperature: float
+) -> None:
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 4)
+    model = nn.Sequential(*layers).double().eval()
+    expected = every_weight_times_hessian_gradient(model, images, temperature)
+    settings = {"temperature": temperature, "absolute": False}
+    found = taken(gradient_flow.gradient_preservation, model, images, False, **settings)
+    sizes = taken(gradient_flow.gradient_preservation, model, images, False, **settings | {"absolute": True})
+    for name in found:
+        assert_close(found[name], expected[name], 1e-7)
+        assert torch.equal(sizes[name], found[name].abs())
+
+
+def test_measures_of_loss_preservation(chain: nn.Module, images: Batches) -> None:
+    x, y = (torch.cat(parts) for parts in zip(*images, strict=True))
+    chain.eval()
+    F.cross_entropy(chain(x) / 5, y).backward()
+    loss = taken(gradient_flow.loss_preservation, chain, images, False, temperature=5.0, signed=False)
+    signed = taken(gradient_flow.loss_preservation, chain, images, False, temperature=5.0, signed=True)
+    biased = taken(gradient_flow.score, chain, images, False, temperature=5.0, from_initial=False)
+    for name, weight in masks.prunable(chain).items():
+        assert weight.grad is not None
+        assert_close(signed[name], weight * weight.grad, 1e-9)
+        assert_close(loss[name], signed[name].abs(), 1e-12)
+        assert_close(biased[name], weight.abs() * loss[name], 1e-12)
+        # Over filters the sum of sizes bounds the size of the sum (triangle inequality).
+        assert (loss[name].flatten(1).sum(1) >= signed[name].flatten(1).sum(1).abs() - 1e-15).all()
+
+
+def test_biased_loss_from_the_initialization_weighs_by_the_distance_moved(chain: nn.Module, images: Batches) -> None:
+    net = subnetwork(chain)
+    with torch.no_grad():
+        chain.conv1.weight.add_(0.1)
+    with measures.mode(chain, False):
+        scores = gradient_flow.score(net, images, F.cross_entropy, Generator(), temperature=1.0, from_initial=True)
+        plain = gradient_flow.loss_preservation(
+            net, images, F.cross_entropy, Generator(), temperature=1.0, signed=False
+        )
+    assert not scores["conv2.weight"].any()
+    assert_close(scores["conv1.weight"], 0.1 * plain["conv1.weight"], 1e-9)
+
+
+def test_fisher_is_the_mean_squared_gradient_of_single_images(chain: nn.Module, images: Batches) -> None:
+    found = taken(gradient_norm.fisher, chain, images, False, per_example=True)
+    of_batches = taken(gradient_norm.fisher, chain, images, False, per_example=False)
+    chain.eval()
+
+    def squares(batches: Batches) -> dict[str, Tensor]:
+        sums = {name: torch.zeros_like(weight) for name, weight in masks.prunable(chain).items()}
+        for x, y in batches:
+            chain.zero_grad()
+            F.cross_entropy(chain(x), y).backward()
+            for name, weight in masks.prunable(chain).items():
+                sums[name] += weight.grad**2 / len(batches)
+        return sums
+
+    singles = [(x[i : i + 1], y[i : i + 1]) for x, y in images for i in range(len(y))]
+    for scores, expected in ((found, squares(singles)), (of_batches, squares(images))):
+        for name, weight in masks.prunable(chain).items():
+            assert_close(scores[name], weight.detach() ** 2 * expected[name], 1e-9)
+    with pytest.raises(UserError, match=r"pruner.mode=train: an image by itself has no batch statistics"):
+        taken(gradient_norm.fisher, chain, images, True, per_example=True)
+
+
+def test_batch_norm_scores_are_those_of_the_norm_behind_the_filter(chain: nn.Module, images: Batches) -> None:
+    with torch.no_grad():
+        chain.norm1.weight.uniform_(-1, 1)
+        chain.norm1.bias.uniform_(-1, 1)
+    scores = taken(gradient_flow.batch_norm, chain, [], False, taylor=False)
+    assert_close(scores["conv1.weight"].sum((1, 2, 3)), chain.norm1.weight.detach().abs(), 1e-9)
+    taylor = taken(gradient_flow.batch_norm, chain, images, False, taylor=True)
+    expected = torch.zeros(6, dtype=torch.float64)
+    chain.eval()
+    for x, y in images:
+        chain.zero_grad()
+        F.cross_entropy(chain(x), y).backward()
+        for p in (chain.norm1.weight, chain.norm1.bias):
+            expected += (p.detach() * p.grad) ** 2 / 2
+    assert_close(taylor["conv1.weight"].sum((1, 2, 3)), expected, 1e-9)
+
+
+# The norm under gradient flow -----------------------------------------------------------------------------------------
+
+
+def test_derivatives_of_the_norms_under_gradient_flow(images: Batches) -> None:
+    """Integrates d theta / dt = -g by RK4 and compares central differences with the measured quantities."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3), nn.Tanh(), nn.Linear(3, 4)).double()
+    x, y = (torch.cat(parts) for parts in zip(*images, strict=True))
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    def gradient(at: dict[str, Tensor]) -> dict[str, Tensor]:
+        return torch.func.grad(lambda w: F.cross_entropy(torch.func.functional_call(model, w, (x,)), y))(at)
+
+    def flowed(time: float, steps: int = 4) -> dict[str, Tensor]:
+        state, h = start, time / steps
+        for _ in range(steps):
+            k1 = gradient(state)
+            k2 = gradient({n: state[n] - h / 2 * k1[n] for n in state})
+            k3 = gradient({n: state[n] - h / 2 * k2[n] for n in state})
+            k4 = gradient({n: state[n] - h * k3[n] for n in state})
+            state = {n: state[n] - h / 6 * (k1[n] + 2 * k2[n] + 2 * k3[n] + k4[n]) for n in state}
+        return state
+
+    def norm(vector: dict[str, Tensor]) -> float:
+        return float(sum((v**2).sum() for v in vector.values()))
+
+    h = 1e-4
+    before, after = flowed(-h), flowed(h)
+    found = measures.gradient_flow(subnetwork(model), images, F.cross_entropy)
+    assert_close(found["flow/parameter_norm"] ** 2, norm(start), 1e-12)
+    assert_close((norm(after) - norm(before)) / (2 * h), -2 * found["flow/weight_gradient"], 1e-5)
+    second = (norm(after) - 2 * norm(start) + norm(before)) / h**2
+    assert_close(second, 2 * (found["flow/gradient_norm"] ** 2 + found["flow/weight_hessian_gradient"]), 1e-5)
+    of_gradient = (norm(gradient(after)) - norm(gradient(before))) / (2 * h)
+    assert_close(of_gradient, -2 * found["flow/gradient_hessian_gradient"], 1e-5)
+    losses = [F.cross_entropy(torch.func.functional_call(model, w, (x,)), y).item() for w in (before, after)]
+    assert_close((losses[1] - losses[0]) / (2 * h), -(found["flow/gradient_norm"] ** 2), 1e-5)
+    assert_close(found["flow/loss"], F.cross_entropy(model(x), y).item(), 1e-9)
+
+
+def test_filter_norms_before_batch_norm_are_conserved_by_the_flow(chain: nn.Module, images: Batches) -> None:
+    """In train mode the output does not depend on a filter's scale, so w g sums to zero over it."""
+    signed = taken(gradient_flow.loss_preservation, chain, images[:1], True, temperature=1.0, signed=True)
+    for name in ("conv1.weight", "conv2.weight"):
+        sums, sizes = signed[name].flatten(1).sum(1).abs(), signed[name].flatten(1).abs().sum(1)
+        assert (sums < 1e-3 * sizes).all()
+
+
+# PHEW and Neural Tangent Transfer -------------------------------------------------------------------------------------
+
+WALKS = {"kernels": False, "batch_size": 16}
+
+
+@pytest.mark.parametrize("make", [Chain, residual])
+@pytest.mark.parametrize("density", [0.1, 0.3])
+def test_phew_keeps_weights_on_paths_and_large_ones(make: Callable[[], nn.Module], density: float) -> None:
+    torch.manual_seed(0)
+    model = make()
+    k = round(density * masks.total(masks.full(model)))
+    net = dataclasses.replace(subnetwork(model), num_kept=k)
+    scores = phew.score(net, [], F.cross_entropy, Generator().manual_seed(0), **WALKS)
+    mask = allocation.keep_largest(scores, masks.full(model), k)
+    reached = measures.effective(model, mask, SHAPE)
+    assert masks.kept(mask) == k and masks.kept(reached) >= k - len(mask)  # the last walk may be cut short
+    weights = {name: weight.detach().abs() for name, weight in masks.prunable(model).items()}
+    for name in ("conv1.weight", "conv2.weight") if make is Chain else ("stages.1.0.conv1.weight",):
+        assert weights[name][mask[name]].mean() > weights[name].mean()
+    whole = phew.score(net, [], F.cross_entropy, Generator().manual_seed(0), **WALKS | {"kernels": True})
+    kept = allocation.keep_largest(whole, masks.full(model), k)
+    partial = sum(int((t.flatten(2).any(2) & ~t.flatten(2).all(2)).sum()) for t in kept.values() if t.ndim == 4)
+    assert partial <= 2 * len(kept)
+
+
+def test_phew_walks_in_proportion_to_the_weights() -> None:
+    """Two layers of one input, three hidden units and one output: the units are visited as their weights say."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(1, 3, bias=False), nn.ReLU(), nn.Linear(3, 1, bias=False))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([[0.2], [-0.3], [0.5]]))
+        model[3].weight.fill_(1.0)
+    first = torch.zeros(3)
+    for seed in range(2000):
+        net = dataclasses.replace(subnetwork(model), num_kept=1, input_shape=(1, 1, 1))
+        settings = WALKS | {"batch_size": 1}
+        scores = phew.score(net, [], F.cross_entropy, Generator().manual_seed(seed), **settings)
+        first[scores["1.weight"].argmax()] += 1
+    assert torch.allclose(first / 2000, torch.tensor([0.2, 0.3, 0.5]), atol=0.04)
+
+
+TRANSFER = {"steps": 30, "lr": 5e-3, "kernel_weight": 1e-3, "decay": 0.0}
+
+
+def test_the_tangent_kernel_is_that_of_explicit_jacobians(images: Batches) -> None:
+    torch.manual_seed(0)
+    model = Chain(norm=False).double().eval()
+    net, x = subnetwork(model), images[0][0][:4]
+    outputs, kernel = neural_tangent_transfer._outputs_and_kernel(net, x, net.weights)
+    rows = []
+    for image in x:
+        for k in range(4):
+            gradients = torch.autograd.grad(model(image[None])[0, k], list(masks.prunable(model).values()))
+            rows.append(torch.cat([g.flatten() for g in gradients]))
+    jacobian = torch.stack(rows).view(4, 4, -1)
+    assert_close(kernel, torch.einsum("akp,blp->akbl", jacobian[:2], jacobian[2:]), 1e-9)
+    assert_close(outputs, model(x), 1e-12)
+
+
+def test_transfer_brings_outputs_and_kernel_closer_to_the_dense_network(images: Batches) -> None:
+    torch.manual_seed(0)
+    model = Chain(norm=False).double()
+    mask = {
+        name: torch.rand(w.shape, generator=Generator().manual_seed(1)) < 0.4 for name, w in masks.full(model).items()
+    }
+    net = subnetwork(model, mask)
+
+    def distances(weights: dict[str, Tensor]) -> tuple[float, float]:
+        kernel_of = neural_tangent_transfer._outputs_and_kernel
+        dense = kernel_of(net, images[0][0], net.initial)
+        sparse = kernel_of(net, images[0][0], {name: w * mask[name] for name, w in weights.items()}, mask)
+        return tuple(float((a - b).square().mean()) for a, b in zip(dense, sparse, strict=True))  # type: ignore[return-value]
+
+    with measures.mode(model, False):
+        before = distances(net.initial)
+        moved = neural_tangent_transfer.transfer(net, images[:1], F.cross_entropy, Generator(), **TRANSFER)
+        after = distances(moved)
+        heavy = neural_tangent_transfer.transfer(
+            net, images[:1], F.cross_entropy, Generator(), **TRANSFER | {"kernel_weight": 1.0}
+        )
+    assert after[0] < 0.5 * before[0]
+    assert distances(heavy)[1] < before[1]
+    assert all(torch.equal(moved[name][~mask[name]], net.initial[name][~mask[name]]) for name in mask)

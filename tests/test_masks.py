@@ -1,17 +1,24 @@
 """Masks, allocation and schedules: exact counts, stable ties, nesting."""
 
 import math
+import re
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from conftest import Chain, options
+from conftest import Chain
+from safetensors.torch import save_file
 from torch import Generator, nn
 
 from pai_bench import allocation, masks, schedules
+from pai_bench.core import Length
 from pai_bench.errors import ConfigError, UserError
 
 GENERATOR = Generator()
+LENGTH = Length(epochs=160, steps_per_epoch=391)
 
 
 def everything(*shapes: tuple[int, ...]) -> masks.Mask:
@@ -57,7 +64,7 @@ def test_a_sparsity_that_leaves_nothing_is_refused() -> None:
 def test_global_topk_keeps_the_highest_scores_of_the_whole_network() -> None:
     scores = {"a": torch.tensor([0.1, 0.9, -3.0]), "b": torch.tensor([[0.5], [0.8]])}
     candidates = {name: torch.ones_like(values, dtype=torch.bool) for name, values in scores.items()}
-    mask = allocation.global_topk(scores, candidates, 0.4, GENERATOR)
+    mask = allocation.global_topk(scores, candidates, 0.4, GENERATOR, min_density=0.0)
     assert mask["a"].tolist() == [False, True, False]
     assert mask["b"].tolist() == [[True], [True]]
 
@@ -65,7 +72,7 @@ def test_global_topk_keeps_the_highest_scores_of_the_whole_network() -> None:
 def test_ties_go_to_the_first_and_are_counted() -> None:
     scores = {"a": torch.tensor([1.0, 0.0, 0.0, 2.0]), "b": torch.tensor([0.0, 0.0])}
     candidates = {name: torch.ones_like(values, dtype=torch.bool) for name, values in scores.items()}
-    mask = allocation.global_topk(scores, candidates, 0.5, GENERATOR)
+    mask = allocation.global_topk(scores, candidates, 0.5, GENERATOR, min_density=0.0)
     assert mask["a"].tolist() == [True, True, False, True]
     assert not mask["b"].any()
     assert allocation.num_tied(scores, candidates, mask) == 4
@@ -75,9 +82,10 @@ def test_ties_go_to_the_first_and_are_counted() -> None:
 def test_only_candidates_are_kept_even_when_others_score_higher() -> None:
     scores = {"a": torch.tensor([9.0, 1.0, 2.0, 9.0])}
     candidates = {"a": torch.tensor([False, True, True, False])}
-    assert allocation.global_topk(scores, candidates, 0.75, GENERATOR)["a"].tolist() == [False, False, True, False]
+    mask = allocation.global_topk(scores, candidates, 0.75, GENERATOR, min_density=0.0)
+    assert mask["a"].tolist() == [False, False, True, False]
     with pytest.raises(ValueError, match="cannot keep 3 of 2"):
-        allocation.global_topk(scores, candidates, 0.25, GENERATOR)
+        allocation.global_topk(scores, candidates, 0.25, GENERATOR, min_density=0.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -116,16 +124,91 @@ def test_scores_that_rank_nothing_are_refused(values: torch.Tensor, message: str
         allocation.check_scores({"fc": values}, {"fc": torch.ones(3, dtype=torch.bool)})
 
 
-@pytest.mark.parametrize("allocate", options("allocation"))
+NESTED = {
+    "global_topk": {"min_density": 0.0},
+    "uniform": {},
+    "erk": {"kernel": True},
+    "sampled": {"beta": 1.0, "scope": "global", "rescale": False},
+}
+
+
+@pytest.mark.parametrize("allocate", NESTED)
 @pytest.mark.parametrize("sparsity", [0.98, 0.999])
-def test_every_allocation_reaches_its_counts_over_many_nested_rounds(allocate: str, sparsity: float) -> None:
-    candidates = everything((16, 1, 3, 3), (16, 16, 3, 3), (8, 16, 1, 1), (10, 8), (7,), (1,), (40, 40))
+def test_allocations_reach_their_counts_over_many_nested_rounds(allocate: str, sparsity: float) -> None:
+    shapes = [(16, 1, 3, 3), (16, 16, 3, 3), (8, 16, 1, 1), (10, 8), (7, 1), (1, 1), (40, 40)]
+    candidates = everything(*shapes)
     scores = {name: torch.rand(mask.shape, generator=Generator().manual_seed(1)) for name, mask in candidates.items()}
-    for this in schedules.exponential(sparsity, rounds=200):
-        mask = getattr(allocation, allocate)(scores, candidates, this.sparsity, GENERATOR)
+    for this in schedules.exponential(sparsity, LENGTH, rounds=200):
+        mask = getattr(allocation, allocate)(scores, candidates, this.sparsity, GENERATOR, **NESTED[allocate])
         assert masks.kept(mask) == masks.num_kept(this.sparsity, masks.total(mask))
         assert not any((mask[name] & ~candidates[name]).any() for name in mask)
         candidates = mask
+
+
+def test_a_floor_keeps_the_highest_scores_of_every_layer() -> None:
+    candidates = everything((30,), (100,))
+    scores = {"layer0.weight": torch.arange(30.0), "layer1.weight": 1000 + torch.arange(100.0)}
+    mask = allocation.global_topk(scores, candidates, 0.9, GENERATOR, min_density=0.1)
+    assert mask["layer0.weight"].nonzero().squeeze(1).tolist() == [27, 28, 29]
+    assert mask["layer1.weight"].nonzero().squeeze(1).tolist() == list(range(90, 100))
+    assert not allocation.global_topk(scores, candidates, 0.9, GENERATOR, min_density=0.0)["layer0.weight"].any()
+    with pytest.raises(ConfigError, match=r"allocation.min_density=0.5: it keeps 65, the sparsity 13"):
+        allocation.global_topk(scores, candidates, 0.9, GENERATOR, min_density=0.5)
+
+
+def densities(mask: masks.Mask) -> list[float]:
+    return list(masks.densities(mask).values())
+
+
+def test_uniform_plus_spends_the_whole_budget() -> None:
+    candidates = everything((64, 3, 3, 3), (128, 64, 3, 3), (128, 128, 3, 3), (100, 128))
+    scores = {name: torch.rand(mask.shape, generator=Generator().manual_seed(0)) for name, mask in candidates.items()}
+    mask = allocation.uniform_plus(scores, candidates, 0.95, GENERATOR, min_last=0.2)
+    first, one, two, last = densities(mask)
+    assert (first, last) == (1.0, pytest.approx(0.2, abs=1e-4))
+    assert one == pytest.approx(two, abs=1e-4) and one < 0.05
+    assert masks.kept(mask) == masks.num_kept(0.95, masks.total(mask))
+    assert (
+        len(set(np.round(densities(allocation.uniform_plus(scores, candidates, 0.5, GENERATOR, min_last=0.2)), 3)[1:]))
+        == 1
+    )
+    with pytest.raises(ConfigError, match="allocation=uniform_plus keeps the first layer"):
+        allocation.uniform_plus(scores, candidates, 0.99, GENERATOR, min_last=0.2)
+
+
+def test_erdos_renyi_densities_are_proportional_until_a_layer_is_full() -> None:
+    candidates = everything((16, 3, 3, 3), (32, 16, 3, 3), (64, 32, 3, 3), (10, 64))
+    scores = {name: torch.rand(mask.shape, generator=Generator().manual_seed(0)) for name, mask in candidates.items()}
+    before = [0.0] * 4
+    for sparsity in (0.95, 0.9, 0.8, 0.6, 0.3):
+        mask = allocation.erk(scores, candidates, sparsity, GENERATOR, kernel=True)
+        ratios = [d / (sum(m.shape) / m.numel()) for d, m in zip(densities(mask), mask.values(), strict=True) if d < 1]
+        assert max(ratios) == pytest.approx(min(ratios), rel=0.02)
+        assert all(now >= then for now, then in zip(densities(mask), before, strict=True))
+        before = densities(mask)
+    with pytest.raises(ConfigError, match="not for filters"):
+        allocation.erk({"a": torch.ones(3)}, {"a": torch.ones(3, dtype=torch.bool)}, 0.5, GENERATOR, kernel=True)
+
+
+def test_densities_of_another_mask_are_taken_over(tmp_path: Path) -> None:
+    candidates = everything((10, 10), (50, 4))
+    theirs = {name: torch.zeros_like(mask) for name, mask in candidates.items()}
+    theirs["layer0.weight"].view(-1)[:30] = True
+    save_file(theirs, tmp_path / "m.safetensors")
+    scores = {name: torch.rand(mask.shape, generator=Generator().manual_seed(0)) for name, mask in candidates.items()}
+    mask = allocation.densities_of(scores, candidates, 0.9, GENERATOR, mask=str(tmp_path / "m.safetensors"))
+    assert [int(kept.sum()) for kept in mask.values()] == [30, 0]
+    kept = mask["layer0.weight"]
+    assert scores["layer0.weight"][kept].min() > scores["layer0.weight"][~kept].max()
+    with pytest.raises(ConfigError, match=r"keeps 30 weights and sparsity=0.8 keeps 60"):
+        allocation.densities_of(scores, candidates, 0.8, GENERATOR, mask=str(tmp_path / "m.safetensors"))
+    with pytest.raises(ConfigError, match=r"no mask can be read"):
+        allocation.densities_of(scores, candidates, 0.8, GENERATOR, mask=str(tmp_path / "other"))
+    with pytest.raises(ConfigError, match=r"holds no mask of other \(3,\)"):
+        other = {"other": torch.ones(3)}
+        allocation.densities_of(
+            other, {"other": torch.ones(3, dtype=torch.bool)}, 0.5, GENERATOR, mask=str(tmp_path / "m.safetensors")
+        )
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -133,7 +216,7 @@ def test_scores_of_any_memory_format_are_ranked_alike(tied: bool) -> None:
     values = torch.ones(4, 3, 3, 3) if tied else torch.rand(4, 3, 3, 3, generator=Generator().manual_seed(0))
     candidates = everything((4, 3, 3, 3))
     plain, last = (
-        allocation.global_topk({"layer0.weight": v}, candidates, 0.7, GENERATOR)["layer0.weight"]
+        allocation.global_topk({"layer0.weight": v}, candidates, 0.7, GENERATOR, min_density=0.0)["layer0.weight"]
         for v in (values, values.contiguous(memory_format=torch.channels_last))
     )
     assert torch.equal(plain, last) and last.is_contiguous()
@@ -163,27 +246,63 @@ def test_measures_of_a_mask() -> None:
 # Schedules ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in options("schedule") if name != "none"])
-@pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.98, 0.9999])
-def test_density_never_rises_and_ends_at_the_target(name: str, sparsity: float) -> None:
-    settings = {} if name == "one_shot" else {"rounds": 17}
-    sparsities = [this.sparsity for this in getattr(schedules, name)(sparsity, **settings)]
-    assert sparsities == sorted(sparsities)
-    assert sparsities[-1] == sparsity
-    assert all(0 <= value < 1 for value in sparsities)
-
-
 def test_exponential_rounds_prune_the_same_share_of_what_is_left() -> None:
-    densities = [1.0] + [1 - this.sparsity for this in schedules.exponential(0.99, rounds=100)]
+    densities = [1.0] + [1 - this.sparsity for this in schedules.exponential(0.99, LENGTH, rounds=100)]
     ratios = [after / before for before, after in pairwise(densities)]
     assert ratios == pytest.approx([0.01 ** (1 / 100)] * 100)
 
 
 def test_linear_rounds_prune_the_same_number_of_weights() -> None:
-    sparsities = [0.0] + [this.sparsity for this in schedules.linear(0.6, rounds=6)]
+    sparsities = [0.0] + [this.sparsity for this in schedules.linear(0.6, LENGTH, rounds=6)]
     steps = [after - before for before, after in pairwise(sparsities)]
     assert steps == pytest.approx([0.1] * 6)
 
 
 def test_a_schedule_of_one_round_is_one_shot() -> None:
-    assert schedules.exponential(0.7, rounds=1) == schedules.linear(0.7, rounds=1) == schedules.one_shot(0.7)
+    one = schedules.one_shot(0.7, LENGTH)
+    assert schedules.exponential(0.7, LENGTH, rounds=1) == schedules.linear(0.7, LENGTH, rounds=1) == one
+    assert schedules.early(0.7, LENGTH, epoch=0.0, step=None, rounds=1) == one
+
+
+def test_front_loaded_rounds_prune_the_published_share_of_what_is_left() -> None:
+    """r_j = p / (j p + n (1 - p)), which starts at 10.7 % and ends at 3.0 % for three quarters in 25 rounds."""
+    densities = [1.0] + [1 - r.sparsity for r in schedules.front_loaded(0.75, LENGTH, rounds=25, warmup_epochs=1)]
+    shares = [1 - after / before for before, after in pairwise(densities)]
+    assert shares == pytest.approx([0.75 / (j * 0.75 + 25 * 0.25) for j in range(1, 26)])
+    assert (round(100 * shares[0], 1), round(100 * shares[-1], 1)) == (10.7, 3.0)
+    assert densities[-1] == 0.25
+    rounds = schedules.front_loaded(0.75, LENGTH, rounds=3, warmup_epochs=5)
+    assert [this.until_epoch for this in rounds] == [5, 6, 7]
+
+
+def test_gradual_pruning_follows_its_cubic() -> None:
+    rounds = schedules.gradual(0.8, LENGTH, start_epoch=10, end_epoch=20, every_steps=391)
+    assert [this.until_epoch for this in rounds] == pytest.approx(list(range(11, 21)))
+    assert [this.sparsity for this in rounds] == pytest.approx([0.8 * (1 - (1 - t / 10) ** 3) for t in range(1, 11)])
+
+
+def test_iterative_rounds_train_to_the_end_and_go_back_to_a_step() -> None:
+    settings = {"levels": 3, "rewind_epoch": None, "rewind_step": 1000, "rewind_weights": True}
+    rounds = schedules.iterative(0.488, LENGTH, **settings)
+    assert [round(1 - this.sparsity, 6) for this in rounds] == [0.8, 0.64, 0.512]  # the papers' 20 % at a time
+    assert {this.until_epoch for this in rounds} == {160.0}
+    assert {round(this.rewind_epoch * LENGTH.steps_per_epoch) for this in rounds} == {1000}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "settings", "message"),
+    [
+        ("early", {"epoch": 1.0, "step": 3, "rounds": 1}, "schedule.epoch=1.0, schedule.step=3: give one of the two"),
+        (
+            "early",
+            {"epoch": 161.0, "step": None, "rounds": 1},
+            "schedule.epoch=161.0: it lies outside training.epochs=160",
+        ),
+        ("gradual", {"start_epoch": 5, "end_epoch": 5, "every_steps": 1}, "start_epoch=5, end_epoch=5"),
+        ("front_loaded", {"rounds": 161, "warmup_epochs": 1}, "schedule.rounds=161, warmup_epochs=1"),
+        ("fine_tune", {"levels": 1, "epochs": 161}, "schedule.epochs=161: training.epochs=160"),
+    ],
+)
+def test_times_outside_training_are_refused(schedule: str, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        getattr(schedules, schedule)(0.5, LENGTH, **settings)

@@ -5,11 +5,12 @@ from statistics import fmean
 
 import pytest
 import torch
-from conftest import composed
+from conftest import Untrained, composed
 from torch import Generator, nn
 from torch.nn import functional as F
 
-from pai_bench import allocation, experiment, masks, seeding
+from pai_bench import allocation, experiment, masks, measures, seeding
+from pai_bench.core import Ablation, Length
 from pai_bench.prune import prune
 
 # VGG-16 on CIFAR-100, density of conv 1 to 13 and the classifier, mean of three seeds: the results released with
@@ -34,11 +35,13 @@ def pruned(model: nn.Module, pruner: str, compression: float, input_shape: tuple
     return prune(
         model,
         experiment._pruner(cfg["pruner"]),
-        allocation.global_topk,
-        experiment._function(cfg["schedule"])(cfg["sparsity"]),
+        experiment._function(cfg["allocation"]),
+        experiment._function(cfg["schedule"])(cfg["sparsity"], Length(1, 1)),
+        ablation=Ablation(),
         initial={name: weight.detach().clone() for name, weight in masks.prunable(model).items()},
         input_shape=input_shape,
         draw=lambda examples, generator: [],
+        training=Untrained(),
         loss=F.cross_entropy,
         seed=0,
         record=lambda metrics, epoch: None,
@@ -86,7 +89,7 @@ def test_magnitude_deletes_the_classifier_of_resnet18_at_the_predicted_density(
         model = experiment._function(composed("model=resnet18")["model"])((3, 32, 32), num_classes)
     scores = {name: weight.detach().abs() for name, weight in masks.prunable(model).items()}
     above, below = (
-        allocation.global_topk(scores, masks.full(model), 1 - factor * critical_density, Generator())
+        allocation.global_topk(scores, masks.full(model), 1 - factor * critical_density, Generator(), min_density=0.0)
         for factor in (1.01, 0.99)
     )
     assert masks.collapsed(above) == [] and above["fc.weight"].any()
@@ -107,3 +110,62 @@ def test_synflow_keeps_every_layer_where_one_shot_pruning_collapses() -> None:
     assert masks.collapsed(pruned(model, "synflow", compression, (3, 8, 8))) == []
     model.load_state_dict(weights)
     assert masks.collapsed(pruned(model, "magnitude", compression, (3, 8, 8))) != []
+
+
+# RigL's README: the share of ResNet-50's multiply-adds that Erdos-Renyi-kernel and uniform densities leave.
+RIGL = {("erk", 0.8): 0.42, ("erk", 0.9): 0.24, ("erk", 0.95): 0.12, ("erk", 0.965): 0.09}
+
+
+@pytest.fixture(scope="module")
+def resnet50() -> nn.Module:
+    return experiment._function(composed("model=resnet50")["model"])((3, 224, 224), 1000)
+
+
+@pytest.mark.parametrize(("allocate", "sparsity"), list(RIGL))
+def test_erk_leaves_the_published_share_of_multiply_adds(allocate: str, sparsity: float, resnet50: nn.Module) -> None:
+    scores = {name: weight.detach().abs() for name, weight in masks.prunable(resnet50).items()}
+    function = experiment._function(composed(f"allocation={allocate}")["allocation"])
+    mask = function(scores, masks.full(resnet50), sparsity, Generator())
+    counts = measures.multiply_adds(resnet50, (3, 224, 224))
+    assert sum(counts.values()) == pytest.approx(4.089e9, rel=1e-3)
+    share = measures.masked_multiply_adds(counts, mask) / sum(counts.values())
+    assert share == pytest.approx(RIGL[allocate, sparsity], abs=0.0065)
+
+
+def test_uniform_with_a_dense_first_layer_leaves_the_published_share(resnet50: nn.Module) -> None:
+    scores = {name: weight.detach().abs() for name, weight in masks.prunable(resnet50).items()}
+    counts = measures.multiply_adds(resnet50, (3, 224, 224))
+    for sparsity, published in ((0.8, 0.223), (0.9, 0.126), (0.95, 0.077)):
+        shares = dict.fromkeys(scores, 1.0)
+        mask = allocation.by_density(scores, masks.full(resnet50), sparsity, shares, fixed={"conv1.weight"})
+        share = measures.masked_multiply_adds(counts, mask) / sum(counts.values())
+        assert share == pytest.approx(published, abs=0.002)
+
+
+def test_erk_densities_of_resnet20() -> None:
+    with seeding.seeded(0, "init"):
+        model = experiment._function(composed("model=resnet20")["model"])((3, 32, 32), 10)
+    scores = {name: weight.detach().abs() for name, weight in masks.prunable(model).items()}
+    mask = allocation.erk(scores, masks.full(model), 0.9, Generator(), kernel=True)
+    found = masks.densities(mask)
+    expected = {
+        "conv.weight": 0.983, "stages.0.0.conv1.weight": 0.280, "stages.1.0.conv1.weight": 0.199,
+        "stages.1.1.conv1.weight": 0.129, "stages.1.0.shortcut.0.weight": 1.0, "stages.2.0.conv1.weight": 0.094,
+        "stages.2.1.conv1.weight": 0.0617, "stages.2.0.shortcut.0.weight": 0.813, "fc.weight": 1.0,
+    }  # fmt: skip
+    for name, density in expected.items():
+        assert found[name] == pytest.approx(density, abs=0.002), name
+
+
+def test_smart_ratio_densities_of_vgg19() -> None:
+    """At 98 % nothing but the first layers is full, and what they cannot take is too little to show elsewhere."""
+    with seeding.seeded(0, "init"):
+        model = experiment._function(composed("model=vgg19")["model"])((3, 32, 32), 10)
+    scores = {name: weight.detach().abs() for name, weight in masks.prunable(model).items()}
+    mask = allocation.smart_ratio(scores, masks.full(model), 0.98, Generator(), shape="vgg", linear_density=0.3)
+    found = list(masks.densities(mask).values())
+    expected = [1, 1, 0.838, 0.2635, 0.146, 0.087, 0.054, 0.0345, 0.0223, 0.0145, 0.0093, 0.0059, 0.0036, 0.0020]
+    assert found[0] == found[1] == 1 and found[-1] == pytest.approx(0.3, abs=1e-3)
+    ratios = [ours / theirs for ours, theirs in zip(found[3:13], expected[3:13], strict=True)]
+    assert max(ratios) / min(ratios) < 1.03  # one factor: the shape is theirs
+    assert fmean(ratios) == pytest.approx(1, abs=0.1)

@@ -31,10 +31,10 @@ class FewImages:
         self.labels = torch.randint(4, (40,), generator=generator)
         self.num_examples = {"train": 40, "validation": validation, "test": 10}
 
-    def train(self, batch_size: int, order: Generator, augment: Generator) -> Iterator[Batch]:
+    def train(self, batch_size: int, order: Generator, augment: Generator, start: int = 0) -> Iterator[Batch]:
         permutation = torch.randperm(40, generator=order)
         noise = 0.1 * torch.randn(40, 3, 8, 8, generator=augment)
-        for part in permutation.split(batch_size):
+        for part in permutation.split(batch_size)[start:]:
             yield self.images[part] + noise[part], self.labels[part]
 
     def evaluation(self, split: str, batch_size: int) -> Iterator[Batch]:
@@ -49,7 +49,7 @@ class FewImages:
 RECIPE = Recipe(
     epochs=3, batch_size=8, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4, decay_norm_and_bias=False,
     lr_schedule="step", lr_drop_epochs=[2], lr_drop_factor=0.1, warmup_epochs=0, label_smoothing=0.1,
-    precision="float32",
+    temperature=1.0, precision="float32",
 )  # fmt: skip
 
 
@@ -58,10 +58,9 @@ def half(model: nn.Module) -> masks.Mask:
     return {n: torch.rand(w.shape, generator=generator) < 0.5 for n, w in masks.prunable(model).items()}
 
 
-def trainer(model: nn.Module, mask: masks.Mask, recipe: Recipe = RECIPE, data: Any = None, **settings: Any) -> Trainer:
-    masks.apply_(model, mask)
+def trainer(model: nn.Module, recipe: Recipe = RECIPE, data: Any = None, **settings: Any) -> Trainer:
     defaults = {"seed": 0, "channels_last": False, "compile_model": False, "record": lambda metrics, epoch: None}
-    return Trainer(model, mask, data or FewImages(), recipe, CPU, **(defaults | settings))
+    return Trainer(model, data or FewImages(), recipe, CPU, **(defaults | settings))
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
@@ -125,8 +124,8 @@ def test_pruned_weights_are_zero_after_training(precision: str, channels_last: b
     model = Chain(bias=True)
     mask = half(model)
     before = {name: weight.clone() for name, weight in model.named_parameters()}
-    training = trainer(model, mask, replace(RECIPE, precision=precision), channels_last=channels_last)
-    training.until(3)
+    training = trainer(model, replace(RECIPE, precision=precision), channels_last=channels_last)
+    training.until(mask, 3)
     assert num_resurrected(model, mask) == 0
     for name, weight in masks.prunable(model).items():
         assert weight.dtype == torch.float32
@@ -137,20 +136,21 @@ def test_a_weight_that_came_back_is_caught_at_the_next_evaluation() -> None:
     torch.manual_seed(0)
     model = Chain()
     mask = half(model)
-    training = trainer(model, mask)
+    training = trainer(model)
+    training.until(mask, 1)
     with torch.no_grad():
         model.conv1.weight[~mask["conv1.weight"]] = 0.1
     with pytest.raises(AssertionError, match="a pruned weight is not zero"):
-        training.until(1)
+        training.until(mask, 2)
 
 
 def test_training_in_parts_is_training_at_once() -> None:
     def trained(*stops: int) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
         model = nn.Sequential(Chain(), nn.Dropout(0.5), nn.Linear(4, 4))
-        training = trainer(model, half(model))
+        training, mask = trainer(model), half(model)
         for stop in stops:
-            training.until(stop)
+            training.until(mask, stop)
             torch.rand(3)  # what happens to the global random state between epochs plays no part
         return model.state_dict()
 
@@ -162,7 +162,7 @@ def test_the_seed_decides_order_and_augmentation() -> None:
     def trained(seed: int) -> torch.Tensor:
         torch.manual_seed(0)
         model = Chain()
-        trainer(model, masks.full(model), seed=seed).until(1)
+        trainer(model, seed=seed).until(masks.full(model), 1)
         return model.fc.weight.detach()
 
     assert torch.equal(trained(0), trained(0)) and not torch.equal(trained(0), trained(1))
@@ -174,15 +174,16 @@ def test_every_epoch_is_recorded_from_before_the_first() -> None:
     model = Chain()
     training = trainer(
         model,
-        masks.full(model),
         data=FewImages(validation=5),
         record=lambda metrics, epoch: lines.append((epoch, metrics)),
     )
-    training.until(2)
+    training.until(masks.full(model), 2)
     assert [epoch for epoch, _ in lines] == [0.0, 1.0, 2.0]
     evaluated = {f"{split}/{name}" for split in ("validation", "test") for name in ("loss", "top1", "top5")}
     assert set(lines[0][1]) == evaluated
-    assert set(lines[1][1]) == evaluated | {"train/loss", "train/top1", "lr", "train/images_per_second"}
+    assert set(lines[1][1]) == evaluated | {
+        "train/loss", "train/top1", "lr", "train/images_per_second", "recipe_epoch",
+    }  # fmt: skip
     assert training.num_examples == 80
 
 
@@ -194,7 +195,7 @@ def test_weight_decay_reaches_norms_and_biases_only_when_asked(decays: bool) -> 
         for parameter in model.parameters():
             parameter.fill_(1.0)
     recipe = replace(RECIPE, weight_decay=0.5, decay_norm_and_bias=decays, momentum=0.0, nesterov=False)
-    training = trainer(model, masks.full(model), recipe)
+    training = trainer(model, recipe)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     training.optimizer.step()
@@ -207,7 +208,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_a_remedy() -> None:
     torch.manual_seed(0)
     model = Chain(norm=False)
     with pytest.raises(UserError, match=r"training diverged in epoch 1: the loss is .*lower training.lr=1e\+20"):
-        trainer(model, masks.full(model), replace(RECIPE, lr=1e20)).until(1)
+        trainer(model, replace(RECIPE, lr=1e20)).until(masks.full(model), 1)
 
 
 # Evaluation -----------------------------------------------------------------------------------------------------------

@@ -87,12 +87,15 @@ class Streamed:
             images = images.to(self._place.device, non_blocking=True).float()
             yield (images / 255 - self._mean) / self._std, labels.to(self._place.device, non_blocking=True)
 
-    def train(self, batch_size: int, order: Generator, augment: Generator) -> Iterator[Batch]:
-        """One epoch of random resized crops and flips in random order; a trailing batch of one image is left out."""
+    def train(self, batch_size: int, order: Generator, augment: Generator, start: int = 0) -> Iterator[Batch]:
+        """One epoch of random resized crops and flips in random order, from batch `start`, the same as without it.
+
+        A trailing batch of one image is left out.
+        """
         num_images = self.num_examples["train"]
         positions = torch.randperm(num_images, generator=order)
         seeds = torch.randint(2**62, (num_images,), generator=augment)
-        used = slice(0, num_steps(num_images, batch_size) * batch_size)
+        used = slice(start * batch_size, num_steps(num_images, batch_size) * batch_size)
         yield from self._batches("train", positions[used], seeds[used], batch_size)
 
     def evaluation(self, split: str, batch_size: int) -> Iterator[Batch]:

@@ -156,12 +156,15 @@ class Resident:
             images = torch.where(flips.view(-1, 1, 1, 1), images.flip(3), images)
         return images
 
-    def train(self, batch_size: int, order: Generator, augment: Generator) -> Iterator[Batch]:
-        """One epoch of augmented training batches in random order; a trailing batch of one image is left out."""
+    def train(self, batch_size: int, order: Generator, augment: Generator, start: int = 0) -> Iterator[Batch]:
+        """One epoch of augmented training batches in random order, from batch `start`, the same as without it.
+
+        A trailing batch of one image is left out.
+        """
         permutation = torch.randperm(len(self._labels), generator=order)
         labels = self._labels[permutation].to(self._device)
         drawn = self._augmented(permutation, augment)
-        for step in range(num_steps(len(permutation), batch_size)):
+        for step in range(start, num_steps(len(permutation), batch_size)):
             part = slice(step * batch_size, (step + 1) * batch_size)
             yield self._images(*(tensor[part] for tensor in drawn)), labels[part]
 

@@ -1,22 +1,62 @@
 """GraSP: gradient signal preservation."""
 
+import torch
 from torch import Generator
 
-from pai_bench.core import Batches, Loss, Scores, Subnetwork
+from pai_bench.core import Batches, Loss, Scores, Subnetwork, Weights
 from pai_bench.gradients import hessian_gradient
 
 
-def score(net: Subnetwork, batches: Batches, loss: Loss, generator: Generator, *, temperature: float) -> Scores:
+def score(
+    net: Subnetwork,
+    batches: Batches,
+    loss: Loss,
+    generator: Generator,
+    *,
+    temperature: float,
+    absolute: bool,
+    class_halves: bool,
+    redraw_linear: bool,
+) -> Scores:
     """w * (Hg), signed: removing a weight with a high value would shrink the squared gradient norm.
 
     The first-order change of g^T g when weight q is set to zero is -2 w_q (Hg)_q, so high = keep.
 
     Args:
         temperature: divides the logits while scoring; the authors use 200.
+        absolute: rank by |w (Hg)|, which keeps what changes the gradient norm, whichever way (Frankle et al. 2021,
+            arXiv:2009.08576).
+        class_halves: sort the images by class and cut them in two, each half with its own batch statistics, as the
+            authors' code does.
+        redraw_linear: score linear layers at fresh Xavier-normal weights, which are never trained, as the authors' code
+            does.
 
     Reference: Wang, Zhang and Grosse 2020, arXiv:2002.07376, eq. 8 (with the opposite sign: theirs is low = keep).
-    Deviates: the authors' code redraws the classifier before scoring and splits each batch by class into halves with
-        their own batch-norm statistics; here the network is scored as it will be trained, on shuffled batches.
+    Deviates: by default the network is scored as it will be trained, on shuffled batches; class_halves and
+        redraw_linear bring back what the authors' code does beyond the paper.
     """
-    weights, products = hessian_gradient(net, batches, loss, temperature=temperature)
-    return {name: weight * products[name] for name, weight in weights.items()}
+    at = net.masked()
+    if redraw_linear:
+        at = _redrawn(net, at, generator)
+    weights, products = hessian_gradient(
+        net, _class_halves(batches) if class_halves else batches, loss, temperature=temperature, at=at
+    )
+    scores = {name: weight * products[name] for name, weight in weights.items()}
+    return {name: values.abs() for name, values in scores.items()} if absolute else scores
+
+
+def _class_halves(batches: Batches) -> Batches:
+    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    order = labels.argsort(stable=True)
+    half = len(order) // 2
+    return [(images[part], labels[part]) for part in (order[:half], order[half:])]
+
+
+def _redrawn(net: Subnetwork, weights: Weights, generator: Generator) -> Weights:
+    """The weights with those of linear layers drawn anew from N(0, 2 / (fan_in + fan_out)), on the CPU."""
+    redrawn = dict(weights)
+    for name, weight in weights.items():
+        if weight.ndim == 2:
+            noise = torch.randn(weight.shape, generator=generator).to(weight)
+            redrawn[name] = noise * (2 / sum(weight.shape)) ** 0.5 * net.mask[name]
+    return redrawn

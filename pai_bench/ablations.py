@@ -1,0 +1,83 @@
+"""Sanity checks: what is broken on purpose to test a claim. Each function fits one hook of core.Ablation."""
+
+import torch
+from torch import Generator
+
+from pai_bench.core import Batches, Mask, Scores, State
+
+
+def random_labels(batches: Batches, generator: Generator) -> Batches:
+    """Scores see labels drawn uniformly from those present.
+
+    Reference: Su et al. 2020, arXiv:2009.11094.
+    """
+    present = torch.unique(torch.cat([labels for _, labels in batches]))
+    return [
+        (images, present[torch.randint(len(present), labels.shape, generator=generator).to(labels.device)])
+        for images, labels in batches
+    ]
+
+
+def random_pixels(batches: Batches, generator: Generator) -> Batches:
+    """Scores see images whose pixels are permuted, every image in its own way, its channels together.
+
+    Reference: Su et al. 2020, arXiv:2009.11094.
+    """
+    corrupted = []
+    for images, labels in batches:
+        flat = images.flatten(2)  # (B, C, H * W)
+        order = torch.stack([torch.randperm(flat.shape[2], generator=generator) for _ in range(len(flat))])
+        shuffled = flat.gather(2, order.to(images.device)[:, None].expand_as(flat))
+        corrupted.append((shuffled.view(images.shape).contiguous(memory_format=torch.channels_last), labels))
+    return corrupted
+
+
+def invert(scores: Scores, candidates: Mask, generator: Generator) -> Scores:
+    """Ranks in reverse: the highest score of the candidates becomes the lowest. Of equal scores the order reverses too.
+
+    By rank, so it holds for signed and for zero scores (1/score reverses neither).
+
+    Reference: Frankle et al. 2021, arXiv:2009.08576, section 5.
+    """
+    values = torch.cat([scores[name][mask] for name, mask in candidates.items()])
+    ranks = torch.empty(len(values), dtype=torch.float64, device=values.device)
+    ranks[values.argsort(stable=True)] = torch.arange(len(values), 0, -1, dtype=torch.float64, device=values.device)
+    inverted, start = {}, 0
+    for name, mask in candidates.items():
+        number = int(mask.sum())
+        inverted[name] = torch.zeros_like(scores[name], dtype=torch.float64)
+        inverted[name][mask] = ranks[start : start + number]
+        start += number
+    return inverted
+
+
+def shuffle(mask: Mask, generator: Generator) -> Mask:
+    """Permutes the mask within every layer: the layers' densities stay, the positions become random.
+
+    Reference: Frankle et al. 2021, arXiv:2009.08576, section 5; Su et al. 2020, arXiv:2009.11094.
+    """
+    return {
+        name: tensor.flatten()[torch.randperm(tensor.numel(), generator=generator).to(tensor.device)].view(tensor.shape)
+        for name, tensor in mask.items()
+    }
+
+
+def reinitialize(state: State, fresh: State, mask: Mask, generator: Generator) -> State:
+    """Training starts from another draw of the initialization; the mask stays.
+
+    Reference: Frankle and Carbin 2019, arXiv:1803.03635, section 2; Frankle et al. 2021, arXiv:2009.08576, section 5.
+    """
+    return fresh
+
+
+def shuffle_weights(state: State, fresh: State, mask: Mask, generator: Generator) -> State:
+    """Permutes the kept weights of every layer among their positions; the mask stays.
+
+    Reference: Su et al. 2020, arXiv:2009.11094.
+    """
+    shuffled = dict(state)
+    for name, kept in mask.items():
+        values = state[name][kept]
+        shuffled[name] = state[name].clone()
+        shuffled[name][kept] = values[torch.randperm(len(values), generator=generator).to(values.device)]
+    return shuffled

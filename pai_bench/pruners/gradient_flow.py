@@ -1,0 +1,105 @@
+"""The gradient-flow framework: measures by the order of the derivative of the parameter norm that they preserve.
+
+Each is a score of weights; a pruner's `reduce` makes it one of filters. Magnitude is pruners/magnitude.py.
+"""
+
+import torch
+from torch import Generator
+
+from pai_bench import structure
+from pai_bench.core import Batches, Loss, Scores, Subnetwork
+from pai_bench.errors import UserError
+from pai_bench.gradients import hessian_gradient, mean_gradient
+
+
+def score(
+    net: Subnetwork, batches: Batches, loss: Loss, generator: Generator, *, temperature: float, from_initial: bool
+) -> Scores:
+    """|w| |w g|: loss preservation weighted by magnitude, the measure that the paper proposes.
+
+    Args:
+        temperature: divides the logits.
+        from_initial: weight by |w - w0|, the distance that training has moved the weight; zero before training.
+
+    Reference: Lubana and Dick 2021, arXiv:2009.11839; from_initial as in their released code.
+    Deviates: none.
+    """
+    weights, gradients = mean_gradient(net, batches, loss, temperature=temperature)
+    moved = {name: w - net.initial[name] * net.mask[name] if from_initial else w for name, w in weights.items()}
+    return {name: moved[name].abs() * (w * gradients[name]).abs() for name, w in weights.items()}
+
+
+def loss_preservation(
+    net: Subnetwork, batches: Batches, loss: Loss, generator: Generator, *, temperature: float, signed: bool
+) -> Scores:
+    """|w g|: to first order, what removing the weight changes in the loss, which is the first derivative of the norm.
+
+    Args:
+        temperature: divides the logits.
+        signed: w g, whose sum over a filter has to be made absolute by reduce=abs_sum (Molchanov et al. 2017,
+            arXiv:1611.06440).
+
+    Reference: Lubana and Dick 2021, arXiv:2009.11839.
+    Deviates: none.
+    """
+    weights, gradients = mean_gradient(net, batches, loss, temperature=temperature)
+    products = {name: weight * gradients[name] for name, weight in weights.items()}
+    return products if signed else {name: values.abs() for name, values in products.items()}
+
+
+def gradient_preservation(
+    net: Subnetwork, batches: Batches, loss: Loss, generator: Generator, *, temperature: float, absolute: bool
+) -> Scores:
+    """w (Hg), with g and H over every trainable parameter, norms and biases included.
+
+    Signed it is GraSP; its size preserves the gradient norm, the second derivative of the parameter norm. On filters
+    the size is taken of the sum (reduce=abs_sum), so `absolute` is for weights.
+
+    Args:
+        temperature: divides the logits.
+        absolute: take the size.
+
+    Reference: Lubana and Dick 2021, arXiv:2009.11839.
+    Deviates: none.
+    """
+    at = net.masked() | net.others()
+    weights, products = hessian_gradient(net, batches, loss, temperature=temperature, at=at)
+    scores = {name: weights[name] * products[name] for name in net.mask}
+    return {name: values.abs() for name, values in scores.items()} if absolute else scores
+
+
+def batch_norm(net: Subnetwork, batches: Batches, loss: Loss, generator: Generator, *, taylor: bool) -> Scores:
+    """|scale| of the batch norm that a filter runs into, spread evenly over the filter's weights: for reduce=sum.
+
+    Args:
+        taylor: (scale g_scale)^2 + (shift g_shift)^2 instead, with the mean gradient of each batch squared.
+
+    Raises:
+        UserError: a filter runs into no norm.
+
+    Reference: Liu et al. 2017, arXiv:1708.06519; taylor: Molchanov et al. 2019, arXiv:1906.10771; both as variants in
+        the released code of Lubana and Dick 2021, arXiv:2009.11839.
+    Deviates: none.
+    """
+    layers = structure.filters(net.model, net.input_shape).layers
+    parameters = dict(net.model.named_parameters())
+    scores = {name: torch.zeros_like(weight) for name, weight in net.weights.items()}
+    norms = {}
+    for name, layer in layers.items():
+        scale = next((key for key in layer.slices if key.endswith(".weight") and parameters[key].ndim == 1), None)
+        if scale is None:
+            raise UserError(f"pruner=filter_batch_norm: {name} runs into no batch norm; use another pruner")
+        norms[name] = (scale, scale.removesuffix("weight") + "bias")
+    values = {key: parameters[key].detach() for pair in norms.values() for key in pair}
+    if taylor:
+        squares = {key: torch.zeros_like(value) for key, value in values.items()}
+        for batch in batches:
+            at = net.masked() | values
+            _, gradients = mean_gradient(net, [batch], loss, at=at)
+            for key, value in values.items():
+                squares[key] += (value * gradients[key]) ** 2 / len(batches)
+    for name, (scale, shift) in norms.items():
+        of_filter = squares[scale] + squares[shift] if taylor else values[scale].abs()
+        weight = scores[name]
+        weight += (of_filter / weight[0].numel()).view(-1, *[1] * (weight.ndim - 1))
+    return scores

@@ -1,0 +1,38 @@
+"""Gradient magnitude and diagonal Fisher information: the cheap baselines."""
+
+from torch import Generator
+
+from pai_bench.core import Batches, Loss, Scores, Subnetwork
+from pai_bench.errors import UserError
+from pai_bench.gradients import mean_gradient, mean_square_gradient
+
+
+def score(net: Subnetwork, batches: Batches, loss: Loss, generator: Generator) -> Scores:
+    """|dL/dw|, whatever the size of the weight.
+
+    Reference: a baseline of zero-cost proxies, Abdelfattah et al. 2021, arXiv:2101.08134.
+    Deviates: per weight; theirs is one number for a network.
+    """
+    return {name: gradient.abs() for name, gradient in mean_gradient(net, batches, loss)[1].items()}
+
+
+def fisher(net: Subnetwork, batches: Batches, loss: Loss, generator: Generator, *, per_example: bool) -> Scores:
+    """w^2 times the diagonal of the empirical Fisher information: the mean of the squared gradient.
+
+    Args:
+        per_example: square the gradient of every image, which costs a backward pass for each; else that of the mean
+            loss of every batch. In train mode an image would be normalised by itself, so it needs eval mode.
+
+    Raises:
+        UserError: per_example in train mode.
+
+    Reference: Theis et al. 2018, arXiv:1801.05787, eq. 8 without the constant 1/2; of batches as in the released code
+        of Lubana and Dick 2021, arXiv:2009.11839.
+    Deviates: per weight and not per feature map.
+    """
+    if per_example:
+        if net.model.training:
+            raise UserError("pruner.mode=train: an image by itself has no batch statistics; set pruner.mode=eval")
+        batches = [(images[i : i + 1], labels[i : i + 1]) for images, labels in batches for i in range(len(labels))]
+    weights, squares = mean_square_gradient(net, batches, loss)
+    return {name: weight**2 * squares[name] for name, weight in weights.items()}

@@ -1,0 +1,89 @@
+"""Neural Tangent Transfer: a sparse network that starts with the outputs and the tangent kernel of the dense one."""
+
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from pai_bench.core import Batches, Loss, Scores, Subnetwork, Weights
+from pai_bench.errors import UserError
+
+
+def score(net: Subnetwork, batches: Batches, loss: Loss, generator: Generator) -> Scores:
+    """|w| of the student as the rounds so far have moved it; a weight out of the mask keeps its initial value.
+
+    Reference: Liu and Zenke 2020, arXiv:2006.08228, Algorithm 1.
+    Deviates: none.
+    """
+    weights = net.masked()
+    return {name: torch.where(net.mask[name], w.detach(), net.initial[name]).abs() for name, w in weights.items()}
+
+
+def transfer(
+    net: Subnetwork,
+    batches: Batches,
+    loss: Loss,
+    generator: Generator,
+    *,
+    steps: int,
+    lr: float,
+    kernel_weight: float,
+    decay: float,
+) -> Weights:
+    """The student's weights after some steps of Adam towards the dense network's outputs and tangent kernel.
+
+    The loss is |f_S - f_T|^2 / size + kernel_weight |K_S - K_T|^2 / size + decay / density |w|^2, where K is the
+    empirical tangent kernel between the two halves of a batch over all pairs of outputs. Labels play no part.
+
+    Args:
+        steps: of Adam, each on one batch in turn.
+        lr: its learning rate.
+        kernel_weight: of the kernel's part.
+        decay: of the weights' part.
+
+    Raises:
+        UserError: there are no batches.
+
+    Reference: Liu and Zenke 2020, arXiv:2006.08228, eq. 6 and released code.
+    Deviates: the kernel is over the prunable weights; Adam starts anew in every round.
+    """
+    if not batches:
+        raise UserError(
+            "pruner.examples=null: the tangent kernel needs images; say how many, as in conf/pruner/ntt.yaml"
+        )
+    density = sum(float(kept.sum()) for kept in net.mask.values()) / sum(kept.numel() for kept in net.mask.values())
+    student = {name: weight.clone().requires_grad_() for name, weight in net.weights.items()}
+    optimizer = torch.optim.Adam(student.values(), lr=lr)
+    for step in range(steps):
+        images, _ = batches[step % len(batches)]
+        with torch.no_grad():
+            outputs, kernel = _outputs_and_kernel(net, images, net.initial)
+        with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
+            masked = {name: weight * net.mask[name] for name, weight in student.items()}
+            of_student, its_kernel = _outputs_and_kernel(net, images, masked, net.mask)
+            value = (of_student - outputs).square().mean() + kernel_weight * (its_kernel - kernel).square().mean()
+            value = value + decay / density * sum(weight.square().sum() for weight in masked.values())
+            gradients = torch.autograd.grad(value, list(student.values()))
+        for weight, gradient in zip(student.values(), gradients, strict=True):
+            weight.grad = gradient
+        optimizer.step()
+    return {name: weight.detach() for name, weight in student.items()}
+
+
+def _outputs_and_kernel(
+    net: Subnetwork, images: Tensor, weights: Weights, mask: dict[str, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Logits (B, K) and the tangent kernel (B/2, K, B/2, K) between the halves of a batch."""
+
+    def logits(weights: Weights, image: Tensor) -> Any:
+        return net(image[None], weights)[0]
+
+    half = len(images) // 2
+    jacobian = torch.func.vmap(torch.func.jacrev(logits), in_dims=(None, 0))
+    first, second = (jacobian(weights, part) for part in (images[:half], images[half : 2 * half]))
+    kernel: Any = 0
+    for name in weights:
+        one, two = (part[name] if mask is None else part[name] * mask[name] for part in (first, second))
+        kernel = kernel + torch.einsum("akp,blp->akbl", one.flatten(2), two.flatten(2))
+    return net(images, weights), kernel

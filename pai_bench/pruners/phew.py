@@ -1,0 +1,143 @@
+"""PHEW: paths with higher edge weights, by random walks through the network, without data."""
+
+import torch
+from torch import Generator, Tensor
+
+from pai_bench import structure
+from pai_bench.core import Batches, Loss, Scores, Subnetwork
+from pai_bench.structure import Step
+
+
+def score(
+    net: Subnetwork, batches: Batches, loss: Loss, generator: Generator, *, kernels: bool, batch_size: int
+) -> Scores:
+    """The earlier a random walk takes a weight, the higher; what no walk takes follows by magnitude.
+
+    Walks alternate between forwards from an input channel and backwards from an output, start units in turn. At every
+    layer a walk chooses the next unit in proportion to the sum of |w| of the kernel between the two, and a weight of
+    that kernel in proportion to |w|. Walks end when as many weights as the round keeps have been taken.
+
+    Args:
+        kernels: a walk takes the whole kernel, not one weight of it.
+        batch_size: walks that are drawn at once.
+
+    Raises:
+        ConfigError: the channels of the network cannot be followed.
+
+    Reference: Patil and Dovrolis 2021, arXiv:2010.11354.
+    Deviates: where the network branches, a walk takes one of the branches at random; how the authors' code walks
+        residual networks could not be established. The number kept is exact, so the last walk may be cut short.
+    """
+    way = structure.steps(net.model, net.input_shape)
+    sizes = {name: weight.abs().cpu() * net.mask[name].cpu() for name, weight in net.weights.items()}
+    taken = {name: torch.full((size.numel(),), torch.inf, dtype=torch.float64) for name, size in sizes.items()}
+    tables = {step.weight: _Table(sizes[step.weight], step.groups) for step in way if step.weight is not None}
+    number, before = 0, -1
+    while True:
+        backward = number % 2 == 1
+        walks = torch.arange(number // 2 * batch_size, (number // 2 + 1) * batch_size)
+        _walk(way, tables, sizes, taken, walks, 2 * walks.double() + backward, backward, kernels, generator)
+        number += 1
+        reached = int(sum(times.isfinite().sum() for times in taken.values()))
+        # A pair of batches that finds next to nothing new: the rest lies on paths too rare to wait for.
+        if reached >= net.num_kept or (not backward and number > 2 and reached - before < 1e-3 * net.num_kept):
+            break
+        if not backward:
+            before = reached
+    last = max(float(times[times.isfinite()].max()) for times in taken.values() if times.isfinite().any())
+    largest = max(float(size.max()) for size in sizes.values())
+    scores = {}
+    for name, size in sizes.items():
+        # A walk scores above 1 and the rest below it.
+        walked = 2 + last - taken[name].view(size.shape)
+        scores[name] = torch.where(walked.isfinite(), walked, 0.5 * size.double() / largest).to(net.mask[name].device)
+    return scores
+
+
+class _Table:
+    """Probabilities of the units that a layer connects, in both directions."""
+
+    def __init__(self, size: Tensor, groups: int) -> None:
+        between = size.flatten(2).sum(2) if size.ndim > 2 else size  # (O, I / groups)
+        self.groups, (self.num_out, self.per_group) = groups, between.shape
+        self.num_in = groups * self.per_group
+        self.backward = between.double().cumsum(1)  # given an output, over the inputs of its group
+        grouped = between.double().view(groups, -1, self.per_group)
+        self.forward = grouped.transpose(1, 2).reshape(groups * self.per_group, -1).cumsum(1)  # given an input
+        self.kernel = size.double().flatten(2).cumsum(2) if size.ndim > 2 else None
+
+    def step(self, units: Tensor, backward: bool, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """The next unit of every walk, and the (output, input within its group) that it passes."""
+        per_out = self.num_out // self.groups
+        if backward:
+            chosen = _choose(self.backward[units], generator)
+            return units // per_out * self.per_group + chosen, units, chosen
+        chosen = _choose(self.forward[units], generator) + units // self.per_group * per_out
+        return chosen, chosen, units % self.per_group
+
+
+def _choose(cumulative: Tensor, generator: Generator) -> Tensor:
+    """An index of every row (B, n) of running sums, in proportion to its share."""
+    at = torch.rand(len(cumulative), 1, dtype=torch.float64, generator=generator) * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, at, right=True).squeeze(1).clamp_max(cumulative.shape[1] - 1)
+
+
+def _walk(
+    way: list[Step],
+    tables: dict[str, _Table],
+    sizes: dict[str, Tensor],
+    taken: dict[str, Tensor],
+    walks: Tensor,
+    times: Tensor,
+    backward: bool,
+    kernels: bool,
+    generator: Generator,
+) -> None:
+    """Walks through the network, noting in `taken` the time of the first walk that takes a weight."""
+    starts = [i for i, step in enumerate(way) if not (step.outputs if backward else step.inputs)]
+    # step -> times and units of the walks that come to it, and among how many units
+    at: dict[int, list[tuple[Tensor, Tensor, int]]] = {i: [] for i in range(len(way))}
+    for place, start in enumerate(starts):
+        mine = slice(place, None, len(starts))
+        table = tables[str(way[start].weight)]
+        width = table.num_out if backward else table.num_in
+        at[start].append((times[mine], walks[mine] % width, width))
+    for i in reversed(range(len(way))) if backward else range(len(way)):
+        step, arriving = way[i], at.pop(i)
+        if not arriving:
+            continue
+        width = max(of for _, _, of in arriving)
+        now = torch.cat([when for when, _, _ in arriving])
+        units = torch.cat([_fit(units, of, width, generator) for _, units, of in arriving])
+        if step.weight is not None:
+            table = tables[step.weight]
+            units = _fit(units, width, table.num_out if backward else table.num_in, generator)
+            sums = (table.backward if backward else table.forward)[units, -1]
+            now, units = now[sums > 0], units[sums > 0]  # an earlier round has cut the way
+            units, outputs, inputs = table.step(units, backward, generator)
+            flat = outputs * table.per_group + inputs
+            if table.kernel is not None:
+                area = table.kernel.shape[2]
+                if kernels:
+                    flat = (flat[:, None] * area + torch.arange(area)).flatten()
+                else:
+                    flat = flat * area + _choose(table.kernel[outputs, inputs], generator)
+            repeated = now.repeat_interleave(len(flat) // len(now)) if len(now) else now
+            taken[step.weight].scatter_reduce_(0, flat, repeated, "amin")
+            width = table.num_in if backward else table.num_out
+        onward = step.inputs if backward else step.outputs
+        if onward:
+            branch = torch.randint(len(onward), now.shape, generator=generator)
+            for number, other in enumerate(onward):
+                at[other].append((now[branch == number], units[branch == number], width))
+
+
+def _fit(units: Tensor, width: int, size: int, generator: Generator) -> Tensor:
+    """Channels of one layer, among `width`, as units of the next, among `size`.
+
+    Forwards a channel of a map that is flattened is several units, of which one is drawn; backwards a unit lies in one.
+    """
+    if size > width:
+        factor = size // width
+        return units * factor + torch.randint(factor, units.shape, generator=generator)
+    return units // (width // size)

@@ -1,0 +1,66 @@
+"""ProsPr: prospect pruning, the effect of a weight through the first steps of training."""
+
+import torch
+from torch import Generator, Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from pai_bench.core import Batches, Loss, Scores, Subnetwork
+from pai_bench.errors import UserError
+
+
+def score(
+    net: Subnetwork,
+    batches: Batches,
+    loss: Loss,
+    generator: Generator,
+    *,
+    steps: int,
+    lr: float,
+    momentum: float,
+    first_order: bool,
+) -> Scores:
+    """|dL(w_M)/dc| for a mask c at one that multiplies the weights once, before M steps of SGD on all parameters.
+
+    The steps and then the outer loss take the batches in turn; a single batch serves for all. With M = 0 it is SNIP.
+
+    Args:
+        steps: M, optimizer steps on the way.
+        lr: learning rate of those steps.
+        momentum: of those steps, without Nesterov and weight decay.
+        first_order: differentiate the outer loss alone, as if the steps did not depend on the mask: |w0 g(w_M)|.
+
+    Raises:
+        UserError: there are no batches.
+
+    Reference: Alizadeh et al. 2022, arXiv:2202.08132, Algorithm 1.
+    Deviates: momentum is differentiated through from the first step; the authors' code detaches its first buffer.
+    """
+    if not batches:
+        raise UserError("pruner.examples=null: this score looks at images; say how many, as in conf/pruner/prospr.yaml")
+
+    def batch_loss(step: int, parameters: dict[str, Tensor]) -> Tensor:
+        images, labels = batches[step % len(batches)]
+        return loss(net(images, parameters), labels)
+
+    start = {name: weight * net.mask[name] for name, weight in net.weights.items()}
+    mask = {name: torch.ones_like(weight).requires_grad_() for name, weight in start.items()}
+    parameters = {name: start[name] * mask[name] for name in mask} | net.others()
+    if first_order:
+        parameters = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
+    velocity: dict[str, Tensor] = {}
+    with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
+        for step in range(steps):
+            gradients = torch.autograd.grad(
+                batch_loss(step, parameters), list(parameters.values()), create_graph=not first_order
+            )
+            for name, gradient in zip(list(parameters), gradients, strict=True):
+                velocity[name] = gradient + momentum * velocity[name] if name in velocity else gradient
+                # A weight that an earlier round pruned takes no part in the steps.
+                moved = velocity[name] * net.mask[name] if name in net.mask else velocity[name]
+                parameters[name] = parameters[name] - lr * moved
+            if first_order:
+                parameters = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
+        at = [parameters[name] for name in mask] if first_order else list(mask.values())
+        gradients = torch.autograd.grad(batch_loss(steps, parameters), at)
+    factor = start if first_order else {name: torch.ones_like(weight) for name, weight in start.items()}
+    return {name: (factor[name] * gradient).abs() for name, gradient in zip(mask, gradients, strict=True)}

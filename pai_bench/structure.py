@@ -1,0 +1,277 @@
+"""Weights and filters: which filters can go, what goes with them, and the smaller network that is left."""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from pai_bench import masks
+from pai_bench.core import Mask, Reduction, Scores, Shape
+from pai_bench.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The filters of one convolution, and the parameters that hold one slice for each of them."""
+
+    num_filters: int
+    slices: list[str]  # parameters with one entry per filter in their first dimension: norms, biases, depthwise kernels
+    readers: dict[str, Tensor]  # weights that read the filters' channels -> (O, n): the n columns that read each
+
+
+@dataclass(frozen=True)
+class Filters:
+    """The filters of a network that structured pruning ranks, by the name of their convolution's weight."""
+
+    layers: dict[str, Layer]
+
+    def full(self, like: Mask) -> Mask:
+        """Every filter kept: one bool for each, (O,), by layer."""
+        return {
+            name: torch.ones(like[name].shape[0], dtype=torch.bool, device=like[name].device) for name in self.layers
+        }
+
+    def reduce(self, scores: Scores, how: Reduction) -> Scores:
+        """Scores of the weights (O, I, H, W) -> scores of the filters (O,)."""
+        return {name: _REDUCTIONS[how](scores[name].flatten(1)) for name in self.layers}
+
+    def expand(self, model: nn.Module, units: Mask) -> Mask:
+        """What is masked when these filters are kept: the prunable weights, and norms and biases that go with them.
+
+        A pruned filter takes its norm along (its shift would leak into the next layer), the depthwise kernel that
+        follows it, and the weights that read it, unless the channel is a sum that others contribute to.
+        """
+        parameters = dict(model.named_parameters())
+        mask = masks.full(model)
+        for name, layer in self.layers.items():
+            gone = (~units[name]).nonzero().squeeze(1)
+            for other in (name, *layer.slices):
+                if other not in mask:
+                    mask[other] = torch.ones_like(parameters[other], dtype=torch.bool)
+                mask[other][gone] = False
+            for reader, columns in layer.readers.items():
+                mask[reader][:, columns[gone.to(columns.device)].flatten()] = False
+        return mask
+
+
+_REDUCTIONS = {
+    "sum": lambda scores: scores.sum(1),
+    "abs_sum": lambda scores: scores.sum(1).abs(),
+    "l2": lambda scores: torch.linalg.vector_norm(scores, dim=1),
+}
+
+
+class _Graph:
+    """The channels of a network: which convolutions write them and which weights read them (by torch-pruning)."""
+
+    def __init__(self, model: nn.Module, input_shape: Shape) -> None:
+        import torch_pruning as tp
+
+        self.model = model
+        self.names = {module: name for name, module in model.named_modules()}
+        parameter = next(model.parameters())
+        image = torch.zeros((1, *input_shape), device=parameter.device, dtype=parameter.dtype)
+        was_training = {module: module.training for module in model.modules()}
+        wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
+        try:
+            self.graph = tp.DependencyGraph().build_dependency(model.eval(), example_inputs=image, verbose=False)
+        except Exception as error:
+            raise ConfigError(
+                f"the channels of {type(model).__name__} cannot be traced ({type(error).__name__}: {error}); "
+                "prune weights instead of filters"
+            ) from error
+        finally:
+            for module, training in was_training.items():
+                module.training = training
+            for parameter, wants in wanted.items():
+                parameter.requires_grad_(wants)
+
+    def group(self, module: nn.Module, channels: list[int] | None = None) -> Any:
+        """The group of layers that share the output channels of a module."""
+        chosen = list(range(self.graph.get_out_channels(module))) if channels is None else channels
+        return self.graph.get_pruning_group(module, self.graph.get_pruner_of_module(module).prune_out_channels, chosen)
+
+    def following(self, module: nn.Module) -> Iterator[nn.Module]:
+        """The norms and depthwise convolutions that a convolution's output runs through before it meets another."""
+        node = self.graph.module2node[module]
+        while len(node.outputs) == 1 and len(node.outputs[0].inputs) == 1:
+            node = node.outputs[0]
+            if isinstance(node.module, _BatchNorm) or _depthwise(node.module):
+                yield node.module
+            elif node.module in self.names:  # a layer that mixes channels
+                return
+
+
+def _depthwise(module: object) -> bool:
+    return isinstance(module, nn.Conv2d) and module.groups == module.out_channels == module.in_channels > 1
+
+
+def _writers_and_readers(group: Any) -> tuple[list[nn.Module], list[tuple[nn.Module, list[int]]]]:
+    """The layers of a group that write its channels, and those that read them, with the columns."""
+    writers: list[nn.Module] = []
+    readers: list[tuple[nn.Module, list[int]]] = []
+    for dependency, indices in group:
+        module = dependency.target.module
+        if isinstance(module, (nn.Conv2d, nn.Linear)) and not _depthwise(module):
+            if dependency.handler.__name__ == "prune_in_channels":
+                readers.append((module, list(indices)))
+            else:
+                writers.append(module)
+    return writers, readers
+
+
+def filters(model: nn.Module, input_shape: Shape) -> Filters:
+    """The filters of every convolution that can be pruned one by one.
+
+    Not among them: depthwise and grouped convolutions (the former go with the filter that they follow), and the stem of
+    a residual network. A filter whose output is added to other channels (the last of a residual block, or a projection
+    shortcut) is masked alone: the sum stays, and so do its readers.
+
+    Raises:
+        ConfigError: the network's channels cannot be traced.
+
+    Reference: Lubana and Dick 2021, arXiv:2009.11839, and their released code.
+    """
+    graph = _Graph(model, input_shape)
+    layers: dict[str, Layer] = {}
+    first = True
+    for module, name in graph.names.items():
+        if not isinstance(module, nn.Conv2d):
+            continue
+        is_first, first = first, False
+        if module.groups > 1:
+            continue
+        writers, readers = _writers_and_readers(graph.group(module))
+        shared = len(writers) > 1
+        if not readers or (shared and is_first):
+            continue
+        slices = [f"{name}.bias"] if module.bias is not None else []
+        for follower in graph.following(module):
+            at = graph.names[follower]
+            slices += [f"{at}.{key}" for key, _ in follower.named_parameters(recurse=False)]
+        columns = {}
+        if not shared:
+            for reader, indices in readers:
+                # A flattened map gives every channel several columns, next to each other.
+                columns[f"{graph.names[reader]}.weight"] = torch.tensor(indices).view(module.out_channels, -1)
+        layers[f"{name}.weight"] = Layer(module.out_channels, slices, columns)
+    if not layers:
+        raise ConfigError(f"{type(model).__name__} has no filters that can be pruned; prune weights instead of filters")
+    return Filters(layers)
+
+
+def removed(model: nn.Module, input_shape: Shape) -> nn.Module:
+    """A smaller dense network with the same outputs: a copy without the channels that are zero for every image.
+
+    A channel goes where every convolution that writes it has a zero filter and every norm on its way a zero scale and
+    shift, so that nothing but zeros is ever read from it. One channel stays where all of a layer could go.
+
+    Raises:
+        ConfigError: the network's channels cannot be traced.
+    """
+    small = copy.deepcopy(model)
+    graph = _Graph(small, input_shape)
+    seen: set[nn.Module] = set()
+    for module in list(graph.names):
+        if not isinstance(module, (nn.Conv2d, nn.Linear)) or _depthwise(module) or module in seen:
+            continue
+        if isinstance(module, nn.Conv2d) and module.groups > 1:
+            continue
+        group = graph.group(module)
+        writers, readers = _writers_and_readers(group)
+        seen.update(writers)
+        if not readers or any(isinstance(w, nn.Conv2d) and w.groups > 1 for w in writers):
+            continue
+        zero = _zero_channels(group, graph.graph.get_out_channels(module))
+        gone = zero.nonzero().squeeze(1).tolist()
+        if len(gone) == len(zero):
+            gone = gone[1:]
+        if gone:
+            graph.group(module, gone).prune()
+    return small
+
+
+def _zero_channels(group: Any, num_channels: int) -> Tensor:
+    """Which channels of a group hold zero for every image: (C,) bool."""
+    zero = torch.ones(num_channels, dtype=torch.bool)
+    for dependency, indices in group:
+        module = dependency.target.module
+        if dependency.handler.__name__ == "prune_in_channels":
+            continue
+        parameters = list(module.parameters(recurse=False)) if isinstance(module, nn.Module) else []
+        if parameters and not isinstance(module, (nn.Conv2d, nn.Linear, _BatchNorm)):
+            return torch.zeros_like(zero)  # a norm over the channels: one zero changes the others
+        for parameter in parameters:
+            rows = (parameter.detach().cpu().reshape(len(parameter), -1)[list(indices)] == 0).all(1)
+            zero &= rows.view(num_channels, -1).all(1)  # after a flattened map every channel has several entries
+    return zero
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation of a network, as a walk along its channels sees it."""
+
+    weight: str | None  # of a convolution or linear layer; None where a channel passes through as it is
+    groups: int
+    inputs: list[int]  # the steps that it reads, by index
+    outputs: list[int]
+
+
+def steps(model: nn.Module, input_shape: Shape) -> list[Step]:
+    """The operations on the way from the image to the outputs, inputs before what reads them.
+
+    Raises:
+        ConfigError: the channels cannot be traced, or are split or concatenated.
+    """
+    graph = _Graph(model, input_shape)
+    nodes = [node for module, node in graph.graph.module2node.items()]
+    for node in nodes:
+        if type(node.module).__name__ in ("_ConcatOp", "_SplitOp", "_UnbindOp"):
+            raise ConfigError(f"{type(model).__name__} splits or concatenates channels, which a walk cannot follow yet")
+    mixing = {node: graph.names.get(node.module) for node in nodes if isinstance(node.module, (nn.Conv2d, nn.Linear))}
+    # What is fed by no layer is not on the way: the transposes of weights, for one.
+    fed = {node for node in nodes if node in mixing}
+    order: list[Any] = []
+    waiting = [node for node in nodes if node in mixing and not any(_comes_from(n, fed) for n in node.inputs)]
+    reached = set(waiting)
+    while waiting:
+        node = waiting.pop()
+        for after in node.outputs:
+            if after not in reached:
+                reached.add(after)
+                waiting.append(after)
+    while tail := {node for node in reached - set(mixing) if not any(after in reached for after in node.outputs)}:
+        reached -= tail  # a walk ends with the last layer
+    while len(order) < len(reached):
+        ready = [
+            n for n in nodes if n in reached and n not in order and all(i in order for i in n.inputs if i in reached)
+        ]
+        if not ready:
+            raise ConfigError(f"{type(model).__name__} has a loop, which a walk cannot follow")
+        order += ready
+    index = {node: number for number, node in enumerate(order)}
+    return [
+        Step(
+            f"{mixing[node]}.weight" if node in mixing else None,
+            node.module.groups if isinstance(node.module, nn.Conv2d) else 1,
+            [index[other] for other in node.inputs if other in index],
+            [index[other] for other in node.outputs if other in index],
+        )
+        for node in order
+    ]
+
+
+def _comes_from(node: Any, layers: set[Any]) -> bool:
+    """Whether a node is one of the layers or is fed by one."""
+    seen, waiting = set(), [node]
+    while waiting:
+        node = waiting.pop()
+        if node in layers:
+            return True
+        seen.add(node)
+        waiting += [other for other in node.inputs if other not in seen]
+    return False

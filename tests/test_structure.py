@@ -1,0 +1,230 @@
+"""Filters and their dependencies: what goes with a filter, and the smaller network that is left."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from conftest import Chain, Untrained, composed, residual
+from torch import Generator, nn
+from torch.nn import functional as F
+
+from pai_bench import experiment, masks, measures, structure
+from pai_bench.core import Ablation, Batches, Length
+from pai_bench.errors import ConfigError
+from pai_bench.prune import Pruned, prune
+
+SHAPE = (3, 32, 32)
+
+
+def model_of(name: str, *more: str) -> nn.Module:
+    torch.manual_seed(0)
+    return experiment._function(composed(f"model={name}", *more)["model"])(SHAPE, 10)
+
+
+def conv_relu_norm() -> nn.Module:
+    """The order of the VGG of Lubana and Dick, arXiv:2009.11839: the norm comes after the activation."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.ReLU(), nn.BatchNorm2d(8), nn.MaxPool2d(2),
+        nn.Conv2d(8, 12, 3, padding=1, bias=True), nn.ReLU(), nn.BatchNorm2d(12), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+        nn.Linear(48, 10),
+    )  # fmt: skip
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "vgg11": lambda: model_of("vgg11"),
+    "vgg11 with hidden linear layers": lambda: model_of("vgg11_tiny"),
+    "mobilenet": lambda: model_of("mobilenet"),
+    "resnet20": lambda: model_of("resnet20"),
+    "conv-relu-norm, flattened": conv_relu_norm,
+    "timm resnet18": lambda: model_of("timm", "model.name=resnet18", "+model.options.zero_init_last=false"),
+}
+
+
+def pruned_of(model: nn.Module, sparsity: float, rounds: int = 1) -> Pruned:
+    cfg = composed("pruner=filter_magnitude", f"sparsity={sparsity}")
+    return prune(
+        model,
+        experiment._pruner(cfg["pruner"]),
+        experiment._function(cfg["allocation"]),
+        experiment._function(
+            composed("pruner=magnitude", f"sparsity={sparsity}", "schedule=linear", f"schedule.rounds={rounds}")[
+                "schedule"
+            ]
+        )(sparsity, Length(1, 1)),
+        ablation=Ablation(),
+        initial={name: weight.detach().clone() for name, weight in masks.prunable(model).items()},
+        input_shape=SHAPE,
+        draw=lambda examples, generator: [],
+        training=Untrained(),
+        loss=F.cross_entropy,
+        seed=0,
+        record=lambda metrics, epoch: None,
+    )
+
+
+def unsettled(model: nn.Module) -> nn.Module:
+    """Norms as after some training: a shift that leaks would show."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+            nn.init.uniform_(module.running_mean, -0.5, 0.5)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+        elif isinstance(module, nn.Conv2d) and module.bias is not None:
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+    return model
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_the_smaller_network_gives_the_same_outputs(name: str, rounds: int) -> None:
+    model = unsettled(NETWORKS[name]()).double()
+    pruned = pruned_of(model, 0.6, rounds)
+    assert masks.kept(pruned.units) == round(0.4 * masks.total(pruned.units))
+    before = copy.deepcopy(model.state_dict())
+    small = structure.removed(model, SHAPE)
+    images = torch.randn(3, *SHAPE, dtype=torch.float64)
+    with measures.mode(model, False), measures.mode(small, False), torch.no_grad():
+        torch.testing.assert_close(small(images), model(images), rtol=1e-10, atol=1e-10)
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    sizes = [sum(p.numel() for p in m.parameters()) for m in (small, model)]
+    assert sizes[0] < (0.95 if "resnet" in name else 0.5) * sizes[1]
+    # Where nothing is summed, what is left is dense: the mask said all there was to remove.
+    if "resnet" not in name:
+        assert sum((p != 0).sum() for p in masks.prunable(small).values()) == masks.kept(pruned.mask)
+        assert masks.total(masks.prunable(small)) == masks.kept(pruned.mask)
+
+
+def test_masking_the_filter_alone_would_leak_the_shift_of_its_norm() -> None:
+    model = unsettled(NETWORKS["vgg11"]()).double().eval()
+    pruned = pruned_of(model, 0.6)
+    assert pruned.companions
+    without = unsettled(NETWORKS["vgg11"]()).double().eval()
+    masks.apply_(without, {name: m for name, m in pruned.mask.items()})
+    parameters, other = dict(model.named_parameters()), dict(without.named_parameters())
+    name = next(key for key in pruned.companions if key.endswith("bias"))
+    assert not parameters[name][~pruned.companions[name]].any()
+    assert other[name][~pruned.companions[name]].all()
+
+
+def test_the_residual_stream_keeps_its_channels_and_its_stem() -> None:
+    model = model_of("resnet56")
+    filters = structure.filters(model, SHAPE)
+    assert "conv.weight" not in filters.layers and "fc.weight" not in filters.layers
+    first, second = filters.layers["stages.0.0.conv1.weight"], filters.layers["stages.0.0.conv2.weight"]
+    assert list(first.readers) == ["stages.0.0.conv2.weight"] and not second.readers
+    assert second.slices == ["stages.0.0.bn2.weight", "stages.0.0.bn2.bias"]
+    # The stem's sixteen are all that the 2,128 filters of the paper's ResNet-56 have more.
+    assert sum(layer.num_filters for layer in filters.layers.values()) == 2128 - 16
+    mask = filters.full(masks.full(model))
+    mask["stages.0.1.conv2.weight"][:] = False
+    masks.apply_(model, filters.expand(model, mask))
+    model.eval()
+    x = torch.rand(2, 16, 8, 8)
+    block = model.stages[0][1]
+    assert torch.equal(block(x), F.relu(block.shortcut(x)))
+
+
+def test_all_filters_of_vgg13_and_mobilenet_count_once() -> None:
+    vgg = structure.filters(model_of("vgg13"), SHAPE)
+    assert (len(vgg.layers), sum(layer.num_filters for layer in vgg.layers.values())) == (10, 2944)
+    mobile = structure.filters(model_of("mobilenet"), SHAPE)
+    assert sum(layer.num_filters for layer in mobile.layers.values()) == 5984
+    assert all("depthwise" not in name for name in mobile.layers)
+    stem = mobile.layers["features.0.0.weight"]
+    assert stem.slices[2:] == ["features.1.0.weight", "features.1.1.weight", "features.1.1.bias"]
+
+
+def test_reductions() -> None:
+    filters = structure.Filters({"a": structure.Layer(2, [], {})})
+    scores = {"a": torch.tensor([[3.0, -4.0], [1.0, 1.0]]).view(2, 2, 1, 1)}
+    assert filters.reduce(scores, "sum")["a"].tolist() == [-1.0, 2.0]
+    assert filters.reduce(scores, "abs_sum")["a"].tolist() == [1.0, 2.0]
+    assert filters.reduce(scores, "l2")["a"].tolist() == [5.0, pytest.approx(2**0.5)]
+
+
+def test_a_network_without_filters_is_refused() -> None:
+    with pytest.raises(ConfigError, match="Sequential has no filters that can be pruned"):
+        structure.filters(nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), SHAPE)
+
+
+# Effective sparsity ---------------------------------------------------------------------------------------------------
+
+
+def on_a_path(model: Chain, mask: masks.Mask) -> masks.Mask:
+    """By hand, for a chain: a weight counts if a kept path leads to its input channel and on from its output channel."""
+    between = {name: m.flatten(2).any(2) if m.ndim == 4 else m for name, m in mask.items()}
+    forward, names = [torch.ones(3, dtype=torch.bool)], list(mask)
+    for name in names:
+        forward.append((between[name] & forward[-1]).any(1))
+    backward = torch.ones(4, dtype=torch.bool)
+    reached = {}
+    for name, into in zip(reversed(names), reversed(forward[:-1]), strict=True):
+        both = backward[:, None] & into[None]
+        reached[name] = mask[name] & (both[:, :, None, None] if mask[name].ndim == 4 else both)
+        backward = (between[name] & backward[:, None]).any(0)
+    return {name: reached[name] for name in names}
+
+
+@pytest.mark.parametrize("density", [0.02, 0.05, 0.1, 0.5, 1.0])
+def test_effective_weights_of_a_chain_are_those_on_a_path(density: float) -> None:
+    torch.manual_seed(0)
+    model = Chain(bias=True)
+    for seed in range(5):
+        generator = Generator().manual_seed(seed)
+        mask = {n: torch.rand(w.shape, generator=generator) < density for n, w in masks.prunable(model).items()}
+        found, expected = measures.effective(model, mask, (3, 8, 8)), on_a_path(model, mask)
+        assert all(torch.equal(found[name], expected[name]) for name in mask)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("density", [0.03, 0.1, 0.3])
+def test_effective_weights_of_a_residual_net_are_those_whose_removal_can_matter(density: float) -> None:
+    """A weight lies on a path exactly if, with positive weights and no norms, the output depends on it."""
+    torch.manual_seed(0)
+    model = residual().double()
+    generator = Generator().manual_seed(1)
+    mask = {n: torch.rand(w.shape, generator=generator) < density for n, w in masks.prunable(model).items()}
+    found = measures.effective(model, mask, (3, 8, 8))
+    positive = {name: m.double().requires_grad_() for name, m in mask.items()}
+    model.eval()
+    others = {
+        name: torch.zeros_like(p) if name.endswith("bias") else torch.ones_like(p)
+        for name, p in model.named_parameters()
+        if name not in mask
+    }
+    outputs = torch.func.functional_call(model, positive | others, (torch.ones(1, 3, 8, 8, dtype=torch.float64),))
+    gradients = torch.autograd.grad(outputs.sum(), list(positive.values()))
+    for (name, m), gradient in zip(mask.items(), gradients, strict=True):
+        assert torch.equal(found[name], m & (gradient > 0)), name
+
+
+def test_effective_sparsity_of_a_deep_network_neither_overflows_nor_vanishes() -> None:
+    model = model_of("resnet110")
+    generator = Generator().manual_seed(0)
+    full = masks.full(model)
+    assert masks.kept(measures.effective(model, full, SHAPE)) == masks.total(full)
+    mask = {n: torch.rand(w.shape, generator=generator) < 0.05 for n, w in masks.prunable(model).items()}
+    reached = measures.effective(model, mask, SHAPE)
+    assert 0.5 * masks.kept(mask) < masks.kept(reached) < masks.kept(mask)
+
+
+def test_dead_units_are_those_that_no_path_runs_through() -> None:
+    model = Chain()
+    mask = masks.full(model)
+    mask["conv2.weight"][:, 2] = False  # nobody reads unit 2 of the first layer
+    mask["conv1.weight"][4] = False  # nothing feeds unit 4
+    reached = measures.effective(model, mask, (3, 8, 8))
+    assert measures.dead_units(reached) == {"conv1.weight": 2, "conv2.weight": 0, "fc.weight": 0}
+    assert not reached["conv2.weight"][:, 4].any() and not reached["conv1.weight"][2].any()
+
+
+def test_signal_and_paths_agree(batches: Batches) -> None:
+    model = Chain()
+    mask = masks.full(model)
+    mask["conv2.weight"][:] = False
+    assert masks.kept(measures.effective(model, mask, (3, 8, 8))) == 0
+    masks.apply_(model, mask)
+    assert not measures.carries_signal(model, batches[0], F.cross_entropy)
