@@ -102,7 +102,7 @@ def test_masking_the_filter_alone_would_leak_the_shift_of_its_norm() -> None:
     pruned = pruned_of(model, 0.6)
     assert pruned.companions
     without = unsettled(NETWORKS["vgg11"]()).double().eval()
-    masks.apply_(without, {name: m for name, m in pruned.mask.items()})
+    masks.apply_(without, pruned.mask)
     parameters, other = dict(model.named_parameters()), dict(without.named_parameters())
     name = next(key for key in pruned.companions if key.endswith("bias"))
     assert not parameters[name][~pruned.companions[name]].any()
@@ -154,7 +154,7 @@ def test_a_network_without_filters_is_refused() -> None:
 
 
 def on_a_path(model: Chain, mask: masks.Mask) -> masks.Mask:
-    """By hand, for a chain: a weight counts if a kept path leads to its input channel and on from its output channel."""
+    """By hand, for a chain: a weight counts if kept paths lead to its input channel and on from its output channel."""
     between = {name: m.flatten(2).any(2) if m.ndim == 4 else m for name, m in mask.items()}
     forward, names = [torch.ones(3, dtype=torch.bool)], list(mask)
     for name in names:

@@ -1,0 +1,316 @@
+"""Rounds within training, rewinding, regrowth, transfer, rescaling and sanity checks: what the round loop does."""
+
+import copy
+import dataclasses
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from conftest import Chain, Untrained, composed, options
+from test_train import CPU, RECIPE, FewImages
+from torch import Generator, nn
+from torch.nn import functional as F
+
+from pai_bench import ablations, allocation, experiment, masks, schedules
+from pai_bench.core import Ablation, Batches, Examples, Length, Mask, Pruner, Round, Scores, Sketch, Subnetwork
+from pai_bench.prune import Pruned, prune
+from pai_bench.pruners import force, magnitude, neural_tangent_transfer, snip
+from pai_bench.train import Trainer
+
+SHAPE = (3, 8, 8)
+LENGTH = Length(3, 5)  # of RECIPE on FewImages
+MAGNITUDE = Pruner(magnitude.score, "eval", None)
+
+
+def topk(scores: Scores, candidates: Mask, sparsity: float, generator: Generator) -> Mask:
+    return allocation.keep_largest(scores, candidates, masks.num_kept(sparsity, masks.total(candidates)))
+
+
+def searched(
+    rounds: list[Round],
+    pruner: Pruner = MAGNITUDE,
+    ablation: Ablation | None = None,
+    allocate: Any = topk,
+    model: nn.Module | None = None,
+    **settings: Any,
+) -> tuple[Pruned, Trainer, list[tuple[float, dict[str, float]]]]:
+    if model is None:
+        torch.manual_seed(0)
+        model = Chain()
+    lines: list[tuple[float, dict[str, float]]] = []
+    trainer = Trainer(
+        model, FewImages(), RECIPE, CPU, seed=0, channels_last=False, compile_model=False,
+        record=lambda metrics, epoch: lines.append((epoch, metrics)),
+        keep_epochs=[r.rewind_epoch for r in rounds if r.rewind_epoch is not None and r.rewind_weights],
+    )  # fmt: skip
+    pruned = prune(
+        model, pruner, allocate, rounds, ablation=ablation or Ablation(),
+        initial={name: weight.detach().clone() for name, weight in masks.prunable(model).items()},
+        input_shape=SHAPE, draw=FewImages().draw, training=trainer, loss=F.cross_entropy, seed=0,
+        record=lambda metrics, epoch: lines.append((epoch, metrics)), **settings,
+    )  # fmt: skip
+    return pruned, trainer, lines
+
+
+def trained_to(epoch: float, mask: Mask | None = None) -> nn.Module:
+    """A network trained without any round."""
+    torch.manual_seed(0)
+    model = Chain()
+    trainer = Trainer(
+        model, FewImages(), RECIPE, CPU,
+        seed=0, channels_last=False, compile_model=False, record=lambda metrics, epoch: None,
+    )  # fmt: skip
+    trainer.until(masks.full(model) if mask is None else mask, epoch)
+    return model
+
+
+def equal(a: nn.Module, b: nn.Module, mask: Mask | None = None) -> bool:
+    other = b.state_dict()
+    return all(
+        torch.equal(v, other[k] * mask[k] if mask and k in mask else other[k]) for k, v in a.state_dict().items()
+    )
+
+
+# Training and rewinding -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("epoch", [0.0, 0.4, 1.0, 2.2])
+def test_rewinding_returns_to_the_weights_of_an_epoch_or_step(epoch: float) -> None:
+    rounds = schedules.iterative(
+        0.8, LENGTH, levels=2, rewind_epoch=None, rewind_step=round(5 * epoch), rewind_weights=True
+    )
+    pruned, trainer, lines = searched(rounds)
+    assert trainer.clock == round(5 * epoch)
+    assert equal(trainer.model, trained_to(epoch), pruned.mask)
+    assert masks.kept(pruned.mask) == masks.num_kept(0.8, masks.total(pruned.mask))
+    # The first level prunes the network that dense training leads to.
+    dense = trained_to(3)
+    scores = {name: weight.detach().abs() for name, weight in masks.prunable(dense).items()}
+    first = topk(scores, masks.full(dense), rounds[0].sparsity, Generator())
+    assert not any((pruned.mask[name] & ~first[name]).any() for name in first)
+    # Recorded time never goes back, and finding the mask is counted.
+    times = [time for time, _ in lines]
+    assert times == sorted(times)
+    assert trainer.num_examples == 40 * 3 + round((3 - epoch) * 40)
+    trainer.finish(pruned.held, 3)
+    assert trainer.epoch == 3 and trainer.age == 15 + 2 * (15 - round(5 * epoch))
+
+
+def test_a_rewound_ticket_trains_like_one_that_was_given_the_mask() -> None:
+    rounds = schedules.iterative(0.5, LENGTH, levels=1, rewind_epoch=0.0, rewind_step=None, rewind_weights=True)
+    pruned, trainer, _ = searched(rounds)
+    trainer.finish(pruned.held, 3)
+    assert equal(trainer.model, trained_to(3, pruned.mask))
+
+
+def test_learning_rate_rewinding_keeps_the_weights() -> None:
+    rounds = schedules.iterative(0.5, LENGTH, levels=1, rewind_epoch=1.0, rewind_step=None, rewind_weights=False)
+    pruned, trainer, lines = searched(rounds)
+    assert trainer.epoch == 1 and equal(trainer.model, trained_to(3), pruned.mask)
+    assert not trainer.optimizer.state
+    trainer.finish(pruned.held, 3)
+    rates = [metrics["lr"] for _, metrics in lines if "lr" in metrics]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.1, 0.01])
+
+
+def test_fine_tuning_goes_on_at_the_last_learning_rate() -> None:
+    rounds = schedules.fine_tune(0.5, LENGTH, levels=2, epochs=1)
+    pruned, trainer, lines = searched(rounds)
+    trainer.finish(pruned.held, 3)
+    assert [metrics["lr"] for _, metrics in lines if "lr" in metrics] == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.01])
+
+
+@pytest.mark.parametrize("step", [0, 1, 7])
+def test_pruning_early_in_training_goes_on_from_there(step: int) -> None:
+    rounds = schedules.early(0.5, LENGTH, epoch=None, step=step, rounds=1)
+    pruned, trainer, lines = searched(rounds)
+    assert trainer.clock == step and equal(trainer.model, trained_to(step / 5), pruned.mask)
+    trainer.finish(pruned.held, 3)
+    assert trainer.clock == 15
+    assert [epoch for epoch, metrics in lines if "test/top1" in metrics] == [0, 1, 2, 3]
+
+
+def test_gradual_pruning_masks_within_epochs_and_ends_with_an_evaluation_of_the_pruned_network() -> None:
+    rounds = schedules.gradual(0.8, LENGTH, start_epoch=0.0, end_epoch=3.0, every_steps=2)
+    pruned, trainer, lines = searched(rounds)
+    assert len(rounds) == 8 and pruned.sparsities == sorted(pruned.sparsities)
+    evaluated = len([1 for _, metrics in lines if "test/top1" in metrics])
+    trainer.finish(pruned.held, 3)
+    assert len([1 for _, metrics in lines if "test/top1" in metrics]) == evaluated + 1
+
+
+def test_momentum_of_pruned_weights_is_dropped() -> None:
+    _, trainer, _ = searched([Round(0.5, until_epoch=1.0)])
+    mask = topk(
+        {n: w.detach().abs() for n, w in masks.prunable(trainer.model).items()},
+        masks.full(trainer.model),
+        0.8,
+        Generator(),
+    )
+    trainer.until(mask, 1.4)
+    for name, parameter in masks.prunable(trainer.model).items():
+        assert not trainer.optimizer.state[parameter]["momentum_buffer"][~mask[name]].any()
+
+
+def test_diagnostics_stand_before_and_after_every_round() -> None:
+    calls: list[int] = []
+
+    def diagnose() -> dict[str, float]:
+        calls.append(1)
+        return {"flow/loss": float(len(calls))}
+
+    _, _, lines = searched([Round(0.3), Round(0.5)], diagnose=diagnose)
+    rounds = [metrics for _, metrics in lines if "prune/round" in metrics]
+    assert [(r["before/flow/loss"], r["after/flow/loss"]) for r in rounds] == [(1, 2), (3, 4)]
+
+
+# Regrowth, transfer, rescaling ----------------------------------------------------------------------------------------
+
+
+def test_force_lets_weights_return_with_their_initial_values() -> None:
+    torch.manual_seed(0)
+    model = Chain()
+    initial = {name: weight.detach().clone() for name, weight in masks.prunable(model).items()}
+    seen: list[Mask] = []
+
+    def watched(net: Subnetwork, *rest: Any) -> Scores:
+        seen.append(net.mask)
+        return force.score(net, *rest)
+
+    rounds = [Round(s) for s in (0.5, 0.7, 0.8, 0.9)]
+    regrowing = Pruner(watched, "train", Examples(None, 20, 20, False), regrow=True)
+    pruned, *_ = searched(rounds, regrowing, model=model)
+    steps = [*seen, pruned.mask]
+    assert any((after[n] & ~before[n]).any() for before, after in pairwise(steps) for n in after)
+    for mask, this in zip(steps[1:], rounds, strict=True):
+        assert masks.kept(mask) == masks.num_kept(this.sparsity, masks.total(mask))
+    for name, weight in masks.prunable(model).items():
+        assert torch.equal(weight, initial[name] * pruned.mask[name])
+    nesting = dataclasses.replace(regrowing, regrow=False)
+    seen.clear()
+    torch.manual_seed(0)
+    final = searched(rounds, nesting, model=Chain())[0].mask
+    steps = [*seen, final]
+    assert not any((after[n] & ~before[n]).any() for before, after in pairwise(steps) for n in after)
+
+
+def test_transferred_weights_are_what_training_starts_from() -> None:
+    torch.manual_seed(0)
+    model = Chain(norm=False)
+
+    def transfer(net: Subnetwork, *rest: Any) -> dict[str, torch.Tensor]:
+        settings = {"steps": 3, "lr": 1e-2, "kernel_weight": 1e-3, "decay": 1e-5}
+        return neural_tangent_transfer.transfer(net, *rest, **settings)
+
+    pruner = Pruner(
+        neural_tangent_transfer.score, "eval", Examples(None, 20, 20, False), regrow=True, transfer=transfer
+    )
+    before = {name: weight.detach().clone() for name, weight in masks.prunable(model).items()}
+    pruned, trainer, _ = searched([Round(0.5)] * 3, pruner, model=model)
+    for name, weight in masks.prunable(trainer.model).items():
+        kept = pruned.mask[name]
+        assert not weight[~kept].any() and (weight[kept] != before[name][kept]).any()
+
+
+def test_a_sketch_rescales_the_initial_weights() -> None:
+    torch.manual_seed(0)
+    model = Chain()
+    before = {name: weight.detach().clone() for name, weight in masks.prunable(model).items()}
+
+    def sketch(scores: Scores, candidates: Mask, sparsity: float, generator: Generator) -> Sketch:
+        return Sketch(
+            topk(scores, candidates, sparsity, generator), {n: torch.full_like(s, 3.0) for n, s in scores.items()}
+        )
+
+    pruned, trainer, _ = searched([Round(0.3), Round(0.5)], allocate=sketch, model=model)
+    for name, weight in masks.prunable(trainer.model).items():
+        torch.testing.assert_close(weight.detach(), 3 * before[name] * pruned.mask[name])
+
+
+# Sanity checks --------------------------------------------------------------------------------------------------------
+
+
+def test_shuffling_keeps_the_layers_densities_and_moves_the_positions() -> None:
+    plain = searched([Round(0.7)])[0]
+    shuffled = searched([Round(0.4), Round(0.7)], ablation=Ablation(mask=ablations.shuffle))[0]
+    again = searched([Round(0.4), Round(0.7)], ablation=Ablation(mask=ablations.shuffle))[0]
+    assert shuffled.unbroken is not None and plain.unbroken is None
+    for name in plain.mask:
+        assert torch.equal(shuffled.unbroken[name], plain.mask[name])
+        assert shuffled.mask[name].sum() == plain.mask[name].sum()
+        assert torch.equal(shuffled.mask[name], again.mask[name])
+    assert any((shuffled.mask[name] != plain.mask[name]).any() for name in plain.mask)
+
+
+def test_inverted_scores_keep_what_was_pruned_first() -> None:
+    torch.manual_seed(0)
+    model = Chain()
+    scores = {name: torch.randn(w.shape) for name, w in masks.prunable(model).items()}  # signed, as GraSP's
+    candidates = masks.full(model)
+    inverted = ablations.invert(scores, candidates, Generator())
+    upper, lower = topk(scores, candidates, 0.5, Generator()), topk(inverted, candidates, 0.5, Generator())
+    assert not any((upper[name] & lower[name]).any() for name in upper)
+    assert masks.kept(upper) + masks.kept(lower) in (masks.total(upper), masks.total(upper) + 1)
+    twice = topk(ablations.invert(inverted, candidates, Generator()), candidates, 0.8, Generator())
+    assert all(torch.equal(twice[name], topk(scores, candidates, 0.8, Generator())[name]) for name in twice)
+
+
+@pytest.mark.parametrize("sparsities", [[0.5], [0.3, 0.6, 0.9]])
+def test_inversion_never_brings_back_what_is_pruned(sparsities: list[float]) -> None:
+    pruner = Pruner(snip.score, "eval", Examples(None, 20, 20, False))
+    pruned = searched([Round(s) for s in sparsities], pruner, Ablation(scores=ablations.invert))[0]
+    assert masks.kept(pruned.mask) == masks.num_kept(sparsities[-1], masks.total(pruned.mask))
+    plain = searched([Round(s) for s in sparsities], pruner)[0]
+    common = sum(int((pruned.mask[name] & plain.mask[name]).sum()) for name in plain.mask)
+    assert common < 0.2 * masks.kept(plain.mask)
+
+
+def test_random_labels_are_other_labels_and_the_same_images(batches: Batches) -> None:
+    broken = ablations.random_labels(batches, Generator().manual_seed(0))
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(broken, batches, strict=True))
+    labels, before = (torch.cat([y for _, y in b]) for b in (broken, batches))
+    assert labels.dtype == before.dtype and set(labels.tolist()) <= set(before.tolist())
+    assert (labels != before).any()
+
+
+def test_random_pixels_permute_every_image_in_its_own_way(batches: Batches) -> None:
+    broken = ablations.random_pixels(batches, Generator().manual_seed(0))
+    orders = []
+    for (x, y), (before, labels) in zip(broken, batches, strict=True):
+        assert torch.equal(y, labels) and x.shape == before.shape
+        for image, original in zip(x.flatten(2), before.flatten(2), strict=True):
+            order = [int((original[0] == value).nonzero()[0]) for value in image[0]]
+            assert sorted(order) == list(range(64))
+            assert torch.equal(image, original[:, order])  # channels stay together
+            orders.append(tuple(order))
+    assert len(set(orders)) == len(orders)
+
+
+def test_weights_are_redrawn_or_shuffled_under_the_same_mask() -> None:
+    pruned, trainer, _ = searched([Round(0.6)])
+    torch.manual_seed(7)
+    fresh = Chain().state_dict()
+    state = copy.deepcopy(trainer.model.state_dict())
+    changed = ablations.shuffle_weights(state, fresh, pruned.mask, Generator().manual_seed(0))
+    for name, kept in pruned.mask.items():
+        assert torch.equal(changed[name][kept].sort().values, state[name][kept].sort().values)
+        assert not changed[name][~kept].any() and (changed[name] != state[name]).any()
+    trainer.restart(pruned.held, ablations.reinitialize(state, fresh, pruned.mask, Generator()))
+    for name, weight in masks.prunable(trainer.model).items():
+        assert torch.equal(weight, fresh[name] * pruned.mask[name])
+
+
+@pytest.mark.parametrize("name", [name for name in options("ablation") if name != "none"])
+def test_every_ablation_fills_one_hook(name: str) -> None:
+    ablation = experiment._ablation(composed("pruner=snip", "sparsity=0.5", f"ablation={name}")["ablation"])
+    assert len([hook for hook in dataclasses.asdict(ablation).values() if hook is not None]) == 1
+
+
+def test_rounds_before_training_do_not_train() -> None:
+    model = Chain()
+    prune(
+        model, MAGNITUDE, topk, [Round(0.5)], ablation=Ablation(), initial={}, input_shape=SHAPE,
+        draw=lambda examples, generator: [], training=Untrained(), loss=F.cross_entropy, seed=0,
+        record=lambda metrics, epoch: None,
+    )  # fmt: skip
