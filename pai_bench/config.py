@@ -110,12 +110,13 @@ class RunConfig:
     channels_last: bool = MISSING
     compile: bool = MISSING
     save_scores: bool = MISSING
+    save_model: bool = MISSING
     diagnostics: bool = MISSING
 
 
 # What cannot change a result: where things lie (so dataset.root too), how fast they run, what is kept.
 NOT_IDENTITY = {
-    "tracker", "results_dir", "data_dir", "download", "save_scores", "diagnostics",
+    "tracker", "results_dir", "data_dir", "download", "save_scores", "save_model", "diagnostics",
     "device", "num_workers", "channels_last", "compile",
 }  # fmt: skip
 # Keys of a call that are not arguments of the function: the label, and Hydra's own.

@@ -362,6 +362,8 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory) -
             log.warning("on_collapse=stop: it is not trained")
         trainer.finish(pruned.held, trainer.epoch if stop else recipe.epochs)
         train_examples = trainer.num_examples - search_examples
+        if cfg["save_model"]:
+            files.write_tensors("model.safetensors", model.state_dict())
 
         # The result: one row, whose appearance on disk is what finishes the run.
         groups = ("dataset", "model", "pruner", "allocation", "schedule", "ablation", "training")
@@ -372,6 +374,8 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory) -
             "group": config.group_id(cfg),
             "protocol": cfg["protocol"],
             "seed": seed,
+            "input_shape": data.input_shape,
+            "num_classes": data.num_classes,
             **{group: cfg[group]["name"] for group in groups},
             **_kept(pruned.mask),
             "sparsity": masks.sparsity(pruned.mask),

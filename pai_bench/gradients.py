@@ -1,10 +1,34 @@
 """Derivatives of the mean loss with respect to the weights of a subnetwork."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from pai_bench.core import Batch, Batches, Loss, Subnetwork, Weights
 from pai_bench.errors import UserError
+
+
+class _PlainHardsigmoid(TorchFunctionMode):
+    """Writes hardsigmoid out, because torch's own has no second derivative."""
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if function is F.hardsigmoid:
+            return F.relu6(args[0] + 3) / 6
+        return function(*args, **(kwargs or {}))
+
+
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Runs a block in which every operation of common networks has a second derivative; values differ by rounding."""
+    with sdpa_kernel(SDPBackend.MATH), _PlainHardsigmoid():  # fused attention has none, either
+        yield
 
 
 def _batch_loss(net: Subnetwork, weights: Weights, batch: Batch, loss: Loss, temperature: float) -> torch.Tensor:
@@ -92,7 +116,7 @@ def hessian_gradient(
     constant = [] if along is None else [along[name] for name in weights]
     sums = [torch.zeros_like(leaf) for leaf in leaves]
     for batch in batches:
-        with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
+        with twice_differentiable():
             value = _batch_loss(net, weights, batch, loss, temperature)
             gradients = torch.autograd.grad(value, leaves, create_graph=True, materialize_grads=True)
         if single:

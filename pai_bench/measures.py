@@ -86,8 +86,8 @@ class _Presence(torch.autograd.Function):
 def effective(model: nn.Module, mask: Mask, input_shape: Shape) -> Mask:
     """The kept weights that lie on a path of kept weights from a pixel to an output.
 
-    Residual connections are paths, too. Biases start no path. Exact for convolutional and linear networks, whatever
-    their depth; where channels gate each other (attention, squeeze-and-excitation) both sides count as paths.
+    Residual connections are paths, too. Biases start no path. Exact for networks of convolutions and linear layers,
+    whatever their depth. Through softmax attention only values are followed: queries and keys count as on no path.
 
     Reference: Vysogorets and Kempe 2023, arXiv:2107.02306, for effective sparsity.
     Deviates: decided by reachability alone, so no path is lost to rounding.

@@ -120,6 +120,12 @@ def prune(
             if filters is not None and pruner.reduce is not None:
                 scores = filters.reduce(scores, pruner.reduce)
             allocation.check_scores(scores, candidates)
+            silent = [name for name, kept in candidates.items() if kept.any() and not scores[name][kept].any()]
+            if silent and number == 1:
+                log.warning(
+                    "every score is zero in %d of %d layers, from %s on: no signal runs through them (a residual block "
+                    "whose last norm starts at zero is one cause)", len(silent), len(candidates), silent[0],
+                )  # fmt: skip
         except ConfigError:
             raise
         except UserError as error:

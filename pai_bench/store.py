@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pai_bench.core import Mask, Scores
+from pai_bench.core import Mask, Scores, State
 from pai_bench.errors import ConfigError
 
 RESULT = "result.json"
@@ -143,7 +143,7 @@ class RunDirectory:
         """Writes a JSON file, atomically."""
         write_json(self.path / name, value)
 
-    def write_tensors(self, name: str, tensors: Mask | Scores) -> None:
+    def write_tensors(self, name: str, tensors: Mask | Scores | State) -> None:
         """Writes tensors by name in the safetensors format, atomically."""
         from safetensors.torch import save
 

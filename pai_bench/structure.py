@@ -19,7 +19,9 @@ class Layer:
     """The filters of one convolution, and the parameters that hold one slice for each of them."""
 
     num_filters: int
-    slices: list[str]  # parameters with one entry per filter in their first dimension: norms, biases, depthwise kernels
+    slices: dict[
+        str, Tensor
+    ]  # norms, biases, depthwise kernels -> (O,): the entry of each filter in the first dimension
     readers: dict[str, Tensor]  # weights that read the filters' channels -> (O, n): the n columns that read each
 
 
@@ -49,10 +51,11 @@ class Filters:
         mask = masks.full(model)
         for name, layer in self.layers.items():
             gone = (~units[name]).nonzero().squeeze(1)
-            for other in (name, *layer.slices):
+            mask[name][gone] = False
+            for other, entries in layer.slices.items():
                 if other not in mask:
                     mask[other] = torch.ones_like(parameters[other], dtype=torch.bool)
-                mask[other][gone] = False
+                mask[other][entries[gone.to(entries.device)]] = False
             for reader, columns in layer.readers.items():
                 mask[reader][:, columns[gone.to(columns.device)].flatten()] = False
         return mask
@@ -110,6 +113,16 @@ def _depthwise(module: object) -> bool:
     return isinstance(module, nn.Conv2d) and module.groups == module.out_channels == module.in_channels > 1
 
 
+def _norms_over_channels(group: Any) -> bool:
+    """Whether a group runs into a norm that mixes channels, so that one that is zero changes the others."""
+    for dependency, _ in group:
+        module = dependency.target.module
+        known = not isinstance(module, nn.Module) or isinstance(module, (nn.Conv2d, nn.Linear, _BatchNorm))
+        if not known and next(module.parameters(recurse=False), None) is not None:
+            return True
+    return False
+
+
 def _writers_and_readers(group: Any) -> tuple[list[nn.Module], list[tuple[nn.Module, list[int]]]]:
     """The layers of a group that write its channels, and those that read them, with the columns."""
     writers: list[nn.Module] = []
@@ -127,9 +140,10 @@ def _writers_and_readers(group: Any) -> tuple[list[nn.Module], list[tuple[nn.Mod
 def filters(model: nn.Module, input_shape: Shape) -> Filters:
     """The filters of every convolution that can be pruned one by one.
 
-    Not among them: depthwise and grouped convolutions (the former go with the filter that they follow), and the stem of
-    a residual network. A filter whose output is added to other channels (the last of a residual block, or a projection
-    shortcut) is masked alone: the sum stays, and so do its readers.
+    Not among them: depthwise and grouped convolutions (the former go with the filter that they follow), filters that
+    run into a norm over channels (layer norm), and the stem of a residual network. A filter whose output is added to
+    other channels (the last of a residual block, or a projection shortcut) is masked alone: the sum stays, and its
+    readers.
 
     Raises:
         ConfigError: the network's channels cannot be traced.
@@ -145,14 +159,21 @@ def filters(model: nn.Module, input_shape: Shape) -> Filters:
         is_first, first = first, False
         if module.groups > 1:
             continue
-        writers, readers = _writers_and_readers(graph.group(module))
+        group = graph.group(module)
+        writers, readers = _writers_and_readers(group)
         shared = len(writers) > 1
-        if not readers or (shared and is_first):
+        if not readers or (shared and is_first) or _norms_over_channels(group):
             continue
-        slices = [f"{name}.bias"] if module.bias is not None else []
-        for follower in graph.following(module):
-            at = graph.names[follower]
-            slices += [f"{at}.{key}" for key, _ in follower.named_parameters(recurse=False)]
+        slices = {f"{name}.bias": torch.arange(module.out_channels)} if module.bias is not None else {}
+        followers = set(graph.following(module))
+        for dependency, indices in group:
+            follower = dependency.target.module
+            # Behind a sum the norm belongs to the others, too.
+            if follower in followers or (not shared and (isinstance(follower, _BatchNorm) or _depthwise(follower))):
+                at = graph.names[follower]
+                slices |= {
+                    f"{at}.{key}": torch.tensor(list(indices)) for key, _ in follower.named_parameters(recurse=False)
+                }
         columns = {}
         if not shared:
             for reader, indices in readers:
@@ -198,14 +219,13 @@ def removed(model: nn.Module, input_shape: Shape) -> nn.Module:
 def _zero_channels(group: Any, num_channels: int) -> Tensor:
     """Which channels of a group hold zero for every image: (C,) bool."""
     zero = torch.ones(num_channels, dtype=torch.bool)
+    if _norms_over_channels(group):
+        return ~zero
     for dependency, indices in group:
         module = dependency.target.module
         if dependency.handler.__name__ == "prune_in_channels":
             continue
-        parameters = list(module.parameters(recurse=False)) if isinstance(module, nn.Module) else []
-        if parameters and not isinstance(module, (nn.Conv2d, nn.Linear, _BatchNorm)):
-            return torch.zeros_like(zero)  # a norm over the channels: one zero changes the others
-        for parameter in parameters:
+        for parameter in module.parameters(recurse=False):
             rows = (parameter.detach().cpu().reshape(len(parameter), -1)[list(indices)] == 0).all(1)
             zero &= rows.view(num_channels, -1).all(1)  # after a flattened map every channel has several entries
     return zero

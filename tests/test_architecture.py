@@ -35,19 +35,21 @@ ALLOWED = {
     "tracking": LOOPS,
     "summary": set(),
     "experiment": LOOPS | {"config", "prune", "schedules", "store", "summary", "tracking", "train"},
+    "export": LOOPS,
+    "sketching": LEAVES,
     "cli": {"config", "errors", "experiment"},
 }
 
 # The modules that may import an outside library.
 DOORS = {
-    "hydra": {"cli", "config", "experiment"},
-    "omegaconf": {"cli", "config", "experiment"},
+    "hydra": {"cli", "config", "experiment", "export"},
+    "omegaconf": {"cli", "config", "experiment", "export"},
     "wandb": {"tracking"},
     "timm": {"models.timm_zoo"},
     "torchvision": {"data.cifar", "data.imagenet", "data.tiny_imagenet"},
     "PIL": {"data.decode"},
     "filelock": {"data.resident"},
-    "safetensors": {"masks", "store"},
+    "safetensors": {"export", "masks", "store"},
     "torch_pruning": {"structure"},
     "tqdm": {"train"},
 }

@@ -139,6 +139,33 @@ REFUSED = {
         ["pruner=snip", "sparsity=0.5", "pruner.examples.per_class=5"],
         "pruner.examples=.*give one",
     ),
+    "reduction": (["pruner=filter_loss", "sparsity=0.5", "pruner.reduce=max"], "pruner.reduce=max: give one of null"),
+    "on_collapse": (["on_collapse=repair"], "on_collapse=repair: give one of record, stop"),
+    "temperature": (["training.temperature=0"], "training.temperature=0.0: give one above 0"),
+    "nothing to break": (["ablation=reinit"], "ablation=reinit: a dense network has nothing to break"),
+    "labels of no images": (
+        ["pruner=synflow", "sparsity=0.5", "ablation=random_labels"],
+        "ablation=random_labels: pruner=synflow looks at no images",
+    ),
+    "fine-tuning under cosine": (
+        ["pruner=magnitude", "sparsity=0.5", "schedule=fine_tune"],
+        "schedule=fine_tune: training.lr_schedule=cosine ends at a rate of zero; set training.lr_schedule=step",
+    ),
+    "fine-tuning over a drop": (
+        ["pruner=magnitude", "sparsity=0.5", "training=cifar", "schedule=fine_tune", "schedule.epochs=41"],
+        "schedule.epochs=41: the last learning rate holds for 40 epochs",
+    ),
+    "rescaled filters": (
+        ["pruner=filter_magnitude", "sparsity=0.5", "allocation=sampled", "allocation.rescale=true"],
+        "allocation.rescale=true: filters are not rescaled",
+    ),
+    "levels": (["pruner=magnitude", "sparsity=0.5", "schedule=rewind", "schedule.levels=0"], "schedule.levels=0"),
+    "no mask": (["pruner=random", "sparsity=0.5", "allocation=densities_of"], "allocation.mask is missing"),
+    "a mask that is not there": (
+        ["pruner=random", "sparsity=0.5", "allocation=densities_of", "allocation.mask=nowhere"],
+        "allocation.mask=nowhere: it cannot be read",
+    ),
+    "floor": (["allocation.min_density=2"], "allocation.min_density=2: give one in"),
     "mode": (["pruner=snip", "sparsity=0.5", "pruner.mode=test"], "pruner.mode=test: give one of eval, train"),
     "precision": (["training.precision=fp8"], "training.precision=fp8: give one of float32, bfloat16, float16"),
     "learning rate": (["training.lr=0"], "training.lr=0.0"),
@@ -204,7 +231,7 @@ NAMES = {
     "": "digits-resnet20-dense-s0-seed0-c2828193",
     "pruner=synflow sparsity=0.98": "digits-resnet20-synflow-s0.98-seed0-508e9a05",
     "dataset=cifar10 model=vgg16 training=cifar pruner=snip compression=100 seed=2": (
-        "cifar10-vgg16-snip-s0.99-seed2-62ebc5b7"
+        "cifar10-vgg16-snip-s0.99-seed2-5c7a3488"
     ),
     "dataset=tiny_imagenet model=resnet18 training=tiny_imagenet pruner=grasp density=0.1": (
         "tiny_imagenet-resnet18-grasp-s0.9-seed0-6cb323b2"

@@ -6,9 +6,10 @@ import pytest
 import torch
 from conftest import composed, options
 from torch import nn
+from torch.nn import functional as F
 
-from pai_bench import experiment, masks, measures, seeding
-from pai_bench.core import Shape
+from pai_bench import allocation, experiment, masks, measures, seeding
+from pai_bench.core import Shape, Subnetwork
 from pai_bench.errors import ConfigError
 
 CIFAR, TINY, IMAGENET = (3, 32, 32), (3, 64, 64), (3, 224, 224)
@@ -159,3 +160,83 @@ def test_multiply_adds_of_grouped_convolutions_and_masks() -> None:
     assert counts == {"0.weight": 36 * 8 * 9, "2.weight": 8 * 36 * 2}
     mask = {"0.weight": torch.zeros(8, 1, 3, 3, dtype=torch.bool), "2.weight": torch.ones(2, 288, dtype=torch.bool)}
     assert measures.masked_multiply_adds(counts, mask) == 576
+
+
+def test_vgg13_of_the_gradient_flow_paper_has_its_size_and_order() -> None:
+    """9,459,236 parameters and 2,944 filters: Lubana and Dick, arXiv:2009.11839."""
+    model = build("model=vgg13_gradient_flow", num_classes=100)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 9_459_236
+    assert [type(layer).__name__ for layer in model.features[:4]] == ["Conv2d", "ReLU", "BatchNorm2d", "Conv2d"]
+
+
+# Any architecture -----------------------------------------------------------------------------------------------------
+
+# Of every kind: attention with fused projections, layer norms, grouped and depthwise convolutions, gates.
+ANY = {
+    "vit_tiny_patch16_224": ["+model.options.patch_size=8"],
+    "convnext_atto": [],
+    "efficientnet_b0": [],
+    "mobilenetv3_small_050": [],
+    "resnet50": ["+model.options.zero_init_last=false"],
+    "resnext50_32x4d": ["+model.options.zero_init_last=false"],
+}
+
+
+def anything(architecture: str) -> nn.Module:
+    torch.manual_seed(0)
+    return build("model=timm", f"model.name={architecture}", *ANY[architecture], shape=(3, 64, 64))
+
+
+@pytest.mark.parametrize("architecture", ANY)
+def test_the_weights_of_convolutions_and_linear_layers_are_prunable_and_no_others(architecture: str) -> None:
+    model = anything(architecture)
+    mask = masks.full(model)
+    for name, parameter in model.named_parameters():
+        owner = model.get_submodule(name.rpartition(".")[0])
+        assert (name in mask) == (isinstance(owner, (nn.Conv2d, nn.Linear)) and name.endswith(".weight")), name
+        assert name not in mask or parameter.ndim > 1
+    if architecture.startswith("vit"):
+        assert mask["blocks.0.attn.qkv.weight"].shape == (3 * 192, 192)
+    counts = measures.multiply_adds(model, (3, 64, 64))
+    assert list(counts) == list(mask) and all(counts.values())
+
+
+@pytest.mark.parametrize("architecture", ANY)
+@pytest.mark.parametrize("pruner", ["magnitude", "snip", "grasp", "synflow", "prospr"])
+def test_scores_exist_for_every_architecture(architecture: str, pruner: str) -> None:
+    model = anything(architecture)
+    settings = experiment._pruner(composed(f"pruner={pruner}", "sparsity=0.5")["pruner"])
+    initial = {name: weight.detach().clone() for name, weight in masks.prunable(model).items()}
+    net = Subnetwork(model, masks.full(model), initial, (3, 64, 64))
+    batch = (torch.randn(4, 3, 64, 64), torch.arange(4))
+    assert settings.score is not None
+    with measures.mode(model, settings.mode == "train"), seeding.seeded(0, "score"):
+        scores = settings.score(net, [batch], F.cross_entropy, torch.Generator())
+    assert list(scores) == list(net.mask)
+    assert all(values.isfinite().all() for values in scores.values())
+    mask = allocation.keep_largest(scores, net.mask, masks.total(net.mask) // 2)
+    masks.apply_(model, mask)
+    if pruner != "magnitude":  # ranks layers by their initialization, and so may empty a classifier
+        assert masks.kept(measures.effective(model, mask, (3, 64, 64))) > 0
+        assert measures.carries_signal(model, batch, F.cross_entropy)
+
+
+def test_synflow_says_once_where_its_theory_does_not_hold(caplog: pytest.LogCaptureFixture) -> None:
+    from pai_bench.pruners import synflow
+
+    def warned(architecture: str) -> list[str]:
+        caplog.clear()
+        model = anything(architecture)
+        mask = masks.full(model)
+        for _ in range(2):
+            net = Subnetwork(model, mask, {}, (3, 64, 64))
+            with measures.mode(model, False):
+                scores = synflow.score(net, [], F.cross_entropy, torch.Generator(), dtype="float64")
+            mask = allocation.keep_largest(scores, mask, masks.kept(mask) // 2)
+        return [record.getMessage() for record in caplog.records]
+
+    assert warned("vit_tiny_patch16_224") == [
+        "SynFlow's conservation laws do not hold through attention, layer norm; its scores are taken as they come"
+    ]
+    assert "sigmoid gates" in warned("mobilenetv3_small_050")[0]
+    assert warned("resnet50") == []

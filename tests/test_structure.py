@@ -38,8 +38,14 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "mobilenet": lambda: model_of("mobilenet"),
     "resnet20": lambda: model_of("resnet20"),
     "conv-relu-norm, flattened": conv_relu_norm,
+    "timm densenet121": lambda: model_of("timm", "model.name=densenet121"),
+    "timm efficientnet_b0": lambda: model_of("timm", "model.name=efficientnet_b0"),
     "timm resnet18": lambda: model_of("timm", "model.name=resnet18", "+model.options.zero_init_last=false"),
 }
+
+
+# Chains, where nothing is summed: all that is masked can go.
+EXACT = ["vgg11", "vgg11 with hidden linear layers", "mobilenet", "conv-relu-norm, flattened"]
 
 
 def pruned_of(model: nn.Module, sparsity: float, rounds: int = 1) -> Pruned:
@@ -90,9 +96,9 @@ def test_the_smaller_network_gives_the_same_outputs(name: str, rounds: int) -> N
         torch.testing.assert_close(small(images), model(images), rtol=1e-10, atol=1e-10)
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     sizes = [sum(p.numel() for p in m.parameters()) for m in (small, model)]
-    assert sizes[0] < (0.95 if "resnet" in name else 0.5) * sizes[1]
+    assert sizes[0] < (0.5 if name in EXACT else 0.95) * sizes[1]
     # Where nothing is summed, what is left is dense: the mask said all there was to remove.
-    if "resnet" not in name:
+    if name in EXACT:
         assert sum((p != 0).sum() for p in masks.prunable(small).values()) == masks.kept(pruned.mask)
         assert masks.total(masks.prunable(small)) == masks.kept(pruned.mask)
 
@@ -115,7 +121,7 @@ def test_the_residual_stream_keeps_its_channels_and_its_stem() -> None:
     assert "conv.weight" not in filters.layers and "fc.weight" not in filters.layers
     first, second = filters.layers["stages.0.0.conv1.weight"], filters.layers["stages.0.0.conv2.weight"]
     assert list(first.readers) == ["stages.0.0.conv2.weight"] and not second.readers
-    assert second.slices == ["stages.0.0.bn2.weight", "stages.0.0.bn2.bias"]
+    assert list(second.slices) == ["stages.0.0.bn2.weight", "stages.0.0.bn2.bias"]
     # The stem's sixteen are all that the 2,128 filters of the paper's ResNet-56 have more.
     assert sum(layer.num_filters for layer in filters.layers.values()) == 2128 - 16
     mask = filters.full(masks.full(model))
@@ -134,11 +140,11 @@ def test_all_filters_of_vgg13_and_mobilenet_count_once() -> None:
     assert sum(layer.num_filters for layer in mobile.layers.values()) == 5984
     assert all("depthwise" not in name for name in mobile.layers)
     stem = mobile.layers["features.0.0.weight"]
-    assert stem.slices[2:] == ["features.1.0.weight", "features.1.1.weight", "features.1.1.bias"]
+    assert list(stem.slices)[2:] == ["features.1.0.weight", "features.1.1.weight", "features.1.1.bias"]
 
 
 def test_reductions() -> None:
-    filters = structure.Filters({"a": structure.Layer(2, [], {})})
+    filters = structure.Filters({"a": structure.Layer(2, {}, {})})
     scores = {"a": torch.tensor([[3.0, -4.0], [1.0, 1.0]]).view(2, 2, 1, 1)}
     assert filters.reduce(scores, "sum")["a"].tolist() == [-1.0, 2.0]
     assert filters.reduce(scores, "abs_sum")["a"].tolist() == [1.0, 2.0]

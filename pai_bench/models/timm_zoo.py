@@ -23,10 +23,14 @@ def timm_model(input_shape: Shape, num_classes: int, *, architecture: str, optio
     if not timm.is_model(architecture):
         near = ", ".join(timm.list_models(f"*{architecture.split('.')[0]}*")[:5]) or "see timm.list_models()"
         raise ConfigError(f"model.name={architecture}: timm has no such model; near it: {near}")
+    # Transformers fix the size of the image when they are built; convolutional networks take any.
+    known = timm.get_pretrained_cfg(architecture)
+    if known is not None and known.fixed_input_size:
+        options = {"img_size": input_shape[1:], **options}
     try:
         model: nn.Module = timm.create_model(
             architecture, pretrained=False, num_classes=num_classes, in_chans=input_shape[0], **options
         )
-    except TypeError as error:
+    except (TypeError, AssertionError) as error:
         raise ConfigError(f"model.options={options}: {architecture} refuses them: {error}") from error
     return model

@@ -16,7 +16,13 @@ class VGG(nn.Module):
     """Stages of 3x3 convolutions with max-pooling, and a classifier of one or three linear layers."""
 
     def __init__(
-        self, input_shape: Shape, num_classes: int, stages: tuple[int, ...], classifier: str, conv_bias: bool
+        self,
+        input_shape: Shape,
+        num_classes: int,
+        stages: tuple[int, ...],
+        classifier: str,
+        conv_bias: bool,
+        norm_last: bool,
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
@@ -24,9 +30,10 @@ class VGG(nn.Module):
         for stage, (num_convs, width) in enumerate(zip(stages, (64, 128, 256, 512, 512), strict=True)):
             for _ in range(num_convs):
                 conv = nn.Conv2d(num_in, width, 3, padding=1, bias=conv_bias)
-                layers += [conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+                norm, activation = nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+                layers += [conv, activation, norm] if norm_last else [conv, norm, activation]
                 num_in = width
-            if stage < 4 or classifier == "mlp":
+            if stage < 4 or classifier != "linear":
                 layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
         self.flatten = classifier == "mlp"
@@ -52,18 +59,22 @@ def vgg(
     num_classes: int,
     *,
     depth: Literal[11, 13, 16, 19],
-    classifier: Literal["linear", "mlp"],
+    classifier: Literal["linear", "pooled", "mlp"],
     conv_bias: bool,
+    norm_last: bool,
     init: dict[str, str],
 ) -> nn.Module:
     """VGG-depth with batch norm after every convolution.
 
     Args:
+        norm_last: convolution, activation, norm, in this order.
         classifier: "linear" is four max-pools, an average pool over what is left (2x2 at 32 pixels, 4x4 at 64), and one
-            linear layer; "mlp" is five max-pools and 1024-1024-K with dropout, as Tanaka et al. use on Tiny-ImageNet.
+            linear layer; "pooled" has a fifth max-pool instead; "mlp" is five max-pools and 1024-1024-K with dropout, as
+            Tanaka et al. use on Tiny-ImageNet.
 
     Reference: Simonyan and Zisserman 2015, arXiv:1409.1556; for CIFAR as in Wang et al. 2020, arXiv:2002.07376 and
-        Tanaka et al. 2020, arXiv:2006.05467.
-    Deviates: none from the latter two.
+        Tanaka et al. 2020, arXiv:2006.05467; norm_last and "pooled" as in the released code of Lubana and Dick 2021,
+        arXiv:2009.11839.
+    Deviates: none from the latter three.
     """
-    return initialize_(VGG(input_shape, num_classes, _STAGES[depth], classifier, conv_bias), init)
+    return initialize_(VGG(input_shape, num_classes, _STAGES[depth], classifier, conv_bias, norm_last), init)

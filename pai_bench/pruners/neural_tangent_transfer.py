@@ -4,10 +4,10 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pai_bench.core import Batches, Loss, Scores, Subnetwork, Weights
 from pai_bench.errors import UserError
+from pai_bench.gradients import twice_differentiable
 
 
 def score(net: Subnetwork, batches: Batches, loss: Loss, generator: Generator) -> Scores:
@@ -59,7 +59,7 @@ def transfer(
         images, _ = batches[step % len(batches)]
         with torch.no_grad():
             outputs, kernel = _outputs_and_kernel(net, images, net.initial)
-        with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
+        with twice_differentiable():
             masked = {name: weight * net.mask[name] for name, weight in student.items()}
             of_student, its_kernel = _outputs_and_kernel(net, images, masked, net.mask)
             value = (of_student - outputs).square().mean() + kernel_weight * (its_kernel - kernel).square().mean()

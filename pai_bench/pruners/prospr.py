@@ -2,10 +2,10 @@
 
 import torch
 from torch import Generator, Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pai_bench.core import Batches, Loss, Scores, Subnetwork
 from pai_bench.errors import UserError
+from pai_bench.gradients import twice_differentiable
 
 
 def score(
@@ -48,7 +48,7 @@ def score(
     if first_order:
         parameters = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
     velocity: dict[str, Tensor] = {}
-    with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
+    with twice_differentiable():
         for step in range(steps):
             gradients = torch.autograd.grad(
                 batch_loss(step, parameters), list(parameters.values()), create_graph=not first_order

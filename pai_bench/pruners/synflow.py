@@ -1,12 +1,15 @@
 """SynFlow: synaptic flow, without data."""
 
+import logging
 from typing import Literal
 
 import torch
-from torch import Generator
+from torch import Generator, nn
 
 from pai_bench.core import Batches, Loss, Scores, Subnetwork
 from pai_bench.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 def score(
@@ -27,6 +30,8 @@ def score(
     Reference: Tanaka et al. 2020, arXiv:2006.05467, eq. 1 and Algorithm 1.
     Deviates: float64 by default; the authors' code scores in float32.
     """
+    if all(kept.all() for kept in net.mask.values()) and (odd := _without_conservation(net.model)):
+        log.warning("SynFlow's conservation laws do not hold through %s; its scores are taken as they come", odd)
     precision = {"float32": torch.float32, "float64": torch.float64}[dtype]
     others = [*net.model.named_parameters(), *net.model.named_buffers()]
     state = {
@@ -43,3 +48,10 @@ def score(
         raise UserError(f"SynFlow overflows {dtype} on this model; set pruner.score.dtype=float64")
     gradients = torch.autograd.grad(flow, list(weights.values()))
     return {name: (weight * g).detach() for (name, weight), g in zip(weights.items(), gradients, strict=True)}
+
+
+def _without_conservation(model: nn.Module) -> str:
+    """The kinds of layers in a model through which flow is not conserved, as words; empty if there are none."""
+    names = {type(module).__name__.lower() for module in model.modules()}
+    signs = {"attention": "attention", "layernorm": "layer norm", "groupnorm": "group norm", "sigmoid": "sigmoid gates"}
+    return ", ".join(kind for sign, kind in signs.items() if any(sign in name for name in names))
