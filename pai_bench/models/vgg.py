@@ -68,9 +68,9 @@ def vgg(
 
     Args:
         norm_last: convolution, activation, norm, in this order.
-        classifier: "linear" is four max-pools, an average pool over what is left (2x2 at 32 pixels, 4x4 at 64), and one
-            linear layer; "pooled" has a fifth max-pool instead; "mlp" is five max-pools and 1024-1024-K with dropout, as
-            Tanaka et al. use on Tiny-ImageNet.
+        classifier: "linear" is four max-pools, an average pool over what is left (2x2 at 32 pixels, 4x4 at 64), and
+            one linear layer; "pooled" has a fifth max-pool instead; "mlp" is five max-pools and 1024-1024-K with
+            dropout, as Tanaka et al. use on Tiny-ImageNet.
 
     Reference: Simonyan and Zisserman 2015, arXiv:1409.1556; for CIFAR as in Wang et al. 2020, arXiv:2002.07376 and
         Tanaka et al. 2020, arXiv:2006.05467; norm_last and "pooled" as in the released code of Lubana and Dick 2021,
