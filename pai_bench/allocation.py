@@ -11,6 +11,9 @@ from pai_bench import masks
 from pai_bench.core import Mask, Scores, Sketch
 from pai_bench.errors import ConfigError, UserError
 
+_NEVER = -1e300  # keys of what cannot be drawn lie below
+_MANY = 30.0  # log of a count that equals its mean to six digits, below what torch.poisson can hold
+
 
 def _threshold(values: Tensor, k: int) -> Tensor:
     """The k-th largest of a vector."""
@@ -252,16 +255,16 @@ def sampled(
     scope: Literal["global", "layer"],
     rescale: bool,
 ) -> Mask | Sketch:
-    """Draws the mask: weights with replacement, with probability p proportional to score^beta, until k have been drawn.
+    """Draws the mask: weights with replacement, with probability p proportional to score^beta, until k are reached.
 
-    The kept set is that of drawing without replacement (Gumbel top-k). Weights of score zero come last, at random.
-    Counts c of the draws are those of a Poisson process of rate p that stops when the k-th weight appears, so nothing
-    is drawn one by one and there is no limit to the number of weights.
+    The kept set is that of drawing without replacement (Gumbel top-k). Weights of score zero come last, at random. The
+    counts c of the draws are those of a Poisson process of rate p, so nothing is drawn one by one and there is no limit
+    to the number of weights.
 
     Args:
         beta: 0 is uniform; the larger, the closer to global_topk.
         scope: "layer" keeps as many in every layer as global_topk would, and draws within the layers.
-        rescale: multiply a kept weight by c / (s p) for s draws, the sketch that is unbiased for fixed s; else binary.
+        rescale: multiply a kept weight by c / (s p) for s draws, which makes the sketch unbiased; else binary.
 
     Reference: Bar and Giryes 2023, arXiv:2305.17559, for masks as sketches of a matrix product.
     Deviates: whether the paper draws with replacement, rescales, and draws per layer could not be established.
@@ -298,30 +301,36 @@ def sampled(
 def _draw(
     scores: Scores, candidates: Mask, k: int, beta: float, generator: Generator
 ) -> tuple[Mask, dict[str, Tensor]]:
-    """The k weights that a Poisson process of rate p reaches first, and c / (s p) of each."""
+    """The k weights that a Poisson process of rate p reaches first, and c / (s p) of each.
+
+    The s draws are those before the (k + 1)-th weight appears. Given how many weights they reach they are exchangeable,
+    so the sketch is unbiased, and exactly k weights are kept.
+    """
     logs = {name: beta * values.to(torch.float64).log() for name, values in scores.items()}
     if beta == 0:
         logs = {name: torch.zeros_like(values) for name, values in logs.items()}
     total = torch.cat([logs[name][mask] for name, mask in candidates.items()]).logsumexp(0)
-    arrivals = {}  # minus the time of the first arrival, so that the largest come first
+    keys = {}  # Gumbel noise plus log p, which is minus the log of the first arrival: finite for any beta
     for name, values in logs.items():
-        uniform = torch.rand(values.shape, dtype=torch.float64, generator=generator).clamp_min(1e-300)
-        waiting = -uniform.log().to(values.device) * (total - values).exp()
+        uniform = torch.rand(values.shape, dtype=torch.float64, generator=generator).clamp_min(1e-300).to(values.device)
         # A weight of score zero never arrives; those are put in random order behind all others.
-        arrivals[name] = torch.where(values.isneginf(), -1e300 * (1 + uniform.to(values.device)), -waiting)
-    mask = keep_largest(arrivals, candidates, k)
-    ones = {name: torch.ones_like(values) for name, values in scores.items()}
-    if any((kept & logs[name].isneginf()).any() for name, kept in mask.items()):
-        return mask, ones  # the process never stops, and c / (s p) tends to one
-    stop = -torch.stack([arrivals[name][kept].min() for name, kept in mask.items() if kept.any()]).min()
-    counts = {}
+        keys[name] = torch.where(values.isneginf(), _NEVER * (1 + uniform), values - total - (-uniform.log()).log())
+    mask = keep_largest(keys, candidates, k)
+    next_key = torch.cat([keys[name][candidates[name] & ~kept] for name, kept in mask.items()])
+    if len(next_key) == 0 or next_key.max() <= _NEVER:
+        # The process never stops, and c / (s p) tends to one.
+        return mask, {name: torch.ones_like(values) for name, values in scores.items()}
+    stop = -next_key.max()
+    log_counts = {}
     for name, kept in mask.items():
-        rate = torch.where(kept, (logs[name] - total).exp() * (stop + arrivals[name]), 0.0)
-        counts[name] = torch.where(kept, 1 + torch.poisson(rate.cpu(), generator=generator).to(rate.device), 0.0)
-    draws = sum(float(number.sum()) for number in counts.values())
+        since = torch.log1p(-torch.exp(-keys[name] - stop))  # log of the part of the time that is left after it came
+        rate = torch.where(kept, logs[name] - total + stop + since, -torch.inf)
+        few = torch.poisson(rate.clamp_max(_MANY).exp().cpu(), generator=generator).to(rate.device)
+        log_counts[name] = torch.where(kept, torch.where(rate > _MANY, rate, few.log1p()), -torch.inf)
+    draws = torch.cat([values.flatten() for values in log_counts.values()]).logsumexp(0)
     scale = {
-        name: torch.where(mask[name], number / (draws * (logs[name] - total).exp()), 1.0).to(scores[name].dtype)
-        for name, number in counts.items()
+        name: torch.where(mask[name], (number - draws - logs[name] + total).exp(), 1.0).to(scores[name].dtype)
+        for name, number in log_counts.items()
     }
     return mask, scale
 

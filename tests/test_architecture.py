@@ -52,6 +52,7 @@ DOORS = {
     "safetensors": {"export", "masks", "store"},
     "torch_pruning": {"structure"},
     "tqdm": {"train"},
+    "matplotlib": {"sketching"},
 }
 
 
@@ -95,7 +96,7 @@ def test_outside_libraries_have_one_door(path: Path) -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_heavy_libraries_are_imported_where_they_are_used(path: Path) -> None:
-    heavy = {"torchvision", "timm", "wandb", "safetensors", "torch_pruning"}
+    heavy = {"torchvision", "timm", "wandb", "safetensors", "torch_pruning", "matplotlib"}
     assert not heavy & {module.split(".")[0] for module in imports(path, top_level_only=True)}
 
 
