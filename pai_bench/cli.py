@@ -13,8 +13,8 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from pai_bench import config
-from pai_bench.errors import ConfigError, UserError
+from pai_bench import config, preemption
+from pai_bench.errors import ConfigError, PreemptedError, UserError
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 log = logging.getLogger("pai_bench")
@@ -42,15 +42,17 @@ def _one_line(error: BaseException) -> str:
 
 def _run(composed: DictConfig) -> float | None:
     """One job. Its failure is reported and counted, and the next job of a sweep goes on."""
+    if preemption.requested():
+        sys.exit(PreemptedError.exit_code)
     try:
         completed = config.complete(composed)
         from pai_bench import experiment
 
         row: dict[str, Any] = experiment.run(completed)
-    except KeyboardInterrupt:
-        raise
     except Exception as error:
         _exit_codes.append(_report(error))
+        if isinstance(error, PreemptedError):
+            sys.exit(error.exit_code)
         return None
     _exit_codes.append(0)
     return float(row["test_top1"])
@@ -62,7 +64,7 @@ def _report(error: Exception) -> int:
         code = ConfigError.exit_code
     else:
         code = getattr(error, "exit_code", UserError.exit_code)
-    kind = {2: "config error", 4: "data error"}.get(code, "error")
+    kind = {2: "config error", 4: "data error", 6: "owned", 75: "preempted"}.get(code, "error")
     print(f"{kind}: {'; '.join([_one_line(error), *getattr(error, '__notes__', [])])}", file=sys.stderr)
     return code
 
@@ -104,11 +106,13 @@ def main() -> None:
     """Runs what the command line says. Exits with the worst code of its runs.
 
     0: finished, now or before. 1: failure. 2: config error, nothing was written. 4: data missing or damaged.
+    6: another live process is running it. 75: preempted, a checkpoint is written.
     """
     # Hydra reports errors itself, in its own words and with exit code 1, unless it is told to raise them.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     config.register()
     start_logging()
+    preemption.watch()
     with one_line_errors():
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(_run)()
     if len(_exit_codes) > 1:

@@ -107,6 +107,8 @@ class RunConfig:
     download: bool = MISSING
     device: str = MISSING
     num_workers: int = MISSING
+    checkpoint_epochs: int = MISSING
+    checkpoint_minutes: float = MISSING
     channels_last: bool = MISSING
     compile: bool = MISSING
     save_scores: bool = MISSING
@@ -117,7 +119,7 @@ class RunConfig:
 # What cannot change a result: where things lie (so dataset.root too), how fast they run, what is kept.
 NOT_IDENTITY = {
     "tracker", "results_dir", "data_dir", "download", "save_scores", "save_model", "diagnostics",
-    "device", "num_workers", "channels_last", "compile",
+    "checkpoint_epochs", "checkpoint_minutes", "device", "num_workers", "channels_last", "compile",
 }  # fmt: skip
 # Keys of a call that are not arguments of the function: the label, and Hydra's own.
 _NOT_ARGUMENTS = {"name", "_target_"}
@@ -199,6 +201,8 @@ def _require(condition: bool, setting: str, value: object, remedy: str) -> None:
 def _check_ranges(cfg: dict[str, Any]) -> None:
     training, pruner, dataset = cfg["training"], cfg["pruner"], cfg["dataset"]
     _require(cfg["seed"] >= 0, "seed", cfg["seed"], "give 0 or more")
+    _require(cfg["checkpoint_epochs"] >= 1, "checkpoint_epochs", cfg["checkpoint_epochs"], "give 1 or more")
+    _require(cfg["checkpoint_minutes"] >= 0, "checkpoint_minutes", cfg["checkpoint_minutes"], "give 0 or more")
     _require(cfg["num_workers"] >= 0, "num_workers", cfg["num_workers"], "give 0 or more")
     device = cfg["device"]
     known = device in ("auto", "cpu", "cuda") or device.removeprefix("cuda:").isdigit()

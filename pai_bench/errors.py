@@ -17,3 +17,15 @@ class DataError(UserError):
     """A dataset is missing, incomplete or damaged."""
 
     exit_code = 4
+
+
+class OwnedError(UserError):
+    """Another live process is working on the run."""
+
+    exit_code = 6
+
+
+class PreemptedError(UserError):
+    """The process was asked to end; what it had done is in a checkpoint, and the same command goes on from there."""
+
+    exit_code = 75

@@ -4,7 +4,7 @@ import copy
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from hydra.utils import instantiate
 from torch.nn import functional as F
 
-from pai_bench import config, devices, masks, measures, seeding, store, tracking, train
+from pai_bench import config, devices, masks, measures, preemption, seeding, store, tracking, train
 from pai_bench.core import (
     Ablation,
     Allocate,
@@ -25,8 +25,9 @@ from pai_bench.core import (
     Record,
     Round,
     Subnetwork,
+    Weights,
 )
-from pai_bench.errors import ConfigError, UserError
+from pai_bench.errors import ConfigError, OwnedError, PreemptedError, UserError
 from pai_bench.prune import Pruned, prune
 from pai_bench.summary import closing
 from pai_bench.train import Recipe, Trainer
@@ -77,11 +78,20 @@ def run(cfg: dict[str, Any]) -> dict[str, Any]:
         log.info("%s is finished already: %s, sparsity %.6g", directory, accuracy, row["sparsity"])
         return row
     files = store.RunDirectory(directory)
+    if (row := store.finished(directory)) is not None:  # by another process, just before this one claimed it
+        files.close()
+        return row
     handler = _start_log(directory)
     try:
         row = _run(cfg, device, files)
     except ConfigError:
-        files.discard()
+        if files.checkpoint is None:
+            files.discard()
+        raise
+    except (PreemptedError, OwnedError) as error:
+        log.info("%s", error)
+        if isinstance(error, PreemptedError):
+            files.status("preempted", exit_code=error.exit_code)
         raise
     except BaseException as error:
         code = getattr(error, "exit_code", 1)
@@ -96,6 +106,7 @@ def run(cfg: dict[str, Any]) -> dict[str, Any]:
     finally:
         logging.getLogger("pai_bench").removeHandler(handler)
         handler.close()
+        files.close()
     return row
 
 
@@ -152,23 +163,77 @@ def _parts(cfg: dict[str, Any], device: torch.device) -> _Parts:
     return _Parts(cfg, device, data, build, pruner, _function(cfg["allocation"]), ablation, rounds, recipe)
 
 
-def _search(
-    parts: _Parts, model: torch.nn.Module, ablation: Ablation, record: Record, diagnose: Diagnose | None
-) -> tuple[Pruned, Trainer]:
-    """Finds the mask. The trainer is the one that takes the training on from there."""
+def _trainer(
+    parts: _Parts, model: torch.nn.Module, record: Record, diagnose: Diagnose | None = None, **settings: Any
+) -> Trainer:
     cfg, data, rounds = parts.cfg, parts.data, parts.rounds
-    initial = {name: weight.detach().clone() for name, weight in masks.prunable(model).items()}
-    trainer = Trainer(
+    return Trainer(
         model, data, parts.recipe, parts.device,
         seed=cfg["seed"], channels_last=cfg["channels_last"], compile_model=cfg["compile"], record=record,
         keep_epochs=[r.rewind_epoch for r in rounds if r.rewind_epoch is not None and r.rewind_weights],
-        diagnose=diagnose,
+        diagnose=diagnose, **settings,
     )  # fmt: skip
-    pruned = prune(
-        model, parts.pruner, parts.allocate, rounds, ablation=ablation, initial=initial, input_shape=data.input_shape,
-        draw=data.draw, training=trainer, loss=F.cross_entropy, seed=cfg["seed"], record=record, diagnose=diagnose,
+
+
+def _search(
+    parts: _Parts, trainer: Trainer, initial: Weights, ablation: Ablation, record: Record, **more: Any
+) -> Pruned:
+    """Finds the mask of the trainer's model."""
+    return prune(
+        trainer.model, parts.pruner, parts.allocate, parts.rounds, ablation=ablation, initial=initial,
+        input_shape=parts.data.input_shape, draw=parts.data.draw, training=trainer, loss=F.cross_entropy,
+        seed=parts.cfg["seed"], record=record, diagnose=trainer.diagnose, **more,
     )  # fmt: skip
-    return pruned, trainer
+
+
+class _Checkpoints:
+    """When a run is kept on disk, and when it ends because the machine is wanted for something else.
+
+    `reached` is what the run has come to beside the state of its trainer.
+    """
+
+    def __init__(self, cfg: dict[str, Any], files: store.RunDirectory, started: float) -> None:
+        self.files, self.started = files, started
+        self.every_epochs, self.every_seconds = cfg["checkpoint_epochs"], 60 * cfg["checkpoint_minutes"]
+        self.trainer: Trainer | None = None
+        self.reached: dict[str, Any] = {}
+        self._saved, self._epochs = time.perf_counter(), 0
+
+    def offer(self, epoch_ended: bool = False) -> None:
+        """Saves if it is time to; called wherever the run could be taken up again.
+
+        Raises:
+            PreemptedError: a signal has asked for the end; the checkpoint is written.
+            OwnedError: another process has taken the run over, so this one must write nothing more.
+        """
+        if self.files.lost:
+            raise OwnedError(f"{self.files.path}: another process has taken this run over, so this one ends")
+        self._epochs += epoch_ended
+        wanted = preemption.requested()
+        late = time.perf_counter() - self._saved > self.every_seconds
+        if wanted or late or (epoch_ended and self._epochs >= self.every_epochs):
+            self.save()
+        if wanted:
+            raise PreemptedError(f"{self.files.path.name} was preempted by {wanted}; the same command goes on with it")
+
+    def save(self) -> None:
+        """Saves now."""
+        if self.trainer is None:
+            return
+        seconds = time.perf_counter() - self.started
+        self.files.save_checkpoint(self.reached | {"trainer": self.trainer.state(), "seconds": seconds})
+        self._saved, self._epochs = time.perf_counter(), 0
+
+
+def _stored(pruned: Pruned) -> dict[str, Any]:
+    return {item.name: getattr(pruned, item.name) for item in fields(pruned)}
+
+
+def _restored(stored: dict[str, Any], device: torch.device) -> Pruned:
+    def moved(value: Any) -> Any:
+        return {name: tensor.to(device) for name, tensor in value.items()} if isinstance(value, dict) else value
+
+    return Pruned(**{name: moved(value) for name, value in stored.items()})
 
 
 def _overlap(parts: _Parts, pruned: Pruned, unbroken: Mask | None, trainer: Trainer) -> float | None:
@@ -296,6 +361,7 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory) -
     devices.start_memory(device)
     seed, sparsity = cfg["seed"], cfg["sparsity"]
     run_id = config.run_id(cfg)
+    begun = files.checkpoint
 
     # Data and model.
     parts = _parts(cfg, device)
@@ -329,45 +395,76 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory) -
 
     row: dict[str, Any] = {}
     exit_code = 1
+    checkpoints = _Checkpoints(cfg, files, started - (begun["seconds"] if begun else 0.0))
+    initial = {name: weight.detach().clone() for name, weight in masks.prunable(model).items()}
+    diagnose = _diagnose(parts, model) if cfg["diagnostics"] else None
+    trainer = _trainer(parts, model, record, diagnose, checkpoint=checkpoints.offer)
+    reached = checkpoints.reached = {"unbroken": None, "pruned": None, "last": None}
+    pruned = None
+    if begun:
+        pruned = _restored(begun["pruned"], device)
+        trainer.load_state(begun["trainer"], pruned.held)
+        reached |= {name: begun[name] for name in reached}
+        log.info(
+            "going on from a checkpoint: %d of %d rounds, epoch %.4g of %d of training",
+            len(pruned.sparsities),
+            len(parts.rounds),
+            trainer.epoch,
+            recipe.epochs,
+        )
     try:
         # The mask. What an ablation of the scores changes is seen beside a search without it.
-        unbroken = None
-        if parts.ablation.scores is not None or parts.ablation.batches is not None:
-            unbroken = _search(parts, copy.deepcopy(model), Ablation(), lambda *_: None, None)[0].mask
-        diagnose = _diagnose(parts, model) if cfg["diagnostics"] else None
-        pruned, trainer = _search(parts, model, parts.ablation, record, diagnose)
+        if pruned is None and (parts.ablation.scores is not None or parts.ablation.batches is not None):
+            beside = _trainer(parts, copy.deepcopy(model), lambda *_: None)
+            reached["unbroken"] = _search(parts, beside, initial, Ablation(), lambda *_: None).mask
+            del beside
+        checkpoints.trainer = trainer
+
+        def checkpoint(pruned: Pruned) -> None:
+            reached["pruned"] = _stored(pruned if cfg["save_scores"] else replace(pruned, scores=None))
+            checkpoints.offer()
+
+        pruned = _search(parts, trainer, initial, parts.ablation, record, begun=pruned, checkpoint=checkpoint)
         num_units = masks.num_kept(sparsity, masks.total(pruned.units))
         assert masks.kept(pruned.units) == num_units, "the allocation did not keep the exact number"
-        overlap = _overlap(parts, pruned, unbroken, trainer)
         multiply_adds = measures.multiply_adds(model, data.input_shape)
-        reached = measures.effective(model, pruned.mask, data.input_shape)
-        layers = _layers(pruned, reached, multiply_adds)
+        effective = measures.effective(model, pruned.mask, data.input_shape)
+        layers = _layers(pruned, effective, multiply_adds)
         files.write_tensors("mask.safetensors", pruned.held)
         files.write_json("mask.json", _mask_report(pruned, layers))
         if cfg["save_scores"] and pruned.scores is not None:
             files.write_tensors("scores.safetensors", pruned.scores)
         tracker.mask(files.path / "mask.safetensors")
         pruned = replace(pruned, scores=None)  # they would lie on the device all through training
-        signal = _carries_signal(model, data, seed)
         collapsed = masks.collapsed(pruned.mask)
         if collapsed:
             log.warning("layer collapse: nothing is kept in %s", ", ".join(collapsed))
-        if not signal:
-            log.warning("the pruned network carries no signal: its output does not depend on the image")
 
-        # Training.
-        search_examples, start, num_lines = trainer.num_examples, trainer.age_epochs, len(files.curve())
-        stop = cfg["on_collapse"] == "stop" and (collapsed or not signal)
+        # Training. What is known only at its start is kept with the checkpoints.
+        if reached["last"] is None:
+            overlap = _overlap(parts, pruned, reached["unbroken"], trainer)
+            reached["pruned"] = _stored(pruned)
+            reached["last"] = {
+                "overlap": overlap,
+                "signal": _carries_signal(model, data, seed),
+                "search_examples": trainer.num_examples,
+                "start": trainer.age_epochs,
+                "num_lines": len(files.curve()),
+            }
+        last = reached["last"]
+        if not last["signal"]:
+            log.warning("the pruned network carries no signal: its output does not depend on the image")
+        stop = cfg["on_collapse"] == "stop" and (collapsed or not last["signal"])
         if stop:
             log.warning("on_collapse=stop: it is not trained")
         trainer.finish(pruned.held, trainer.epoch if stop else recipe.epochs)
-        train_examples = trainer.num_examples - search_examples
+        train_examples = trainer.num_examples - last["search_examples"]
         if cfg["save_model"]:
             files.write_tensors("model.safetensors", model.state_dict())
 
         # The result: one row, whose appearance on disk is what finishes the run.
         groups = ("dataset", "model", "pruner", "allocation", "schedule", "ablation", "training")
-        evaluated = [line for line in files.curve()[num_lines:] if "test/top1" in line]
+        evaluated = [line for line in files.curve()[last["num_lines"] :] if "test/top1" in line]
         flops_per_image = 2 * sum(multiply_adds.values())
         row = {
             "id": run_id,
@@ -381,31 +478,31 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory) -
             "sparsity": masks.sparsity(pruned.mask),
             "target_sparsity": sparsity,
             **_of_filters(parts.pruner, pruned),
-            "num_effective": masks.kept(reached),
-            "effective_sparsity": masks.sparsity(reached),
-            "dead_units": sum(measures.dead_units(reached).values()),
+            "num_effective": masks.kept(effective),
+            "effective_sparsity": masks.sparsity(effective),
+            "dead_units": sum(measures.dead_units(effective).values()),
             "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
             "num_tied": sum(pruned.num_tied),
             "num_rounds": len(parts.rounds),
             "collapsed_layers": collapsed,
-            "carries_signal": signal,
+            "carries_signal": last["signal"],
             "stopped": "collapse" if stop else None,
-            "ablation_overlap": overlap,
-            **_accuracies(evaluated, start),
+            "ablation_overlap": last["overlap"],
+            **_accuracies(evaluated, last["start"]),
             "multiply_adds_dense": sum(multiply_adds.values()),
             "multiply_adds_masked": measures.masked_multiply_adds(multiply_adds, pruned.mask),
             "epochs": recipe.epochs,
             "precision": recipe.precision,
             "score_examples": pruned.num_examples,
-            "search_train_examples": search_examples,
+            "search_train_examples": last["search_examples"],
             "train_examples": train_examples,
             "score_flops": pruned.flops,
             # Forward and backward cost three forward passes; zeros cost as much as other numbers.
-            "search_train_flops": 3 * flops_per_image * search_examples,
+            "search_train_flops": 3 * flops_per_image * last["search_examples"],
             "train_flops": 3 * flops_per_image * train_examples,
             "prune_seconds": pruned.seconds,
             "train_seconds": trainer.seconds,
-            "total_seconds": time.perf_counter() - started,
+            "total_seconds": time.perf_counter() - checkpoints.started,
             "images_per_second": trainer.num_examples / trainer.seconds if trainer.seconds else 0.0,
             "peak_memory_bytes": devices.peak_memory_bytes(device),
             "device": str(device),

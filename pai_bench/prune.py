@@ -69,6 +69,8 @@ def prune(
     seed: int,
     record: Record,
     diagnose: Callable[[], dict[str, float]] | None = None,
+    begun: Pruned | None = None,
+    checkpoint: Callable[[Pruned], None] = lambda pruned: None,
 ) -> Pruned:
     """Prunes a model in place, round by round; its pruned weights are zero afterwards.
 
@@ -76,6 +78,8 @@ def prune(
 
     Args:
         diagnose: measurements to record before and after the mask of every round is applied.
+        begun: what an earlier attempt had reached, to go on from; the model is as it was then.
+        checkpoint: called at the start and after every round with what has been reached.
 
     Raises:
         ConfigError: a round leaves no weight, or there are too few scoring images.
@@ -83,8 +87,9 @@ def prune(
     """
     everything = masks.full(model)
     filters = structure.filters(model, input_shape) if pruner.reduce is not None else None
-    pruned = Pruned(everything, everything if filters is None else filters.full(everything))
-    for number, this in enumerate(rounds, start=1):
+    pruned = begun or Pruned(everything, everything if filters is None else filters.full(everything))
+    checkpoint(pruned)
+    for number, this in list(enumerate(rounds, start=1))[len(pruned.sparsities) :]:
         assert pruner.score is not None, "a schedule with rounds needs a score"
         if this.until_epoch > 0:
             training.until(pruned.held, this.until_epoch)
@@ -171,6 +176,7 @@ def prune(
         log.debug("round %d of %d: sparsity %.6f, %.2f s", number, len(rounds), pruned.sparsities[-1], took)
         if this.rewind_epoch is not None:
             training.rewind(pruned.held, this.rewind_epoch, this.rewind_weights)
+        checkpoint(pruned)
     return pruned
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
 
 def stream_seed(seed: int, *name: str | int) -> int:
@@ -17,6 +17,19 @@ def stream_seed(seed: int, *name: str | int) -> int:
 def generator(seed: int, *name: str | int) -> Generator:
     """A CPU generator for the stream `name`: numbers are drawn on the CPU so that they are equal on every device."""
     return Generator().manual_seed(stream_seed(seed, *name))
+
+
+def states() -> list[Tensor]:
+    """The states of torch's global generators: the CPU's, then every CUDA device's if CUDA is in use."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    return [torch.get_rng_state(), *cuda]
+
+
+def set_states(states: list[Tensor]) -> None:
+    """Puts the global generators back to what `states` returned."""
+    torch.set_rng_state(states[0])
+    if len(states) > 1:
+        torch.cuda.set_rng_state_all(states[1:])
 
 
 @contextmanager

@@ -1,7 +1,10 @@
 """What a run leaves on disk: one directory for each run, whose result.json is written last and once."""
 
 import csv
+import hashlib
+import io
 import json
+import logging
 import math
 import os
 import platform
@@ -15,10 +18,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pai_bench.core import Mask, Scores, State
 from pai_bench.errors import ConfigError
+from pai_bench.ownership import Claim
+
+log = logging.getLogger(__name__)
 
 RESULT = "result.json"
+_CHECKPOINT, _PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
+_MAGIC = b"pai_bench checkpoint 1\n"
 _PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "wandb", "numpy")
 
 
@@ -87,22 +97,59 @@ def provenance() -> dict[str, Any]:
     }
 
 
+def save_checkpoint(directory: Path, state: dict[str, Any]) -> None:
+    """Writes a checkpoint beside the previous one, which stays until the next: one of the two is always whole."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    payload = buffer.getvalue()
+    current = directory / _CHECKPOINT
+    if current.is_file():
+        current.replace(directory / _PREVIOUS)
+    write_atomically(current, _MAGIC + hashlib.sha256(payload).digest() + payload)
+
+
+def load_checkpoint(directory: Path) -> dict[str, Any] | None:
+    """The newest whole checkpoint of a run, on the CPU, or None. A torn one is passed over, and the log says so."""
+    for path in (directory / _CHECKPOINT, directory / _PREVIOUS):
+        if not path.is_file():
+            continue
+        content = path.read_bytes()
+        start = len(_MAGIC) + hashlib.sha256().digest_size
+        payload = content[start:]
+        if content[:start] == _MAGIC + hashlib.sha256(payload).digest():
+            state: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+            return state
+        log.warning("%s is damaged; an earlier checkpoint, or the start, takes its place", path)
+    return None
+
+
 class RunDirectory:
-    """The directory of one run that is not finished yet.
+    """The directory of one run that is not finished yet, claimed for this process.
+
+    Args:
+        path: created if it is missing.
 
     Raises:
         ConfigError: it cannot be created or written to.
+        OwnedError: another process is working on it.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._claim = Claim(path)
             previous = json.loads((path / "status.json").read_text()) if (path / "status.json").is_file() else {}
-            # An attempt that ended early left half a record; nothing of it is true of this attempt.
-            if path.exists():
-                shutil.rmtree(path)
-            path.mkdir(parents=True)
-            (path / "curve.jsonl").touch()
+            # What the run goes on from, or None: it starts.
+            self.checkpoint = load_checkpoint(path)
+            if self.checkpoint is None:
+                # An attempt that ended early left half a record; nothing of it is true of this attempt.
+                for left in path.iterdir():
+                    if left != self._claim.path:
+                        shutil.rmtree(left) if left.is_dir() else left.unlink()
+                (path / "curve.jsonl").touch()
+            else:
+                os.truncate(path / "curve.jsonl", self.checkpoint["curve_bytes"])
         except OSError as error:
             raise ConfigError(
                 f"results_dir={path.parent}: cannot be written to ({error.strerror}); give another with results_dir="
@@ -113,12 +160,25 @@ class RunDirectory:
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "job": os.environ.get("SLURM_JOB_ID"),
-            "started": time.time(),
+            "started": previous.get("started", time.time()) if self.checkpoint else time.time(),
         }
         self.status("running")
 
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        """Writes a checkpoint that knows how far the curve had come."""
+        save_checkpoint(self.path, state | {"curve_bytes": (self.path / "curve.jsonl").stat().st_size})
+
+    @property
+    def lost(self) -> bool:
+        """Whether another process has taken the directory over."""
+        return self._claim.lost
+
+    def close(self) -> None:
+        """Gives the directory free for other processes."""
+        self._claim.release()
+
     def status(self, state: str, **details: Any) -> None:
-        """Replaces status.json: state is running, finished or failed; times are seconds since 1970."""
+        """Replaces status.json: state is running, finished, failed or preempted; times are seconds since 1970."""
         self._status |= {"state": state, "updated": time.time(), **details}
         write_json(self.path / "status.json", self._status)
 
@@ -161,3 +221,5 @@ class RunDirectory:
         temporary.replace(self.path / "metrics.csv")
         self.write_json(RESULT, row)
         self.status("finished", exit_code=0)
+        for name in (_CHECKPOINT, _PREVIOUS):
+            (self.path / name).unlink(missing_ok=True)

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ from pai_bench.core import Batch, Data, Length, Mask, Record, State, num_steps
 from pai_bench.errors import UserError
 
 log = logging.getLogger(__name__)
+
+_COUNTS = ("clock", "age", "num_examples", "seconds", "_seen", "_epoch_seconds", "_evaluated")  # of a Trainer's state
 
 _EVALUATION_BATCH = 512  # at most; evaluation keeps no graph, so four times the training batch fits where that does
 
@@ -136,6 +139,7 @@ class Trainer:
         compile_model: run forward and backward through torch.compile.
         record: receives loss, accuracies and learning rate of each epoch; epoch 0 is the network before training.
         diagnose: further measurements to record with every evaluation.
+        checkpoint: called after every step and every recorded epoch (then with True), when `state` may be taken.
     """
 
     def __init__(
@@ -151,11 +155,12 @@ class Trainer:
         record: Record,
         keep_epochs: Sequence[float] = (),
         diagnose: Callable[[], dict[str, float]] | None = None,
+        checkpoint: Callable[[bool], None] = lambda epoch_ended: None,
     ) -> None:
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.model = model.to(memory_format=self.memory_format)
         self.data, self.recipe, self.device = data, recipe, device
-        self.seed, self.record, self.diagnose = seed, record, diagnose
+        self.seed, self.record, self.diagnose, self.checkpoint = seed, record, diagnose, checkpoint
         self.forward = torch.compile(self.model) if compile_model else self.model
         self.length = length(recipe, data)
         decayed = masks.prunable(model)
@@ -180,6 +185,8 @@ class Trainer:
         self.age = 0
         self.num_examples = 0
         self.seconds = 0.0  # spent on optimizer steps and their data, evaluation excluded
+        self._stepping = False  # between two steps of which the second goes on with the random numbers of the first
+        self._random: list[Tensor] | None = None  # the states of torch's generators to go on with
         self._start_epoch()
 
     @property
@@ -205,13 +212,43 @@ class Trainer:
             self._keep_state()
             self._record({})
         target = self._step(epoch)
+        if self._seen and self.clock % self.length.steps_per_epoch == 0:
+            self._finish_epoch()  # taken up again between the last step of an epoch and its evaluation
         while self.clock < target:
             stop = min([target, self._end_of_epoch(), *(step for step in self._keep if step > self.clock)])
             with devices.fast():
                 self._train(stop)
             self._keep_state()
+            self.checkpoint(False)
             if self.clock % self.length.steps_per_epoch == 0:
                 self._finish_epoch()
+                self.checkpoint(True)
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the training goes on from, the mask excepted. Tensors are those in use, not copies."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "kept": self._kept,
+            "random": seeding.states() if self._stepping else None,
+            "loss_sum": self._loss_sum,
+            "correct": self._correct,
+        } | {name: getattr(self, name) for name in _COUNTS}
+
+    def load_state(self, state: dict[str, Any], mask: Mask) -> None:
+        """Goes on from what `state` returned, under the mask that held then."""
+        self._set_mask(mask)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self._kept = {
+            step: {name: value.to(self.device) for name, value in kept.items()} for step, kept in state["kept"].items()
+        }
+        self._loss_sum, self._correct = state["loss_sum"].to(self.device), state["correct"].to(self.device)
+        for name in _COUNTS:
+            setattr(self, name, state[name])
+        self._random = state["random"]
 
     def finish(self, mask: Mask, epoch: float) -> None:
         """As `until`, and records an evaluation of the network as it is in the end where that is still missing."""
@@ -231,6 +268,7 @@ class Trainer:
             self.model.load_state_dict(self._kept[self.clock])
             masks.apply_(self.model, mask)
         self.optimizer.state.clear()
+        self._random = None
         self._start_epoch()
 
     def restart(self, mask: Mask, state: State) -> None:
@@ -262,7 +300,7 @@ class Trainer:
 
     def _set_mask(self, mask: Mask) -> None:
         """Makes the mask hold from the next step on: for the weights, and for the momentum they have gathered."""
-        if mask is self.mask:
+        if mask.keys() == self.mask.keys() and all(self.mask[name] is tensor for name, tensor in mask.items()):
             return
         self.mask = mask
         self._evaluated = False
@@ -306,6 +344,9 @@ class Trainer:
         steps = range(self.clock, stop)
         shown = tqdm(steps, f"epoch {number}", leave=False, disable=None, unit="step")
         with seeding.seeded(self.seed, "dropout", number, start):
+            if self._random is not None:
+                seeding.set_states(self._random)
+                self._random = None
             for step, (images, labels) in zip(shown, batches, strict=False):
                 rate = learning_rate(recipe, step / per_epoch)
                 for group in self.optimizer.param_groups:
@@ -321,13 +362,21 @@ class Trainer:
                 self._correct += (logits.detach().argmax(1) == labels).sum()
                 self._seen += len(labels)
                 self.num_examples += len(labels)
-        self._evaluated = False
-        self.age += stop - self.clock
-        self.clock = stop
+                self._evaluated = False
+                self.age += 1
+                self.clock = step + 1
+                now = time.perf_counter()
+                self._epoch_seconds += now - started
+                self.seconds += now - started
+                started = now
+                if self.clock < stop:
+                    self._stepping = True
+                    self.checkpoint(False)
+                    self._stepping = False
         loss_sum = self._loss_sum.item()
-        seconds = time.perf_counter() - started
-        self._epoch_seconds += seconds
-        self.seconds += seconds
+        waited = time.perf_counter() - started  # for the device, which runs behind
+        self._epoch_seconds += waited
+        self.seconds += waited
         if not math.isfinite(loss_sum):
             raise self._divergence(loss_sum / self._seen)
 

@@ -31,13 +31,15 @@ ALLOWED = {
     "data": LEAVES | {"data.resident", "data.decode"},
     "prune": LOOPS,
     "train": LOOPS,
-    "store": LOOPS,
+    "store": LOOPS | {"ownership"},
+    "ownership": {"errors"},
+    "preemption": set(),
     "tracking": LOOPS,
     "summary": set(),
-    "experiment": LOOPS | {"config", "prune", "schedules", "store", "summary", "tracking", "train"},
+    "experiment": LOOPS | {"config", "prune", "schedules", "store", "summary", "tracking", "train", "preemption"},
     "export": LOOPS,
     "sketching": LEAVES,
-    "cli": {"config", "errors", "experiment"},
+    "cli": {"config", "errors", "experiment", "preemption"},
 }
 
 # The modules that may import an outside library.

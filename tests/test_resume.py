@@ -1,0 +1,273 @@
+"""A run that is killed, preempted or met by a second process: the same result as if nothing had happened."""
+
+import json
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT, RunCli, composed
+from safetensors.torch import load_file
+
+from pai_bench import experiment, ownership, store
+from pai_bench.errors import OwnedError
+
+TINY = [
+    "model.widths=[4,6]", "model.blocks=[1,1]", "training.epochs=2", "training.warmup_epochs=1",
+    "training.batch_size=256",
+    "tracker=none", "save_model=true", "save_scores=true", "num_workers=0", "channels_last=true",
+]  # fmt: skip
+
+KILLS = int(os.environ.get("PAI_KILLS", "3"))  # of every kind of run; more of them is a soak test
+
+# Every kind of state that a run goes through: rounds, training between rounds, rewinding, filters, new weights.
+RUNS = {
+    "synflow": ["pruner=synflow", "sparsity=0.8", "schedule.rounds=6"],
+    "force": ["pruner=force", "sparsity=0.8", "schedule.rounds=3"],
+    "rewinding to a step": [
+        "pruner=magnitude", "sparsity=0.6", "schedule=rewind", "schedule.levels=2", "schedule.rewind_epoch=null",
+        "schedule.rewind_step=4",
+    ],
+    "filters": ["pruner=filter_loss", "sparsity=0.5", "schedule.rounds=2", "pruner.examples.total=64"],
+    "gradual": [
+        "pruner=magnitude", "sparsity=0.5", "schedule=gradual", "schedule.end_epoch=2", "schedule.every_steps=3",
+    ],
+    "sanity check": ["pruner=snip", "sparsity=0.5", "ablation=invert_scores", "diagnostics=true"],
+    "reinit": ["pruner=snip", "sparsity=0.5", "ablation=reinit", "dataset.validation=0.1"],
+}  # fmt: skip
+
+
+def config_of(name: str, results: Path, *more: str) -> dict[str, Any]:
+    return composed(*TINY, *RUNS[name], f"results_dir={results}", *more)
+
+
+def in_child(work: Callable[[], object]) -> int:
+    """Runs a function in a forked process, which spares the seconds of importing torch; returns the process id."""
+    pid = os.fork()
+    if pid == 0:
+        logging.disable()
+        try:
+            work()
+            os._exit(0)
+        except BaseException:
+            os._exit(getattr(sys.exception(), "exit_code", 1))
+    return pid
+
+
+def directory_of(results: Path) -> Path:
+    (directory,) = results.iterdir()
+    return directory
+
+
+def outcome(results: Path) -> dict[str, Any]:
+    """All that a run leaves, times excepted."""
+    directory = directory_of(results)
+    timed = ("seconds", "images_per_second", "peak_memory")
+    row = {
+        k: v for k, v in json.loads((directory / "result.json").read_text()).items() if not any(t in k for t in timed)
+    }
+    curve = [json.loads(line) for line in (directory / "curve.jsonl").read_text().splitlines()]
+    return {
+        "row": row,
+        "curve": [{k: v for k, v in line.items() if "per_second" not in k} for line in curve],
+        "mask report": json.loads((directory / "mask.json").read_text()),
+        **{name: load_file(directory / f"{name}.safetensors") for name in ("mask", "scores", "model")},
+        "files": sorted(path.name for path in directory.iterdir()),
+    }
+
+
+def assert_equal(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert found.keys() == expected.keys() - {"seconds"}
+    for key in found:
+        value = expected[key]
+        if key in ("mask", "scores", "model"):
+            assert found[key].keys() == value.keys()
+            assert all(torch.equal(found[key][name], tensor) for name, tensor in value.items()), key
+        else:
+            assert found[key] == value, key
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
+    """What an uninterrupted run of each kind leaves."""
+    kept: dict[str, dict[str, Any]] = {}
+
+    def of(name: str) -> dict[str, Any]:
+        if name not in kept:
+            results = tmp_path_factory.mktemp("whole")
+            started = time.perf_counter()
+            pid = in_child(lambda: experiment.run(config_of(name, results)))
+            assert os.waitpid(pid, 0)[1] == 0
+            kept[name] = outcome(results) | {"seconds": time.perf_counter() - started}
+        return kept[name]
+
+    return of
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(
+    name: str, whole: Callable[[str], dict[str, Any]], tmp_path: Path
+) -> None:
+    """SIGKILL at random moments; with a checkpoint after every step many fall into the writing of one."""
+    expected = whole(name)
+    chance = random.Random(name)
+    kills = 0
+    for _ in range(60):
+        pid = in_child(lambda: experiment.run(config_of(name, tmp_path, "checkpoint_minutes=0")))
+        if kills < KILLS:
+            time.sleep(chance.uniform(0, 0.5 * expected["seconds"]))
+            os.kill(pid, signal.SIGKILL)
+        status = os.waitpid(pid, 0)[1]
+        if status == 0:
+            break
+        assert os.WIFSIGNALED(status), f"exit code {os.WEXITSTATUS(status)}"
+        kills += 1
+    else:
+        raise AssertionError("it never came to an end")
+    assert kills > 0
+    assert_equal(outcome(tmp_path), expected)
+    assert 1 < json.loads((directory_of(tmp_path) / "status.json").read_text())["attempt"] <= kills + 1
+
+
+@pytest.mark.parametrize("name", ["synflow", "rewinding to a step"])
+def test_a_run_that_dies_in_the_middle_of_a_write_ends_as_if_it_had_not(
+    name: str, whole: Callable[[str], dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every attempt gets a few writes further, and dies with half a file written."""
+    expected = whole(name)
+    real = store.write_atomically
+
+    def dying(after: int) -> Callable[[Path, bytes], None]:
+        left = [after]
+
+        def write(path: Path, content: bytes) -> None:
+            left[0] -= 1
+            if left[0] == 0:
+                path.with_name(f"{path.name}.tmp-dying").write_bytes(content[: len(content) // 2])
+                os._exit(99)
+            real(path, content)
+
+        return write
+
+    def work(after: int) -> None:
+        store.write_atomically = dying(after)
+        experiment.run(config_of(name, tmp_path, "checkpoint_minutes=0"))
+
+    for attempt in range(100):
+        pid = in_child(lambda after=7 + 4 * attempt: work(after))  # type: ignore[misc]
+        status = os.WEXITSTATUS(os.waitpid(pid, 0)[1])
+        if status == 0:
+            break
+        assert status == 99
+    assert attempt > 1
+    for left in directory_of(tmp_path).glob("*.tmp-dying"):
+        left.unlink()
+    assert_equal(outcome(tmp_path), expected)
+
+
+def test_a_torn_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store.save_checkpoint(tmp_path, {"a": torch.ones(3)})
+    store.save_checkpoint(tmp_path, {"a": torch.zeros(3)})
+    loaded = store.load_checkpoint(tmp_path)
+    assert loaded is not None and not loaded["a"].any()
+    content = (tmp_path / "checkpoint.pt").read_bytes()
+    for damaged in (content[:-10], content[:50], b"", content[:-1] + b"x"):
+        (tmp_path / "checkpoint.pt").write_bytes(damaged)
+        loaded = store.load_checkpoint(tmp_path)
+        assert loaded is not None and loaded["a"].all()
+    assert "checkpoint.pt is damaged" in caplog.text
+    (tmp_path / "checkpoint.previous.pt").write_bytes(b"pai_bench")
+    assert store.load_checkpoint(tmp_path) is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+def test_a_preempted_run_ends_with_75_and_goes_on(
+    number: signal.Signals, whole: Callable[[str], dict[str, Any]], tmp_path: Path
+) -> None:
+    command = [sys.executable, str(ROOT / "run.py"), *TINY, *RUNS["gradual"], f"results_dir={tmp_path / 'results'}"]
+    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)  # fmt: skip
+    while process.poll() is None and not list((tmp_path / "results").glob("*/status.json")):
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 75, said
+    assert said.startswith("preempted: ") and number.name in said and len(said.splitlines()) == 1
+    directory = directory_of(tmp_path / "results")
+    status = json.loads((directory / "status.json").read_text())
+    assert (status["state"], status["exit_code"]) == ("preempted", 75)
+    assert (directory / "checkpoint.pt").is_file() and not (directory / "owner.json").exists()
+    again = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert again.returncode == 0 and "going on from a checkpoint" in again.stdout
+    assert_equal(outcome(tmp_path / "results"), whole("gradual"))
+
+
+# Ownership ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_process_says_who_holds_the_run(run_cli: RunCli, tmp_path: Path) -> None:
+    directory = tmp_path / "results" / composed_id(tmp_path)
+    directory.mkdir(parents=True)
+    claim = ownership.Claim(directory)
+    done = run_cli(*TINY, *RUNS["synflow"])
+    assert done.returncode == 6
+    assert f"process {os.getpid()} on " in done.stderr and len(done.stderr.splitlines()) == 1
+    assert [path.name for path in directory.iterdir()] == ["owner.json"]
+    claim.release()
+    assert run_cli(*TINY, *RUNS["synflow"]).returncode == 0
+
+
+def composed_id(tmp_path: Path) -> str:
+    from pai_bench import config
+
+    return config.run_id(config_of("synflow", tmp_path))
+
+
+def test_the_claim_of_a_dead_process_is_taken_over_by_one_of_many(tmp_path: Path) -> None:
+    pid = in_child(lambda: (ownership.Claim(tmp_path), os.kill(os.getpid(), signal.SIGKILL)))
+    os.waitpid(pid, 0)
+    assert (tmp_path / "owner.json").exists()
+
+    def claim() -> None:
+        try:
+            ownership.Claim(tmp_path)
+        except OwnedError:
+            os._exit(6)
+        (tmp_path / f"won-{os.getpid()}").touch()
+        time.sleep(1)
+
+    children = [in_child(claim) for _ in range(12)]
+    codes = [os.WEXITSTATUS(os.waitpid(child, 0)[1]) for child in children]
+    assert sorted(codes) == [0] + [6] * 11
+    assert len(list(tmp_path.glob("won-*"))) == 1
+
+
+def test_a_claim_from_another_machine_holds_while_its_heart_beats(tmp_path: Path) -> None:
+    claim = ownership.Claim(tmp_path, heartbeat_seconds=0.1, dead_after_seconds=0.5)
+    content = json.loads((tmp_path / "owner.json").read_text())
+    (tmp_path / "owner.json").write_text(json.dumps(content | {"host": "elsewhere"}))
+    time.sleep(1.0)  # longer than it takes to be dead, but the heart beats
+    with pytest.raises(OwnedError, match=r"process \d+ on elsewhere has been running it since"):
+        ownership.Claim(tmp_path, dead_after_seconds=0.5)
+    claim._stop.set()
+    time.sleep(0.8)
+    other = ownership.Claim(tmp_path, dead_after_seconds=0.5)
+    other.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_who_has_lost_the_claim_notices_and_leaves_the_files_alone(tmp_path: Path) -> None:
+    claim = ownership.Claim(tmp_path, heartbeat_seconds=0.05)
+    (tmp_path / "owner.json").write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": "0", "token": "theirs"}))
+    time.sleep(0.5)
+    assert claim.lost
+    claim.release()
+    assert (tmp_path / "owner.json").exists()
