@@ -20,6 +20,7 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 log = logging.getLogger("pai_bench")
 
 _exit_codes: list[int] = []  # of the runs of this process, in order
+_skipped: list[str] = []  # those that were finished before
 
 
 def _one_line(error: BaseException) -> str:
@@ -48,6 +49,8 @@ def _run(composed: DictConfig) -> float | None:
         completed = config.complete(composed)
         from pai_bench import experiment
 
+        if experiment.is_finished(completed):
+            _skipped.append(config.run_id(completed))
         row: dict[str, Any] = experiment.run(completed)
     except Exception as error:
         _exit_codes.append(_report(error))
@@ -117,5 +120,6 @@ def main() -> None:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(_run)()
     if len(_exit_codes) > 1:
         failed = sum(code != 0 for code in _exit_codes)
-        log.info("%d done, %d failed", len(_exit_codes) - failed, failed)
+        skipped = len(_skipped)
+        log.info("%d done, %d skipped, %d failed", len(_exit_codes) - failed - skipped, skipped, failed)
     sys.exit(max(_exit_codes, default=0))

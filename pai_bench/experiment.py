@@ -60,6 +60,11 @@ def load_data(cfg: dict[str, Any], device: torch.device) -> Data:
     return data
 
 
+def is_finished(cfg: dict[str, Any]) -> bool:
+    """Whether what a completed config describes has been run already."""
+    return store.finished(Path(cfg["results_dir"]) / config.run_id(cfg)) is not None
+
+
 def run(cfg: dict[str, Any]) -> dict[str, Any]:
     """Runs what a completed config describes, unless it has been run already, and returns its result row.
 

@@ -135,10 +135,12 @@ def test_a_sweep_goes_on_past_failures_and_ends_with_the_worst_code(run_cli: Run
     done = run_cli("-m", *SMALL, "tracker=none", "pruner=random,snip", "sparsity=0.5,0.9999999")
     assert done.returncode == 2
     assert len(re.findall(r"config error: sparsity 0.9999999 leaves none of \d+ weights", done.stderr)) == 2
-    assert "2 done, 2 failed" in done.stdout
+    assert "2 done, 0 skipped, 2 failed" in done.stdout
     rows = store.read(tmp_path / "results")
     assert [row["pruner"] for row in rows] == ["random", "snip"]
     assert len(list((tmp_path / "results").glob("digits-*"))) == 2
+    again = run_cli("-m", *SMALL, "tracker=none", "pruner=random,snip", "sparsity=0.5,0.9999999")
+    assert again.returncode == 2 and "0 done, 2 skipped, 2 failed" in again.stdout
 
 
 def test_a_failure_keeps_its_traceback(run_cli: RunCli, tmp_path: Path) -> None:
