@@ -347,8 +347,11 @@ def num_tied(scores: Scores, candidates: Mask, mask: Mask) -> int:
     return masks.kept(equal) if split else 0
 
 
-def check_scores(scores: Scores, candidates: Mask) -> None:
+def check_scores(scores: Scores, candidates: Mask, *, zeros_allowed: bool = False) -> None:
     """Refuses scores that cannot rank anything.
+
+    Args:
+        zeros_allowed: for a network that is broken on purpose.
 
     Raises:
         UserError: a score is not finite, or all scores are zero.
@@ -361,7 +364,7 @@ def check_scores(scores: Scores, candidates: Mask) -> None:
                 f"{bad} of {values.numel()} scores of {name} are not finite ({values.dtype}); "
                 "score in a wider type (pruner.score.dtype=float64 for SynFlow) or lower the initial scale"
             )
-    if not any(scores[name][kept].any() for name, kept in candidates.items()):
+    if not zeros_allowed and not any(scores[name][kept].any() for name, kept in candidates.items()):
         first = next(iter(scores))
         raise UserError(
             f"every score is zero, in {first} and all other layers: no signal reaches the output; "

@@ -124,7 +124,8 @@ def prune(
                 scores = pruner.score(net, batches, loss, generator("noise"))
             if filters is not None and pruner.reduce is not None:
                 scores = filters.reduce(scores, pruner.reduce)
-            allocation.check_scores(scores, candidates)
+            # Pruning what matters most first cuts all paths early, and the rounds after it have nothing to rank.
+            allocation.check_scores(scores, candidates, zeros_allowed=ablation.scores is not None)
             silent = [name for name, kept in candidates.items() if kept.any() and not scores[name][kept].any()]
             if silent and number == 1:
                 log.warning(

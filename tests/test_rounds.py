@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from pai_bench import ablations, allocation, experiment, masks, schedules
 from pai_bench.core import Ablation, Batches, Examples, Length, Mask, Pruner, Round, Scores, Sketch, Subnetwork
 from pai_bench.prune import Pruned, prune
-from pai_bench.pruners import force, magnitude, neural_tangent_transfer, snip
+from pai_bench.pruners import force, magnitude, neural_tangent_transfer, snip, synflow
 from pai_bench.train import Trainer
 
 SHAPE = (3, 8, 8)
@@ -254,6 +254,15 @@ def test_inverted_scores_keep_what_was_pruned_first() -> None:
     assert masks.kept(upper) + masks.kept(lower) in (masks.total(upper), masks.total(upper) + 1)
     twice = topk(ablations.invert(inverted, candidates, Generator()), candidates, 0.8, Generator())
     assert all(torch.equal(twice[name], topk(scores, candidates, 0.8, Generator())[name]) for name in twice)
+
+
+def test_inverted_rounds_go_on_when_nothing_is_left_to_rank() -> None:
+    def flow(net: Subnetwork, *rest: Any) -> Scores:
+        return synflow.score(net, *rest, dtype="float64")
+
+    rounds = [Round(s) for s in (0.2, 0.4, 0.6, 0.8)]
+    pruned = searched(rounds, Pruner(flow, "eval", None), Ablation(scores=ablations.invert))[0]
+    assert masks.kept(pruned.mask) == masks.num_kept(0.8, masks.total(pruned.mask))
 
 
 @pytest.mark.parametrize("sparsities", [[0.5], [0.3, 0.6, 0.9]])
