@@ -41,7 +41,8 @@ def invert(scores: Scores, candidates: Mask, generator: Generator) -> Scores:
     """
     values = torch.cat([scores[name][mask] for name, mask in candidates.items()])
     ranks = torch.empty(len(values), dtype=torch.float64, device=values.device)
-    ranks[values.argsort(stable=True)] = torch.arange(len(values), 0, -1, dtype=torch.float64, device=values.device)
+    order = values.argsort(descending=True, stable=True)  # as they would be kept
+    ranks[order] = torch.arange(1, len(values) + 1, dtype=torch.float64, device=values.device)
     inverted, start = {}, 0
     for name, mask in candidates.items():
         number = int(mask.sum())

@@ -97,6 +97,7 @@ def uniform_plus(scores: Scores, candidates: Mask, sparsity: float, generator: G
     Raises:
         ConfigError: the sparsity leaves less than the first and last layer take.
     """
+    _require_weights(candidates, "uniform_plus")
     names = list(candidates)
     if len(names) < 3:
         raise ConfigError("allocation=uniform_plus: it needs a first, a last and other layers; use allocation=uniform")
@@ -127,10 +128,9 @@ def erk(scores: Scores, candidates: Mask, sparsity: float, generator: Generator,
     Reference: Evci et al. 2020, arXiv:1911.11134, section 3; Mocanu et al. 2018, arXiv:1707.04780, for ER.
     Deviates: none.
     """
+    _require_weights(candidates, "erk")
     shares = {}
     for name, mask in candidates.items():
-        if mask.ndim < 2:
-            raise ConfigError("allocation=erk: it is defined for weights, not for filters; use allocation=uniform")
         sizes = mask.shape if kernel else mask.shape[:2]
         shares[name] = sum(sizes) / math.prod(sizes)
     return by_density(scores, candidates, sparsity, shares)
@@ -158,6 +158,7 @@ def smart_ratio(
     Raises:
         ConfigError: the linear layers alone exceed the target.
     """
+    _require_weights(candidates, "smart_ratio")
     depth = len(candidates)
     shares, linear = {}, set()
     for index, (name, mask) in enumerate(candidates.items(), start=1):
@@ -195,6 +196,13 @@ def densities_of(scores: Scores, candidates: Mask, sparsity: float, generator: G
             "give a mask of the same sparsity"
         )
     return by_count(scores, candidates, counts)
+
+
+def _require_weights(candidates: Mask, allocation: str) -> None:
+    if any(mask.ndim < 2 for mask in candidates.values()):
+        raise ConfigError(
+            f"allocation={allocation}: it is defined for weights, not for filters; use allocation=uniform"
+        )
 
 
 def by_count(scores: Scores, candidates: Mask, counts: dict[str, int]) -> Mask:

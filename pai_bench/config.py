@@ -247,6 +247,16 @@ def _check_ranges(cfg: dict[str, Any]) -> None:
             _require(0 <= allocation[key] <= 1, f"allocation.{key}", allocation[key], "give one in [0, 1]")
     if "beta" in allocation:
         _require(0 <= allocation["beta"] < math.inf, "allocation.beta", allocation["beta"], "give 0 or more")
+    for part in ("score", "transfer"):
+        for key, value in (pruner[part] or {}).items():
+            setting = f"pruner.{part}.{key}"
+            if key in ("temperature", "lr"):
+                _require(0 < value < math.inf, setting, value, "give a number above 0")
+            elif key == "steps":
+                _require(value >= 0, setting, value, "give 0 or more")
+            elif key == "batch_size":
+                _require(value >= 1, setting, value, "give 1 or more")
+    _require(not drops or drops[0] >= 0, "training.lr_drop_epochs", drops, "give epochs of 0 or more")
     if (examples := pruner["examples"]) is not None:
         per_class, total = examples["per_class"], examples["total"]
         _require(
@@ -273,11 +283,28 @@ def _check_fits_together(cfg: dict[str, Any]) -> None:
         raise ConfigError(f"ablation={ablation['name']}: a dense network has nothing to break; choose a pruner")
     if ablation["batches"] is not None and pruner["examples"] is None:
         raise ConfigError(f"ablation={ablation['name']}: pruner={pruner['name']} looks at no images; choose another")
-    if pruner["reduce"] is not None and cfg["allocation"].get("rescale"):
-        raise ConfigError("allocation.rescale=true: filters are not rescaled; set it to false, or prune weights")
+    rewinds = schedule.get("rewind_weights", False)
+    if cfg["allocation"].get("rescale"):
+        if pruner["reduce"] is not None:
+            raise ConfigError("allocation.rescale=true: filters are not rescaled; set it to false, or prune weights")
+        if rewinds or pruner["regrow"] or ablation["mask"] is not None or ablation["weights"] is not None:
+            raise ConfigError(
+                "allocation.rescale=true: rewinding, regrowing and ablations of the mask or the weights would undo it; "
+                "set it to false"
+            )
+    if pruner["transfer"] is not None and rewinds:
+        raise ConfigError(
+            f"schedule={schedule['name']}: rewinding the weights would undo what pruner={pruner['name']} gives them; "
+            "use schedule=constant"
+        )
+    if pruner["reduce"] is not None and pruner["regrow"]:
+        raise ConfigError("pruner.regrow=true: filters do not return, because their norms do not; set it to false")
+    if "mask" in cfg["allocation"] and not schedule["_target_"].endswith((".one_shot", ".none")):
+        raise ConfigError(f"schedule={schedule['name']}: allocation=densities_of has one target; use schedule=one_shot")
     if schedule["_target_"].endswith(".fine_tune"):
         drops = training["lr_drop_epochs"]
         last = max([drop for drop in drops if drop < training["epochs"]], default=0)
+        last = max(last, training["warmup_epochs"])
         if training["lr_schedule"] != "step":
             raise ConfigError(
                 f"schedule={schedule['name']}: training.lr_schedule={training['lr_schedule']} ends at a rate of zero; "

@@ -1,7 +1,7 @@
 """The types that scores, allocations, schedules and the training loop speak in."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -30,6 +30,7 @@ class Subnetwork:
     mask: Mask
     initial: Weights
     input_shape: Shape
+    held: Mask = field(default_factory=dict)  # other parameters that are held at zero: norms of pruned filters
     num_kept: int = 1  # how many units the round will leave; only a score that searches for them looks at it
 
     @property
@@ -46,6 +47,11 @@ class Subnetwork:
         """Fresh leaves that require a gradient: the parameters that are not prunable."""
         named = self.model.named_parameters()
         return {name: p.detach().clone().requires_grad_() for name, p in named if name not in self.mask}
+
+    def free(self, vector: Weights) -> Weights:
+        """A vector over parameters with zeros where they are pruned or held: the directions that training can take."""
+        fixed = self.mask | self.held
+        return {name: value * fixed[name] if name in fixed else value for name, value in vector.items()}
 
     def __call__(self, images: Tensor, weights: Weights) -> Tensor:
         """Logits (B, K) of images (B, C, H, W) when the parameters named in `weights` have those values."""
@@ -158,7 +164,8 @@ class Ablation:
     batches: Callable[[Batches, Generator], Batches] | None = None  # the images and labels that a score sees
     scores: Callable[[Scores, Mask, Generator], Scores] | None = None  # of every round, given its candidates
     mask: Callable[[Mask, Generator], Mask] | None = None  # of the last round
-    # The state dict that training starts from, over again, given the present one and a freshly drawn one.
+    # The state dict that training goes on from, given the present one and a freshly drawn one; to return the latter
+    # itself is to start training over.
     weights: Callable[[State, State, Mask, Generator], State] | None = None
 
 

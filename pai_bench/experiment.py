@@ -34,7 +34,7 @@ from pai_bench.train import Recipe, Trainer
 
 log = logging.getLogger(__name__)
 
-Diagnose = Callable[[], dict[str, float]]
+Diagnose = Callable[[Mask], dict[str, float]]
 
 
 def _function(call: dict[str, Any]) -> Any:
@@ -261,7 +261,8 @@ def _overlap(parts: _Parts, pruned: Pruned, unbroken: Mask | None, trainer: Trai
         changed = ablation.weights(state, fresh, pruned.mask, seeding.generator(seed, "ablation"))
         same = sum(int((state[name] == changed[name])[kept].sum()) for name, kept in pruned.mask.items())
         overlap = same / masks.kept(pruned.mask)
-        trainer.restart(pruned.held, changed)
+        # A fresh initialization is trained from the start; other weights go on where these would have.
+        (trainer.restart if changed is fresh else trainer.replace)(pruned.held, changed)
     if overlap == 1.0:
         raise UserError(
             f"ablation={parts.cfg['ablation']['name']}: it changed nothing for pruner={parts.cfg['pruner']['name']} at "
@@ -286,9 +287,10 @@ def _diagnose(parts: _Parts, model: torch.nn.Module) -> Diagnose:
     """Gradient-flow measurements on the same 128 training images every time, in eval mode."""
     batch = _examples_at_random(parts.data, parts.cfg["seed"], "diagnostics")
 
-    def measure() -> dict[str, float]:
-        mask = {name: weight != 0 for name, weight in masks.prunable(model).items()}
-        net = Subnetwork(model, mask, {}, parts.data.input_shape)
+    def measure(held: Mask) -> dict[str, float]:
+        mask = {name: held[name] for name in masks.prunable(model)}
+        others = {name: tensor for name, tensor in held.items() if name not in mask}
+        net = Subnetwork(model, mask, {}, parts.data.input_shape, others)
         with measures.mode(model, training=False):
             return measures.gradient_flow(net, [batch], F.cross_entropy)
 

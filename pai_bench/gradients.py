@@ -97,7 +97,7 @@ def hessian_gradient(
     """The weights w and Hg at w, detached: g and H are the gradient and Hessian of the mean loss.
 
     g is held constant while g^T g is differentiated, so that several batches give (mean H)(mean g) and not the mean of
-    H_b g_b.
+    H_b g_b. What is pruned takes no part in g: the norm is that of the gradient that training follows.
 
     Args:
         temperature: divides the logits.
@@ -112,7 +112,7 @@ def hessian_gradient(
     num_examples = sum(len(labels) for _, labels in batches)
     single = len(batches) == 1 and along is None  # then gradient and product come from one forward pass
     if along is None and not single:
-        along = mean_gradient(net, batches, loss, temperature=temperature, at=weights)[1]
+        along = net.free(mean_gradient(net, batches, loss, temperature=temperature, at=weights)[1])
     constant = [] if along is None else [along[name] for name in weights]
     sums = [torch.zeros_like(leaf) for leaf in leaves]
     for batch in batches:
@@ -120,7 +120,7 @@ def hessian_gradient(
             value = _batch_loss(net, weights, batch, loss, temperature)
             gradients = torch.autograd.grad(value, leaves, create_graph=True, materialize_grads=True)
         if single:
-            constant = [gradient.detach() for gradient in gradients]
+            constant = list(net.free({n: g.detach() for n, g in zip(weights, gradients, strict=True)}).values())
         inner = torch.stack([(g * c).sum() for g, c in zip(gradients, constant, strict=True)]).sum()
         share = len(batch[1]) / num_examples
         products = torch.autograd.grad(inner, leaves, materialize_grads=True)

@@ -143,8 +143,7 @@ def gradient_flow(net: Subnetwork, batches: Batches, loss: Loss) -> dict[str, fl
     """
     at = net.masked() | net.others()
     weights, gradients = mean_gradient(net, batches, loss, at=at)
-    # Pruned weights do not move: the flow lives on the kept ones.
-    gradients = {name: g * net.mask[name] if name in net.mask else g for name, g in gradients.items()}
+    gradients = net.free(gradients)
     products = hessian_gradient(net, batches, loss, at=at, along=gradients)[1]
 
     def inner(one: dict[str, Tensor], two: dict[str, Tensor]) -> float:

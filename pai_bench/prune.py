@@ -68,7 +68,7 @@ def prune(
     loss: Loss,
     seed: int,
     record: Record,
-    diagnose: Callable[[], dict[str, float]] | None = None,
+    diagnose: Callable[[Mask], dict[str, float]] | None = None,
     begun: Pruned | None = None,
     checkpoint: Callable[[Pruned], None] = lambda pruned: None,
 ) -> Pruned:
@@ -82,18 +82,25 @@ def prune(
         checkpoint: called at the start and after every round with what has been reached.
 
     Raises:
-        ConfigError: a round leaves no weight, or there are too few scoring images.
+        ConfigError: a round leaves no weight, there are too few scoring images, or the mask is to be ablated after
+            training that is not rewound.
         UserError: the scores of a round cannot rank the weights.
     """
     everything = masks.full(model)
     filters = structure.filters(model, input_shape) if pruner.reduce is not None else None
+    if ablation.mask is not None and any(r.until_epoch > 0 and not _returns(r) for r in rounds):
+        raise ConfigError(
+            "ablation of the mask: weights that training has moved and pruned have no value to come back with; use a "
+            "schedule before training, or one that rewinds the weights"
+        )
+    start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()} if ablation.mask else {}
     pruned = begun or Pruned(everything, everything if filters is None else filters.full(everything))
     checkpoint(pruned)
     for number, this in list(enumerate(rounds, start=1))[len(pruned.sparsities) :]:
         assert pruner.score is not None, "a schedule with rounds needs a score"
         if this.until_epoch > 0:
             training.until(pruned.held, this.until_epoch)
-        before = {f"before/{key}": value for key, value in diagnose().items()} if diagnose else {}
+        before = {f"before/{key}": value for key, value in diagnose(pruned.held).items()} if diagnose else {}
         batches: Batches = []
         if pruner.examples is not None:
             batches = draw(pruner.examples, seeding.generator(seed, "examples", number))
@@ -104,19 +111,20 @@ def prune(
         if pruner.regrow:
             candidates = {name: torch.ones_like(tensor) for name, tensor in candidates.items()}
         num_kept = masks.num_kept(this.sparsity, masks.total(candidates))
-        net = Subnetwork(model, pruned.mask, initial, input_shape, num_kept)
+        net = Subnetwork(model, pruned.mask, initial, input_shape, pruned.companions, num_kept)
 
         def generator(name: str, number: int = number) -> Generator:
             return seeding.generator(seed, name, number)
 
-        flops = FlopCounterMode(display=False)
+        counters: list[FlopCounterMode] = []
 
-        def scoring(stream: str, number: int = number, flops: FlopCounterMode = flops) -> ExitStack:
+        def scoring(stream: str, number: int = number, counters: list[FlopCounterMode] = counters) -> ExitStack:
             stack = ExitStack()
+            counters.append(FlopCounterMode(display=False))
             stack.enter_context(measures.mode(model, pruner.mode == "train"))
             stack.enter_context(seeding.seeded(seed, stream, number))
             stack.enter_context(devices.reproducible())
-            stack.enter_context(flops)
+            stack.enter_context(counters[-1])
             return stack
 
         try:
@@ -149,11 +157,13 @@ def prune(
         mask = {name: held[name] for name in everything}
         if pruner.regrow:
             _restore_(model, initial, {name: tensor & ~pruned.mask[name] for name, tensor in mask.items()})
+        if unbroken is not None:  # what comes back does so with its value from before the rounds
+            _restore_(model, start, {n: t & ~pruned.held[n] if n in pruned.held else ~t & t for n, t in held.items()})
         if scale is not None:
-            _assign_(model, {name: weight * scale[name] for name, weight in initial.items()})
+            _assign_(model, {name: weight * scale[name] for name, weight in net.weights.items()})
         masks.apply_(model, held)
         if pruner.transfer is not None:
-            net = Subnetwork(model, mask, initial, input_shape, num_kept)
+            net = Subnetwork(model, mask, initial, input_shape, num_kept=num_kept)
             with scoring("transfer"):
                 _assign_(model, pruner.transfer(net, batches, loss, generator("transfer")))
             masks.apply_(model, held)
@@ -166,11 +176,11 @@ def prune(
             scores,
             pruned.seconds + took,
             pruned.num_examples + sum(len(labels) for _, labels in batches),
-            pruned.flops + flops.get_total_flops(),
+            pruned.flops + sum(counter.get_total_flops() for counter in counters),
             [*pruned.sparsities, masks.sparsity(mask)],
             [*pruned.num_tied, num_tied],
         )
-        after = {f"after/{key}": value for key, value in diagnose().items()} if diagnose else {}
+        after = {f"after/{key}": value for key, value in diagnose(pruned.held).items()} if diagnose else {}
         densities = {f"layer/{name}/density": density for name, density in masks.densities(mask).items()}
         state = {"prune/round": number, "prune/sparsity": pruned.sparsities[-1]}
         record(state | before | after | densities, training.age_epochs)
@@ -179,6 +189,10 @@ def prune(
             training.rewind(pruned.held, this.rewind_epoch, this.rewind_weights)
         checkpoint(pruned)
     return pruned
+
+
+def _returns(this: Round) -> bool:
+    return this.rewind_epoch is not None and this.rewind_weights
 
 
 @torch.no_grad()

@@ -125,7 +125,7 @@ def front_loaded(sparsity: float, length: Length, *, rounds: int, warmup_epochs:
 
     Reference: Lubana and Dick 2021, arXiv:2009.11839, and their released code.
     Deviates: their code truncates the cumulative percentage to an integer in every round of a residual network, which
-        misses the target; here the last round meets it. Momentum is kept between rounds, where it is theirs to drop.
+        misses the target; here the last round meets it. They drop the momentum after every round; here it is kept.
 
     Raises:
         ConfigError: the rounds do not fit into training.

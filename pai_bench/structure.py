@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import _disable_current_modes
 
 from pai_bench import masks
 from pai_bench.core import Mask, Reduction, Scores, Shape
@@ -81,7 +82,8 @@ class _Graph:
         was_training = {module: module.training for module in model.modules()}
         wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
         try:
-            self.graph = tp.DependencyGraph().build_dependency(model.eval(), example_inputs=image, verbose=False)
+            with _disable_current_modes():  # tracing is no work of a score that is being counted
+                self.graph = tp.DependencyGraph().build_dependency(model.eval(), example_inputs=image, verbose=False)
         except Exception as error:
             raise ConfigError(
                 f"the channels of {type(model).__name__} cannot be traced ({type(error).__name__}: {error}); "

@@ -138,7 +138,7 @@ class Trainer:
         channels_last: memory format of images and weights.
         compile_model: run forward and backward through torch.compile.
         record: receives loss, accuracies and learning rate of each epoch; epoch 0 is the network before training.
-        diagnose: further measurements to record with every evaluation.
+        diagnose: further measurements, given the mask, to record with every evaluation.
         checkpoint: called after every step and every recorded epoch (then with True), when `state` may be taken.
     """
 
@@ -154,7 +154,7 @@ class Trainer:
         compile_model: bool,
         record: Record,
         keep_epochs: Sequence[float] = (),
-        diagnose: Callable[[], dict[str, float]] | None = None,
+        diagnose: Callable[[Mask], dict[str, float]] | None = None,
         checkpoint: Callable[[bool], None] = lambda epoch_ended: None,
     ) -> None:
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -188,6 +188,7 @@ class Trainer:
         self._stepping = False  # between two steps of which the second goes on with the random numbers of the first
         self._random: list[Tensor] | None = None  # the states of torch's generators to go on with
         self._start_epoch()
+        self._keep_state()
 
     @property
     def epoch(self) -> float:
@@ -209,7 +210,6 @@ class Trainer:
         """
         self._set_mask(mask)
         if self.age == 0 and not self._evaluated:
-            self._keep_state()
             self._record({})
         target = self._step(epoch)
         if self._seen and self.clock % self.length.steps_per_epoch == 0:
@@ -276,6 +276,13 @@ class Trainer:
         self._kept[0] = state
         self.rewind(mask, 0.0, True)
 
+    def replace(self, mask: Mask, state: State) -> None:
+        """Goes on from here with another state of the model, masked, and without momentum."""
+        self.model.load_state_dict(state)
+        masks.apply_(self.model, mask)
+        self.optimizer.state.clear()
+        self._evaluated = False
+
     def evaluations(self) -> dict[str, float]:
         """Loss and accuracies on the validation split, if there is one, and the test split."""
         if num_resurrected(self.model, self.mask) > 0:
@@ -290,7 +297,7 @@ class Trainer:
                 batches = self._formatted(self.data.evaluation(split, size))
                 result = evaluate(self.forward, batches, self.device, self.recipe.precision, self.recipe.temperature)
                 metrics |= {f"{split}/loss": result.loss, f"{split}/top1": result.top1, f"{split}/top5": result.top5}
-        return metrics | (self.diagnose() if self.diagnose is not None else {})
+        return metrics | (self.diagnose(self.mask) if self.diagnose is not None else {})
 
     def _step(self, epoch: float) -> int:
         return round(epoch * self.length.steps_per_epoch)
@@ -382,7 +389,8 @@ class Trainer:
 
     def _record(self, metrics: dict[str, float]) -> dict[str, float]:
         """Records metrics together with an evaluation of the network as it is."""
-        metrics = metrics | self.evaluations()
+        at = {"recipe_epoch": self.epoch} if self.age else {}
+        metrics = metrics | at | self.evaluations()
         self.record(metrics, self.age_epochs)
         self._evaluated = True
         return metrics
@@ -394,7 +402,6 @@ class Trainer:
             "train/top1": self._correct.item() / self._seen,
             "train/images_per_second": self._seen / self._epoch_seconds,
             "lr": self.optimizer.param_groups[0]["lr"],
-            "recipe_epoch": self.epoch,
         }
         self._start_epoch()
         metrics = self._record(metrics)

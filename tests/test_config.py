@@ -159,6 +159,29 @@ REFUSED = {
         ["pruner=filter_magnitude", "sparsity=0.5", "allocation=sampled", "allocation.rescale=true"],
         "allocation.rescale=true: filters are not rescaled",
     ),
+    "rescaled and rewound": (
+        ["pruner=magnitude", "sparsity=0.5", "schedule=rewind", "allocation=sampled", "allocation.rescale=true"],
+        "allocation.rescale=true: rewinding, regrowing",
+    ),
+    "transferred and rewound": (
+        ["pruner=ntt", "sparsity=0.5", "schedule=rewind"],
+        "schedule=rewind: rewinding the weights would undo what pruner=ntt gives them",
+    ),
+    "filters that return": (
+        ["pruner=filter_magnitude", "sparsity=0.5", "pruner.regrow=true"],
+        "pruner.regrow=true: filters do not return",
+    ),
+    "densities in rounds": (
+        ["pruner=synflow", "sparsity=0.5", "allocation=densities_of", "allocation.mask=x"],
+        "schedule=exponential: allocation=densities_of has one target; use schedule=one_shot",
+    ),
+    "temperature of a score": (
+        ["pruner=grasp", "sparsity=0.5", "pruner.score.temperature=-1"],
+        "pruner.score.temperature=-1: give a number above 0",
+    ),
+    "steps of a score": (["pruner=prospr", "sparsity=0.5", "pruner.score.steps=-1"], "pruner.score.steps=-1: give 0"),
+    "walks": (["pruner=phew", "sparsity=0.5", "pruner.score.batch_size=0"], "pruner.score.batch_size=0: give 1"),
+    "drops before training": (["training.lr_drop_epochs=[-5]"], "training.lr_drop_epochs=.*give epochs of 0 or more"),
     "levels": (["pruner=magnitude", "sparsity=0.5", "schedule=rewind", "schedule.levels=0"], "schedule.levels=0"),
     "no mask": (["pruner=random", "sparsity=0.5", "allocation=densities_of"], "allocation.mask is missing"),
     "a mask that is not there": (

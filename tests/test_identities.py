@@ -581,6 +581,26 @@ def test_batch_norm_scores_are_those_of_the_norm_behind_the_filter(chain: nn.Mod
     assert_close(taylor["conv1.weight"].sum((1, 2, 3)), expected, 1e-9)
 
 
+def test_grasp_of_a_pruned_network_looks_at_the_gradient_that_training_follows(
+    chain: nn.Module, images: Batches
+) -> None:
+    """Moving the kept weights changes the squared norm of their gradient by 2 d'H g, with g on them alone."""
+    chain.eval()
+    generator = Generator().manual_seed(0)
+    mask = {name: torch.rand(w.shape, generator=generator) < 0.5 for name, w in masks.full(chain).items()}
+    net = subnetwork(chain, mask)
+    scores = grasp.score(net, images, F.cross_entropy, Generator(), temperature=1.0, **PLAIN)
+    weights = {name: (w * mask[name]).detach() for name, w in net.weights.items()}
+
+    def squared_norm(step: float) -> float:
+        moved = {name: (1 + step) * w for name, w in weights.items()}
+        _, gradients = mean_gradient(net, images, F.cross_entropy, at=moved)
+        return sum(float((g[mask[name]] ** 2).sum()) for name, g in gradients.items())
+
+    change = (squared_norm(1e-5) - squared_norm(-1e-5)) / 2e-5
+    assert_close(sum(float(s.sum()) for s in scores.values()), change / 2, 1e-6)
+
+
 # The norm under gradient flow -----------------------------------------------------------------------------------------
 
 

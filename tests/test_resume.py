@@ -192,8 +192,9 @@ def test_a_torn_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path, cap
 def test_a_preempted_run_ends_with_75_and_goes_on(
     number: signal.Signals, whole: Callable[[str], dict[str, Any]], tmp_path: Path
 ) -> None:
+    env = os.environ | {"OMP_NUM_THREADS": "1"}  # another number of threads gives other roundings
     command = [sys.executable, str(ROOT / "run.py"), *TINY, *RUNS["gradual"], f"results_dir={tmp_path / 'results'}"]
-    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE,
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, text=True)  # fmt: skip
     while process.poll() is None and not list((tmp_path / "results").glob("*/status.json")):
         time.sleep(0.02)
@@ -205,7 +206,7 @@ def test_a_preempted_run_ends_with_75_and_goes_on(
     status = json.loads((directory / "status.json").read_text())
     assert (status["state"], status["exit_code"]) == ("preempted", 75)
     assert (directory / "checkpoint.pt").is_file() and not (directory / "owner.json").exists()
-    again = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    again = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
     assert again.returncode == 0 and "going on from a checkpoint" in again.stdout
     assert_equal(outcome(tmp_path / "results"), whole("gradual"))
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from pai_bench import ablations, allocation, experiment, masks, schedules
 from pai_bench.core import Ablation, Batches, Examples, Length, Mask, Pruner, Round, Scores, Sketch, Subnetwork
+from pai_bench.errors import ConfigError
 from pai_bench.prune import Pruned, prune
 from pai_bench.pruners import force, magnitude, neural_tangent_transfer, snip, synflow
 from pai_bench.train import Trainer
@@ -156,7 +157,7 @@ def test_momentum_of_pruned_weights_is_dropped() -> None:
 def test_diagnostics_stand_before_and_after_every_round() -> None:
     calls: list[int] = []
 
-    def diagnose() -> dict[str, float]:
+    def diagnose(held: Mask) -> dict[str, float]:
         calls.append(1)
         return {"flow/loss": float(len(calls))}
 
@@ -213,7 +214,7 @@ def test_transferred_weights_are_what_training_starts_from() -> None:
         assert not weight[~kept].any() and (weight[kept] != before[name][kept]).any()
 
 
-def test_a_sketch_rescales_the_initial_weights() -> None:
+def test_a_sketch_rescales_the_weights() -> None:
     torch.manual_seed(0)
     model = Chain()
     before = {name: weight.detach().clone() for name, weight in masks.prunable(model).items()}
@@ -225,7 +226,7 @@ def test_a_sketch_rescales_the_initial_weights() -> None:
 
     pruned, trainer, _ = searched([Round(0.3), Round(0.5)], allocate=sketch, model=model)
     for name, weight in masks.prunable(trainer.model).items():
-        torch.testing.assert_close(weight.detach(), 3 * before[name] * pruned.mask[name])
+        torch.testing.assert_close(weight.detach(), 9 * before[name] * pruned.mask[name])  # a factor in every round
 
 
 # Sanity checks --------------------------------------------------------------------------------------------------------
@@ -241,6 +242,26 @@ def test_shuffling_keeps_the_layers_densities_and_moves_the_positions() -> None:
         assert shuffled.mask[name].sum() == plain.mask[name].sum()
         assert torch.equal(shuffled.mask[name], again.mask[name])
     assert any((shuffled.mask[name] != plain.mask[name]).any() for name in plain.mask)
+
+
+@pytest.mark.parametrize("reduce", [None, "l2"])
+def test_what_a_shuffled_mask_brings_back_has_its_initial_value(reduce: Any) -> None:
+    torch.manual_seed(0)
+    model = Chain()
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    pruner = dataclasses.replace(MAGNITUDE, reduce=reduce)
+    pruned, _, _ = searched([Round(0.3), Round(0.5)], pruner, Ablation(mask=ablations.shuffle), model=model)
+    for name, parameter in model.named_parameters():
+        expected = before[name] * pruned.held[name] if name in pruned.held else before[name]
+        assert torch.equal(parameter, expected), name
+    with pytest.raises(ConfigError, match="no value to come back with"):
+        searched([Round(0.3, until_epoch=1.0)], MAGNITUDE, Ablation(mask=ablations.shuffle))
+
+
+def test_inversion_reverses_ties_too() -> None:
+    candidates = {"a": torch.ones(4, dtype=torch.bool)}
+    inverted = ablations.invert({"a": torch.full((4,), 5.0)}, candidates, Generator())
+    assert topk(inverted, candidates, 0.5, Generator())["a"].tolist() == [False, False, True, True]
 
 
 def test_inverted_scores_keep_what_was_pruned_first() -> None:

@@ -91,6 +91,10 @@ def batch_norm(net: Subnetwork, batches: Batches, loss: Loss, generator: Generat
             raise UserError(f"pruner=filter_batch_norm: {name} runs into no batch norm; use another pruner")
         norms[name] = (scale, scale.removesuffix("weight") + "bias")
     values = {key: parameters[key].detach() for pair in norms.values() for key in pair}
+    if taylor and not batches:
+        raise UserError(
+            "pruner.examples=null: taylor looks at images; say how many, as in conf/pruner/filter_loss.yaml"
+        )
     if taylor:
         squares = {key: torch.zeros_like(value) for key, value in values.items()}
         for batch in batches:

@@ -46,6 +46,8 @@ def score(
 
 
 def _class_halves(batches: Batches) -> Batches:
+    if not batches:
+        return batches
     images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     order = labels.argsort(stable=True)
     half = len(order) // 2

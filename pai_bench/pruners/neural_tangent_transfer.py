@@ -52,6 +52,8 @@ def transfer(
         raise UserError(
             "pruner.examples=null: the tangent kernel needs images; say how many, as in conf/pruner/ntt.yaml"
         )
+    if min(len(labels) for _, labels in batches) < 2:
+        raise UserError("pruner.examples: the tangent kernel is between two halves; let no batch be of a single image")
     density = sum(float(kept.sum()) for kept in net.mask.values()) / sum(kept.numel() for kept in net.mask.values())
     student = {name: weight.clone().requires_grad_() for name, weight in net.weights.items()}
     optimizer = torch.optim.Adam(student.values(), lr=lr)

@@ -26,7 +26,8 @@ def score(
 
     Reference: Patil and Dovrolis 2021, arXiv:2010.11354.
     Deviates: where the network branches, a walk takes one of the branches at random; how the authors' code walks
-        residual networks could not be established. The number kept is exact, so the last walk may be cut short.
+        residual networks could not be established. The number kept is exact, so the last walk may be cut short. Walks
+        also end when they find next to nothing new, as they do at low sparsity; the rest is kept by magnitude.
     """
     way = structure.steps(net.model, net.input_shape)
     sizes = {name: weight.abs().cpu() * net.mask[name].cpu() for name, weight in net.weights.items()}
