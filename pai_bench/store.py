@@ -150,6 +150,8 @@ class RunDirectory:
                 (path / "curve.jsonl").touch()
             else:
                 os.truncate(path / "curve.jsonl", self.checkpoint["curve_bytes"])
+                for torn in path.glob("*.tmp-*"):
+                    torn.unlink()
         except OSError as error:
             raise ConfigError(
                 f"results_dir={path.parent}: cannot be written to ({error.strerror}); give another with results_dir="

@@ -238,10 +238,10 @@ class Trainer:
 
     def load_state(self, state: dict[str, Any], mask: Mask) -> None:
         """Goes on from what `state` returned, under the mask that held then."""
-        self._set_mask(mask)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
+        self._set_mask(mask)  # last: a mask that is newer than the momentum has to reach it
         self._kept = {
             step: {name: value.to(self.device) for name, value in kept.items()} for step, kept in state["kept"].items()
         }
