@@ -4,7 +4,7 @@ import copy
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ import torch
 from hydra.utils import instantiate
 from torch.nn import functional as F
 
-from pai_bench import config, devices, masks, measures, preemption, seeding, store, tracking, train
+from pai_bench import config, devices, masks, measures, seeding, store, tracking, train
+from pai_bench import row as rows
+from pai_bench.checkpoints import Checkpoints, restored, stored
 from pai_bench.core import (
     Ablation,
     Allocate,
@@ -77,18 +79,23 @@ def run(cfg: dict[str, Any]) -> dict[str, Any]:
     directory = Path(cfg["results_dir"]) / config.run_id(cfg)
     device = devices.pick(cfg["device"])
     devices.check_precision(cfg["training"]["precision"], device)
-    if (row := store.finished(directory)) is not None:
+    if (row := store.finished(directory)) is not None and not store.untidy(directory):
         _check_same_images(cfg, row)
         accuracy = f"{100 * row['test_top1']:.2f} % test accuracy"
         log.info("%s is finished already: %s, sparsity %.6g", directory, accuracy, row["sparsity"])
         return row
     files = store.RunDirectory(directory)
-    if (row := store.finished(directory)) is not None:  # by another process, just before this one claimed it
-        files.close()
-        return row
-    handler = _start_log(directory)
     try:
-        row = _run(cfg, device, files)
+        return files.row or _attempt(cfg, device, files)
+    finally:
+        files.close()
+
+
+def _attempt(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory) -> dict[str, Any]:
+    """One attempt at a run; whatever its end, the status says so."""
+    handler = _start_log(files.path)
+    try:
+        return _run(cfg, device, files)
     except ConfigError:
         if files.checkpoint is None:
             files.discard()
@@ -102,17 +109,15 @@ def run(cfg: dict[str, Any]) -> dict[str, Any]:
         code = getattr(error, "exit_code", 1)
         log.debug("%s", error, exc_info=True)
         if not isinstance(error, UserError):
-            error.add_note(f"the traceback is in {directory / 'run.log'}")
+            error.add_note(f"the traceback is in {files.path / 'run.log'}")
         try:
             files.status("failed", exit_code=code, error=f"{type(error).__name__}: {error}")
         except OSError as unwritable:
-            log.warning("%s: the status could not be written: %s", directory, unwritable)
+            log.warning("%s: the status could not be written: %s", files.path, unwritable)
         raise
     finally:
         logging.getLogger("pai_bench").removeHandler(handler)
         handler.close()
-        files.close()
-    return row
 
 
 def _check_same_images(cfg: dict[str, Any], row: dict[str, Any]) -> None:
@@ -191,56 +196,6 @@ def _search(
     )  # fmt: skip
 
 
-class _Checkpoints:
-    """When a run is kept on disk, and when it ends because the machine is wanted for something else.
-
-    `reached` is what the run has come to beside the state of its trainer.
-    """
-
-    def __init__(self, cfg: dict[str, Any], files: store.RunDirectory, started: float) -> None:
-        self.files, self.started = files, started
-        self.every_epochs, self.every_seconds = cfg["checkpoint_epochs"], 60 * cfg["checkpoint_minutes"]
-        self.trainer: Trainer | None = None
-        self.reached: dict[str, Any] = {}
-        self._saved, self._epochs = time.perf_counter(), 0
-
-    def offer(self, epoch_ended: bool = False) -> None:
-        """Saves if it is time to; called wherever the run could be taken up again.
-
-        Raises:
-            PreemptedError: a signal has asked for the end; the checkpoint is written.
-            OwnedError: another process has taken the run over, so this one must write nothing more.
-        """
-        if self.files.lost:
-            raise OwnedError(f"{self.files.path}: another process has taken this run over, so this one ends")
-        self._epochs += epoch_ended
-        wanted = preemption.requested()
-        late = time.perf_counter() - self._saved > self.every_seconds
-        if wanted or late or (epoch_ended and self._epochs >= self.every_epochs):
-            self.save()
-        if wanted:
-            raise PreemptedError(f"{self.files.path.name} was preempted by {wanted}; the same command goes on with it")
-
-    def save(self) -> None:
-        """Saves now."""
-        if self.trainer is None:
-            return
-        seconds = time.perf_counter() - self.started
-        self.files.save_checkpoint(self.reached | {"trainer": self.trainer.state(), "seconds": seconds})
-        self._saved, self._epochs = time.perf_counter(), 0
-
-
-def _stored(pruned: Pruned) -> dict[str, Any]:
-    return {item.name: getattr(pruned, item.name) for item in fields(pruned)}
-
-
-def _restored(stored: dict[str, Any], device: torch.device) -> Pruned:
-    def moved(value: Any) -> Any:
-        return {name: tensor.to(device) for name, tensor in value.items()} if isinstance(value, dict) else value
-
-    return Pruned(**{name: moved(value) for name, value in stored.items()})
-
-
 def _overlap(parts: _Parts, pruned: Pruned, unbroken: Mask | None, trainer: Trainer) -> float | None:
     """Lets an ablation of the weights do its work, and returns the share of the kept weights that no ablation changed.
 
@@ -297,72 +252,6 @@ def _diagnose(parts: _Parts, model: torch.nn.Module) -> Diagnose:
     return measure
 
 
-def _layers(pruned: Pruned, reached: Mask, multiply_adds: dict[str, int]) -> list[dict[str, Any]]:
-    """Name, shape, size, kept, density and so on of each prunable tensor; multiply-adds are of the dense layer."""
-    densities, dead = masks.densities(pruned.mask), measures.dead_units(reached)
-    return [
-        {
-            "name": name, "shape": list(kept.shape), "size": kept.numel(), "kept": int(kept.sum()),
-            "density": densities[name], "effective": int(reached[name].sum()), "dead_units": dead[name],
-            "multiply_adds": multiply_adds.get(name, 0),
-        }
-        for name, kept in pruned.mask.items()
-    ]  # fmt: skip
-
-
-def _mask_report(pruned: Pruned, layers: list[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "num_prunable": masks.total(pruned.mask),
-        "num_kept": masks.kept(pruned.mask),
-        "sparsity": masks.sparsity(pruned.mask),
-        "rounds": [
-            {"sparsity": sparsity, "num_tied": tied}
-            for sparsity, tied in zip(pruned.sparsities, pruned.num_tied, strict=True)
-        ],
-        "layers": layers,
-    }
-
-
-def _accuracies(evaluated: list[dict[str, Any]], start: float) -> dict[str, Any]:
-    """Accuracy (a fraction) after the last epoch, in the best test epoch, and in the epoch best on a validation split.
-
-    The latter is None without a validation split; of equal epochs the first counts. Epochs are the recipe's.
-
-    Args:
-        evaluated: lines of the curve, from the mask on.
-        start: where the last training began; the network before it counts only if it was not trained.
-    """
-    trained = [line for line in evaluated if line["epoch"] > start] or evaluated
-    last, best = trained[-1], max(trained, key=lambda line: line["test/top1"])
-    selected = max(trained, key=lambda line: line["validation/top1"]) if "validation/top1" in last else None
-    return {
-        "test_top1": last["test/top1"],
-        "test_top5": last["test/top5"],
-        "test_loss": last["test/loss"],
-        "train_loss": last.get("train/loss"),
-        "best_test_top1": best["test/top1"],
-        "best_test_epoch": int(best.get("recipe_epoch", 0)),
-        "selected_test_top1": selected and selected["test/top1"],
-        "selected_epoch": selected and int(selected.get("recipe_epoch", 0)),
-        "validation_top1": last.get("validation/top1"),
-    }
-
-
-def _kept(mask: Mask) -> dict[str, Any]:
-    number, total = masks.kept(mask), masks.total(mask)
-    return {"num_kept": number, "num_prunable": total, "density": number / total, "compression": total / number}
-
-
-def _of_filters(pruner: Pruner, pruned: Pruned) -> dict[str, Any]:
-    if pruner.reduce is None:
-        return {"filter_sparsity": None, "num_filters": None, "num_filters_kept": None}
-    return {
-        "filter_sparsity": masks.sparsity(pruned.units),
-        "num_filters": masks.total(pruned.units),
-        "num_filters_kept": masks.kept(pruned.units),
-    }
-
-
 def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory) -> dict[str, Any]:
     started = time.perf_counter()
     devices.start_memory(device)
@@ -374,7 +263,7 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory) -
     parts = _parts(cfg, device)
     data, recipe = parts.data, parts.recipe
     model = parts.build("init")
-    target = _kept(masks.full(model)) | {"rounds": len(parts.rounds)}
+    target = rows.kept(masks.full(model)) | {"rounds": len(parts.rounds)}
     if parts.pruner.reduce is None:
         num_kept = masks.num_kept(sparsity, target["num_prunable"])
         target |= {"num_kept": num_kept, "density": num_kept / target["num_prunable"]}
@@ -402,14 +291,14 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory) -
 
     row: dict[str, Any] = {}
     exit_code = 1
-    checkpoints = _Checkpoints(cfg, files, started - (begun["seconds"] if begun else 0.0))
-    initial = {name: weight.detach().clone() for name, weight in masks.prunable(model).items()}
+    checkpoints = Checkpoints(cfg, files, started - (begun["seconds"] if begun else 0.0))
+    initial = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     diagnose = _diagnose(parts, model) if cfg["diagnostics"] else None
     trainer = _trainer(parts, model, record, diagnose, checkpoint=checkpoints.offer)
     reached = checkpoints.reached = {"unbroken": None, "pruned": None, "last": None}
     pruned = None
     if begun:
-        pruned = _restored(begun["pruned"], device)
+        pruned = restored(begun["pruned"], device)
         trainer.load_state(begun["trainer"], pruned.held)
         reached |= {name: begun[name] for name in reached}
         log.info(
@@ -428,7 +317,7 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory) -
         checkpoints.trainer = trainer
 
         def checkpoint(pruned: Pruned) -> None:
-            reached["pruned"] = _stored(pruned if cfg["save_scores"] else replace(pruned, scores=None))
+            reached["pruned"] = stored(pruned if cfg["save_scores"] else replace(pruned, scores=None))
             checkpoints.offer()
 
         pruned = _search(parts, trainer, initial, parts.ablation, record, begun=pruned, checkpoint=checkpoint)
@@ -436,9 +325,9 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory) -
         assert masks.kept(pruned.units) == num_units, "the allocation did not keep the exact number"
         multiply_adds = measures.multiply_adds(model, data.input_shape)
         effective = measures.effective(model, pruned.mask, data.input_shape)
-        layers = _layers(pruned, effective, multiply_adds)
+        layers = rows.layers(pruned, effective, multiply_adds)
         files.write_tensors("mask.safetensors", pruned.held)
-        files.write_json("mask.json", _mask_report(pruned, layers))
+        files.write_json("mask.json", rows.mask_report(pruned, layers))
         if cfg["save_scores"] and pruned.scores is not None:
             files.write_tensors("scores.safetensors", pruned.scores)
         tracker.mask(files.path / "mask.safetensors")
@@ -450,7 +339,7 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory) -
         # Training. What is known only at its start is kept with the checkpoints.
         if reached["last"] is None:
             overlap = _overlap(parts, pruned, reached["unbroken"], trainer)
-            reached["pruned"] = _stored(pruned)
+            reached["pruned"] = stored(pruned)
             reached["last"] = {
                 "overlap": overlap,
                 "signal": _carries_signal(model, data, seed),
@@ -481,10 +370,10 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory) -
             "input_shape": data.input_shape,
             "num_classes": data.num_classes,
             **{group: cfg[group]["name"] for group in groups},
-            **_kept(pruned.mask),
+            **rows.kept(pruned.mask),
             "sparsity": masks.sparsity(pruned.mask),
             "target_sparsity": sparsity,
-            **_of_filters(parts.pruner, pruned),
+            **rows.of_filters(pruned, parts.pruner.reduce is not None),
             "num_effective": masks.kept(effective),
             "effective_sparsity": masks.sparsity(effective),
             "dead_units": sum(measures.dead_units(effective).values()),
@@ -495,7 +384,7 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory) -
             "carries_signal": last["signal"],
             "stopped": "collapse" if stop else None,
             "ablation_overlap": last["overlap"],
-            **_accuracies(evaluated, last["start"]),
+            **rows.accuracies(evaluated, last["start"]),
             "multiply_adds_dense": sum(multiply_adds.values()),
             "multiply_adds_masked": measures.masked_multiply_adds(multiply_adds, pruned.mask),
             "epochs": recipe.epochs,

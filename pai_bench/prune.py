@@ -77,6 +77,7 @@ def prune(
     Every round draws its own scoring images. Unless the pruner regrows, a pruned unit does not return: masks nest.
 
     Args:
+        initial: of every parameter, as the model was drawn.
         diagnose: measurements to record before and after the mask of every round is applied.
         begun: what an earlier attempt had reached, to go on from; the model is as it was then.
         checkpoint: called at the start and after every round with what has been reached.
@@ -93,7 +94,6 @@ def prune(
             "ablation of the mask: weights that training has moved and pruned have no value to come back with; use a "
             "schedule before training, or one that rewinds the weights"
         )
-    start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()} if ablation.mask else {}
     pruned = begun or Pruned(everything, everything if filters is None else filters.full(everything))
     checkpoint(pruned)
     for number, this in list(enumerate(rounds, start=1))[len(pruned.sparsities) :]:
@@ -111,7 +111,8 @@ def prune(
         if pruner.regrow:
             candidates = {name: torch.ones_like(tensor) for name, tensor in candidates.items()}
         num_kept = masks.num_kept(this.sparsity, masks.total(candidates))
-        net = Subnetwork(model, pruned.mask, initial, input_shape, pruned.companions, num_kept)
+        weights = {name: initial[name] for name in everything}
+        net = Subnetwork(model, pruned.mask, weights, input_shape, pruned.companions, num_kept)
 
         def generator(name: str, number: int = number) -> Generator:
             return seeding.generator(seed, name, number)
@@ -155,15 +156,13 @@ def prune(
             units = ablation.mask(units, generator("ablation"))
         held = units if filters is None else filters.expand(model, units)
         mask = {name: held[name] for name in everything}
-        if pruner.regrow:
-            _restore_(model, initial, {name: tensor & ~pruned.mask[name] for name, tensor in mask.items()})
-        if unbroken is not None:  # what comes back does so with its value from before the rounds
-            _restore_(model, start, {n: t & ~pruned.held[n] if n in pruned.held else ~t & t for n, t in held.items()})
+        if pruner.regrow or unbroken is not None:  # what comes back does so with its initial value
+            _restore_(model, initial, {name: held[name] & ~kept for name, kept in pruned.held.items()})
         if scale is not None:
             _assign_(model, {name: weight * scale[name] for name, weight in net.weights.items()})
         masks.apply_(model, held)
         if pruner.transfer is not None:
-            net = Subnetwork(model, mask, initial, input_shape, num_kept=num_kept)
+            net = Subnetwork(model, mask, weights, input_shape, num_kept=num_kept)
             with scoring("transfer"):
                 _assign_(model, pruner.transfer(net, batches, loss, generator("transfer")))
             masks.apply_(model, held)

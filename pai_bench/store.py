@@ -68,6 +68,11 @@ def finished(directory: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
+def untidy(directory: Path) -> bool:
+    """Whether a finished run was ended between its result and the last of its records."""
+    return (directory / _CHECKPOINT).is_file()
+
+
 def read(root: Path) -> list[dict[str, Any]]:
     """The result rows of every finished run below a folder, sorted by id."""
     rows = [json.loads(path.read_text()) for path in root.glob(f"*/{RESULT}")]
@@ -136,16 +141,25 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._claim: Claim | None = None
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._claim = Claim(path)
-            previous = json.loads((path / "status.json").read_text()) if (path / "status.json").is_file() else {}
+            claim = self._claim = Claim(path)
+            previous: dict[str, Any] = {}
+            if (path / "status.json").is_file():
+                previous = json.loads((path / "status.json").read_text())
+            self._status = previous
+            # Finished just before it could be claimed, or by a process that died before it had tidied up.
+            self.row = finished(path)
             # What the run goes on from, or None: it starts.
-            self.checkpoint = load_checkpoint(path)
+            self.checkpoint = load_checkpoint(path) if self.row is None else None
+            if self.row is not None:
+                self._tidy()
+                return
             if self.checkpoint is None:
                 # An attempt that ended early left half a record; nothing of it is true of this attempt.
                 for left in path.iterdir():
-                    if left != self._claim.path:
+                    if left != claim.path:
                         shutil.rmtree(left) if left.is_dir() else left.unlink()
                 (path / "curve.jsonl").touch()
             else:
@@ -153,10 +167,11 @@ class RunDirectory:
                 for torn in path.glob("*.tmp-*"):
                     torn.unlink()
         except OSError as error:
+            self.close()
             raise ConfigError(
                 f"results_dir={path.parent}: cannot be written to ({error.strerror}); give another with results_dir="
             ) from error
-        self._status: dict[str, Any] = {
+        self._status = {
             "state": "running",
             "attempt": previous.get("attempt", 0) + 1,
             "host": socket.gethostname(),
@@ -173,11 +188,12 @@ class RunDirectory:
     @property
     def lost(self) -> bool:
         """Whether another process has taken the directory over."""
-        return self._claim.lost
+        return self._claim is not None and self._claim.lost
 
     def close(self) -> None:
         """Gives the directory free for other processes."""
-        self._claim.release()
+        if self._claim is not None:
+            self._claim.release()
 
     def status(self, state: str, **details: Any) -> None:
         """Replaces status.json: state is running, finished, failed or preempted; times are seconds since 1970."""
@@ -222,6 +238,10 @@ class RunDirectory:
             writer.writerows(epochs)
         temporary.replace(self.path / "metrics.csv")
         self.write_json(RESULT, row)
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """What follows the result. The newest checkpoint goes last: where it lies beside a result, this is undone."""
         self.status("finished", exit_code=0)
-        for name in (_CHECKPOINT, _PREVIOUS):
+        for name in (_PREVIOUS, _CHECKPOINT):
             (self.path / name).unlink(missing_ok=True)

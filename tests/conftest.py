@@ -16,8 +16,9 @@ from hydra.core.global_hydra import GlobalHydra
 from torch import nn
 from torch.nn import functional as F
 
-from pai_bench import config
-from pai_bench.core import Batches, Mask
+from pai_bench import config, experiment
+from pai_bench.core import Ablation, Batches, Length, Mask, Shape, Weights
+from pai_bench.prune import Pruned, prune
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
@@ -86,6 +87,22 @@ class Untrained:
 
     def rewind(self, mask: Mask, epoch: float, weights: bool) -> None:
         raise AssertionError("this schedule does not train")
+
+
+def drawn(model: nn.Module) -> Weights:
+    """A copy of every parameter."""
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def pruned_as(model: nn.Module, input_shape: Shape, *overrides: str) -> Pruned:
+    """What a config makes of a model, where the score looks at no images and the rounds come before training."""
+    cfg = composed(*overrides)
+    return prune(
+        model, experiment._pruner(cfg["pruner"]), experiment._function(cfg["allocation"]),
+        experiment._function(cfg["schedule"])(cfg["sparsity"], Length(1, 1)), ablation=Ablation(),
+        initial=drawn(model), input_shape=input_shape, draw=lambda examples, generator: [], training=Untrained(),
+        loss=F.cross_entropy, seed=0, record=lambda metrics, epoch: None,
+    )  # fmt: skip
 
 
 @pytest.fixture(params=["chain", "residual"])

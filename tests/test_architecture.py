@@ -36,7 +36,10 @@ ALLOWED = {
     "preemption": set(),
     "tracking": LOOPS,
     "summary": set(),
-    "experiment": LOOPS | {"config", "prune", "schedules", "store", "summary", "tracking", "train", "preemption"},
+    "experiment": LOOPS
+    | {"config", "prune", "schedules", "store", "summary", "tracking", "train", "checkpoints", "row"},
+    "checkpoints": LEAVES | {"preemption", "prune", "store", "train"},
+    "row": LOOPS | {"prune"},
     "export": LOOPS,
     "sketching": LEAVES,
     "cli": {"config", "errors", "experiment", "preemption"},

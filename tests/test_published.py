@@ -5,13 +5,10 @@ from statistics import fmean
 
 import pytest
 import torch
-from conftest import Untrained, composed
+from conftest import composed, pruned_as
 from torch import Generator, nn
-from torch.nn import functional as F
 
 from pai_bench import allocation, experiment, masks, measures, seeding
-from pai_bench.core import Ablation, Length
-from pai_bench.prune import prune
 
 # VGG-16 on CIFAR-100, density of conv 1 to 13 and the classifier, mean of three seeds: the results released with
 # SynFlow (Tanaka et al. 2020, arXiv:2006.05467). Between seeds the densities differ by 0.001 to 0.005.
@@ -31,21 +28,7 @@ def vgg16() -> nn.Module:
 
 
 def pruned(model: nn.Module, pruner: str, compression: float, input_shape: tuple[int, int, int]) -> masks.Mask:
-    cfg = composed(f"pruner={pruner}", f"compression={compression}")
-    return prune(
-        model,
-        experiment._pruner(cfg["pruner"]),
-        experiment._function(cfg["allocation"]),
-        experiment._function(cfg["schedule"])(cfg["sparsity"], Length(1, 1)),
-        ablation=Ablation(),
-        initial={name: weight.detach().clone() for name, weight in masks.prunable(model).items()},
-        input_shape=input_shape,
-        draw=lambda examples, generator: [],
-        training=Untrained(),
-        loss=F.cross_entropy,
-        seed=0,
-        record=lambda metrics, epoch: None,
-    ).mask
+    return pruned_as(model, input_shape, f"pruner={pruner}", f"compression={compression}").mask
 
 
 @pytest.mark.parametrize(("pruner", "compression"), list(PUBLISHED))

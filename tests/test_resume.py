@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,10 @@ RUNS = {
     "gradual": [
         "pruner=magnitude", "sparsity=0.5", "schedule=gradual", "schedule.end_epoch=2", "schedule.every_steps=3",
     ],
+    "shuffled weights": ["pruner=magnitude", "sparsity=0.6", "schedule=exponential", "schedule.rounds=3",
+                         "ablation=shuffle_mask"],
+    "shuffled filters": ["pruner=filter_magnitude", "sparsity=0.5", "schedule=exponential", "schedule.rounds=3",
+                         "ablation=shuffle_mask"],
     "sanity check": ["pruner=snip", "sparsity=0.5", "ablation=invert_scores", "diagnostics=true"],
     "reinit": ["pruner=snip", "sparsity=0.5", "ablation=reinit", "dataset.validation=0.1"],
 }  # fmt: skip
@@ -58,6 +63,7 @@ def in_child(work: Callable[[], object]) -> int:
             work()
             os._exit(0)
         except BaseException:
+            traceback.print_exc()
             os._exit(getattr(sys.exception(), "exit_code", 1))
     return pid
 
@@ -171,6 +177,33 @@ def test_a_run_that_dies_in_the_middle_of_a_write_ends_as_if_it_had_not(
     for left in directory_of(tmp_path).glob("*.tmp-dying"):
         left.unlink()
     assert_equal(outcome(tmp_path), expected)
+
+
+def test_a_run_that_dies_after_its_result_is_tidied_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = config_of("synflow", tmp_path, "checkpoint_minutes=0")
+    with monkeypatch.context() as patched:
+        patched.setattr(store.RunDirectory, "_tidy", lambda self: os._exit(99))
+        assert os.WEXITSTATUS(os.waitpid(in_child(lambda: experiment.run(cfg)), 0)[1]) == 99
+    directory = directory_of(tmp_path)
+    row = json.loads((directory / "result.json").read_text())
+    assert (directory / "checkpoint.pt").is_file()
+    assert experiment.run(cfg) == row
+    assert not list(directory.glob("checkpoint*")) and not (directory / "owner.json").exists()
+    status = json.loads((directory / "status.json").read_text())
+    assert (status["state"], status["exit_code"]) == ("finished", 0)
+
+
+def test_who_claims_a_run_just_after_its_end_leaves_it_as_it_is(tmp_path: Path) -> None:
+    first = store.RunDirectory(tmp_path / "run")
+    first.record({"test/top1": 0.5}, 1.0)
+    first.finish({"id": "run"})
+    first.close()
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.name != "status.json"}
+    second = store.RunDirectory(tmp_path / "run")
+    assert second.row == {"id": "run"}
+    second.close()
+    after = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.name != "status.json"}
+    assert after == before
 
 
 def test_a_torn_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

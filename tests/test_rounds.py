@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Chain, Untrained, composed, options
+from conftest import Chain, Untrained, composed, drawn, options
 from test_train import CPU, RECIPE, FewImages
 from torch import Generator, nn
 from torch.nn import functional as F
@@ -47,8 +47,7 @@ def searched(
     )  # fmt: skip
     pruned = prune(
         model, pruner, allocate, rounds, ablation=ablation or Ablation(),
-        initial={name: weight.detach().clone() for name, weight in masks.prunable(model).items()},
-        input_shape=SHAPE, draw=FewImages().draw, training=trainer, loss=F.cross_entropy, seed=0,
+        initial=drawn(model), input_shape=SHAPE, draw=FewImages().draw, training=trainer, loss=F.cross_entropy, seed=0,
         record=lambda metrics, epoch: lines.append((epoch, metrics)), **settings,
     )  # fmt: skip
     return pruned, trainer, lines
@@ -248,7 +247,7 @@ def test_shuffling_keeps_the_layers_densities_and_moves_the_positions() -> None:
 def test_what_a_shuffled_mask_brings_back_has_its_initial_value(reduce: Any) -> None:
     torch.manual_seed(0)
     model = Chain()
-    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    before = drawn(model)
     pruner = dataclasses.replace(MAGNITUDE, reduce=reduce)
     pruned, _, _ = searched([Round(0.3), Round(0.5)], pruner, Ablation(mask=ablations.shuffle), model=model)
     for name, parameter in model.named_parameters():
@@ -340,7 +339,7 @@ def test_every_ablation_fills_one_hook(name: str) -> None:
 def test_rounds_before_training_do_not_train() -> None:
     model = Chain()
     prune(
-        model, MAGNITUDE, topk, [Round(0.5)], ablation=Ablation(), initial={}, input_shape=SHAPE,
+        model, MAGNITUDE, topk, [Round(0.5)], ablation=Ablation(), initial=drawn(model), input_shape=SHAPE,
         draw=lambda examples, generator: [], training=Untrained(), loss=F.cross_entropy, seed=0,
         record=lambda metrics, epoch: None,
     )  # fmt: skip

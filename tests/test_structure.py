@@ -5,14 +5,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import Chain, Untrained, composed, residual
+from conftest import Chain, composed, pruned_as, residual
 from torch import Generator, nn
 from torch.nn import functional as F
 
 from pai_bench import experiment, masks, measures, structure
-from pai_bench.core import Ablation, Batches, Length
+from pai_bench.core import Batches
 from pai_bench.errors import ConfigError
-from pai_bench.prune import Pruned, prune
+from pai_bench.prune import Pruned
 
 SHAPE = (3, 32, 32)
 
@@ -49,25 +49,8 @@ EXACT = ["vgg11", "vgg11 with hidden linear layers", "mobilenet", "conv-relu-nor
 
 
 def pruned_of(model: nn.Module, sparsity: float, rounds: int = 1) -> Pruned:
-    cfg = composed("pruner=filter_magnitude", f"sparsity={sparsity}")
-    return prune(
-        model,
-        experiment._pruner(cfg["pruner"]),
-        experiment._function(cfg["allocation"]),
-        experiment._function(
-            composed("pruner=magnitude", f"sparsity={sparsity}", "schedule=linear", f"schedule.rounds={rounds}")[
-                "schedule"
-            ]
-        )(sparsity, Length(1, 1)),
-        ablation=Ablation(),
-        initial={name: weight.detach().clone() for name, weight in masks.prunable(model).items()},
-        input_shape=SHAPE,
-        draw=lambda examples, generator: [],
-        training=Untrained(),
-        loss=F.cross_entropy,
-        seed=0,
-        record=lambda metrics, epoch: None,
-    )
+    schedule = ["schedule=linear", f"schedule.rounds={rounds}"]
+    return pruned_as(model, SHAPE, "pruner=filter_magnitude", f"sparsity={sparsity}", *schedule)
 
 
 def unsettled(model: nn.Module) -> nn.Module:
