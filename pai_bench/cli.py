@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,17 +11,16 @@ from typing import Any
 
 import hydra
 from hydra.errors import HydraException, InstantiationException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pai_bench import config, preemption
+from pai_bench import config, preemption, status, sweeps
 from pai_bench.errors import ConfigError, PreemptedError, UserError
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 log = logging.getLogger("pai_bench")
 
-_exit_codes: list[int] = []  # of the runs of this process, in order
-_skipped: list[str] = []  # those that were finished before
+OUTCOMES = "PAI_BENCHOUTCOMES"  # a file to which every run of a sweep, in whatever process, adds a line
 
 
 def _one_line(error: BaseException) -> str:
@@ -42,23 +42,43 @@ def _one_line(error: BaseException) -> str:
 
 
 def _run(composed: DictConfig) -> float | None:
-    """One job. Its failure is reported and counted, and the next job of a sweep goes on."""
+    """One job of Hydra, in this process or in a worker of a launcher. Its failure does not end a sweep."""
     if preemption.requested():
         sys.exit(PreemptedError.exit_code)
+    start_process()
     try:
         completed = config.complete(composed)
-        from pai_bench import experiment
-
-        if experiment.is_finished(completed):
-            _skipped.append(config.run_id(completed))
-        row: dict[str, Any] = experiment.run(completed)
     except Exception as error:
-        _exit_codes.append(_report(error))
-        if isinstance(error, PreemptedError):
-            sys.exit(error.exit_code)
+        count(_report(error))
         return None
-    _exit_codes.append(0)
-    return float(row["test_top1"])
+    code = attempt(completed)
+    if code == PreemptedError.exit_code:
+        sys.exit(code)
+    row = status.finished(config.directory(completed)) if code == 0 else None
+    return float(row["test_top1"]) if row else None
+
+
+def attempt(completed: dict[str, Any]) -> int:
+    """Runs what a completed config describes; says in one line what went wrong, if so, and returns the exit code."""
+    from pai_bench import experiment, slurm
+
+    skipped = status.finished(config.directory(completed)) is not None
+    code = 0
+    try:
+        experiment.run(completed)
+    except Exception as error:
+        code = _report(error)
+        if isinstance(error, PreemptedError):
+            slurm.requeue()
+    count(code, skipped)
+    return code
+
+
+def count(code: int, skipped: bool = False) -> None:
+    """Counts a run of this sweep by its exit code."""
+    if OUTCOMES in os.environ:
+        with Path(os.environ[OUTCOMES]).open("a") as file:
+            file.write(f"{code} {int(skipped)}\n")
 
 
 def _report(error: Exception) -> int:
@@ -95,14 +115,67 @@ def compose(overrides: list[str]) -> dict[str, Any]:
         return config.complete(hydra.compose("config", overrides))
 
 
-def start_logging() -> None:
-    """Sends what a person follows to the terminal; run.log, where there is one, gets everything."""
+def expand(overrides: list[str]) -> tuple[list[dict[str, Any]], DictConfig]:
+    """The completed configs of all runs of `python run.py -m` with these overrides, and hydra.launcher.
+
+    Raises:
+        ConfigError: and Hydra's own errors, for a wrong override.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    config.register()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        parser = OverridesParser.create()
+        parsed = parser.parse_overrides(overrides)
+        fixed = [o.input_line for o in parsed if o.input_line and not o.is_sweep_override()]
+        base = hydra.compose("config", fixed, return_hydra_config=True)
+        of_hydra = [o.input_line for o in parsed if o.key_or_group.startswith("hydra") and o.input_line]
+        params = [f"{key}={value}" for key, value in (base.hydra.sweeper.params or {}).items()]
+        swept = parser.parse_overrides([*params, *(line for line in overrides if line not in of_hydra)])
+        jobs = sweeps.overrides_of_jobs(swept, base.hydra.sweeper.paired or [], base.hydra.sweeper.exclude or [])
+        cfgs = [config.complete(hydra.compose("config", [*of_hydra, *job])) for job in jobs]
+        launcher = OmegaConf.create(OmegaConf.to_container(base.hydra.launcher, resolve=True))
+        assert isinstance(launcher, DictConfig)
+        return cfgs, launcher
+
+
+def stored(directory: Path) -> dict[str, Any]:
+    """The completed config of a run, from its directory."""
+    config.register()
+    with hydra.initialize_config_dir(str(directory.resolve()), version_base="1.3"):
+        return config.complete(hydra.compose("config"))
+
+
+@contextmanager
+def counted() -> Iterator[None]:
+    """Counts the runs inside the block, says how many there were of each kind, and exits with the worst code."""
+    with tempfile.NamedTemporaryFile("r", prefix="pai_bench-") as outcomes:
+        os.environ[OUTCOMES] = outcomes.name
+        try:
+            with one_line_errors():
+                yield
+        finally:
+            runs = [tuple(map(int, line.split())) for line in outcomes]
+            if len(runs) > 1:
+                failed, skipped = sum(code != 0 for code, _ in runs), sum(skipped for _, skipped in runs)
+                log.info("%d done, %d skipped, %d failed", len(runs) - failed - skipped, skipped, failed)
+    sys.exit(max((code for code, _ in runs), default=0))
+
+
+def start_process() -> None:
+    """Makes this process ready for runs, once.
+
+    Sends what a person follows to the terminal (run.log, where there is one, gets everything), and notes signals.
+    """
+    if log.handlers:
+        return
     logging.raiseExceptions = False  # a log line that cannot be written (full disk) must not hide the real failure
     log.setLevel(logging.DEBUG)
     log.propagate = False
     console = logging.StreamHandler(sys.stdout)
     console.setLevel(logging.INFO)
     log.handlers = [console]
+    preemption.watch()
 
 
 def main() -> None:
@@ -114,12 +187,8 @@ def main() -> None:
     # Hydra reports errors itself, in its own words and with exit code 1, unless it is told to raise them.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     config.register()
-    start_logging()
-    preemption.watch()
-    with one_line_errors():
+    start_process()
+    # An experiment is a group like any other, so the + that Hydra's examples put before it changes nothing.
+    sys.argv = [a.removeprefix("+") if a.startswith("+experiment=") else a for a in sys.argv]
+    with counted():
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(_run)()
-    if len(_exit_codes) > 1:
-        failed = sum(code != 0 for code in _exit_codes)
-        skipped = len(_skipped)
-        log.info("%d done, %d skipped, %d failed", len(_exit_codes) - failed - skipped, skipped, failed)
-    sys.exit(max(_exit_codes, default=0))

@@ -148,7 +148,7 @@ def register() -> None:
     """
     store = ConfigStore.instance()
     store.store(name="run_schema", node=RunConfig)
-    ours = {"output": "no_files", "help": "pai_bench", "job_logging": "none"}
+    ours = {"output": "no_files", "help": "pai_bench", "job_logging": "none", "sweeper": "grid"}
     store.store(group="hydra/help", name="pai_bench", node={"app_name": "pai_bench", "template": _HELP})
     # Hydra insists on writing multirun.yaml somewhere; nothing reads it.
     scratch = str(Path(tempfile.gettempdir()) / f"pai_bench-{getpass.getuser()}")
@@ -475,6 +475,11 @@ def run_id(cfg: dict[str, Any]) -> str:
         cfg: what `complete` returned.
     """
     return _named(cfg, f"seed{cfg['seed']}", _hash(cfg, NOT_IDENTITY))
+
+
+def directory(cfg: dict[str, Any]) -> Path:
+    """Where a run keeps its records."""
+    return Path(cfg["results_dir"]) / run_id(cfg)
 
 
 def group_id(cfg: dict[str, Any]) -> str:

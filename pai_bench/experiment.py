@@ -12,7 +12,7 @@ import torch
 from hydra.utils import instantiate
 from torch.nn import functional as F
 
-from pai_bench import config, devices, masks, measures, seeding, store, tracking, train
+from pai_bench import config, devices, masks, measures, seeding, status, store, tracking, train
 from pai_bench import row as rows
 from pai_bench.checkpoints import Checkpoints, restored, stored
 from pai_bench.core import (
@@ -62,11 +62,6 @@ def load_data(cfg: dict[str, Any], device: torch.device) -> Data:
     return data
 
 
-def is_finished(cfg: dict[str, Any]) -> bool:
-    """Whether what a completed config describes has been run already."""
-    return store.finished(Path(cfg["results_dir"]) / config.run_id(cfg)) is not None
-
-
 def run(cfg: dict[str, Any]) -> dict[str, Any]:
     """Runs what a completed config describes, unless it has been run already, and returns its result row.
 
@@ -76,10 +71,10 @@ def run(cfg: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: and its kinds, for what a user can mend; the run directory holds the traceback.
     """
-    directory = Path(cfg["results_dir"]) / config.run_id(cfg)
+    directory = config.directory(cfg)
     device = devices.pick(cfg["device"])
     devices.check_precision(cfg["training"]["precision"], device)
-    if (row := store.finished(directory)) is not None and not store.untidy(directory):
+    if (row := status.finished(directory)) is not None and not store.untidy(directory):
         _check_same_images(cfg, row)
         accuracy = f"{100 * row['test_top1']:.2f} % test accuracy"
         log.info("%s is finished already: %s, sparsity %.6g", directory, accuracy, row["sparsity"])

@@ -11,6 +11,7 @@ from typing import Any
 
 from pai_bench.errors import OwnedError
 
+DEAD_AFTER_SECONDS = 180.0  # of silence, of an owner on another machine
 _NAME = "owner.json"
 
 
@@ -33,6 +34,37 @@ def _started(pid: int) -> str | None:
     return "alive"
 
 
+def job_id() -> str | None:
+    """The SLURM job of this process, like 12 or 12_3; the id of an array alone would mean every task of it."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
+
+
+def _holder(path: Path) -> dict[str, Any]:
+    """What a claim file says of its owner; empty if it says nothing."""
+    try:
+        holder: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return holder
+
+
+def _is_alive(holder: dict[str, Any], age: float, dead_after_seconds: float) -> bool:
+    if holder and holder["host"] == socket.gethostname():
+        return bool(_started(holder["pid"]) == holder["started"])
+    return age < dead_after_seconds
+
+
+def claimed(directory: Path) -> bool:
+    """Whether a process that lives holds a directory, as far as reading alone can tell."""
+    path = directory / _NAME
+    try:
+        age = time.time() - path.stat().st_mtime
+    except OSError:
+        return False
+    return _is_alive(_holder(path), age, DEAD_AFTER_SECONDS)
+
+
 class Claim:
     """The right to write a directory, held until it is released or its process ends.
 
@@ -43,7 +75,9 @@ class Claim:
         OwnedError: another process holds it.
     """
 
-    def __init__(self, directory: Path, *, heartbeat_seconds: float = 20, dead_after_seconds: float = 180) -> None:
+    def __init__(
+        self, directory: Path, *, heartbeat_seconds: float = 20, dead_after_seconds: float = DEAD_AFTER_SECONDS
+    ) -> None:
         self.path = directory / _NAME
         self._heartbeat_seconds, self._dead_after_seconds = heartbeat_seconds, dead_after_seconds
         self._token = secrets.token_hex(8)
@@ -55,14 +89,14 @@ class Claim:
     def release(self) -> None:
         """Gives the directory free."""
         self._stop.set()
-        if self._holder().get("token") == self._token:
+        if _holder(self.path).get("token") == self._token:
             self.path.unlink(missing_ok=True)
 
     def _take(self) -> None:
         for _ in range(20):
             if self._create(self.path):
                 return
-            holder = self._holder()
+            holder = _holder(self.path)
             if self._alive(holder):
                 where = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
                 job = f" (job {holder['job']})" if holder.get("job") else ""
@@ -73,7 +107,7 @@ class Claim:
             # Of all who find this claim dead, the one that creates this file clears it away.
             clearing = self.path.with_name(f"{_NAME}.{holder.get('token', 'torn')}.cleared")
             if self._create(clearing):
-                if self._holder().get("token") == holder.get("token"):
+                if _holder(self.path).get("token") == holder.get("token"):
                     self.path.unlink(missing_ok=True)
                 clearing.unlink(missing_ok=True)
             elif self._age(clearing) > self._dead_after_seconds:
@@ -85,7 +119,7 @@ class Claim:
         """Creates a claim file, whole, if there is none."""
         content = {
             "host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid()), "since": time.time(),
-            "job": os.environ.get("SLURM_JOB_ID"), "token": self._token,
+            "job": job_id(), "token": self._token,
         }  # fmt: skip
         temporary = path.with_name(f"{path.name}.tmp-{self._token}")
         temporary.write_text(json.dumps(content))
@@ -97,19 +131,8 @@ class Claim:
             temporary.unlink()
         return True
 
-    def _holder(self) -> dict[str, Any]:
-        try:
-            holder: dict[str, Any] = json.loads(self.path.read_text())
-        except (OSError, ValueError):
-            return {}
-        return holder
-
     def _alive(self, holder: dict[str, Any]) -> bool:
-        if not holder:
-            return self._age(self.path) < self._dead_after_seconds and self.path.exists()
-        if holder["host"] == socket.gethostname():
-            return bool(_started(holder["pid"]) == holder["started"])
-        return self._age(self.path) < self._dead_after_seconds
+        return self.path.exists() and _is_alive(holder, self._age(self.path), self._dead_after_seconds)
 
     def _age(self, path: Path) -> float:
         """Seconds since a file was touched, by the clock of its file system."""
@@ -125,7 +148,7 @@ class Claim:
     def _beat(self) -> None:
         while not self._stop.wait(self._heartbeat_seconds):
             try:
-                if self._holder().get("token") != self._token:
+                if _holder(self.path).get("token") != self._token:
                     self.lost = True
                     return
                 os.utime(self.path)

@@ -5,10 +5,8 @@ import hashlib
 import io
 import json
 import logging
-import math
 import os
 import platform
-import secrets
 import shutil
 import socket
 import subprocess
@@ -20,63 +18,22 @@ from typing import Any
 
 import torch
 
+from pai_bench import files
 from pai_bench.core import Mask, Scores, State
 from pai_bench.errors import ConfigError
-from pai_bench.ownership import Claim
+from pai_bench.ownership import Claim, job_id
+from pai_bench.status import QUEUED, RESULT, finished
 
 log = logging.getLogger(__name__)
 
-RESULT = "result.json"
 _CHECKPOINT, _PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 _MAGIC = b"pai_bench checkpoint 1\n"
 _PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "wandb", "numpy")
 
 
-def _valid(value: Any) -> Any:
-    """JSON has no NaN and no infinity: null stands for them."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: _valid(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_valid(item) for item in value]
-    return value
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all: to a temporary name in the same directory, flushed to disk, then renamed."""
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a value as JSON, atomically."""
-    write_atomically(path, (json.dumps(_valid(value), indent=2, allow_nan=False) + "\n").encode())
-
-
-def finished(directory: Path) -> dict[str, Any] | None:
-    """The result row of a finished run, or None."""
-    path = directory / RESULT
-    return json.loads(path.read_text()) if path.is_file() else None
-
-
 def untidy(directory: Path) -> bool:
     """Whether a finished run was ended between its result and the last of its records."""
     return (directory / _CHECKPOINT).is_file()
-
-
-def read(root: Path) -> list[dict[str, Any]]:
-    """The result rows of every finished run below a folder, sorted by id."""
-    rows = [json.loads(path.read_text()) for path in root.glob(f"*/{RESULT}")]
-    return sorted(rows, key=lambda row: str(row["id"]))
 
 
 def provenance() -> dict[str, Any]:
@@ -110,7 +67,7 @@ def save_checkpoint(directory: Path, state: dict[str, Any]) -> None:
     current = directory / _CHECKPOINT
     if current.is_file():
         current.replace(directory / _PREVIOUS)
-    write_atomically(current, _MAGIC + hashlib.sha256(payload).digest() + payload)
+    files.write_atomically(current, _MAGIC + hashlib.sha256(payload).digest() + payload)
 
 
 def load_checkpoint(directory: Path) -> dict[str, Any] | None:
@@ -151,6 +108,7 @@ class RunDirectory:
             self._status = previous
             # Finished just before it could be claimed, or by a process that died before it had tidied up.
             self.row = finished(path)
+            (path / QUEUED).unlink(missing_ok=True)
             # What the run goes on from, or None: it starts.
             self.checkpoint = load_checkpoint(path) if self.row is None else None
             if self.row is not None:
@@ -176,7 +134,7 @@ class RunDirectory:
             "attempt": previous.get("attempt", 0) + 1,
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "job": os.environ.get("SLURM_JOB_ID"),
+            "job": job_id(),
             "started": previous.get("started", time.time()) if self.checkpoint else time.time(),
         }
         self.status("running")
@@ -198,7 +156,7 @@ class RunDirectory:
     def status(self, state: str, **details: Any) -> None:
         """Replaces status.json: state is running, finished, failed or preempted; times are seconds since 1970."""
         self._status |= {"state": state, "updated": time.time(), **details}
-        write_json(self.path / "status.json", self._status)
+        files.write_json(self.path / "status.json", self._status)
 
     def discard(self) -> None:
         """Removes the directory: a run that was refused leaves nothing behind."""
@@ -207,7 +165,7 @@ class RunDirectory:
     def record(self, metrics: dict[str, float], epoch: float) -> None:
         """Appends one line to curve.jsonl."""
         with (self.path / "curve.jsonl").open("a") as file:
-            file.write(json.dumps(_valid({"epoch": epoch, **metrics}), allow_nan=False) + "\n")
+            file.write(json.dumps(files.valid({"epoch": epoch, **metrics}), allow_nan=False) + "\n")
 
     def curve(self) -> list[dict[str, float]]:
         """The lines of curve.jsonl."""
@@ -215,17 +173,19 @@ class RunDirectory:
 
     def write_text(self, name: str, text: str) -> None:
         """Writes a text file, atomically."""
-        write_atomically(self.path / name, text.encode())
+        files.write_atomically(self.path / name, text.encode())
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes a JSON file, atomically."""
-        write_json(self.path / name, value)
+        files.write_json(self.path / name, value)
 
     def write_tensors(self, name: str, tensors: Mask | Scores | State) -> None:
         """Writes tensors by name in the safetensors format, atomically."""
         from safetensors.torch import save
 
-        write_atomically(self.path / name, save({key: tensor.cpu().contiguous() for key, tensor in tensors.items()}))
+        files.write_atomically(
+            self.path / name, save({key: tensor.cpu().contiguous() for key, tensor in tensors.items()})
+        )
 
     def finish(self, row: dict[str, Any]) -> None:
         """Writes metrics.csv and then result.json, whose appearance is what makes the run finished."""

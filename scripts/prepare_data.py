@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--from", dest="source", type=Path, help="an archive or a folder to take the files from")
     arguments = parser.parse_intermixed_args()
     where = [f"data_dir={arguments.data_dir}"] if arguments.data_dir else []
-    cli.start_logging()
+    cli.start_process()
     with cli.one_line_errors():
         cfg = cli.compose([f"dataset={arguments.dataset}", *arguments.settings, *where, "download=true"])
         if arguments.source is not None:

@@ -31,23 +31,27 @@ ALLOWED = {
     "data": LEAVES | {"data.resident", "data.decode"},
     "prune": LOOPS,
     "train": LOOPS,
-    "store": LOOPS | {"ownership"},
+    "files": set(),
     "ownership": {"errors"},
+    "status": {"files", "ownership"},
+    "store": LOOPS | {"files", "ownership", "status"},
+    "sweeps": {"errors"},
+    "slurm": {"cli", "config", "errors", "ownership", "status"},
     "preemption": set(),
     "tracking": LOOPS,
     "summary": set(),
     "experiment": LOOPS
-    | {"config", "prune", "schedules", "store", "summary", "tracking", "train", "checkpoints", "row"},
+    | {"config", "prune", "schedules", "store", "status", "summary", "tracking", "train", "checkpoints", "row"},
     "checkpoints": LEAVES | {"preemption", "prune", "store", "train"},
     "row": LOOPS | {"prune"},
     "export": LOOPS,
     "sketching": LEAVES,
-    "cli": {"config", "errors", "experiment", "preemption"},
+    "cli": {"config", "errors", "experiment", "preemption", "slurm", "status", "sweeps"},
 }
 
 # The modules that may import an outside library.
 DOORS = {
-    "hydra": {"cli", "config", "experiment", "export"},
+    "hydra": {"cli", "config", "experiment", "export", "sweeps"},
     "omegaconf": {"cli", "config", "experiment", "export"},
     "wandb": {"tracking"},
     "timm": {"models.timm_zoo"},
@@ -57,6 +61,8 @@ DOORS = {
     "safetensors": {"export", "masks", "store"},
     "torch_pruning": {"structure"},
     "tqdm": {"train"},
+    "submitit": {"slurm"},
+    "yaml": {"sweeps"},
     "matplotlib": {"sketching"},
 }
 

@@ -15,7 +15,7 @@ import torch
 from conftest import ROOT, RunCli
 from safetensors.torch import load_file
 
-from pai_bench import store
+from pai_bench import files, status
 from pai_bench.export import trained
 
 # Small enough for seconds: an eighth of a ResNet-20.
@@ -136,7 +136,7 @@ def test_a_sweep_goes_on_past_failures_and_ends_with_the_worst_code(run_cli: Run
     assert done.returncode == 2
     assert len(re.findall(r"config error: sparsity 0.9999999 leaves none of \d+ weights", done.stderr)) == 2
     assert "2 done, 0 skipped, 2 failed" in done.stdout
-    rows = store.read(tmp_path / "results")
+    rows = status.read(tmp_path / "results")
     assert [row["pruner"] for row in rows] == ["random", "snip"]
     assert len(list((tmp_path / "results").glob("digits-*"))) == 2
     again = run_cli("-m", *SMALL, "tracker=none", "pruner=random,snip", "sparsity=0.5,0.9999999")
@@ -202,7 +202,7 @@ def test_a_file_system_that_takes_nothing(
         done = run_cli("tracker=none", "pruner=magnitude", "sparsity=0.5", "training.epochs=1")
         assert done.returncode == code
         assert re.fullmatch(message, done.stderr.strip()), done.stderr
-        assert store.read(results) == []
+        assert status.read(results) == []
     finally:
         subprocess.run(["umount", results], check=True)
 
@@ -285,7 +285,7 @@ def test_sanity_checks_store_what_they_left_of_the_mask(run_cli: RunCli, tmp_pat
         "-m", *SMALL, "tracker=none", "training.epochs=0", "pruner=snip", "sparsity=0.8", f"ablation={ablations}"
     )
     assert done.returncode == 0, done.stderr
-    rows = {row["ablation"]: row for row in store.read(tmp_path / "results")}
+    rows = {row["ablation"]: row for row in status.read(tmp_path / "results")}
     assert set(rows) == set(ablations.split(","))
     overlaps = {name: row["ablation_overlap"] for name, row in rows.items()}
     assert all(0 <= overlap < 1 for overlap in overlaps.values())
@@ -355,16 +355,16 @@ def test_a_filter_pruned_run_is_exported_as_a_smaller_network(run_cli: RunCli, t
 
 
 def test_json_has_no_nan(tmp_path: Path) -> None:
-    store.write_json(tmp_path / "x.json", {"a": math.nan, "b": [math.inf, 1.5], "c": {"d": -math.inf}})
+    files.write_json(tmp_path / "x.json", {"a": math.nan, "b": [math.inf, 1.5], "c": {"d": -math.inf}})
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": None, "b": [None, 1.5], "c": {"d": None}}
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     target = tmp_path / "x.json"
-    store.write_json(target, {"a": 1})
+    files.write_json(target, {"a": 1})
     with pytest.raises(TypeError):
-        store.write_json(target, {"a": object()})
+        files.write_json(target, {"a": object()})
     with pytest.raises(TypeError):
-        store.write_atomically(target, "text")  # type: ignore[arg-type]
+        files.write_atomically(target, "text")  # type: ignore[arg-type]
     assert json.loads(target.read_text()) == {"a": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]

@@ -1,0 +1,37 @@
+"""Hydra's basic sweeper, with settings that go in pairs and exclusions."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.types import Override
+
+
+@dataclass
+class GridSweeperConf:
+    """hydra.sweeper."""
+
+    _target_: str = "hydra_plugins.pai_bench_plugins.grid.GridSweeper"
+    max_batch_size: int | None = None
+    params: dict[str, str] | None = None
+    paired: list[dict[str, Any]] | None = None
+    exclude: list[dict[str, Any]] | None = None
+
+
+ConfigStore.instance().store(group="hydra/sweeper", name="grid", node=GridSweeperConf, provider="pai_bench")
+
+
+class GridSweeper(BasicSweeper):
+    """Runs pai_bench.sweeps.jobs."""
+
+    def __init__(self, paired: Any, exclude: Any, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.paired, self.exclude = paired or [], exclude or []
+
+    def split_arguments(self, overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:  # type: ignore[override]
+        """The overrides of every job, in batches."""
+        from pai_bench import sweeps
+
+        found = sweeps.overrides_of_jobs(overrides, self.paired, self.exclude)
+        return list(self.split_overrides_to_chunks(found, max_batch_size)) if found else []

@@ -1,0 +1,51 @@
+"""The launcher behind hydra/launcher=slurm; conf/hydra/launcher/slurm.yaml has its settings."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+
+class SlurmLauncher(Launcher):
+    """Composes every run of a sweep now, and submits those that are still to be done."""
+
+    def __init__(self, *, wait: bool, export: str | None, folder: str, max_requeues: int, **sbatch: Any) -> None:
+        self.wait, self.export = wait, export
+        self.settings = {"max_requeues": max_requeues} | {
+            key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value for key, value in sbatch.items()
+        }
+        self.folder = folder
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Called by Hydra."""
+        self.context, self.config = hydra_context, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Called by Hydra."""
+        from pai_bench import config, slurm
+
+        cfgs = []
+        for overrides in job_overrides:
+            composed = self.context.config_loader.load_sweep_config(self.config, list(overrides))
+            with open_dict(composed):
+                del composed["hydra"]
+            cfgs.append(config.complete(composed))
+        if self.export is not None:
+            slurm.export(job_overrides, Path(self.export), **self.settings)
+            return []
+        self.submit(cfgs)
+        return []
+
+    def submit(self, cfgs: Sequence[dict[str, Any]]) -> None:
+        """Submits completed configs, and waits for them if that is asked for."""
+        from pai_bench import cli, slurm
+
+        jobs = slurm.submit(cfgs, folder=self.folder, **self.settings)
+        if self.wait:
+            slurm.wait(list(jobs.values()))
+            for code, skipped in slurm.outcomes(cfgs, jobs):
+                cli.count(code, skipped)

@@ -1,0 +1,95 @@
+"""Says how the runs of a sweep or of a results folder stand, and runs again what did not end well.
+
+  python scripts/status.py results
+  python scripts/status.py experiment=NAME                         # missing runs too
+  python scripts/status.py pruner=snip,synflow 'seed=range(3)'     # the same words as after run.py -m
+  python scripts/status.py results --retry                         # here, one after another
+  python scripts/status.py experiment=NAME --retry hydra/launcher=slurm hydra.launcher.timeout_min=60
+
+Finished and running ones are never touched. A dead run was killed without a word; it goes on from its checkpoint, as a
+preempted one does.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+
+from pai_bench import cli, config, slurm, status
+from pai_bench.errors import ConfigError, DataError
+
+ORDER = ("finished", "running", "queued", "preempted", "dead", "failed", "missing")
+RETRIED = ("preempted", "dead", "failed", "missing")
+
+
+def states_of(directories: dict[str, Path]) -> dict[str, status.RunState]:
+    """The state of each run; one whose job has left the queue without starting it is missing."""
+    states = {run_id: status.state(directory) for run_id, directory in directories.items()}
+    queued = slurm.alive([state.job for state in states.values() if state.name == "queued" and state.job])
+    gone = [run_id for run_id, state in states.items() if state.name == "queued" and state.job not in queued]
+    return states | {run_id: status.RunState("missing") for run_id in gone}
+
+
+def table(states: dict[str, status.RunState]) -> str:
+    """Counts, then a line for each run that is not finished."""
+    counts = [(name, sum(state.name == name for state in states.values())) for name in ORDER]
+    lines = ["   ".join(f"{number} {name}" for name, number in counts if number) + f"   of {len(states)}"]
+    width = max(len(run_id) for run_id in states)
+    for name in ORDER[1:]:
+        for run_id, state in sorted(states.items()):
+            if state.name == name:
+                when = time.strftime("%Y-%m-%d %H:%M", time.localtime(state.updated)) if state.updated else ""
+                words = [f"job {state.job}" if state.job else "", f"attempt {state.attempt}" if state.attempt else ""]
+                reason = [state.error.partition("\n")[0]] if state.error else []
+                details = "  ".join([when, *filter(None, words), *reason])
+                lines.append(f"{name:<10} {run_id:<{width}}  {details}".rstrip())
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Prints the states; exits with 1 if a run has failed or is dead, with --retry as run.py does."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="+", help="a results folder, or the overrides of a sweep")
+    parser.add_argument("--retry", action="store_true", help=f"run what is {', '.join(RETRIED)}")
+    arguments = parser.parse_intermixed_args()
+    cli.start_process()
+    overrides = [word for word in arguments.what if "=" in word]
+    folders = [Path(word) for word in arguments.what if "=" not in word]
+    with cli.counted():
+        cfgs: dict[str, dict[str, Any]] = {}
+        if folders:
+            (folder,) = folders if len(folders) == 1 else (None,)
+            if folder is None or not folder.is_dir():
+                raise DataError(f"{' '.join(map(str, folders))}: give one results folder, or settings as key=value")
+            directories = {path.parent.name: path.parent for path in folder.glob("*/*.json")}
+            launcher = cli.expand([f"results_dir={folder}", *overrides])[1]
+        else:
+            completed, launcher = cli.expand(overrides)
+            cfgs = {config.run_id(cfg): cfg for cfg in completed}
+            directories = {run_id: config.directory(cfg) for run_id, cfg in cfgs.items()}
+        if not directories:
+            raise DataError(f"{' '.join(arguments.what)}: there are no runs")
+        states = states_of(directories)
+        print(table(states))
+        wanted = [run_id for run_id, state in states.items() if state.name in RETRIED]
+        if not arguments.retry:
+            sys.exit(int(any(state.name in ("failed", "dead") for state in states.values())))
+        for run_id in wanted:
+            if run_id not in cfgs:
+                if not (directories[run_id] / "config.yaml").is_file():
+                    raise ConfigError(f"{directories[run_id]}: no config.yaml to run again; name its sweep instead")
+                cfgs[run_id] = cli.stored(directories[run_id]) | {"results_dir": str(folders[0])}
+        again = [cfgs[run_id] for run_id in wanted]
+        if launcher._target_.endswith("SlurmLauncher"):
+            instantiate(launcher).submit(again)
+        else:
+            for cfg in again:
+                if cli.attempt(cfg) == 75:
+                    break
+
+
+if __name__ == "__main__":
+    main()
