@@ -10,6 +10,7 @@ from pai_bench import preemption, store
 from pai_bench.errors import OwnedError, PreemptedError
 from pai_bench.prune import Pruned
 from pai_bench.train import Trainer
+from pai_bench.world import world
 
 
 class Checkpoints:
@@ -18,7 +19,7 @@ class Checkpoints:
     `reached` is what the run has come to beside the state of its trainer.
     """
 
-    def __init__(self, cfg: dict[str, Any], files: store.RunDirectory, started: float) -> None:
+    def __init__(self, cfg: dict[str, Any], files: store.RunDirectory | store.Elsewhere, started: float) -> None:
         self.files, self.started = files, started
         self.every_epochs, self.every_seconds = cfg["checkpoint_epochs"], 60 * cfg["checkpoint_minutes"]
         self.trainer: Trainer | None = None
@@ -35,7 +36,8 @@ class Checkpoints:
         if self.files.lost:
             raise OwnedError(f"{self.files.path}: another process has taken this run over, so this one ends")
         self._epochs += epoch_ended
-        wanted = preemption.requested()
+        # Where there are several processes, the first decides: at the next step the others find it gone.
+        wanted = preemption.requested() if world().rank == 0 else None
         late = time.perf_counter() - self._saved > self.every_seconds
         if wanted or late or (epoch_ended and self._epochs >= self.every_epochs):
             self.save()

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pai_bench import config, preemption, status, sweeps
 from pai_bench.errors import ConfigError, PreemptedError, UserError
+from pai_bench.world import world
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 log = logging.getLogger("pai_bench")
@@ -68,9 +69,13 @@ def attempt(completed: dict[str, Any]) -> int:
         experiment.run(completed)
     except Exception as error:
         code = _report(error)
+        if preemption.requested() and world().rank > 0:  # it has noticed that the first process is gone
+            code = PreemptedError.exit_code
         if isinstance(error, PreemptedError):
             slurm.requeue()
     count(code, skipped)
+    if code and world().size > 1:
+        sys.exit(code)  # the processes may no longer stand at the same place
     return code
 
 
@@ -87,6 +92,8 @@ def _report(error: Exception) -> int:
         code = ConfigError.exit_code
     else:
         code = getattr(error, "exit_code", UserError.exit_code)
+    if world().rank > 0:  # the first process says it
+        return code
     kind = {2: "config error", 4: "data error", 6: "owned", 75: "preempted"}.get(code, "error")
     print(f"{kind}: {'; '.join([_one_line(error), *getattr(error, '__notes__', [])])}", file=sys.stderr)
     return code
@@ -173,7 +180,7 @@ def start_process() -> None:
     log.setLevel(logging.DEBUG)
     log.propagate = False
     console = logging.StreamHandler(sys.stdout)
-    console.setLevel(logging.INFO)
+    console.setLevel(logging.INFO if world().rank == 0 else logging.ERROR)
     log.handlers = [console]
     preemption.watch()
 

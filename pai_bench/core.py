@@ -170,6 +170,14 @@ class Ablation:
 
 
 @dataclass(frozen=True)
+class Share:
+    """Which part of every batch a process takes: every `size`-th image, from `rank` on."""
+
+    rank: int = 0
+    size: int = 1
+
+
+@dataclass(frozen=True)
 class Place:
     """Where datasets lie and where their images are to go."""
 
@@ -177,6 +185,7 @@ class Place:
     download: bool
     device: torch.device
     num_workers: int
+    share: Share = Share()
 
 
 class Data(Protocol):
@@ -190,11 +199,11 @@ class Data(Protocol):
     def train(self, batch_size: int, order: Generator, augment: Generator, start: int = 0) -> Iterator[Batch]:
         """One epoch of augmented training batches in random order, from batch `start`, the same as without it.
 
-        A trailing batch of one image is left out.
+        A trailing batch of one image is left out. Of several processes each gets its share of every batch.
         """
 
     def evaluation(self, split: str, batch_size: int) -> Iterator[Batch]:
-        """Every image of a split once, un-augmented, in a fixed order."""
+        """Every image of a split once, un-augmented, in a fixed order; of several processes each gets other batches."""
 
     def draw(self, examples: Examples, generator: Generator) -> Batches:
         """Training images for scoring.

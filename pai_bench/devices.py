@@ -8,19 +8,24 @@ from contextlib import AbstractContextManager
 import torch
 
 from pai_bench.errors import ConfigError
+from pai_bench.world import World
 
 AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def pick(name: str) -> torch.device:
-    """The device that a setting names; "auto" is the GPU if there is one.
+def pick(name: str, world: World) -> torch.device:
+    """The device that a setting names; "auto" is the GPU if there is one. Of several processes each has its own GPU.
 
     Raises:
         ConfigError: there is no such device here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
+    if device.type == "cuda" and world.size > 1:
+        if device.index is not None:
+            raise ConfigError(f"device={name}: each of {world.size} processes needs its own GPU; use device=cuda")
+        device = torch.device("cuda", world.local_rank)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device={name}: torch {torch.__version__} finds none here; use device=auto or device=cpu")
     return device

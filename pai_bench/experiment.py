@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
+from torch import Generator
 from torch.nn import functional as F
 
-from pai_bench import config, devices, masks, measures, seeding, status, store, tracking, train
+from pai_bench import config, devices, distributed, masks, measures, seeding, status, store, tracking, train
 from pai_bench import row as rows
 from pai_bench.checkpoints import Checkpoints, restored, stored
 from pai_bench.core import (
@@ -26,6 +27,9 @@ from pai_bench.core import (
     Pruner,
     Record,
     Round,
+    Scores,
+    Share,
+    Sketch,
     Subnetwork,
     Weights,
 )
@@ -33,6 +37,7 @@ from pai_bench.errors import ConfigError, OwnedError, PreemptedError, UserError
 from pai_bench.prune import Pruned, prune
 from pai_bench.summary import closing
 from pai_bench.train import Recipe, Trainer
+from pai_bench.world import world
 
 log = logging.getLogger(__name__)
 
@@ -44,20 +49,14 @@ def _function(call: dict[str, Any]) -> Any:
     return instantiate({key: value for key, value in call.items() if key != "name"}, _partial_=True, _convert_="all")
 
 
-def _start_log(directory: Path) -> logging.Handler:
-    handler = logging.FileHandler(directory / "run.log")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logging.getLogger("pai_bench").addHandler(handler)
-    return handler
-
-
 def load_data(cfg: dict[str, Any], device: torch.device) -> Data:
     """The dataset of a completed config, its images on the device or on their way there.
 
     Raises:
         DataError: it is missing, incomplete or damaged.
     """
-    place = Place(Path(cfg["data_dir"]), cfg["download"], device, cfg["num_workers"])
+    here = world()
+    place = Place(Path(cfg["data_dir"]), cfg["download"], device, cfg["num_workers"], Share(here.rank, here.size))
     data: Data = _function(cfg["dataset"])(place)
     return data
 
@@ -72,23 +71,35 @@ def run(cfg: dict[str, Any]) -> dict[str, Any]:
         UserError: and its kinds, for what a user can mend; the run directory holds the traceback.
     """
     directory = config.directory(cfg)
-    device = devices.pick(cfg["device"])
+    here = world()
+    device = devices.pick(cfg["device"], here)
     devices.check_precision(cfg["training"]["precision"], device)
-    if (row := status.finished(directory)) is not None and not store.untidy(directory):
-        _check_same_images(cfg, row)
-        accuracy = f"{100 * row['test_top1']:.2f} % test accuracy"
-        log.info("%s is finished already: %s, sparsity %.6g", directory, accuracy, row["sparsity"])
-        return row
-    files = store.RunDirectory(directory)
+    distributed.start(device)
+    claimed: list[store.RunDirectory] = []
+
+    def claim() -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+        """The row if there is one, or what the run goes on from; in the first process, for all."""
+        if (row := status.finished(directory)) is not None and not store.untidy(directory):
+            _check_same_images(cfg, row)
+            return row, None
+        claimed.append(store.RunDirectory(directory))
+        return claimed[0].row, claimed[0].checkpoint
+
+    row, checkpoint = distributed.agree(claim)
+    files = claimed[0] if claimed else store.Elsewhere(directory, checkpoint)
     try:
-        return files.row or _attempt(cfg, device, files)
+        if row is not None:
+            accuracy = f"{100 * row['test_top1']:.2f} % test accuracy"
+            log.info("%s is finished already: %s, sparsity %.6g", directory, accuracy, row["sparsity"])
+            return row
+        return _attempt(cfg, device, files)
     finally:
         files.close()
 
 
-def _attempt(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory) -> dict[str, Any]:
+def _attempt(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory | store.Elsewhere) -> dict[str, Any]:
     """One attempt at a run; whatever its end, the status says so."""
-    handler = _start_log(files.path)
+    handler = files.start_log()
     try:
         return _run(cfg, device, files)
     except ConfigError:
@@ -131,6 +142,8 @@ def _pruner(cfg: dict[str, Any]) -> Pruner:
     """A pruner of the config; a dense run's is never asked for a score."""
     functions = {key: _function(cfg[key]) if cfg[key] is not None else None for key in ("score", "transfer")}
     examples = Examples(**cfg["examples"]) if cfg["examples"] is not None else None
+    if (transfer := functions["transfer"]) is not None:
+        functions["transfer"] = lambda *arguments: distributed.from_first(transfer(*arguments))
     return Pruner(**functions, mode=cfg["mode"], examples=examples, reduce=cfg["reduce"], regrow=cfg["regrow"])
 
 
@@ -164,8 +177,14 @@ def _parts(cfg: dict[str, Any], device: torch.device) -> _Parts:
 
     recipe = Recipe(**{key: value for key, value in cfg["training"].items() if key != "name"})
     rounds = _function(cfg["schedule"])(cfg["sparsity"], train.length(recipe, data))
-    pruner, ablation = _pruner(cfg["pruner"]), _ablation(cfg["ablation"])
-    return _Parts(cfg, device, data, build, pruner, _function(cfg["allocation"]), ablation, rounds, recipe)
+    pruner, ablation, choose = _pruner(cfg["pruner"]), _ablation(cfg["ablation"]), _function(cfg["allocation"])
+
+    def allocate(scores: Scores, candidates: Mask, sparsity: float, generator: Generator) -> Mask | Sketch:
+        # Every process scores, and the mask of the first holds: two GPUs may round differently.
+        chosen: Mask | Sketch = distributed.from_first(choose(scores, candidates, sparsity, generator))
+        return chosen
+
+    return _Parts(cfg, device, data, build, pruner, allocate, ablation, rounds, recipe)
 
 
 def _trainer(
@@ -247,12 +266,13 @@ def _diagnose(parts: _Parts, model: torch.nn.Module) -> Diagnose:
     return measure
 
 
-def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory) -> dict[str, Any]:
+def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory | store.Elsewhere) -> dict[str, Any]:
     started = time.perf_counter()
     devices.start_memory(device)
     seed, sparsity = cfg["seed"], cfg["sparsity"]
     run_id = config.run_id(cfg)
     begun = files.checkpoint
+    here = world()
 
     # Data and model.
     parts = _parts(cfg, device)
@@ -276,7 +296,7 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory) -
     names = [cfg[group]["name"] for group in ("dataset", "model", "pruner")]
     files.write_text("config.yaml", config.rerunnable(cfg))
     files.write_json("provenance.json", store.provenance() | {"dataset_checksum": data.checksum, "device": str(device)})
-    tracker: tracking.Tracker = _function(cfg["tracker"])(
+    tracker: tracking.Tracker = (_function(cfg["tracker"]) if here.rank == 0 else tracking.none)(
         tracking.Run(run_id, config.group_id(cfg), files.path, cfg | target, names)
     )
 
@@ -352,6 +372,8 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory) -
         train_examples = trainer.num_examples - last["search_examples"]
         if cfg["save_model"]:
             files.write_tensors("model.safetensors", model.state_dict())
+        if here.rank > 0:
+            return {}
 
         # The result: one row, whose appearance on disk is what finishes the run.
         groups = ("dataset", "model", "pruner", "allocation", "schedule", "ablation", "training")
@@ -397,6 +419,7 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory) -
             "images_per_second": trainer.num_examples / trainer.seconds if trainer.seconds else 0.0,
             "peak_memory_bytes": devices.peak_memory_bytes(device),
             "device": str(device),
+            "num_processes": here.size,
             "hardware": devices.describe(device),
             "dataset_checksum": data.checksum,
         }

@@ -24,6 +24,12 @@ def watch() -> None:
         signal.signal(number, note)
 
 
+def ignore(worker: int = 0) -> None:
+    """Makes a worker process go on through the signals: its parent still needs its images to get to a checkpoint."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def requested() -> str | None:
     """The name of the first signal received, if any."""
     return _received[0] if _received else None

@@ -148,6 +148,13 @@ class RunDirectory:
         """Whether another process has taken the directory over."""
         return self._claim is not None and self._claim.lost
 
+    def start_log(self) -> logging.Handler:
+        """Sends everything that this package logs to run.log too."""
+        handler = logging.FileHandler(self.path / "run.log")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logging.getLogger("pai_bench").addHandler(handler)
+        return handler
+
     def close(self) -> None:
         """Gives the directory free for other processes."""
         if self._claim is not None:
@@ -205,3 +212,25 @@ class RunDirectory:
         self.status("finished", exit_code=0)
         for name in (_PREVIOUS, _CHECKPOINT):
             (self.path / name).unlink(missing_ok=True)
+
+
+class Elsewhere:
+    """The run directory for a process that leaves the writing to another."""
+
+    lost = False
+
+    def __init__(self, path: Path, checkpoint: dict[str, Any] | None) -> None:
+        self.path, self.checkpoint = path, checkpoint
+
+    def start_log(self) -> logging.Handler:
+        """Nowhere."""
+        return logging.NullHandler()
+
+    def curve(self) -> list[dict[str, float]]:
+        """Nothing."""
+        return []
+
+    def _nothing(self, *_: Any, **__: Any) -> None: ...
+
+    close = save_checkpoint = status = discard = record = finish = _nothing
+    write_text = write_json = write_tensors = _nothing

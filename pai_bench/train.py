@@ -13,9 +13,10 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 from tqdm import tqdm
 
-from pai_bench import devices, masks, seeding
+from pai_bench import devices, distributed, masks, seeding
 from pai_bench.core import Batch, Data, Length, Mask, Record, State, num_steps
-from pai_bench.errors import UserError
+from pai_bench.errors import ConfigError, UserError
+from pai_bench.world import world
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +104,8 @@ def evaluate(
 ) -> Evaluation:
     """Loss and accuracies of logits = forward(images) over every image of the batches, each counted once.
 
+    Of several processes each brings its own batches.
+
     Args:
         temperature: divides the logits in the loss.
     """
@@ -115,7 +118,7 @@ def evaluate(
         cross_entropy = F.cross_entropy(logits / temperature, labels, reduction="sum")
         sums += torch.stack([value.to(sums) for value in (cross_entropy, best[:, 0].sum(), best.sum())])
         number += len(labels)
-    loss, top1, top5 = sums.tolist()
+    loss, top1, top5, number = distributed.total(torch.cat([sums, sums.new_tensor([number])])).tolist()
     return Evaluation(loss / number, top1 / number, top5 / number)
 
 
@@ -123,6 +126,22 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The context in which a forward pass runs in a precision."""
     dtype = devices.AUTOCAST[precision]
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def _check_shares(recipe: Recipe, data: Data, size: int, compile_model: bool) -> None:
+    """Refuses what several processes cannot do.
+
+    Raises:
+        ConfigError: a batch has fewer images than there are processes, or the model is to be compiled.
+    """
+    if compile_model:
+        raise ConfigError(f"compile=true: not with {size} processes; use compile=false")
+    last = data.num_examples["train"] % recipe.batch_size
+    if min(recipe.batch_size, last if last > 1 else recipe.batch_size) < size:
+        raise ConfigError(
+            f"training.batch_size={recipe.batch_size}: the last batch of an epoch has {last} images for {size} "
+            "processes; give another, or start fewer processes"
+        )
 
 
 class Trainer:
@@ -161,7 +180,11 @@ class Trainer:
         self.model = model.to(memory_format=self.memory_format)
         self.data, self.recipe, self.device = data, recipe, device
         self.seed, self.record, self.diagnose, self.checkpoint = seed, record, diagnose, checkpoint
-        self.forward = torch.compile(self.model) if compile_model else self.model
+        self.world = world()
+        if self.world.size > 1:
+            _check_shares(recipe, data, self.world.size, compile_model)
+        self.infer: nn.Module = torch.compile(self.model) if compile_model else self.model  # type: ignore[assignment]
+        self.forward = distributed.wrapped(self.infer, device)
         self.length = length(recipe, data)
         decayed = masks.prunable(model)
         plain = [p for name, p in model.named_parameters() if name not in decayed]
@@ -248,7 +271,8 @@ class Trainer:
         self._loss_sum, self._correct = state["loss_sum"].to(self.device), state["correct"].to(self.device)
         for name in _COUNTS:
             setattr(self, name, state[name])
-        self._random = state["random"]
+        # Of the first process; the others start a new stream.
+        self._random = state["random"] if self.world.rank == 0 else None
 
     def finish(self, mask: Mask, epoch: float) -> None:
         """As `until`, and records an evaluation of the network as it is in the end where that is still missing."""
@@ -295,7 +319,7 @@ class Trainer:
         for split in ("validation", "test"):
             if self.data.num_examples[split]:
                 batches = self._formatted(self.data.evaluation(split, size))
-                result = evaluate(self.forward, batches, self.device, self.recipe.precision, self.recipe.temperature)
+                result = evaluate(self.infer, batches, self.device, self.recipe.precision, self.recipe.temperature)
                 metrics |= {f"{split}/loss": result.loss, f"{split}/top1": result.top1, f"{split}/top5": result.top5}
         return metrics | (self.diagnose(self.mask) if self.diagnose is not None else {})
 
@@ -343,14 +367,16 @@ class Trainer:
         """Takes the steps from the clock to `stop`, which lies in the same epoch."""
         recipe, per_epoch = self.recipe, self.length.steps_per_epoch
         number, start = divmod(self.clock, per_epoch)
+        first, num_train = number * per_epoch, self.data.num_examples["train"]
         number += 1
+        stream: tuple[str | int, ...] = ("dropout", number, start, *([self.world.rank] if self.world.rank else []))
         started = time.perf_counter()
         self.model.train()
         order, augment = (seeding.generator(self.seed, name, number) for name in ("order", "augment"))
         batches = self._formatted(self.data.train(recipe.batch_size, order, augment, start))
         steps = range(self.clock, stop)
         shown = tqdm(steps, f"epoch {number}", leave=False, disable=None, unit="step")
-        with seeding.seeded(self.seed, "dropout", number, start):
+        with seeding.seeded(self.seed, *stream), distributed.synchronised_norms(self.model):
             if self._random is not None:
                 seeding.set_states(self._random)
                 self._random = None
@@ -361,14 +387,21 @@ class Trainer:
                 with autocast(self.device, recipe.precision):
                     logits = self.forward(images)
                     loss = F.cross_entropy(logits / recipe.temperature, labels, label_smoothing=recipe.label_smoothing)
+                sums = [loss.detach() * len(labels), (logits.detach().argmax(1) == labels).sum()]
+                num_images = len(labels)
+                if self.world.size > 1:
+                    num_images = min(recipe.batch_size, num_train - (step - first) * recipe.batch_size)
+                    # So that the average of the gradients over processes is that of the mean over all images.
+                    loss = loss * (len(labels) * self.world.size / num_images)
+                    sums = list(distributed.total(torch.stack(sums)))
                 self.optimizer.zero_grad(set_to_none=True)
                 self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
                 self.scaler.step(self.optimizer)
                 self.scaler.update()
-                self._loss_sum += loss.detach() * len(labels)
-                self._correct += (logits.detach().argmax(1) == labels).sum()
-                self._seen += len(labels)
-                self.num_examples += len(labels)
+                self._loss_sum += sums[0]
+                self._correct += sums[1]
+                self._seen += num_images
+                self.num_examples += num_images
                 self._evaluated = False
                 self.age += 1
                 self.clock = step + 1

@@ -12,7 +12,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # What each module may import of ours. Nobody is listed for pruners, models and data: a yaml's _target_ reaches them.
 LEAVES = {"core", "errors"}
 BASICS = LEAVES | {"masks", "gradients"}
-LOOPS = BASICS | {"allocation", "devices", "measures", "seeding", "structure"}
+LOOPS = BASICS | {"allocation", "devices", "distributed", "measures", "world", "seeding", "structure"}
 ALLOWED = {
     "errors": set(),
     "core": {"errors"},
@@ -20,7 +20,7 @@ ALLOWED = {
     "masks": LEAVES,
     "gradients": LEAVES,
     "seeding": LEAVES,
-    "devices": LEAVES,
+    "devices": LEAVES | {"world"},
     "schedules": LEAVES,
     "allocation": BASICS,
     "measures": BASICS,
@@ -28,7 +28,7 @@ ALLOWED = {
     "structure": LEAVES | {"masks"},
     "pruners": BASICS | {"structure"},
     "models": LEAVES | {"models.initialization"},
-    "data": LEAVES | {"data.resident", "data.decode"},
+    "data": LEAVES | {"preemption", "data.resident", "data.decode"},
     "prune": LOOPS,
     "train": LOOPS,
     "files": set(),
@@ -42,11 +42,13 @@ ALLOWED = {
     "summary": set(),
     "experiment": LOOPS
     | {"config", "prune", "schedules", "store", "status", "summary", "tracking", "train", "checkpoints", "row"},
-    "checkpoints": LEAVES | {"preemption", "prune", "store", "train"},
+    "world": set(),
+    "distributed": LEAVES | {"world"},
+    "checkpoints": LEAVES | {"world", "preemption", "prune", "store", "train"},
     "row": LOOPS | {"prune"},
     "export": LOOPS,
     "sketching": LEAVES,
-    "cli": {"config", "errors", "experiment", "preemption", "slurm", "status", "sweeps"},
+    "cli": {"config", "world", "errors", "experiment", "preemption", "slurm", "status", "sweeps"},
 }
 
 # The modules that may import an outside library.

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Generator
 
 from pai_bench import experiment
-from pai_bench.core import Data, Examples, Place, num_steps
+from pai_bench.core import Data, Examples, Place, Share, num_steps
 from pai_bench.data import resident
 from pai_bench.data.imagenet import Streamed
 from pai_bench.data.resident import Resident
@@ -52,7 +52,10 @@ def all_labels(data: Data, split: str) -> list[int]:
 # Held on the device ---------------------------------------------------------------------------------------------------
 
 
-def numbered(num_train: int, **settings: Any) -> Resident:
+ALL = Share()
+
+
+def numbered(num_train: int, share: Share = ALL, **settings: Any) -> Resident:
     """Images whose every pixel names the image and the place: (image, row, column) in the three channels."""
 
     def images(number: int) -> np.ndarray:
@@ -64,7 +67,9 @@ def numbered(num_train: int, **settings: Any) -> Resident:
 
     defaults = {"validation": 0.0, "mean": [0.0] * 3, "std": [1 / 255] * 3, "padding": 2, "flip": True}
     labels = np.arange(num_train) % 3
-    return Resident((images(num_train), labels), (images(4), np.array([0, 1, 2, 0])), 3, CPU, **(defaults | settings))
+    place = Place(Path(), False, CPU, 0, share)
+    test = images(4), np.array([0, 1, 2, 0])
+    return Resident((images(num_train), labels), test, 3, place, **(defaults | settings))
 
 
 def test_evaluation_gives_every_image_once_in_order_and_unchanged() -> None:

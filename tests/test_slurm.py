@@ -20,7 +20,7 @@ pytestmark = [
 ]
 
 LAUNCHER = ["hydra/launcher=slurm_cpu", "hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=1"]
-LONG = 40  # epochs of a tiny network: half a minute, long enough to be interrupted
+LONG = 25  # epochs of a tiny network: half a minute, long enough to be interrupted
 
 
 @pytest.fixture(scope="module")

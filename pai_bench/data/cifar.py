@@ -25,9 +25,7 @@ def cifar10(
     from torchvision.datasets import CIFAR10
 
     train, test = _read(CIFAR10, "cifar10", place, verify)
-    return Resident(
-        train, test, 10, place.device, validation=validation, mean=mean, std=std, padding=padding, flip=flip
-    )
+    return Resident(train, test, 10, place, validation=validation, mean=mean, std=std, padding=padding, flip=flip)
 
 
 def cifar100(
@@ -37,9 +35,7 @@ def cifar100(
     from torchvision.datasets import CIFAR100
 
     train, test = _read(CIFAR100, "cifar100", place, verify)
-    return Resident(
-        train, test, 100, place.device, validation=validation, mean=mean, std=std, padding=padding, flip=flip
-    )
+    return Resident(train, test, 100, place, validation=validation, mean=mean, std=std, padding=padding, flip=flip)
 
 
 def _read(kind: type[Any], name: str, place: Place, verify: bool) -> tuple[Images, Images]:

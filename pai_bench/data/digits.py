@@ -31,6 +31,4 @@ def digits(
     small, labels = table[:, :-1].view(-1, 1, 8, 8) * (255 / 16), table[:, -1].long()
     images = F.interpolate(small, size=32, mode="bilinear").round().byte().permute(0, 2, 3, 1).contiguous()
     train, test = ((images[part].numpy(), labels[part].numpy()) for part in hold_out(labels, _TEST_FRACTION))
-    return Resident(
-        train, test, 10, place.device, validation=validation, mean=mean, std=std, padding=padding, flip=flip
-    )
+    return Resident(train, test, 10, place, validation=validation, mean=mean, std=std, padding=padding, flip=flip)

@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from pai_bench import preemption
 from pai_bench.core import Batch, Batches, Examples, Place, Shape, num_steps
 from pai_bench.data.decode import Listing, fingerprint, open_image, paired_class_folders
 from pai_bench.data.resident import choose_examples, hold_out
@@ -76,13 +77,18 @@ class Streamed:
         self._augmented = v2.Compose([v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()])
         self._plain = v2.Compose([v2.Resize(resize, antialias=True), v2.CenterCrop(size)])
 
-    def _batches(self, split: str, positions: Tensor, seeds: Tensor | None, batch_size: int) -> Iterator[Batch]:
+    def _batches(
+        self, split: str, positions: Tensor, seeds: Tensor | None, batches: list[list[int]]
+    ) -> Iterator[Batch]:
         listing, indices = self._splits[split]
         files = _Files(listing, indices[positions], seeds, self._plain if seeds is None else self._augmented)
-        workers = min(self._place.num_workers, -(-len(files) // batch_size))
+        workers = min(self._place.num_workers, len(batches))
         pinned = self._place.device.type == "cuda"
         # A generator of its own, or the loader takes the seeds of its workers from torch's global one.
-        loader = DataLoader(files, batch_size, num_workers=workers, pin_memory=pinned, generator=Generator())
+        loader = DataLoader(
+            files, batch_sampler=batches, num_workers=workers, pin_memory=pinned, generator=Generator(),
+            worker_init_fn=preemption.ignore,
+        )  # fmt: skip
         for images, labels in loader:
             images = images.to(self._place.device, non_blocking=True).float()
             yield (images / 255 - self._mean) / self._std, labels.to(self._place.device, non_blocking=True)
@@ -95,12 +101,16 @@ class Streamed:
         num_images = self.num_examples["train"]
         positions = torch.randperm(num_images, generator=order)
         seeds = torch.randint(2**62, (num_images,), generator=augment)
-        used = slice(start * batch_size, num_steps(num_images, batch_size) * batch_size)
-        yield from self._batches("train", positions[used], seeds[used], batch_size)
+        steps = range(start, num_steps(num_images, batch_size))
+        rank, size = self._place.share.rank, self._place.share.size
+        ends = [min((step + 1) * batch_size, num_images) for step in steps]
+        batches = [list(range(step * batch_size + rank, end, size)) for step, end in zip(steps, ends, strict=True)]
+        yield from self._batches("train", positions, seeds, batches)
 
     def evaluation(self, split: str, batch_size: int) -> Iterator[Batch]:
         """Every image of a split once, resized and cropped around the centre, in a fixed order."""
-        yield from self._batches(split, torch.arange(self.num_examples[split]), None, batch_size)
+        batches = _chunks(self.num_examples[split], batch_size)[self._place.share.rank :: self._place.share.size]
+        yield from self._batches(split, torch.arange(self.num_examples[split]), None, batches)
 
     def draw(self, examples: Examples, generator: Generator) -> Batches:
         """Training images for scoring, batched.
@@ -110,7 +120,11 @@ class Streamed:
         """
         positions = choose_examples(self._train_labels, self.num_classes, examples, generator)
         seeds = torch.randint(2**62, (len(positions),), generator=generator) if examples.augment else None
-        return list(self._batches("train", positions, seeds, examples.batch_size))
+        return list(self._batches("train", positions, seeds, _chunks(len(positions), examples.batch_size)))
+
+
+def _chunks(number: int, size: int) -> list[list[int]]:
+    return [list(range(start, min(start + size, number))) for start in range(0, number, size)]
 
 
 def imagenet(

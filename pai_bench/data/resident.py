@@ -10,7 +10,7 @@ from filelock import FileLock
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from pai_bench.core import Batch, Batches, Examples, Shape, num_steps
+from pai_bench.core import Batch, Batches, Examples, Place, Shape, num_steps
 from pai_bench.errors import ConfigError
 
 # images (N, H, W, C) uint8 and labels (N,) int64
@@ -83,6 +83,7 @@ class Resident:
 
     Args:
         num_classes: labels are below it, whether or not every class has an image.
+        place: only the device and the share of it matter here.
         validation: fraction of the training images held out as a validation split.
         mean, std: per channel, of pixels in [0, 1]; None measures them on the training images.
         padding: zeros around the image before a random crop of its own size; 0 = no crop.
@@ -97,7 +98,7 @@ class Resident:
         train: Images,
         test: Images,
         num_classes: int,
-        device: torch.device,
+        place: Place,
         *,
         validation: float,
         mean: list[float] | None,
@@ -117,6 +118,7 @@ class Resident:
         for setting, values in (("mean", mean), ("std", std)):
             if len(values) != channels:
                 raise ConfigError(f"dataset.{setting}={values}: the images have {channels} channels; give one for each")
+        device, self._share = place.device, place.share
         self._scale = 1 / (255 * torch.tensor(std, device=device))
         self._shift = -torch.tensor(mean, device=device) / torch.tensor(std, device=device)
         self._padding, self._flip, self._device = padding, flip, device
@@ -165,13 +167,13 @@ class Resident:
         labels = self._labels[permutation].to(self._device)
         drawn = self._augmented(permutation, augment)
         for step in range(start, num_steps(len(permutation), batch_size)):
-            part = slice(step * batch_size, (step + 1) * batch_size)
+            part = slice(step * batch_size + self._share.rank, (step + 1) * batch_size, self._share.size)
             yield self._images(*(tensor[part] for tensor in drawn)), labels[part]
 
     def evaluation(self, split: str, batch_size: int) -> Iterator[Batch]:
         """Every image of a split once, un-augmented, in a fixed order."""
         pixels, labels = self._evaluation[split]
-        for start in range(0, len(labels), batch_size):
+        for start in range(self._share.rank * batch_size, len(labels), self._share.size * batch_size):
             part = slice(start, start + batch_size)
             yield self._normalise(pixels[part].contiguous()), labels[part]
 

@@ -47,7 +47,7 @@ def tiny_imagenet(
         )
     images = decoded("tiny_imagenet", splits, None, place.data_dir)
     return Resident(
-        images["train"], images["test"], _NUM_CLASSES, place.device,
+        images["train"], images["test"], _NUM_CLASSES, place,
         validation=validation, mean=mean, std=std, padding=padding, flip=flip,
     )  # fmt: skip
 

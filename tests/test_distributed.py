@@ -1,0 +1,135 @@
+"""One run by several processes: the same mask and the same numbers as by one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT
+from safetensors.torch import load_file
+from test_data import all_images, all_labels, numbered
+from test_resume import TINY, directory_of
+
+from pai_bench.core import Share
+from pai_bench.world import World, world
+
+# Shares of 51 and 50. A small step, or training would amplify what rounding makes different.
+SETTINGS = [*TINY, "training.batch_size=101", "training.lr=0.001", "sparsity=0.6", "dataset.validation=0.1"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+
+
+def start(results: Path, *settings: str, processes: int = 2) -> "subprocess.Popen[str]":
+    """Starts run.py in one process, or by torchrun in several."""
+    command = TORCHRUN if processes > 1 else [sys.executable]
+    flags = [word for word in settings if word.startswith("-")]
+    settings = tuple(word for word in settings if word not in flags)
+    return subprocess.Popen(
+        [*command, str(ROOT / "run.py"), *flags, *SETTINGS, *settings, f"results_dir={results}"],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def run(results: Path, *settings: str, processes: int = 2) -> str:
+    out, err = start(results, *settings, processes=processes).communicate(timeout=300)
+    assert list(results.glob("*/result.json")) and out, err
+    return out
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["pruner=snip", "schedule=constant", "schedule.rounds=1"],
+        ["pruner=magnitude", "schedule=rewind", "schedule.levels=2", "schedule.rewind_epoch=1"],
+    ],
+    ids=["snip", "rewinding"],
+)
+def test_two_processes_give_the_mask_and_the_accuracy_of_one(settings: list[str], tmp_path: Path) -> None:
+    run(tmp_path / "one", *settings, processes=1)
+    said = run(tmp_path / "two", *settings)
+    one, two = (directory_of(tmp_path / name) for name in ("one", "two"))
+    assert one.name == two.name
+    assert sorted(path.name for path in one.iterdir()) == sorted(path.name for path in two.iterdir())
+    assert said.count("test accuracy after the last epoch") == 1
+    rows = [json.loads((path / "result.json").read_text()) for path in (one, two)]
+    assert [row["num_processes"] for row in rows] == [1, 2]
+    exact = ["num_kept", "train_examples", "search_train_examples", "score_examples", "dataset_checksum"]
+    assert [rows[0][key] for key in exact] == [rows[1][key] for key in exact]
+    curves = [[json.loads(line) for line in (path / "curve.jsonl").read_text().splitlines()] for path in (one, two)]
+    assert [line["epoch"] for line in curves[0]] == [line["epoch"] for line in curves[1]]
+    evaluated = [next(line for line in curve if "test/top1" in line) for curve in curves]
+    for key in ("test/loss", "test/top1", "test/top5", "validation/top1"):  # untrained: only the order of sums differs
+        assert evaluated[1][key] == pytest.approx(evaluated[0][key], rel=1e-6)
+    masks = [load_file(path / "mask.safetensors") for path in (one, two)]
+    weights = [load_file(path / "model.safetensors") for path in (one, two)]
+    assert all(torch.equal(masks[0][name], masks[1][name]) for name in masks[0])
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=1e-3, atol=1e-3, msg=name)
+    for key in ("test/top1", "test/loss", "train/loss", "train/top1"):
+        assert curves[1][-1][key] == pytest.approx(curves[0][-1][key], abs=0.003), key
+
+
+def test_a_preempted_run_of_two_processes_goes_on_with_one(tmp_path: Path) -> None:
+    settings = ["pruner=snip", "training.epochs=30"]
+    process = start(tmp_path, *settings)
+    while process.poll() is None and not list(tmp_path.glob("*/curve.jsonl")):
+        time.sleep(0.05)
+    while process.poll() is None and len((directory_of(tmp_path) / "curve.jsonl").read_text().splitlines()) < 4:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)  # torchrun passes it on to both
+    _, said = process.communicate(timeout=120)
+    status = json.loads((directory_of(tmp_path) / "status.json").read_text())
+    assert (status["state"], status["exit_code"]) == ("preempted", 75), said
+    assert "going on from a checkpoint" in run(tmp_path, *settings, processes=1)
+
+
+def test_a_sweep_under_torchrun_runs_what_is_not_finished(tmp_path: Path) -> None:
+    run(tmp_path, "pruner=snip", processes=1)
+    said = run(tmp_path, "-m", "pruner=snip,magnitude")
+    assert "is finished already" in said and "1 done, 1 skipped, 0 failed" in said
+    assert len(list(tmp_path.glob("*/result.json"))) == 2
+
+
+def test_two_processes_that_meet_a_wrong_setting_say_it_once(tmp_path: Path) -> None:
+    process = start(tmp_path, "pruner=snip", "compile=true")
+    _, said = process.communicate(timeout=120)
+    assert process.returncode != 0
+    lines = [line for line in said.splitlines() if "config error" in line]
+    assert len(lines) == 1 and "compile=true" in lines[0], said
+    assert not list(tmp_path.iterdir())
+
+
+def test_shares_cover_every_image_once() -> None:
+    whole, parts = numbered(10), [numbered(10, Share(rank, 3)) for rank in range(3)]
+    assert sorted(label for part in parts for label in all_labels(part, "train")) == sorted(all_labels(whole, "train"))
+
+    def epoch(data: Any) -> list[torch.Tensor]:
+        chance = torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)
+        return [images for images, _ in data.train(4, *chance)]
+
+    shares = [epoch(part) for part in parts]
+    for step, batch in enumerate(epoch(whole)):
+        together = torch.empty_like(batch)
+        for rank in range(3):
+            together[rank::3] = shares[rank][step]
+        assert torch.equal(together, batch)
+    assert all_images(whole, "train").shape[0] == 10
+
+
+def test_who_a_process_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    assert world() == World(0, 1, 0)
+    for name, value in (("SLURM_PROCID", "5"), ("SLURM_LOCALID", "1"), ("SLURM_STEP_NUM_TASKS", "8")):
+        monkeypatch.setenv(name, value)
+    assert world() == World(5, 8, 1)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    assert world() == World(0, 1, 0)
+    for name, value in (("RANK", "3"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "3")):
+        monkeypatch.setenv(name, value)
+    assert world() == World(3, 4, 3)
