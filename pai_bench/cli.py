@@ -1,6 +1,7 @@
 """The command line: compose, run, and end with one clear line and an exit code that says what happened."""
 
 import logging
+import multiprocessing
 import os
 import sys
 import tempfile
@@ -26,6 +27,11 @@ OUTCOMES = "PAI_BENCHOUTCOMES"  # a file to which every run of a sweep, in whate
 
 def _one_line(error: BaseException) -> str:
     """The reason for a failure in a line: the setting that it names, or the error's own words."""
+    if type(error).__name__ == "TerminatedWorkerError":
+        return (
+            "a process of the sweep was killed, perhaps for want of memory; the same command goes on with what is left "
+            "(fewer at once: hydra.launcher.n_jobs=)"
+        )
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}"
@@ -56,7 +62,14 @@ def _run(composed: DictConfig) -> float | None:
     if code == PreemptedError.exit_code:
         sys.exit(code)
     row = status.finished(config.directory(completed)) if code == 0 else None
+    if row and _in_worker():
+        print(f"{row['id']}: {100 * row['test_top1']:.2f} % test accuracy", flush=True)
     return float(row["test_top1"]) if row else None
+
+
+def _in_worker() -> bool:
+    """Whether this is one of several processes that work on a sweep; what they say must fit on one terminal."""
+    return multiprocessing.current_process().name != "MainProcess"
 
 
 def attempt(completed: dict[str, Any]) -> int:
@@ -180,7 +193,7 @@ def start_process() -> None:
     log.setLevel(logging.DEBUG)
     log.propagate = False
     console = logging.StreamHandler(sys.stdout)
-    console.setLevel(logging.INFO if world().rank == 0 else logging.ERROR)
+    console.setLevel(logging.ERROR if world().rank > 0 else logging.WARNING if _in_worker() else logging.INFO)
     log.handlers = [console]
     preemption.watch()
 

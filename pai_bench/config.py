@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import json
 import math
+import os
 import tempfile
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
@@ -141,11 +142,19 @@ Show the config of a run and exit: --cfg job --resolve     Hydra's own flags: --
 """
 
 
+def _runs_at_once() -> int:
+    """How many runs this machine does at once: one on each GPU, or else one on each core."""
+    import torch
+
+    return torch.cuda.device_count() or len(os.sched_getaffinity(0))
+
+
 def register() -> None:
     """Stores the schema, our help, and the order that Hydra writes nothing itself: pai_bench.store keeps the records.
 
     They replace Hydra's own defaults, so they hold for any primary config, that of an earlier run included.
     """
+    OmegaConf.register_new_resolver("runs_at_once", _runs_at_once, replace=True)
     store = ConfigStore.instance()
     store.store(name="run_schema", node=RunConfig)
     ours = {"output": "no_files", "help": "pai_bench", "job_logging": "none", "sweeper": "grid"}

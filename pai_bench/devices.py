@@ -1,11 +1,16 @@
 """The device of a run: which one, what precision it offers, how much memory was used."""
 
+import getpass
+import itertools
 import platform
 import resource
 import sys
+import tempfile
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 
 from pai_bench.errors import ConfigError
 from pai_bench.world import World
@@ -14,7 +19,9 @@ AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float1
 
 
 def pick(name: str, world: World) -> torch.device:
-    """The device that a setting names; "auto" is the GPU if there is one. Of several processes each has its own GPU.
+    """The device that a setting names; "auto" is a GPU if there is one.
+
+    Of several processes of a run each has its own GPU; of several runs each takes the GPU with the fewest others.
 
     Raises:
         ConfigError: there is no such device here.
@@ -26,9 +33,31 @@ def pick(name: str, world: World) -> torch.device:
         if device.index is not None:
             raise ConfigError(f"device={name}: each of {world.size} processes needs its own GPU; use device=cuda")
         device = torch.device("cuda", world.local_rank)
+    elif device == torch.device("cuda") and torch.cuda.device_count() > 1:
+        device = torch.device("cuda", _least_used())
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device={name}: torch {torch.__version__} finds none here; use device=auto or device=cpu")
     return device
+
+
+_taken: dict[int, FileLock] = {}  # the GPU of this process and its lock, held until the process ends
+
+
+def _least_used() -> int:
+    """The GPU with the fewest processes of ours on this machine. The same at every call from one process."""
+    if not _taken:
+        names = [str(torch.cuda.get_device_properties(index).uuid) for index in range(torch.cuda.device_count())]
+        folder = Path(tempfile.gettempdir()) / f"pai_bench-{getpass.getuser()}"
+        folder.mkdir(exist_ok=True)
+        for number, (index, name) in ((n, one) for n in itertools.count() for one in enumerate(names)):
+            lock = FileLock(folder / f"gpu-{name}-{number}.lock", blocking=False)
+            try:
+                lock.acquire()
+            except Timeout:
+                continue
+            _taken[index] = lock
+            break
+    return next(iter(_taken))
 
 
 def reproducible() -> AbstractContextManager[None]:

@@ -297,8 +297,11 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory | 
     files.write_text("config.yaml", config.rerunnable(cfg))
     files.write_json("provenance.json", store.provenance() | {"dataset_checksum": data.checksum, "device": str(device)})
     tracker: tracking.Tracker = (_function(cfg["tracker"]) if here.rank == 0 else tracking.none)(
-        tracking.Run(run_id, config.group_id(cfg), files.path, cfg | target, names)
-    )
+        tracking.Run(
+            run_id, config.group_id(cfg), files.path, cfg | target, names,
+            files.curve() if begun else None, files.num_repeated,
+        )
+    )  # fmt: skip
 
     def record(metrics: dict[str, float], epoch: float) -> None:
         files.record(metrics, epoch)

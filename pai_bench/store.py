@@ -99,6 +99,8 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._claim: Claim | None = None
+        # Lines that the curve had beyond the checkpoint.
+        self.num_repeated = 0
         try:
             path.mkdir(parents=True, exist_ok=True)
             claim = self._claim = Claim(path)
@@ -121,6 +123,8 @@ class RunDirectory:
                         shutil.rmtree(left) if left.is_dir() else left.unlink()
                 (path / "curve.jsonl").touch()
             else:
+                later = (path / "curve.jsonl").read_bytes()[self.checkpoint["curve_bytes"] :]
+                self.num_repeated = later.count(b"\n")
                 os.truncate(path / "curve.jsonl", self.checkpoint["curve_bytes"])
                 for torn in path.glob("*.tmp-*"):
                     torn.unlink()
@@ -217,7 +221,7 @@ class RunDirectory:
 class Elsewhere:
     """The run directory for a process that leaves the writing to another."""
 
-    lost = False
+    lost, num_repeated = False, 0
 
     def __init__(self, path: Path, checkpoint: dict[str, Any] | None) -> None:
         self.path, self.checkpoint = path, checkpoint

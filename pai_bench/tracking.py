@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlparse
 
+from pai_bench.errors import PreemptedError
+
 log = logging.getLogger(__name__)
 
 
@@ -20,6 +22,10 @@ class Run:
     directory: Path
     config: dict[str, Any]
     tags: list[str]
+    # For a run that goes on: the curve up to its checkpoint, and how many lines an earlier attempt had beyond that.
+    # They are going to be recorded once more, word for word.
+    curve: list[dict[str, float]] | None = None
+    num_repeated: int = 0
 
 
 class Tracker(Protocol):
@@ -51,6 +57,17 @@ class _WandB:
 
     def __init__(self, client: Any, run: Any, name: str) -> None:
         self._client, self._run, self._name = client, run, name
+        self._num_known = 0  # records to come that W&B has already
+
+    def go_on(self, curve: list[dict[str, float]], num_repeated: int, online: bool) -> None:
+        """Makes what W&B has of an earlier attempt and what it is going to get one curve, nothing missing or twice."""
+        if not online:  # what it has lies in another folder, whole but for its last second
+            self._num_known = num_repeated
+            return
+        known = self._run.starting_step  # every record is a step
+        for line in curve[known:]:
+            self.record({key: value for key, value in line.items() if key != "epoch"}, line["epoch"])
+        self._num_known = max(known - len(curve), 0)
 
     def _safely(self, what: str, call: Any) -> None:
         if self._run is None:
@@ -62,6 +79,9 @@ class _WandB:
             self._run = None
 
     def record(self, metrics: dict[str, float], epoch: float) -> None:
+        if self._num_known > 0:
+            self._num_known -= 1
+            return
         self._safely("record metrics", lambda: self._run.log({"epoch": epoch, **metrics}))
 
     def mask(self, file: Path) -> None:
@@ -74,6 +94,8 @@ class _WandB:
 
     def finish(self, row: dict[str, Any], exit_code: int) -> None:
         def end() -> None:
+            if exit_code == PreemptedError.exit_code:
+                self._run.mark_preempting()
             self._run.summary.update({key: value for key, value in row.items() if value is not None})
             self._run.finish(exit_code=exit_code)
 
@@ -89,7 +111,7 @@ def _has_key(host: str) -> bool:
         return False
 
 
-def wandb(run: Run, *, project: str, entity: str | None, mode: str, tags: list[str]) -> Tracker:
+def wandb(run: Run, *, project: str, entity: str | None, mode: str, tags: list[str], finish_seconds: float) -> Tracker:
     """A W&B run with the id of the run, in its directory; offline unless told otherwise.
 
     WANDB_MODE, if set, overrides `mode`. Online without a key or a network the run goes offline, with a warning, and
@@ -97,6 +119,7 @@ def wandb(run: Run, *, project: str, entity: str | None, mode: str, tags: list[s
 
     Args:
         mode: "offline", "online" or "disabled".
+        finish_seconds: how long the end of a run waits for a server that does not answer.
     """
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     # Beside the run, so that a sync from another machine finds the artifacts.
@@ -114,12 +137,14 @@ def wandb(run: Run, *, project: str, entity: str | None, mode: str, tags: list[s
             disable_git=True,
             silent=True,
             init_timeout=20,
+            finish_timeout=finish_seconds,
             x_disable_machine_info=mode == "offline",
             x_save_requirements=False,
             x_transaction_log_flush_interval=1,  # its 15 s would lose the last epochs of a run that is killed
         )
+        keep = "allow" if run.curve is not None else None  # None: what W&B has of a run of this id is replaced
         start: dict[str, Any] = {
-            "id": run.id, "name": run.id, "group": run.group, "project": project, "entity": entity, "resume": "allow",
+            "id": run.id, "name": run.id, "group": run.group, "project": project, "entity": entity, "resume": keep,
             "config": run.config, "tags": [*run.tags, *tags], "job_type": "train", "dir": str(run.directory),
             "reinit": "create_new", "settings": settings,
         }  # fmt: skip
@@ -136,7 +161,10 @@ def wandb(run: Run, *, project: str, entity: str | None, mode: str, tags: list[s
         started.define_metric("prune/round")
         started.define_metric("prune/*", step_metric="prune/round")
         started.define_metric("layer/*", step_metric="prune/round")
-        return _WandB(client, started, run.id)
+        tracker = _WandB(client, started, run.id)
+        if run.curve is not None:
+            tracker.go_on(run.curve, run.num_repeated, not started.offline)
+        return tracker
     except Exception as error:
         log.warning("W&B cannot start (%s: %s); the run directory is the only record", type(error).__name__, error)
         return _Nothing()

@@ -43,6 +43,7 @@ ALLOWED = {
     "experiment": LOOPS
     | {"config", "prune", "schedules", "store", "status", "summary", "tracking", "train", "checkpoints", "row"},
     "world": set(),
+    "replay": {"config", "errors", "status", "tracking"},
     "distributed": LEAVES | {"world"},
     "checkpoints": LEAVES | {"world", "preemption", "prune", "store", "train"},
     "row": LOOPS | {"prune"},
@@ -59,7 +60,7 @@ DOORS = {
     "timm": {"models.timm_zoo"},
     "torchvision": {"data.cifar", "data.imagenet", "data.tiny_imagenet"},
     "PIL": {"data.decode"},
-    "filelock": {"data.resident"},
+    "filelock": {"data.resident", "devices"},
     "safetensors": {"export", "masks", "store"},
     "torch_pruning": {"structure"},
     "tqdm": {"train"},

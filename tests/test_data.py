@@ -476,4 +476,4 @@ def test_an_incomplete_imagenet_is_refused_unless_asked_for(photographs: Path) -
 
 def test_a_place_says_nothing_of_the_data() -> None:
     """Where images lie and how they are decoded is no part of a run's identity, so a Place must hold nothing else."""
-    assert set(Place.__dataclass_fields__) == {"data_dir", "download", "device", "num_workers"}
+    assert set(Place.__dataclass_fields__) == {"data_dir", "download", "device", "num_workers", "share"}

@@ -1,0 +1,44 @@
+"""Sends runs to Weights & Biases from their run directories, whatever W&B was told while they ran.
+
+  python scripts/wandb_sync.py results
+  python scripts/wandb_sync.py results/<run> tracker.project=thesis tracker.entity=lab
+
+A run of the same id in the project is replaced, so this can be repeated. Running ones are left out.
+"""
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+from pai_bench import cli, status, tracking
+from pai_bench.errors import DataError
+from pai_bench.replay import replay
+
+
+def main() -> None:
+    """Sends every run below a folder, and says how many."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="a results folder, or the directory of a run")
+    parser.add_argument("settings", nargs="*", help="settings of the tracker, such as tracker.project=thesis")
+    arguments = parser.parse_intermixed_args()
+    cli.start_process()
+    with cli.one_line_errors():
+        cfg = cli.compose(["tracker=wandb", "tracker.mode=online", *arguments.settings])
+        settings = {key: value for key, value in cfg["tracker"].items() if key not in ("name", "_target_")}
+        tracker = partial(tracking.wandb, **settings)
+        folder = arguments.folder
+        found = (
+            [folder] if (folder / "config.yaml").is_file() else sorted(p.parent for p in folder.glob("*/config.yaml"))
+        )
+        if not found:
+            raise DataError(f"{folder}: there are no runs; give a results folder or the directory of a run")
+        for directory in found:
+            if status.state(directory).name == "running":
+                print(f"{directory.name}: running, left out")
+                continue
+            lines = replay(directory, cli.stored(directory), tracker)
+            print(f"{directory.name}: {lines} lines")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""As much of a W&B server as the real client needs: it takes runs and keeps them in memory."""
+
+import gzip
+import json
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+KEY = "a" * 40
+
+
+class Server(ThreadingHTTPServer):
+    """Listens on a free port from its creation until `stop`."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.runs: dict[str, dict[str, Any]] = {}
+        self.history: dict[str, list[dict[str, Any]]] = {}
+        self.preempting: set[str] = set()
+        self.exit_codes: dict[str, list[int]] = {}
+        self.refuse = False  # every key is wrong
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def env(self) -> dict[str, str]:
+        """What a process needs to report here."""
+        url = f"http://127.0.0.1:{self.server_port}"
+        return {"WANDB_BASE_URL": url, "WANDB_API_KEY": KEY, "WANDB_MODE": "online", "WANDB_ERROR_REPORTING": "false"}
+
+    def stop(self) -> None:
+        """Is gone, as a server whose network is down."""
+        self.shutdown()
+        self.server_close()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """The client drops connections when it ends."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Server
+
+    def log_message(self, *_: Any) -> None: ...
+
+    def _body(self) -> bytes:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        return gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body
+
+    def _answer(self, value: Any, code: int = 200) -> None:
+        body = json.dumps(value).encode()
+        self.send_response(code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        self._answer({})
+
+    def do_PUT(self) -> None:
+        self._body()
+        self._answer({})
+
+    def do_POST(self) -> None:
+        body = self._body()
+        if self.server.refuse:
+            self._answer({"errors": [{"message": "permission denied"}]}, 401)
+        elif self.path.endswith("/file_stream"):
+            self._stream(self.path.split("/")[-2], json.loads(body))
+        elif self.path == "/graphql":
+            request = json.loads(body)
+            named = re.search(r"(?:query|mutation)\s+(\w+)", request["query"])
+            self._answer({"data": self._data(named[1] if named else "", request.get("variables") or {})})
+        else:
+            self._answer({})
+
+    def _stream(self, run: str, content: dict[str, Any]) -> None:
+        files = content.get("files") or {}
+        if "wandb-history.jsonl" in files:
+            lines = [json.loads(line) for line in files["wandb-history.jsonl"]["content"]]
+            self.server.history.setdefault(run, []).extend(lines)
+        if "wandb-summary.json" in files:
+            self.server.runs.setdefault(run, {})["summary"] = json.loads(files["wandb-summary.json"]["content"][-1])
+        if content.get("preempting"):
+            self.server.preempting.add(run)
+        if content.get("complete"):
+            self.server.exit_codes.setdefault(run, []).append(content.get("exitcode", 0))
+        self._answer({"limits": {}})
+
+    def _data(self, operation: str, given: dict[str, Any]) -> dict[str, Any]:
+        entity = {"id": "e", "name": "test"}
+        if operation == "Viewer":
+            teams: dict[str, Any] = {"edges": []}
+            return {"viewer": {"id": "u", "entity": "test", "username": "test", "flags": "{}", "teams": teams}}
+        if operation == "UpsertBucket":
+            name = given["name"]
+            new = name not in self.server.runs
+            run = self.server.runs.setdefault(name, {})
+            run |= {key: given[key] for key in ("project", "groupName", "tags", "displayName") if given.get(key)}
+            if given.get("config"):
+                run["config"] = json.loads(given["config"])
+            project = {"id": "p", "name": run.get("project", ""), "entity": entity}
+            bucket = {
+                "id": name, "name": name, "displayName": name, "description": "", "sweepName": None,
+                "config": json.dumps(run.get("config", {})), "historyLineCount": 0, "project": project,
+            }  # fmt: skip
+            return {"upsertBucket": {"bucket": bucket, "inserted": new}}
+        if operation == "RunResumeStatus":
+            name = given["name"]
+            if name not in self.server.runs:
+                return {"model": {"id": "p", "name": given.get("project"), "entity": entity, "bucket": None}}
+            run, lines = self.server.runs[name], self.server.history.get(name, [])
+            bucket = {
+                "id": name, "name": name, "displayName": name, "tags": run.get("tags") or [],
+                "summaryMetrics": json.dumps(run.get("summary", {})), "config": json.dumps(run.get("config", {})),
+                "historyLineCount": len(lines), "historyTail": json.dumps([json.dumps(line) for line in lines[-1:]]),
+                "logLineCount": 0, "eventsLineCount": 0, "eventsTail": "[]", "wandbConfig": json.dumps({"t": 1}),
+            }  # fmt: skip
+            return {"model": {"id": "p", "name": given.get("project"), "entity": entity, "bucket": bucket}}
+        if operation == "CreateRunFiles":
+            url = f"http://{self.headers['Host']}/files/{given['run']}"
+            files = [{"name": name, "uploadUrl": f"{url}/{name}"} for name in given["files"]]
+            return {"createRunFiles": {"runID": given["run"], "uploadHeaders": [], "files": files}}
+        if operation == "CreateArtifact":
+            latest = {"latestArtifact": {"id": "QXJ0aWZhY3Q6MQ==", "versionIndex": 0}, "id": "s"}
+            artifact = {"id": "QXJ0aWZhY3Q6MQ==", "state": "COMMITTED", "artifactSequence": latest}
+            return {"createArtifact": {"artifact": artifact}}
+        if operation == "ServerFeaturesQuery":
+            return {"serverInfo": {"features": []}}
+        if operation == "ArtifactType":
+            return {"project": None}
+        if operation == "ServerInfo":
+            return {"serverInfo": {"cliVersionInfo": {}, "latestLocalVersionInfo": None}}
+        return {}
