@@ -111,19 +111,33 @@ def _attempt(cfg: dict[str, Any], device: torch.device, files: store.RunDirector
         if isinstance(error, PreemptedError):
             files.status("preempted", exit_code=error.exit_code)
         raise
-    except BaseException as error:
-        code = getattr(error, "exit_code", 1)
-        log.debug("%s", error, exc_info=True)
-        if not isinstance(error, UserError):
-            error.add_note(f"the traceback is in {files.path / 'run.log'}")
+    except BaseException as failure:
+        explained = _explained(failure, cfg, device)
+        log.debug("%s", failure, exc_info=True)
+        if not isinstance(explained, UserError):
+            explained.add_note(f"the traceback is in {files.path / 'run.log'}")
         try:
-            files.status("failed", exit_code=code, error=f"{type(error).__name__}: {error}")
+            code = getattr(explained, "exit_code", 1)
+            files.status("failed", exit_code=code, error=f"{type(explained).__name__}: {explained}")
         except OSError as unwritable:
             log.warning("%s: the status could not be written: %s", files.path, unwritable)
-        raise
+        if explained is failure:
+            raise
+        raise explained from failure
     finally:
         logging.getLogger("pai_bench").removeHandler(handler)
         handler.close()
+
+
+def _explained(error: BaseException, cfg: dict[str, Any], device: torch.device) -> BaseException:
+    """A failure in words that name a remedy, where there is one."""
+    unallocated = isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    if unallocated or isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        sizes = f"training.batch_size={cfg['training']['batch_size']}"
+        if cfg["pruner"]["examples"]:
+            sizes += f" or pruner.examples.batch_size={cfg['pruner']['examples']['batch_size']}"
+        return UserError(f"out of memory on {device}: lower {sizes}, or run fewer at once")
+    return error
 
 
 def _check_same_images(cfg: dict[str, Any], row: dict[str, Any]) -> None:

@@ -253,6 +253,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "mask": self.mask,
             "kept": self._kept,
             "random": seeding.states() if self._stepping else None,
             "loss_sum": self._loss_sum,
@@ -264,13 +265,16 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        self._set_mask(mask)  # last: a mask that is newer than the momentum has to reach it
+        self._set_mask(mask)  # after the momentum: a mask that is newer has to reach it
+        earlier = {name: tensor.to(self.device) for name, tensor in state["mask"].items()}
+        same = earlier.keys() == mask.keys() and all(torch.equal(earlier[name], mask[name]) for name in mask)
         self._kept = {
             step: {name: value.to(self.device) for name, value in kept.items()} for step, kept in state["kept"].items()
         }
         self._loss_sum, self._correct = state["loss_sum"].to(self.device), state["correct"].to(self.device)
         for name in _COUNTS:
             setattr(self, name, state[name])
+        self._evaluated &= same
         # Of the first process; the others start a new stream.
         self._random = state["random"] if self.world.rank == 0 else None
 

@@ -181,6 +181,26 @@ def test_a_run_that_dies_in_the_middle_of_a_write_ends_as_if_it_had_not(
     assert_equal(outcome(tmp_path), expected)
 
 
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_that_dies_between_its_last_step_and_its_result(
+    name: str, whole: Callable[[str], dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = store.RunDirectory.write_tensors
+
+    def dying(self: store.RunDirectory, file: str, tensors: Any) -> None:
+        if file == "model.safetensors":
+            os._exit(99)
+        real(self, file, tensors)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store.RunDirectory, "write_tensors", dying)
+        pid = in_child(lambda: experiment.run(config_of(name, tmp_path, "checkpoint_minutes=0")))
+        assert os.WEXITSTATUS(os.waitpid(pid, 0)[1]) == 99
+    pid = in_child(lambda: experiment.run(config_of(name, tmp_path)))
+    assert os.waitpid(pid, 0)[1] == 0
+    assert_equal(outcome(tmp_path), whole(name))
+
+
 def test_a_run_that_dies_after_its_result_is_tidied_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = config_of("synflow", tmp_path, "checkpoint_minutes=0")
     with monkeypatch.context() as patched:

@@ -14,7 +14,7 @@ from pai_bench import preemption
 from pai_bench.core import Batch, Batches, Examples, Place, Shape, num_steps
 from pai_bench.data.decode import Listing, fingerprint, open_image, paired_class_folders
 from pai_bench.data.resident import choose_examples, hold_out
-from pai_bench.errors import DataError
+from pai_bench.errors import DataError, UserError
 
 log = logging.getLogger(__name__)
 
@@ -89,9 +89,17 @@ class Streamed:
             files, batch_sampler=batches, num_workers=workers, pin_memory=pinned, generator=Generator(),
             worker_init_fn=preemption.ignore,
         )  # fmt: skip
-        for images, labels in loader:
-            images = images.to(self._place.device, non_blocking=True).float()
-            yield (images / 255 - self._mean) / self._std, labels.to(self._place.device, non_blocking=True)
+        try:
+            for images, labels in loader:
+                images = images.to(self._place.device, non_blocking=True).float()
+                yield (images / 255 - self._mean) / self._std, labels.to(self._place.device, non_blocking=True)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise UserError(
+                f"num_workers={self._place.num_workers}: a process that decodes images was killed, perhaps for want of "
+                "memory; the same command goes on from the last checkpoint, with fewer of them if need be"
+            ) from error
 
     def train(self, batch_size: int, order: Generator, augment: Generator, start: int = 0) -> Iterator[Batch]:
         """One epoch of random resized crops and flips in random order, from batch `start`, the same as without it.
