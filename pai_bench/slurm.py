@@ -146,6 +146,7 @@ def _native(sbatch: Mapping[str, Any], max_requeues: int) -> dict[str, Any]:
     native = {names.get(key, key): value for key, value in sbatch.items() if value is not None and value != {}}
     if "mem" in native:
         native["mem"] = f"{round(1024 * native['mem'])}MB"
+    native.setdefault("srun_args", ["--kill-on-bad-exit=1"])  # tasks that wait for one that has died
     return native | {"setup": [*native.get("setup", []), f"export {REQUEUES}={max_requeues}"]}
 
 
@@ -182,8 +183,8 @@ def export(jobs: Sequence[Sequence[str]], folder: Path, *, max_requeues: int, **
         }  # fmt: skip
         try:
             text = _make_sbatch_string(
-                command='exec srun --unbuffered python run.py "${ARGS[@]}"', folder=folder, use_srun=False,
-                stderr_to_stdout=True, map_count=len(part), **native,
+                command='exec srun --unbuffered --kill-on-bad-exit=1 python run.py "${ARGS[@]}"',
+                folder=folder, use_srun=False, stderr_to_stdout=True, map_count=len(part), **native,
             )  # fmt: skip
         except TypeError as error:
             raise ConfigError(f"hydra.launcher: {error}") from error

@@ -168,3 +168,11 @@ def test_an_exported_array_needs_no_python_where_it_is_submitted(
     until(lambda: not cluster.run("squeue", "--noheader", f"--jobs={job}", check=False).strip(), 120)
     logs = "".join(path.read_text() for path in (folder / "logs").iterdir())
     assert len(list((tmp_path / "results").glob("*/result.json"))) == 4, logs
+
+
+def test_tasks_of_one_job_train_one_network(cluster: Cluster, run_cli: RunCli, tmp_path: Path) -> None:
+    more = ["hydra.launcher.tasks_per_node=2", "hydra.launcher.wait=true"]
+    done = run_cli("-m", *LAUNCHER, *more, *TINY, "pruner=snip", "sparsity=0.5", "seed=0,1", env=cluster.env)
+    assert done.returncode == 0 and "2 done, 0 skipped, 0 failed" in done.stdout, done.stderr + done.stdout
+    rows = [json.loads(path.read_text()) for path in (tmp_path / "results").glob("*/result.json")]
+    assert [row["num_processes"] for row in rows] == [2, 2]

@@ -1,0 +1,114 @@
+"""Which runs a sweep consists of, from the command line and from a file."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, RunCli, options
+from test_resume import TINY
+
+from pai_bench import cli, sweeps
+from pai_bench.errors import ConfigError
+
+
+def test_settings_are_combined_each_with_each() -> None:
+    found = sweeps.jobs({"a": ["1", "2"], "b": ["x", "y"]})
+    assert [tuple(job.values()) for job in found] == [("1", "x"), ("1", "y"), ("2", "x"), ("2", "y")]
+
+
+def test_paired_settings_go_together() -> None:
+    paired = [{"model": ["vgg16", "resnet18"], "training": ["cifar", "tiny"]}, {"lr": [0.1, 0.2], "bs": [64, None]}]
+    found = sweeps.jobs({"seed": ["0", "1"]}, paired)
+    assert len(found) == 2 * 2 * 2
+    assert {(job["model"], job["training"]) for job in found} == {("vgg16", "cifar"), ("resnet18", "tiny")}
+    assert {(job["lr"], job["bs"]) for job in found} == {("0.1", "64"), ("0.2", "null")}
+
+
+def test_a_paired_setting_on_the_command_line_chooses_its_pairs() -> None:
+    paired = [{"model": ["vgg16", "resnet18"], "sparsity": [0.9, 0.5]}]
+    assert sweeps.jobs({"model": ["resnet18"]}, paired) == [{"model": "resnet18", "sparsity": "0.5"}]
+    assert sweeps.jobs({"sparsity": ["0.90"]}, paired) == [{"model": "vgg16", "sparsity": "0.9"}]
+    with pytest.raises(ConfigError, match="model=mobilenet: none of the pairs"):
+        sweeps.jobs({"model": ["mobilenet"]}, paired)
+
+
+def test_exclusions_leave_combinations_out() -> None:
+    swept = {"pruner": ["snip", "grasp"], "sparsity": ["0.5", "0.90", "0.99"]}
+    found = sweeps.jobs(swept, (), [{"pruner": "grasp", "sparsity": [0.9, 0.99]}])
+    assert [(job["pruner"], job["sparsity"]) for job in found] == [
+        ("snip", "0.5"), ("snip", "0.90"), ("snip", "0.99"), ("grasp", "0.5"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("paired", "exclude", "message"),
+    [
+        ([{"a": [1, 2], "b": [1]}], [], "a has 2, b has 1"),
+        ([], [{"c": 1}], "c is not in the sweep"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(paired: list[dict], exclude: list[dict], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        sweeps.jobs({"x": ["1"]}, paired, exclude)
+
+
+@pytest.mark.parametrize("name", options("experiment"))
+def test_every_experiment_composes(name: str) -> None:
+    cfgs, _ = cli.expand([f"experiment={name}"])
+    assert cfgs
+
+
+def test_an_experiment_is_a_sweep_that_the_command_line_can_narrow() -> None:
+    whole, _ = cli.expand(["experiment=digits_baselines"])
+    assert len(whole) == 5 * 4 * 3 - 3
+    narrowed, _ = cli.expand(["experiment=digits_baselines", "pruner=snip,random", "seed=0"])
+    assert len(narrowed) == 2 * 4 - 1
+    assert {cfg["seed"] for cfg in narrowed} == {0}
+
+
+@pytest.mark.parametrize("spelled", ["experiment", "+experiment"])
+def test_an_experiment_runs_without_m(spelled: str, run_cli: RunCli, tmp_path: Path) -> None:
+    chosen = ["pruner=random,magnitude", "compression=2,100", "seed=0"]
+    done = run_cli(f"{spelled}=digits_baselines", *chosen, *TINY)
+    assert done.returncode == 0 and "3 done, 0 skipped, 0 failed" in done.stdout, done.stderr
+    overrides = ["experiment=digits_baselines", *chosen, *TINY, f"results_dir={tmp_path / 'results'}"]
+    said = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "status.py"), *overrides], capture_output=True, text=True, check=False
+    )
+    assert (said.returncode, said.stdout) == (0, "3 finished   of 3\n")
+
+
+def test_pairs_and_exclusions_on_the_command_line(run_cli: RunCli, tmp_path: Path) -> None:
+    done = run_cli(
+        "-m", *TINY, "pruner=snip,magnitude", "hydra.sweeper.paired=[{sparsity:[0.5,0.8],seed:[1,2]}]",
+        "hydra.sweeper.exclude=[{pruner:snip,seed:2}]",
+    )  # fmt: skip
+    assert done.returncode == 0 and "3 done, 0 skipped, 0 failed" in done.stdout, done.stderr
+    names = sorted(path.name.split("resnet20-")[1][:-9] for path in (tmp_path / "results").iterdir())
+    assert names == ["magnitude-s0.5-seed1", "magnitude-s0.8-seed2", "snip-s0.5-seed1"]
+
+
+def test_the_state_of_a_sweep_and_what_is_run_again(run_cli: RunCli, tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    sweep = [*TINY, "pruner=snip", "sparsity=0.5", "training.lr=0.1,1e30"]
+    assert run_cli("-m", *sweep).returncode == 1
+    script = [sys.executable, str(ROOT / "scripts" / "status.py")]
+
+    def status(*arguments: str) -> tuple[int, list[str]]:
+        done = subprocess.run([*script, *arguments], capture_output=True, text=True, check=False, cwd=tmp_path)
+        return done.returncode, (done.stdout + done.stderr).splitlines()
+
+    code, said = status(*sweep, "seed=0,1", f"results_dir={results}")
+    assert (code, said[0]) == (1, "1 finished   1 failed   2 missing   of 4")
+    assert said[1].startswith("failed") and "training diverged" in said[1]
+    code, said = status(str(results))
+    assert (code, said[0]) == (1, "1 finished   1 failed   of 2")
+    code, said = status(str(results), "--retry")
+    assert code == 1 and any(line.startswith("error: training diverged") for line in said)
+    code, said = status(*sweep, "seed=0,1", f"results_dir={results}", "--retry")
+    assert code == 1 and "1 done, 0 skipped, 2 failed" in said
+    code, said = status(str(tmp_path / "nowhere"))
+    assert code == 4 and len(said) == 1
+    code, said = status("sparsity=2")
+    assert code == 2 and len(said) == 1
