@@ -175,6 +175,7 @@ def counted() -> Iterator[None]:
             with one_line_errors():
                 yield
         finally:
+            del os.environ[OUTCOMES]
             runs = [tuple(map(int, line.split())) for line in outcomes]
             if len(runs) > 1:
                 failed, skipped = sum(code != 0 for code, _ in runs), sum(skipped for _, skipped in runs)

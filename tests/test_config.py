@@ -225,7 +225,6 @@ def test_what_is_wrong_is_refused_in_one_line(
     overrides, message = REFUSED[case]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["run.py", *overrides])
-    monkeypatch.setattr(cli, "_exit_codes", [])
     with pytest.raises(SystemExit) as stopped:
         cli.main()
     assert stopped.value.code == 2

@@ -9,39 +9,31 @@ from types import ModuleType
 
 import pytest
 import torch
-from conftest import CONF, ROOT, composed, options
+from conftest import CONF, ROOT, options
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from torch import Generator, nn
 from torch.nn import functional as F
 
-from pai_bench import config, masks
+from pai_bench import cli, config, masks
 from pai_bench.core import Batches, Subnetwork
 
 README = (ROOT / "README.md").read_text()
+JOINED = README.replace("\\\n", "")  # commands of several lines
 COMMANDS = sorted(
-    set(re.findall(r"^    python run\.py(.*)$", README, re.M)) | set(re.findall(r"`python run\.py([^`]*)`", README))
+    set(re.findall(r"^    (?:python|torchrun [-=\w]+) run\.py(.*)$", JOINED, re.M))
+    | set(re.findall(r"`python run\.py([^`]*)`", README))
 )
 # The others name a folder that a run made, or the example method, which is run below.
 COMPOSED = [command for command in COMMANDS if "-cp" not in command and "gradient_power" not in command]
 FLAGS = {"-m", "--help", "--cfg", "job", "--resolve"}
 
 
-def jobs(overrides: list[str]) -> list[list[str]]:
-    """Every job of a sweep: the product of its choices."""
-    lists: list[list[str]] = [[]]
-    for override in OverridesParser.create().parse_overrides(overrides):
-        values = list(override.sweep_string_iterator()) if override.is_sweep_override() else [override.value()]
-        lists = [[*job, f"{override.key_or_group}={value}"] for job in lists for value in values]
-    return lists
-
-
 @pytest.mark.parametrize("command", COMPOSED)
 def test_commands_compose(command: str) -> None:
     overrides = [word for word in shlex.split(command, comments=True) if word not in FLAGS]
-    for job in jobs(overrides):
-        assert config.run_id(composed(*job))
+    cfgs, _ = cli.expand(overrides)
+    assert all(config.run_id(cfg) for cfg in cfgs)
 
 
 def test_there_are_commands() -> None:
