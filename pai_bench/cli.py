@@ -55,13 +55,14 @@ def _run(composed: DictConfig) -> float | None:
     start_process()
     try:
         completed = config.complete(composed)
+        directory = config.directory(completed)
     except Exception as error:
         count(_report(error))
         return None
     code = attempt(completed)
     if code == PreemptedError.exit_code:
         sys.exit(code)
-    row = status.finished(config.directory(completed)) if code == 0 else None
+    row = status.finished(directory) if code == 0 else None
     if row and _in_worker():
         print(f"{row['id']}: {100 * row['test_top1']:.2f} % test accuracy", flush=True)
     return float(row["test_top1"]) if row else None
