@@ -76,13 +76,37 @@ def test_too_little_memory_names_what_to_lower(tmp_path: Path) -> None:
     assert found["error"] == "UserError: out of memory on cpu: lower training.batch_size=1400, or run fewer at once"
 
 
-def test_a_killed_decoder_is_named_and_the_run_goes_on(photographs: Path, tmp_path: Path) -> None:
-    command = [
-        sys.executable, str(ROOT / "run.py"), "dataset=imagenet", f"data_dir={photographs}",
-        "dataset.subset=true", "dataset.size=32", "dataset.resize=36", "model=resnet20", "model.widths=[4,6]",
-        "model.blocks=[1,1]", "training=digits", "training.batch_size=2", "training.epochs=12", "tracker=none",
-        "num_workers=1", f"results_dir={tmp_path / 'results'}", "checkpoint_minutes=0",
+def streamed(photographs: Path, results: Path, *more: str) -> list[str]:
+    """The command of a run whose images are decoded by worker processes."""
+    return [
+        sys.executable, str(ROOT / "run.py"), "dataset=imagenet", f"data_dir={photographs}", "dataset.subset=true",
+        "dataset.size=32", "dataset.resize=36", "model=resnet20", "model.widths=[4,6]", "model.blocks=[1,1]",
+        "training=digits", "training.batch_size=2", "training.epochs=12", "tracker=none", f"results_dir={results}",
+        "save_model=true", "save_scores=true", "pruner=snip", "sparsity=0.5", "pruner.examples.total=8", *more,
     ]  # fmt: skip
+
+
+def test_a_notice_to_all_processes_leaves_the_decoders_alive(photographs: Path, tmp_path: Path) -> None:
+    """As SLURM sends it: to every process of a job."""
+    command = streamed(photographs, tmp_path / "results", "num_workers=2")
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while process.poll() is None and not list((tmp_path / "results").glob("*/checkpoint.pt")):
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGUSR2)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 75, said
+    again = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert again.returncode == 0 and "going on from a checkpoint" in again.stdout, again.stderr
+    whole = streamed(photographs, tmp_path / "whole", "num_workers=0")
+    subprocess.run(whole, env=env, capture_output=True, timeout=120, check=True)
+    assert_equal(outcome(tmp_path / "results"), outcome(tmp_path / "whole"))
+
+
+def test_a_killed_decoder_is_named_and_the_run_goes_on(photographs: Path, tmp_path: Path) -> None:
+    command = streamed(photographs, tmp_path / "results", "num_workers=1", "checkpoint_minutes=0")
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     killed = False
