@@ -35,3 +35,8 @@ class GridSweeper(BasicSweeper):
 
         found = sweeps.overrides_of_jobs(overrides, self.paired, self.exclude)
         return list(self.split_overrides_to_chunks(found, max_batch_size)) if found else []
+
+    def validate_batch_is_legal(self, batch: Any) -> None:
+        """Composes every job before the first starts, unless the launcher does that itself."""
+        if not getattr(self.launcher, "composes_all", False):
+            super().validate_batch_is_legal(batch)

@@ -13,6 +13,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 class SlurmLauncher(Launcher):
     """Composes every run of a sweep now, and submits those that are still to be done."""
 
+    composes_all = True
+
     def __init__(self, *, wait: bool, export: str | None, folder: str, max_requeues: int, **sbatch: Any) -> None:
         self.wait, self.export = wait, export
         self.settings = {"max_requeues": max_requeues} | {
