@@ -212,6 +212,8 @@ def _check_ranges(cfg: dict[str, Any]) -> None:
     _require(cfg["seed"] >= 0, "seed", cfg["seed"], "give 0 or more")
     _require(cfg["checkpoint_epochs"] >= 1, "checkpoint_epochs", cfg["checkpoint_epochs"], "give 1 or more")
     _require(cfg["checkpoint_minutes"] >= 0, "checkpoint_minutes", cfg["checkpoint_minutes"], "give 0 or more")
+    patience = cfg["tracker"].get("patience_seconds", 1)
+    _require(0 < patience < math.inf, "tracker.patience_seconds", patience, "give a number above 0")
     _require(cfg["num_workers"] >= 0, "num_workers", cfg["num_workers"], "give 0 or more")
     device = cfg["device"]
     known = device in ("auto", "cpu", "cuda") or device.removeprefix("cuda:").isdigit()

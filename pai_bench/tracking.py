@@ -111,7 +111,9 @@ def _has_key(host: str) -> bool:
         return False
 
 
-def wandb(run: Run, *, project: str, entity: str | None, mode: str, tags: list[str], finish_seconds: float) -> Tracker:
+def wandb(
+    run: Run, *, project: str, entity: str | None, mode: str, tags: list[str], patience_seconds: float
+) -> Tracker:
     """A W&B run with the id of the run, in its directory; offline unless told otherwise.
 
     WANDB_MODE, if set, overrides `mode`. Online without a key or a network the run goes offline, with a warning, and
@@ -119,7 +121,7 @@ def wandb(run: Run, *, project: str, entity: str | None, mode: str, tags: list[s
 
     Args:
         mode: "offline", "online" or "disabled".
-        finish_seconds: how long the end of a run waits for a server that does not answer.
+        patience_seconds: how long the start and the end of a run wait for a server that does not answer.
     """
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     # Beside the run, so that a sync from another machine finds the artifacts.
@@ -136,8 +138,8 @@ def wandb(run: Run, *, project: str, entity: str | None, mode: str, tags: list[s
             console="off",
             disable_git=True,
             silent=True,
-            init_timeout=20,
-            finish_timeout=finish_seconds,
+            init_timeout=patience_seconds,
+            finish_timeout=patience_seconds,
             x_disable_machine_info=mode == "offline",
             x_save_requirements=False,
             x_transaction_log_flush_interval=1,  # its 15 s would lose the last epochs of a run that is killed

@@ -231,6 +231,7 @@ def test_wandb_is_offline_and_has_curves_sparsity_and_the_mask(run_cli: RunCli, 
 def test_a_broken_tracker_ends_no_run(run_cli: RunCli, tmp_path: Path) -> None:
     done = run_cli(
         *SMALL, "pruner=magnitude", "sparsity=0.75", "tracker.mode=online", "training.epochs=1",
+        "tracker.patience_seconds=3",
         env={"WANDB_API_KEY": "x" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
