@@ -1,5 +1,6 @@
 """The command line: compose, run, and end with one clear line and an exit code that says what happened."""
 
+import gc
 import logging
 import multiprocessing
 import os
@@ -87,6 +88,7 @@ def attempt(completed: dict[str, Any]) -> int:
             code = PreemptedError.exit_code
         if isinstance(error, PreemptedError):
             slurm.requeue()
+    gc.collect()  # a failure keeps its tensors and worker processes in a cycle; the next run wants the memory
     count(code, skipped)
     if code and world().size > 1:
         sys.exit(code)  # the processes may no longer stand at the same place

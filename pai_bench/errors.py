@@ -29,3 +29,7 @@ class PreemptedError(UserError):
     """The process was asked to end; what it had done is in a checkpoint, and the same command goes on from there."""
 
     exit_code = 75
+
+
+class LostWorkerError(UserError):
+    """A process that decodes images is gone."""

@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 from torch import Generator
 from torch.nn import functional as F
 
-from pai_bench import config, devices, distributed, masks, measures, seeding, status, store, tracking, train
+from pai_bench import config, devices, distributed, masks, measures, preemption, seeding, status, store, tracking, train
 from pai_bench import row as rows
 from pai_bench.checkpoints import Checkpoints, restored, stored
 from pai_bench.core import (
@@ -33,7 +33,7 @@ from pai_bench.core import (
     Subnetwork,
     Weights,
 )
-from pai_bench.errors import ConfigError, OwnedError, PreemptedError, UserError
+from pai_bench.errors import ConfigError, LostWorkerError, OwnedError, PreemptedError, UserError
 from pai_bench.prune import Pruned, prune
 from pai_bench.summary import closing
 from pai_bench.train import Recipe, Trainer
@@ -101,7 +101,12 @@ def _attempt(cfg: dict[str, Any], device: torch.device, files: store.RunDirector
     """One attempt at a run; whatever its end, the status says so."""
     handler = files.start_log()
     try:
-        return _run(cfg, device, files)
+        try:
+            return _run(cfg, device, files)
+        except LostWorkerError as error:
+            if preemption.requested():
+                raise PreemptedError(f"{files.path.name} was preempted; the same command goes on with it") from error
+            raise
     except ConfigError:
         if files.checkpoint is None:
             files.discard()

@@ -24,9 +24,10 @@ def watch() -> None:
         signal.signal(number, note)
 
 
-def ignore(worker: int = 0) -> None:
-    """Makes a worker process go on through the signals: its parent still needs its images to get to a checkpoint."""
-    for number in SIGNALS:
+def leave_alone(worker: int = 0) -> None:
+    """Gives a worker process back the usual SIGTERM, by which its parent ends it, and makes it ignore the notices."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
 
 

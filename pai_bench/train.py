@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from pai_bench import devices, distributed, masks, seeding
 from pai_bench.core import Batch, Data, Length, Mask, Record, State, num_steps
-from pai_bench.errors import ConfigError, UserError
+from pai_bench.errors import ConfigError, LostWorkerError, UserError
 from pai_bench.world import world
 
 log = logging.getLogger(__name__)
@@ -239,8 +239,13 @@ class Trainer:
             self._finish_epoch()  # taken up again between the last step of an epoch and its evaluation
         while self.clock < target:
             stop = min([target, self._end_of_epoch(), *(step for step in self._keep if step > self.clock)])
-            with devices.fast():
-                self._train(stop)
+            try:
+                with devices.fast():
+                    self._train(stop)
+            except LostWorkerError:  # SIGTERM to every process of a job takes them first
+                self._stepping = True
+                self.checkpoint(False)
+                raise
             self._keep_state()
             self.checkpoint(False)
             if self.clock % self.length.steps_per_epoch == 0:

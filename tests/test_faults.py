@@ -86,8 +86,10 @@ def streamed(photographs: Path, results: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-def test_a_notice_to_all_processes_leaves_the_decoders_alive(photographs: Path, tmp_path: Path) -> None:
-    """As SLURM sends it: to every process of a job."""
+@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
+def test_a_notice_to_every_process_of_a_job_is_no_failure(
+    number: signal.Signals, photographs: Path, tmp_path: Path
+) -> None:
     command = streamed(photographs, tmp_path / "results", "num_workers=2")
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
@@ -95,7 +97,7 @@ def test_a_notice_to_all_processes_leaves_the_decoders_alive(photographs: Path, 
     )
     while process.poll() is None and not list((tmp_path / "results").glob("*/checkpoint.pt")):
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGUSR2)
+    os.killpg(process.pid, number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 75, said
     again = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
@@ -103,6 +105,15 @@ def test_a_notice_to_all_processes_leaves_the_decoders_alive(photographs: Path, 
     whole = streamed(photographs, tmp_path / "whole", "num_workers=0")
     subprocess.run(whole, env=env, capture_output=True, timeout=120, check=True)
     assert_equal(outcome(tmp_path / "results"), outcome(tmp_path / "whole"))
+
+
+def test_a_damaged_image_is_named_in_a_line_although_a_worker_met_it(photographs: Path, tmp_path: Path) -> None:
+    (photographs / "imagenet" / "train" / "n01" / "2.JPEG").write_bytes(b"no image")
+    command = streamed(photographs, tmp_path / "results", "num_workers=2")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 4
+    assert done.stderr.startswith("data error: ") and len(done.stderr.splitlines()) == 1
+    assert "n01/2.JPEG: not a readable image" in done.stderr
 
 
 def test_a_killed_decoder_is_named_and_the_run_goes_on(photographs: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pai_bench import preemption
 from pai_bench.core import Batch, Batches, Examples, Place, Shape, num_steps
 from pai_bench.data.decode import Listing, fingerprint, open_image, paired_class_folders
 from pai_bench.data.resident import choose_examples, hold_out
-from pai_bench.errors import DataError, UserError
+from pai_bench.errors import DataError, LostWorkerError
 
 log = logging.getLogger(__name__)
 
@@ -87,16 +87,18 @@ class Streamed:
         # A generator of its own, or the loader takes the seeds of its workers from torch's global one.
         loader = DataLoader(
             files, batch_sampler=batches, num_workers=workers, pin_memory=pinned, generator=Generator(),
-            worker_init_fn=preemption.ignore,
+            worker_init_fn=preemption.leave_alone,
         )  # fmt: skip
         try:
             for images, labels in loader:
                 images = images.to(self._place.device, non_blocking=True).float()
                 yield (images / 255 - self._mean) / self._std, labels.to(self._place.device, non_blocking=True)
+        except DataError as error:  # a worker sends its whole traceback as the message
+            raise DataError(str(error).strip().rpartition("\n")[2].rpartition("DataError: ")[2]) from None
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
-            raise UserError(
+            raise LostWorkerError(
                 f"num_workers={self._place.num_workers}: a process that decodes images was killed, perhaps for want of "
                 "memory; the same command goes on from the last checkpoint, with fewer of them if need be"
             ) from error
