@@ -23,7 +23,7 @@ from pai_bench.world import world
 CONF = Path(__file__).resolve().parents[1] / "conf"
 log = logging.getLogger("pai_bench")
 
-OUTCOMES = "PAI_BENCHOUTCOMES"  # a file to which every run of a sweep, in whatever process, adds a line
+OUTCOMES = "PAI_BENCH_OUTCOMES"  # a file to which every run of a sweep, in whatever process, adds a line
 
 
 def _one_line(error: BaseException) -> str:
@@ -51,9 +51,11 @@ def _one_line(error: BaseException) -> str:
 
 def _run(composed: DictConfig) -> float | None:
     """One job of Hydra, in this process or in a worker of a launcher. Its failure does not end a sweep."""
-    if preemption.requested():
-        sys.exit(PreemptedError.exit_code)
     start_process()
+    if preemption.requested():
+        _stop()
+        count(PreemptedError.exit_code)
+        return None
     try:
         completed = config.complete(composed)
         directory = config.directory(completed)
@@ -62,11 +64,17 @@ def _run(composed: DictConfig) -> float | None:
         return None
     code = attempt(completed)
     if code == PreemptedError.exit_code:
-        sys.exit(code)
+        _stop()
     row = status.finished(directory) if code == 0 else None
     if row and _in_worker():
         print(f"{row['id']}: {100 * row['test_top1']:.2f} % test accuracy", flush=True)
     return float(row["test_top1"]) if row else None
+
+
+def _stop() -> None:
+    """Ends a sweep that was preempted. A worker leaves that to the first process, or it would kill the others."""
+    if not _in_worker():
+        sys.exit(PreemptedError.exit_code)
 
 
 def _in_worker() -> bool:
@@ -78,6 +86,7 @@ def attempt(completed: dict[str, Any]) -> int:
     """Runs what a completed config describes; says in one line what went wrong, if so, and returns the exit code."""
     from pai_bench import experiment, slurm
 
+    preemption.watch()
     skipped = status.finished(config.directory(completed)) is not None
     code = 0
     try:
@@ -108,10 +117,11 @@ def _report(error: Exception) -> int:
         code = ConfigError.exit_code
     else:
         code = getattr(error, "exit_code", UserError.exit_code)
-    if world().rank > 0:  # the first process says it
-        return code
+    if world().rank > 0 and (getattr(error, "shared", False) or code in (2, 75) or preemption.requested()):
+        return code  # the first process says it
     kind = {2: "config error", 4: "data error", 6: "owned", 75: "preempted"}.get(code, "error")
-    print(f"{kind}: {'; '.join([_one_line(error), *getattr(error, '__notes__', [])])}", file=sys.stderr)
+    where = f"process {world().rank}: " if world().rank else ""
+    print(f"{kind}: {where}{'; '.join([_one_line(error), *getattr(error, '__notes__', [])])}", file=sys.stderr)
     return code
 
 
@@ -162,11 +172,23 @@ def expand(overrides: list[str]) -> tuple[list[dict[str, Any]], DictConfig]:
         return cfgs, launcher
 
 
-def stored(directory: Path) -> dict[str, Any]:
-    """The completed config of a run, from its directory."""
+def without_plus(override: str) -> str:
+    """An experiment is a group like any other, so the + that Hydra's examples put before it changes nothing."""
+    return override.removeprefix("+") if override.startswith("+experiment=") else override
+
+
+def stored(directory: Path, tracker: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The completed config of a run, from its directory.
+
+    Args:
+        tracker: takes the place of the one that it had.
+    """
     config.register()
     with hydra.initialize_config_dir(str(directory.resolve()), version_base="1.3"):
-        return config.complete(hydra.compose("config"))
+        composed = hydra.compose("config")
+        if tracker is not None:
+            composed.tracker = tracker
+        return config.complete(composed)
 
 
 @contextmanager
@@ -181,15 +203,18 @@ def counted() -> Iterator[None]:
             del os.environ[OUTCOMES]
             runs = [tuple(map(int, line.split())) for line in outcomes]
             if len(runs) > 1:
-                failed, skipped = sum(code != 0 for code, _ in runs), sum(skipped for _, skipped in runs)
-                log.info("%d done, %d skipped, %d failed", len(runs) - failed - skipped, skipped, failed)
+                preempted = sum(code == PreemptedError.exit_code for code, _ in runs)
+                failed, skipped = sum(code != 0 for code, _ in runs) - preempted, sum(skipped for _, skipped in runs)
+                done = len(runs) - failed - skipped - preempted
+                rest = f", {preempted} preempted" if preempted else ""
+                log.info("%d done, %d skipped, %d failed%s", done, skipped, failed, rest)
     sys.exit(max((code for code, _ in runs), default=0))
 
 
 def start_process() -> None:
     """Makes this process ready for runs, once.
 
-    Sends what a person follows to the terminal (run.log, where there is one, gets everything), and notes signals.
+    Sends what a person follows to the terminal; run.log, where there is one, gets everything.
     """
     if log.handlers:
         return
@@ -199,7 +224,6 @@ def start_process() -> None:
     console = logging.StreamHandler(sys.stdout)
     console.setLevel(logging.ERROR if world().rank > 0 else logging.WARNING if _in_worker() else logging.INFO)
     log.handlers = [console]
-    preemption.watch()
 
 
 def main() -> None:
@@ -212,7 +236,7 @@ def main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     config.register()
     start_process()
-    # An experiment is a group like any other, so the + that Hydra's examples put before it changes nothing.
-    sys.argv = [a.removeprefix("+") if a.startswith("+experiment=") else a for a in sys.argv]
+    preemption.watch()
+    sys.argv = [without_plus(word) for word in sys.argv]
     with counted():
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(_run)()

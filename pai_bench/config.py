@@ -2,7 +2,6 @@
 a config names: a wrong setting is refused in well under a second."""
 
 import ast
-import getpass
 import hashlib
 import importlib.util
 import json
@@ -160,7 +159,7 @@ def register() -> None:
     ours = {"output": "no_files", "help": "pai_bench", "job_logging": "none", "sweeper": "grid"}
     store.store(group="hydra/help", name="pai_bench", node={"app_name": "pai_bench", "template": _HELP})
     # Hydra insists on writing multirun.yaml somewhere; nothing reads it.
-    scratch = str(Path(tempfile.gettempdir()) / f"pai_bench-{getpass.getuser()}")
+    scratch = str(Path(tempfile.gettempdir()) / f"pai_bench-{os.getuid()}")
     nothing = {"run": {"dir": "."}, "sweep": {"dir": scratch, "subdir": "."}}
     store.store(group="hydra/output", name="no_files", node=nothing, package="hydra")
     hydra = HydraConf(output_subdir=None)

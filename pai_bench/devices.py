@@ -1,7 +1,6 @@
 """The device of a run: which one, what precision it offers, how much memory was used."""
 
-import getpass
-import itertools
+import os
 import platform
 import resource
 import sys
@@ -32,7 +31,8 @@ def pick(name: str, world: World) -> torch.device:
     if device.type == "cuda" and world.size > 1:
         if device.index is not None:
             raise ConfigError(f"device={name}: each of {world.size} processes needs its own GPU; use device=cuda")
-        device = torch.device("cuda", world.local_rank)
+        # A launcher may show every process nothing but its own.
+        device = torch.device("cuda", world.local_rank if torch.cuda.device_count() > 1 else 0)
     elif device == torch.device("cuda") and torch.cuda.device_count() > 1:
         device = torch.device("cuda", _least_used())
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
@@ -46,18 +46,25 @@ _taken: dict[int, FileLock] = {}  # the GPU of this process and its lock, held u
 def _least_used() -> int:
     """The GPU with the fewest processes of ours on this machine. The same at every call from one process."""
     if not _taken:
-        names = [str(torch.cuda.get_device_properties(index).uuid) for index in range(torch.cuda.device_count())]
-        folder = Path(tempfile.gettempdir()) / f"pai_bench-{getpass.getuser()}"
+        folder = Path(tempfile.gettempdir()) / f"pai_bench-{os.getuid()}"
         folder.mkdir(exist_ok=True)
-        for number, (index, name) in ((n, one) for n in itertools.count() for one in enumerate(names)):
-            lock = FileLock(folder / f"gpu-{name}-{number}.lock", blocking=False)
-            try:
-                lock.acquire()
-            except Timeout:
-                continue
-            _taken[index] = lock
-            break
+        names = [str(torch.cuda.get_device_properties(index).uuid) for index in range(torch.cuda.device_count())]
+        with FileLock(folder / "gpus.lock"):
+            numbers = [sum(not _free(lock) for lock in folder.glob(f"gpu-{name}-*.lock")) for name in names]
+            index = numbers.index(min(numbers))
+            _taken[index] = FileLock(folder / f"gpu-{names[index]}-{os.getpid()}.lock")
+            _taken[index].acquire()
     return next(iter(_taken))
+
+
+def _free(path: Path) -> bool:
+    """Whether nobody holds a lock; its file is removed then."""
+    try:
+        with FileLock(path, blocking=False):
+            path.unlink(missing_ok=True)
+    except Timeout:
+        return False
+    return True
 
 
 def reproducible() -> AbstractContextManager[None]:

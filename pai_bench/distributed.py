@@ -60,6 +60,7 @@ def agree(action: Callable[[], T]) -> T:
     distributed.broadcast_object_list(outcome, 0)
     succeeded, value = outcome[0]
     if not succeeded:
+        value.shared = True
         raise value
     result: T = value
     return result

@@ -229,6 +229,25 @@ def _search(
     )  # fmt: skip
 
 
+def _beside(
+    parts: _Parts, model: torch.nn.Module, initial: Weights, checkpoints: Checkpoints, begun: dict[str, Any] | None
+) -> Mask:
+    """The mask that a search without the ablation finds. It leaves no record, but can be taken up again."""
+    trainer = _trainer(parts, model, lambda *_: None, checkpoint=checkpoints.offer)
+    so_far = None
+    if begun and begun["beside"] is not None:
+        so_far = restored(begun["beside"], parts.device)
+        trainer.load_state(begun["trainer"], so_far.held)
+    checkpoints.trainer = trainer
+
+    def checkpoint(pruned: Pruned) -> None:
+        checkpoints.reached["beside"] = stored(replace(pruned, scores=None))
+        checkpoints.offer()
+
+    found = _search(parts, trainer, initial, Ablation(), lambda *_: None, begun=so_far, checkpoint=checkpoint)
+    return found.mask
+
+
 def _overlap(parts: _Parts, pruned: Pruned, unbroken: Mask | None, trainer: Trainer) -> float | None:
     """Lets an ablation of the weights do its work, and returns the share of the kept weights that no ablation changed.
 
@@ -293,6 +312,8 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory | 
     begun = files.checkpoint
     here = world()
 
+    files.write_text("config.yaml", config.rerunnable(cfg))
+
     # Data and model.
     parts = _parts(cfg, device)
     data, recipe = parts.data, parts.recipe
@@ -313,7 +334,6 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory | 
 
     # Records.
     names = [cfg[group]["name"] for group in ("dataset", "model", "pruner")]
-    files.write_text("config.yaml", config.rerunnable(cfg))
     files.write_json("provenance.json", store.provenance() | {"dataset_checksum": data.checksum, "device": str(device)})
     tracker: tracking.Tracker = (_function(cfg["tracker"]) if here.rank == 0 else tracking.none)(
         tracking.Run(
@@ -332,25 +352,25 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory | 
     initial = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     diagnose = _diagnose(parts, model) if cfg["diagnostics"] else None
     trainer = _trainer(parts, model, record, diagnose, checkpoint=checkpoints.offer)
-    reached = checkpoints.reached = {"unbroken": None, "pruned": None, "last": None}
+    reached = checkpoints.reached = {"beside": None, "unbroken": None, "pruned": None, "last": None}
     pruned = None
     if begun:
-        pruned = restored(begun["pruned"], device)
-        trainer.load_state(begun["trainer"], pruned.held)
         reached |= {name: begun[name] for name in reached}
+        if reached["unbroken"] is not None:
+            reached["unbroken"] = {name: tensor.to(device) for name, tensor in reached["unbroken"].items()}
+        if reached["pruned"] is not None:
+            pruned = restored(reached["pruned"], device)
+            trainer.load_state(begun["trainer"], pruned.held)
         log.info(
             "going on from a checkpoint: %d of %d rounds, epoch %.4g of %d of training",
-            len(pruned.sparsities),
-            len(parts.rounds),
-            trainer.epoch,
-            recipe.epochs,
-        )
+            len(pruned.sparsities) if pruned else 0, len(parts.rounds), trainer.epoch, recipe.epochs,
+        )  # fmt: skip
     try:
         # The mask. What an ablation of the scores changes is seen beside a search without it.
-        if pruned is None and (parts.ablation.scores is not None or parts.ablation.batches is not None):
-            beside = _trainer(parts, copy.deepcopy(model), lambda *_: None)
-            reached["unbroken"] = _search(parts, beside, initial, Ablation(), lambda *_: None).mask
-            del beside
+        broken = parts.ablation.scores is not None or parts.ablation.batches is not None
+        if broken and reached["unbroken"] is None:
+            reached["unbroken"] = _beside(parts, copy.deepcopy(model), initial, checkpoints, begun)
+            reached["beside"] = None
         checkpoints.trainer = trainer
 
         def checkpoint(pruned: Pruned) -> None:

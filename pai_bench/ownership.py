@@ -40,6 +40,11 @@ def job_id() -> str | None:
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
 
+def _restarts() -> int:
+    """How often SLURM has put this job back into the queue."""
+    return int(os.environ.get("SLURM_RESTART_COUNT", 0))
+
+
 def _holder(path: Path) -> dict[str, Any]:
     """What a claim file says of its owner; empty if it says nothing."""
     try:
@@ -49,8 +54,18 @@ def _holder(path: Path) -> dict[str, Any]:
     return holder
 
 
+def _machine() -> str:
+    """Where process ids mean the same: a boot of a machine and, within it, a container."""
+    try:
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return socket.gethostname()
+
+
 def _is_alive(holder: dict[str, Any], age: float, dead_after_seconds: float) -> bool:
-    if holder and holder["host"] == socket.gethostname():
+    if holder and holder["job"] and holder["job"] == job_id() and holder["restarts"] < _restarts():
+        return False  # this very job, before it was put back into the queue
+    if holder and holder["machine"] == _machine():
         return bool(_started(holder["pid"]) == holder["started"])
     return age < dead_after_seconds
 
@@ -92,6 +107,17 @@ class Claim:
         if _holder(self.path).get("token") == self._token:
             self.path.unlink(missing_ok=True)
 
+    def taken(self) -> bool:
+        """Whether another process has taken the directory over.
+
+        Raises:
+            OSError, ValueError: the file system does not tell.
+        """
+        try:
+            return bool(json.loads(self.path.read_text())["token"] != self._token)
+        except FileNotFoundError:
+            return True
+
     def _take(self) -> None:
         for _ in range(20):
             if self._create(self.path):
@@ -119,7 +145,7 @@ class Claim:
         """Creates a claim file, whole, if there is none."""
         content = {
             "host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid()), "since": time.time(),
-            "job": job_id(), "token": self._token,
+            "machine": _machine(), "job": job_id(), "restarts": _restarts(), "token": self._token,
         }  # fmt: skip
         temporary = path.with_name(f"{path.name}.tmp-{self._token}")
         temporary.write_text(json.dumps(content))
@@ -148,9 +174,9 @@ class Claim:
     def _beat(self) -> None:
         while not self._stop.wait(self._heartbeat_seconds):
             try:
-                if _holder(self.path).get("token") != self._token:
+                if self.taken():
                     self.lost = True
                     return
                 os.utime(self.path)
-            except OSError:
+            except (OSError, ValueError):
                 continue  # a file system that stalls; the next beat tries again

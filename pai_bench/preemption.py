@@ -1,17 +1,23 @@
 """Notice that the machine is wanted for something else: SIGTERM, SIGUSR1, SIGUSR2."""
 
+import multiprocessing
 import os
 import signal
+from contextlib import suppress
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 _received: list[str] = []
+_watching: list[int] = []  # the process that does
 
 
 def watch() -> None:
     """Makes this process note the signals instead of dying of them; runs look at `requested` between steps."""
     owner = os.getpid()
+    if _watching == [owner]:
+        return
+    _watching[:] = [owner]
 
     def note(number: int, _: FrameType | None) -> None:
         if os.getpid() != owner:  # a worker process has inherited the handler: it dies as it would have
@@ -19,6 +25,10 @@ def watch() -> None:
             os.kill(os.getpid(), number)
             return
         _received.append(signal.Signals(number).name)
+        for child in multiprocessing.active_children():
+            if child.name.startswith("LokyProcess") and child.pid:  # the workers of a sweep, which do the runs
+                with suppress(ProcessLookupError):
+                    os.kill(child.pid, number)
 
     for number in SIGNALS:
         signal.signal(number, note)

@@ -10,7 +10,7 @@ from pai_bench.errors import DataError
 from pai_bench.tracking import Run, Tracker
 
 
-def replay(directory: Path, cfg: dict[str, Any], tracker: Callable[[Run], Tracker]) -> int:
+def replay(directory: Path, cfg: dict[str, Any], tracker: Callable[[Run], Tracker]) -> bool:
     """Gives a tracker the config, curve, mask and row of a run, as if it had followed it.
 
     Args:
@@ -19,7 +19,7 @@ def replay(directory: Path, cfg: dict[str, Any], tracker: Callable[[Run], Tracke
         tracker: a function of pai_bench.tracking with its settings given.
 
     Returns:
-        How many lines its curve has.
+        Whether it got there.
 
     Raises:
         DataError: the curve is damaged.
@@ -34,5 +34,6 @@ def replay(directory: Path, cfg: dict[str, Any], tracker: Callable[[Run], Tracke
         told.record({key: value for key, value in line.items() if key != "epoch" and value is not None}, line["epoch"])
     if (directory / "mask.safetensors").is_file():
         told.mask(directory / "mask.safetensors")
-    told.finish(status.finished(directory) or {}, status.state(directory).exit_code)
-    return len(lines)
+    stands = status.state(directory)
+    told.finish(status.finished(directory) or {}, 0 if stands.name == "finished" else max(stands.exit_code, 1))
+    return told.delivers

@@ -9,11 +9,12 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pai_bench import config, status
-from pai_bench.errors import ConfigError, UserError
+from pai_bench import config, preemption, status
+from pai_bench.errors import ConfigError, PreemptedError, UserError
 from pai_bench.ownership import job_id
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ def submit(cfgs: Sequence[dict[str, Any]], *, folder: str, max_requeues: int, **
             said = " ".join(str(error).split())
             raise UserError(f"SLURM took {len(submitted)} of {len(wanted)} runs, then refused: {said}") from error
         for run_id, job in zip(part, jobs, strict=True):
-            status.mark_queued(config.directory(wanted[run_id]), job.job_id, since)
+            status.mark_queued(config.directory(wanted[run_id]), job.job_id, since, config.rerunnable(wanted[run_id]))
             submitted[run_id] = job.job_id
     arrays = ", ".join(dict.fromkeys(job.partition("_")[0] for job in submitted.values()))
     log.info("%d runs submitted as SLURM job %s; their output goes to %s", len(submitted), arrays, Path(folder).parent)
@@ -76,12 +77,11 @@ def submit(cfgs: Sequence[dict[str, Any]], *, folder: str, max_requeues: int, **
 def _to_do(cfgs: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The configs of the runs that are to be submitted, by id."""
     by_id = {config.run_id(cfg): cfg for cfg in cfgs}
-    states = {run_id: status.state(config.directory(cfg)) for run_id, cfg in by_id.items()}
-    queued = alive([state.job for state in states.values() if state.name == "queued" and state.job])
+    states = standing({run_id: config.directory(cfg) for run_id, cfg in by_id.items()})
     left_out: dict[str, int] = {}
     wanted = {}
     for run_id, state in states.items():
-        if state.name in ("finished", "running") or (state.name == "queued" and state.job in queued):
+        if state.name in ("finished", "running", "queued"):
             left_out[state.name] = left_out.get(state.name, 0) + 1
         else:
             wanted[run_id] = by_id[run_id]
@@ -92,10 +92,27 @@ def _to_do(cfgs: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return wanted
 
 
+def standing(directories: Mapping[str, Path]) -> dict[str, status.RunState]:
+    """How runs stand, by their directories and the queue: one whose job waits there is queued, whatever befell it."""
+    states = {name: status.state(directory) for name, directory in directories.items()}
+    waiting = {name: state.job for name, state in states.items() if state.name in ("queued", "preempted", "dead")}
+    there = alive([job for job in waiting.values() if job])
+    if there is None:
+        return states
+    for name, job in waiting.items():
+        if job in there:
+            states[name] = replace(states[name], name="queued")
+        elif states[name].name == "queued":
+            states[name] = status.RunState("missing")
+    return states
+
+
 def wait(jobs: Sequence[str], seconds: float = 10.0) -> None:
     """Returns when none of the jobs is in the queue any more; asks every so many seconds."""
     pause = 1.0
-    while alive(jobs):
+    while alive(jobs) != set():
+        if preemption.requested():
+            raise PreemptedError("no longer waiting; the jobs go on without")
         time.sleep(pause)
         pause = min(seconds, 1.5 * pause)
 
@@ -111,11 +128,16 @@ def outcomes(cfgs: Sequence[dict[str, Any]], submitted: Mapping[str, str]) -> li
     return list(found.values())
 
 
-def alive(jobs: Sequence[str]) -> set[str]:
-    """Which of some jobs, like "12" or "12_3", are pending or running. Needs no accounting."""
+def alive(jobs: Sequence[str]) -> set[str] | None:
+    """Which of some jobs, like "12" or "12_3", are pending or running; None where SLURM does not tell.
+
+    Needs no accounting.
+    """
     arrays = sorted({job.partition("_")[0] for job in jobs})
-    if not arrays or shutil.which("squeue") is None:
-        return set(jobs)
+    if not arrays:
+        return set()
+    if shutil.which("squeue") is None:
+        return None
     there: set[str] = set()
     for array in arrays:
         # One by one: for a list, squeue fails as a whole over a job that is long gone.
@@ -126,7 +148,7 @@ def alive(jobs: Sequence[str]) -> set[str]:
         if done.returncode != 0:
             if "Invalid job id" in done.stderr:
                 continue
-            return set(jobs)  # SLURM does not answer: nothing is known, and nothing is given up
+            return None
         there |= set(done.stdout.split())
     return there & set(jobs)
 
@@ -147,6 +169,9 @@ def _native(sbatch: Mapping[str, Any], max_requeues: int) -> dict[str, Any]:
     if "mem" in native:
         native["mem"] = f"{round(1024 * native['mem'])}MB"
     native.setdefault("srun_args", ["--kill-on-bad-exit=1"])  # tasks that wait for one that has died
+    if native.get("time") is None:
+        raise ConfigError("hydra.launcher.timeout_min=null: give the minutes that a run may take")
+    native["additional_parameters"] = {"requeue": True, **native.get("additional_parameters", {})}
     return native | {"setup": [*native.get("setup", []), f"export {REQUEUES}={max_requeues}"]}
 
 
@@ -164,7 +189,10 @@ def export(jobs: Sequence[Sequence[str]], folder: Path, *, max_requeues: int, **
     """
     from submitit.slurm.slurm import _make_sbatch_string
 
-    (folder / "args").mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder / "args", ignore_errors=True)
+    for old in folder.glob("array*.sh"):
+        old.unlink()
+    (folder / "args").mkdir(parents=True)
     (folder / "logs").mkdir(exist_ok=True)
     scripts = []
     size = 1000
@@ -176,11 +204,8 @@ def export(jobs: Sequence[Sequence[str]], folder: Path, *, max_requeues: int, **
         read = f"mapfile -t ARGS < {here}/args/$(({start} + ${{SLURM_ARRAY_TASK_ID:-0}}))"
         script = folder / ("array.sh" if len(jobs) <= size else f"array-{start // size}.sh")
         native = _native(sbatch, max_requeues)
-        native["setup"] = ["set -euo pipefail", *native["setup"], read]
-        native["additional_parameters"] = {
-            **native.get("additional_parameters", {}), "output": f"{folder}/logs/%A_%a.log",
-            "requeue": True,
-        }  # fmt: skip
+        native["setup"] = [*native["setup"], "set -euo pipefail", read]
+        native["additional_parameters"] |= {"output": f"{folder}/logs/%A_%a.log"}
         try:
             text = _make_sbatch_string(
                 command='exec srun --unbuffered --kill-on-bad-exit=1 python run.py "${ARGS[@]}"',
@@ -190,6 +215,7 @@ def export(jobs: Sequence[Sequence[str]], folder: Path, *, max_requeues: int, **
             raise ConfigError(f"hydra.launcher: {error}") from error
         script.write_text(text.replace("export SUBMITIT_EXECUTOR=slurm\n", ""))
         scripts.append(script)
+    log.info("%d runs written; submit them with sbatch %s", len(jobs), " and ".join(map(str, scripts)))
     return scripts
 
 

@@ -54,13 +54,16 @@ def state(directory: Path) -> RunState:
     return RunState(name, job, status.get("error"), status.get("exit_code", 0), attempt, updated)
 
 
-def mark_queued(directory: Path, job: str, since: float) -> None:
+def mark_queued(directory: Path, job: str, since: float, text: str) -> None:
     """Notes that a job which waits in a queue will do this run.
 
     Args:
+        text: its config.yaml.
         since: when it was submitted, in seconds since 1970.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    if not (directory / "config.yaml").is_file():
+        files.write_atomically(directory / "config.yaml", text.encode())
     files.write_json(directory / QUEUED, {"job": job, "since": since})
 
 

@@ -20,7 +20,7 @@ import torch
 
 from pai_bench import files
 from pai_bench.core import Mask, Scores, State
-from pai_bench.errors import ConfigError
+from pai_bench.errors import ConfigError, OwnedError
 from pai_bench.ownership import Claim, job_id
 from pai_bench.status import QUEUED, RESULT, finished
 
@@ -80,8 +80,10 @@ def load_checkpoint(directory: Path) -> dict[str, Any] | None:
         payload = content[start:]
         if content[:start] == _MAGIC + hashlib.sha256(payload).digest():
             state: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-            return state
-        log.warning("%s is damaged; an earlier checkpoint, or the start, takes its place", path)
+            curve = directory / "curve.jsonl"
+            if state.get("curve_bytes", 0) <= (curve.stat().st_size if curve.is_file() else 0):
+                return state
+        log.warning("%s is damaged, or its curve is; an earlier checkpoint, or the start, takes its place", path)
     return None
 
 
@@ -119,15 +121,18 @@ class RunDirectory:
             if self.checkpoint is None:
                 # An attempt that ended early left half a record; nothing of it is true of this attempt.
                 for left in path.iterdir():
-                    if left != claim.path:
-                        shutil.rmtree(left) if left.is_dir() else left.unlink()
+                    if left.is_dir():
+                        shutil.rmtree(left)
+                    elif not left.name.startswith(claim.path.name):  # other processes try to claim it too
+                        left.unlink(missing_ok=True)
                 (path / "curve.jsonl").touch()
             else:
                 later = (path / "curve.jsonl").read_bytes()[self.checkpoint["curve_bytes"] :]
                 self.num_repeated = later.count(b"\n")
                 os.truncate(path / "curve.jsonl", self.checkpoint["curve_bytes"])
                 for torn in path.glob("*.tmp-*"):
-                    torn.unlink()
+                    if not torn.name.startswith(claim.path.name):
+                        torn.unlink(missing_ok=True)
         except OSError as error:
             self.close()
             raise ConfigError(
@@ -144,8 +149,19 @@ class RunDirectory:
         self.status("running")
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
-        """Writes a checkpoint that knows how far the curve had come."""
-        save_checkpoint(self.path, state | {"curve_bytes": (self.path / "curve.jsonl").stat().st_size})
+        """Writes a checkpoint that knows how far the curve had come.
+
+        Raises:
+            OwnedError: another process has taken the run over.
+        """
+        self._check()
+        with (self.path / "curve.jsonl").open("rb") as curve:
+            os.fsync(curve.fileno())
+            save_checkpoint(self.path, state | {"curve_bytes": os.fstat(curve.fileno()).st_size})
+
+    def _check(self) -> None:
+        if self._claim is not None and self.path.is_dir() and self._claim.taken():
+            raise OwnedError(f"{self.path}: another process has taken this run over, so this one ends")
 
     @property
     def lost(self) -> bool:
@@ -200,6 +216,7 @@ class RunDirectory:
 
     def finish(self, row: dict[str, Any]) -> None:
         """Writes metrics.csv and then result.json, whose appearance is what makes the run finished."""
+        self._check()
         epochs = [line for line in self.curve() if "test/top1" in line]
         temporary = self.path / "metrics.csv.tmp"
         with temporary.open("w", newline="") as file:

@@ -60,7 +60,7 @@ def overrides_of_jobs(
     """The overrides of every run of a sweep, from those of its command line: `jobs` in Hydra's words.
 
     Raises:
-        ConfigError: as `jobs`, or a sweep over an interval.
+        ConfigError: as `jobs`, a sweep over an interval, or nothing is left.
     """
     swept: dict[str, list[str]] = {}
     for override in overrides:
@@ -71,7 +71,10 @@ def overrides_of_jobs(
             swept[key] = list(override.sweep_string_iterator())
         else:
             raise ConfigError(f"{override.input_line}: a sweep needs values; use choice() or range()")
-    return [[f"{key}={value}" for key, value in job.items()] for job in jobs(swept, paired, exclude)]
+    found = [[f"{key}={value}" for key, value in job.items()] for job in jobs(swept, paired, exclude)]
+    if not found:
+        raise ConfigError("hydra.sweeper.exclude: it leaves no run; take a rule out")
+    return found
 
 
 def _text(value: Any) -> str:

@@ -40,8 +40,14 @@ class Tracker(Protocol):
     def finish(self, row: dict[str, Any], exit_code: int) -> None:
         """The end of the run: its result row (empty after a failure) and exit code."""
 
+    @property
+    def delivers(self) -> bool:
+        """Whether what it is told, and was told, gets to where others can see it."""
+
 
 class _Nothing:
+    delivers = False
+
     def record(self, metrics: dict[str, float], epoch: float) -> None: ...
     def mask(self, file: Path) -> None: ...
     def finish(self, row: dict[str, Any], exit_code: int) -> None: ...
@@ -68,6 +74,11 @@ class _WandB:
         for line in curve[known:]:
             self.record({key: value for key, value in line.items() if key != "epoch"}, line["epoch"])
         self._num_known = max(known - len(curve), 0)
+
+    @property
+    def delivers(self) -> bool:
+        """Whether it is online and nothing has failed."""
+        return self._run is not None and not self._run.offline
 
     def _safely(self, what: str, call: Any) -> None:
         if self._run is None:
@@ -140,6 +151,7 @@ def wandb(
             silent=True,
             init_timeout=patience_seconds,
             finish_timeout=patience_seconds,
+            finish_timeout_raises=True,
             x_disable_machine_info=mode == "offline",
             x_save_requirements=False,
             x_transaction_log_flush_interval=1,  # its 15 s would lose the last epochs of a run that is killed

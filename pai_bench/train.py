@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -239,13 +239,8 @@ class Trainer:
             self._finish_epoch()  # taken up again between the last step of an epoch and its evaluation
         while self.clock < target:
             stop = min([target, self._end_of_epoch(), *(step for step in self._keep if step > self.clock)])
-            try:
-                with devices.fast():
-                    self._train(stop)
-            except LostWorkerError:  # SIGTERM to every process of a job takes them first
-                self._stepping = True
-                self.checkpoint(False)
-                raise
+            with devices.fast():
+                self._train(stop)
             self._keep_state()
             self.checkpoint(False)
             if self.clock % self.length.steps_per_epoch == 0:
@@ -367,6 +362,15 @@ class Trainer:
     def _formatted(self, batches: Iterable[Batch]) -> Iterable[Batch]:
         return ((images.contiguous(memory_format=self.memory_format), labels) for images, labels in batches)
 
+    def _fetched(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches of an epoch; when there are no more because SIGTERM took the workers, the moment to save."""
+        try:
+            yield from batches
+        except LostWorkerError:
+            self._stepping = True
+            self.checkpoint(False)
+            raise
+
     def _start_epoch(self) -> None:
         # Sums stay on the device: reading them after every step would make the device wait for Python.
         self._loss_sum, self._correct = (torch.zeros((), device=self.device) for _ in range(2))
@@ -382,7 +386,7 @@ class Trainer:
         started = time.perf_counter()
         self.model.train()
         order, augment = (seeding.generator(self.seed, name, number) for name in ("order", "augment"))
-        batches = self._formatted(self.data.train(recipe.batch_size, order, augment, start))
+        batches = self._formatted(self._fetched(self.data.train(recipe.batch_size, order, augment, start)))
         steps = range(self.clock, stop)
         shown = tqdm(steps, f"epoch {number}", leave=False, disable=None, unit="step")
         with seeding.seeded(self.seed, *stream), distributed.synchronised_norms(self.model):

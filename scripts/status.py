@@ -19,18 +19,10 @@ from typing import Any
 from hydra.utils import instantiate
 
 from pai_bench import cli, config, slurm, status
-from pai_bench.errors import ConfigError, DataError
+from pai_bench.errors import ConfigError, DataError, PreemptedError
 
 ORDER = ("finished", "running", "queued", "preempted", "dead", "failed", "missing")
 RETRIED = ("preempted", "dead", "failed", "missing")
-
-
-def states_of(directories: dict[str, Path]) -> dict[str, status.RunState]:
-    """The state of each run; one whose job has left the queue without starting it is missing."""
-    states = {run_id: status.state(directory) for run_id, directory in directories.items()}
-    queued = slurm.alive([state.job for state in states.values() if state.name == "queued" and state.job])
-    gone = [run_id for run_id, state in states.items() if state.name == "queued" and state.job not in queued]
-    return states | {run_id: status.RunState("missing") for run_id in gone}
 
 
 def table(states: dict[str, status.RunState]) -> str:
@@ -56,7 +48,7 @@ def main() -> None:
     parser.add_argument("--retry", action="store_true", help=f"run what is {', '.join(RETRIED)}")
     arguments = parser.parse_intermixed_args()
     cli.start_process()
-    overrides = [word for word in arguments.what if "=" in word]
+    overrides = [cli.without_plus(word) for word in arguments.what if "=" in word]
     folders = [Path(word) for word in arguments.what if "=" not in word]
     with cli.counted():
         cfgs: dict[str, dict[str, Any]] = {}
@@ -72,23 +64,30 @@ def main() -> None:
             directories = {run_id: config.directory(cfg) for run_id, cfg in cfgs.items()}
         if not directories:
             raise DataError(f"{' '.join(arguments.what)}: there are no runs")
-        states = states_of(directories)
+        states = slurm.standing(directories)
         print(table(states))
         wanted = [run_id for run_id, state in states.items() if state.name in RETRIED]
         if not arguments.retry:
             sys.exit(int(any(state.name in ("failed", "dead") for state in states.values())))
+        missing = [run_id for run_id in wanted if run_id not in cfgs]
+        lost = [run_id for run_id in missing if not (directories[run_id] / "config.yaml").is_file()]
+        for run_id in lost:
+            print(f"{run_id}: it left no config.yaml to run again; name its sweep instead")
         for run_id in wanted:
-            if run_id not in cfgs:
-                if not (directories[run_id] / "config.yaml").is_file():
-                    raise ConfigError(f"{directories[run_id]}: no config.yaml to run again; name its sweep instead")
+            if run_id not in cfgs and run_id not in lost:
                 cfgs[run_id] = cli.stored(directories[run_id]) | {"results_dir": str(folders[0])}
-        again = [cfgs[run_id] for run_id in wanted]
-        if launcher._target_.endswith("SlurmLauncher"):
+        again = [cfgs[run_id] for run_id in wanted if run_id not in lost]
+        kind = launcher._target_.rpartition(".")[2]
+        if kind == "SlurmLauncher":
             instantiate(launcher).submit(again)
-        else:
+        elif kind == "BasicLauncher":
             for cfg in again:
-                if cli.attempt(cfg) == 75:
+                if cli.attempt(cfg) == PreemptedError.exit_code:
                     break
+        else:
+            raise ConfigError("hydra/launcher: --retry runs one after another or on slurm; else use run.py")
+        if lost:
+            raise DataError(f"{len(lost)} of {len(wanted)} runs could not be run again")
 
 
 if __name__ == "__main__":

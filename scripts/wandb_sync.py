@@ -7,11 +7,14 @@ A run of the same id in the project is replaced, so this can be repeated. Runnin
 """
 
 import argparse
+import os
 from functools import partial
 from pathlib import Path
 
+from hydra.errors import HydraException
+
 from pai_bench import cli, status, tracking
-from pai_bench.errors import DataError
+from pai_bench.errors import DataError, UserError
 from pai_bench.replay import replay
 
 
@@ -32,12 +35,21 @@ def main() -> None:
         )
         if not found:
             raise DataError(f"{folder}: there are no runs; give a results folder or the directory of a run")
+        os.environ["WANDB_MODE"] = "online"
+        failed = 0
         for directory in found:
             if status.state(directory).name == "running":
                 print(f"{directory.name}: running, left out")
                 continue
-            lines = replay(directory, cli.stored(directory), tracker)
-            print(f"{directory.name}: {lines} lines")
+            try:
+                sent = replay(directory, cli.stored(directory, cfg["tracker"]), tracker)
+                print(f"{directory.name}: {'sent' if sent else 'NOT SENT'}")
+            except (UserError, HydraException) as error:
+                sent = False
+                print(f"{directory.name}: NOT SENT, {error}")
+            failed += not sent
+        if failed:
+            raise UserError(f"{failed} of {len(found)} runs were not sent")
 
 
 if __name__ == "__main__":

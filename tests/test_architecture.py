@@ -36,7 +36,7 @@ ALLOWED = {
     "status": {"files", "ownership"},
     "store": LOOPS | {"files", "ownership", "status"},
     "sweeps": {"errors"},
-    "slurm": {"cli", "config", "errors", "ownership", "status"},
+    "slurm": {"cli", "config", "errors", "ownership", "preemption", "status"},
     "preemption": set(),
     "tracking": LOOPS,
     "summary": set(),

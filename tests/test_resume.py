@@ -47,6 +47,10 @@ RUNS = {
     "shuffled filters": ["pruner=filter_magnitude", "sparsity=0.5", "schedule=exponential", "schedule.rounds=3",
                          "ablation=shuffle_mask"],
     "sanity check": ["pruner=snip", "sparsity=0.5", "ablation=invert_scores", "diagnostics=true"],
+    "sanity check in rounds": [
+        "pruner=magnitude", "sparsity=0.5", "schedule=rewind", "schedule.levels=2", "schedule.rewind_epoch=1",
+        "ablation=invert_scores",
+    ],
     "reinit": ["pruner=snip", "sparsity=0.5", "ablation=reinit", "dataset.validation=0.1"],
 }  # fmt: skip
 
@@ -309,7 +313,7 @@ def test_the_claim_of_a_dead_process_is_taken_over_by_one_of_many(tmp_path: Path
 def test_a_claim_from_another_machine_holds_while_its_heart_beats(tmp_path: Path) -> None:
     claim = ownership.Claim(tmp_path, heartbeat_seconds=0.1, dead_after_seconds=0.5)
     content = json.loads((tmp_path / "owner.json").read_text())
-    (tmp_path / "owner.json").write_text(json.dumps(content | {"host": "elsewhere"}))
+    (tmp_path / "owner.json").write_text(json.dumps(content | {"host": "elsewhere", "machine": "elsewhere"}))
     time.sleep(1.0)  # longer than it takes to be dead, but the heart beats
     with pytest.raises(OwnedError, match=r"process \d+ on elsewhere has been running it since"):
         ownership.Claim(tmp_path, dead_after_seconds=0.5)
@@ -322,7 +326,7 @@ def test_a_claim_from_another_machine_holds_while_its_heart_beats(tmp_path: Path
 
 def test_who_has_lost_the_claim_notices_and_leaves_the_files_alone(tmp_path: Path) -> None:
     claim = ownership.Claim(tmp_path, heartbeat_seconds=0.05)
-    (tmp_path / "owner.json").write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": "0", "token": "theirs"}))
+    (tmp_path / "owner.json").write_text(json.dumps({"host": "elsewhere", "token": "theirs"}))
     time.sleep(0.5)
     assert claim.lost
     claim.release()

@@ -34,7 +34,7 @@ class GridSweeper(BasicSweeper):
         from pai_bench import sweeps
 
         found = sweeps.overrides_of_jobs(overrides, self.paired, self.exclude)
-        return list(self.split_overrides_to_chunks(found, max_batch_size)) if found else []
+        return list(self.split_overrides_to_chunks(found, max_batch_size))
 
     def validate_batch_is_legal(self, batch: Any) -> None:
         """Composes every job before the first starts, unless the launcher does that itself."""

@@ -29,6 +29,7 @@ class SlurmLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Called by Hydra."""
         from pai_bench import config, slurm
+        from pai_bench.errors import ConfigError
 
         cfgs = []
         for overrides in job_overrides:
@@ -36,6 +37,8 @@ class SlurmLauncher(Launcher):
             with open_dict(composed):
                 del composed["hydra"]
             cfgs.append(config.complete(composed))
+        if self.export is not None and self.config.hydra.sweeper.max_batch_size is not None:
+            raise ConfigError("hydra.launcher.export: not with hydra.sweeper.max_batch_size; leave one out")
         if self.export is not None:
             slurm.export(job_overrides, Path(self.export), **self.settings)
             return []
@@ -45,7 +48,10 @@ class SlurmLauncher(Launcher):
     def submit(self, cfgs: Sequence[dict[str, Any]]) -> None:
         """Submits completed configs, and waits for them if that is asked for."""
         from pai_bench import cli, slurm
+        from pai_bench.errors import ConfigError
 
+        if self.export is not None:
+            raise ConfigError(f"hydra.launcher.export={self.export}: only with run.py -m or an experiment")
         jobs = slurm.submit(cfgs, folder=self.folder, **self.settings)
         if self.wait:
             slurm.wait(list(jobs.values()))
