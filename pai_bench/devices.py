@@ -3,6 +3,7 @@
 import os
 import platform
 import resource
+import secrets
 import sys
 import tempfile
 from contextlib import AbstractContextManager
@@ -52,7 +53,7 @@ def _least_used() -> int:
         with FileLock(folder / "gpus.lock"):
             numbers = [sum(not _free(lock) for lock in folder.glob(f"gpu-{name}-*.lock")) for name in names]
             index = numbers.index(min(numbers))
-            _taken[index] = FileLock(folder / f"gpu-{names[index]}-{os.getpid()}.lock")
+            _taken[index] = FileLock(folder / f"gpu-{names[index]}-{secrets.token_hex(4)}.lock")
             _taken[index].acquire()
     return next(iter(_taken))
 

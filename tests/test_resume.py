@@ -331,3 +331,44 @@ def test_who_has_lost_the_claim_notices_and_leaves_the_files_alone(tmp_path: Pat
     assert claim.lost
     claim.release()
     assert (tmp_path / "owner.json").exists()
+
+
+def test_a_process_of_another_container_is_judged_by_its_heartbeat(tmp_path: Path) -> None:
+    """Its host may have our name, and its process id belong to nobody here."""
+    ownership.Claim(tmp_path)
+    content = json.loads((tmp_path / "owner.json").read_text())
+    (tmp_path / "owner.json").write_text(json.dumps(content | {"machine": "another", "pid": 2**22 + 1}))
+    with pytest.raises(OwnedError):
+        ownership.Claim(tmp_path)
+
+
+def test_a_requeued_job_takes_over_from_what_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    ownership.Claim(tmp_path)
+    content = json.loads((tmp_path / "owner.json").read_text())
+    (tmp_path / "owner.json").write_text(json.dumps(content | {"host": "node1", "machine": "node1"}))
+    with pytest.raises(OwnedError):
+        ownership.Claim(tmp_path)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    ownership.Claim(tmp_path).release()
+
+
+def test_a_file_system_that_stalls_does_not_lose_the_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    claim = ownership.Claim(tmp_path, heartbeat_seconds=0.05)
+
+    def stale(self: Path, *_: Any, **__: Any) -> str:
+        raise OSError(116, "Stale file handle")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_text", stale)
+        time.sleep(0.3)
+    assert not claim.lost
+    claim.release()
+
+
+def test_a_checkpoint_beyond_the_end_of_its_curve_is_passed_over(tmp_path: Path) -> None:
+    """A machine that crashed may have lost the end of the curve."""
+    (tmp_path / "curve.jsonl").write_text("{}\n" * 3)
+    store.save_checkpoint(tmp_path, {"curve_bytes": 6})
+    store.save_checkpoint(tmp_path, {"curve_bytes": 12})
+    assert store.load_checkpoint(tmp_path) == {"curve_bytes": 6}

@@ -1,7 +1,10 @@
 """Which runs a sweep consists of, from the command line and from a file."""
 
+import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -112,3 +115,23 @@ def test_the_state_of_a_sweep_and_what_is_run_again(run_cli: RunCli, tmp_path: P
     assert code == 4 and len(said) == 1
     code, said = status("sparsity=2")
     assert code == 2 and len(said) == 1
+
+
+def test_a_preempted_sweep_of_several_processes_ends_every_run_in_order(tmp_path: Path) -> None:
+    """The notice goes to the first process alone, as `kill` or `docker stop` sends it."""
+    results = tmp_path / "results"
+    long = [word for word in TINY if "epochs=2" not in word] + ["training.epochs=200"]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "run.py"), "-m", "hydra/launcher=parallel", "hydra.launcher.n_jobs=2", *long,
+         "pruner=snip", "sparsity=0.5", "seed=range(4)", f"results_dir={results}"],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while process.poll() is None and len(list(results.glob("*/checkpoint.pt"))) < 2:
+        time.sleep(0.05)
+    process.terminate()
+    out, said = process.communicate(timeout=60)
+    assert process.returncode == 75, said
+    assert "0 done, 0 skipped, 0 failed, 4 preempted" in out
+    states = [json.loads(path.read_text())["state"] for path in results.glob("*/status.json")]
+    assert states == ["preempted", "preempted"]
+    assert not list(results.glob("*/owner.json"))

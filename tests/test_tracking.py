@@ -100,7 +100,8 @@ def test_runs_are_sent_later_from_their_directories(run_cli: RunCli, server: Ser
         server.history.clear()
         sent = subprocess.run(
             [sys.executable, str(ROOT / "scripts" / "wandb_sync.py"), str(tmp_path / "results"), "tracker.project=new"],
-            env=os.environ | server.env, capture_output=True, text=True, timeout=120, check=False,
+            env=os.environ | server.env | {"WANDB_MODE": "offline"},  # as clusters set it
+             capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
         assert sent.returncode == 0, sent.stderr
         assert len(server.history) == 2
@@ -110,3 +111,14 @@ def test_runs_are_sent_later_from_their_directories(run_cli: RunCli, server: Ser
             assert server.runs[directory.name]["project"] == "new"
             row = json.loads((directory / "result.json").read_text())
             assert server.runs[directory.name]["summary"]["test_top1"] == row["test_top1"]
+
+
+def test_what_could_not_be_sent_is_said(run_cli: RunCli, server: Server, tmp_path: Path) -> None:
+    assert run_cli(*TINY, "pruner=snip", "sparsity=0.5").returncode == 0
+    server.refuse = True
+    sent = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "wandb_sync.py"), str(tmp_path / "results")],
+        env=os.environ | server.env, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert sent.returncode == 1
+    assert "NOT SENT" in sent.stdout and "error: 1 of 1 runs were not sent" in sent.stderr

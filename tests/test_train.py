@@ -4,6 +4,8 @@ import copy
 import math
 from collections.abc import Iterator
 from dataclasses import fields, replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from conftest import Chain, composed
 from torch import Generator, nn
 from torch.nn import functional as F
 
-from pai_bench import config, masks, measures
+from pai_bench import config, devices, masks, measures
 from pai_bench.core import Batch, Batches, Examples
 from pai_bench.errors import UserError
 from pai_bench.train import Recipe, Trainer, evaluate, learning_rate, mask_gradients, num_resurrected
@@ -300,3 +302,21 @@ def test_a_collapsed_branch_of_a_residual_net_leaves_the_signal(batches: Batches
     assert masks.collapsed(mask) == ["stages.0.0.conv2.weight"]
     assert measures.carries_signal(model, batches[0], F.cross_entropy)
     assert math.isfinite(model(batches[0][0]).sum().item())
+
+
+def test_every_process_takes_the_gpu_with_the_fewest_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid=f"gpu{index}"))
+    held = []
+    chosen = []
+    for _ in range(7):
+        monkeypatch.setattr(devices, "_taken", {})
+        chosen.append(devices._least_used())
+        assert devices._least_used() == chosen[-1]
+        held.append(devices._taken)
+    assert chosen == [0, 1, 2, 0, 1, 2, 0]
+    for number in (1, 4):  # both processes of the second GPU end
+        held[number][1].release()
+    monkeypatch.setattr(devices, "_taken", {})
+    assert devices._least_used() == 1
