@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from pai_bench import preemption, store
-from pai_bench.errors import OwnedError, PreemptedError, UserError
+from pai_bench.errors import PreemptedError
 from pai_bench.prune import Pruned
 from pai_bench.train import Trainer
 from pai_bench.world import world
@@ -33,10 +33,8 @@ class Checkpoints:
             PreemptedError: a signal has asked for the end; the checkpoint is written.
             OwnedError: another process has taken the run over, so this one must write nothing more.
         """
-        if self.files.lost and not self.files.path.is_dir():
-            raise UserError(f"{self.files.path}: it has vanished while the run was going on; run it again")
         if self.files.lost:
-            raise OwnedError(f"{self.files.path}: another process has taken this run over, so this one ends")
+            self.files.check()
         self._epochs += epoch_ended
         # Where there are several processes, the first decides: at the next step the others find it gone.
         wanted = preemption.requested() if world().rank == 0 else None

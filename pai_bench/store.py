@@ -20,7 +20,7 @@ import torch
 
 from pai_bench import files
 from pai_bench.core import Mask, Scores, State
-from pai_bench.errors import ConfigError, OwnedError
+from pai_bench.errors import ConfigError, OwnedError, UserError
 from pai_bench.ownership import Claim, job_id
 from pai_bench.status import QUEUED, RESULT, finished
 
@@ -154,13 +154,25 @@ class RunDirectory:
         Raises:
             OwnedError: another process has taken the run over.
         """
-        self._check()
+        self.check()
         with (self.path / "curve.jsonl").open("rb") as curve:
             os.fsync(curve.fileno())
             save_checkpoint(self.path, state | {"curve_bytes": os.fstat(curve.fileno()).st_size})
 
-    def _check(self) -> None:
-        if self._claim is not None and self.path.is_dir() and self._claim.taken():
+    def check(self) -> None:
+        """Makes sure that this process may still write here.
+
+        Raises:
+            OwnedError: another process has taken the run over.
+            UserError: the directory has vanished.
+        """
+        if not self.path.is_dir():
+            raise UserError(f"{self.path}: it has vanished while the run was going on; run it again")
+        try:
+            taken = self._claim is not None and self._claim.taken()
+        except (OSError, ValueError):
+            return  # a file system that stalls tells nothing
+        if taken:
             raise OwnedError(f"{self.path}: another process has taken this run over, so this one ends")
 
     @property
@@ -216,7 +228,7 @@ class RunDirectory:
 
     def finish(self, row: dict[str, Any]) -> None:
         """Writes metrics.csv and then result.json, whose appearance is what makes the run finished."""
-        self._check()
+        self.check()
         epochs = [line for line in self.curve() if "test/top1" in line]
         temporary = self.path / "metrics.csv.tmp"
         with temporary.open("w", newline="") as file:
@@ -253,5 +265,5 @@ class Elsewhere:
 
     def _nothing(self, *_: Any, **__: Any) -> None: ...
 
-    close = save_checkpoint = status = discard = record = finish = _nothing
+    check = close = save_checkpoint = status = discard = record = finish = _nothing
     write_text = write_json = write_tensors = _nothing

@@ -354,6 +354,7 @@ def test_a_requeued_job_takes_over_from_what_it_was(tmp_path: Path, monkeypatch:
 
 
 def test_a_file_system_that_stalls_does_not_lose_the_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = store.RunDirectory(tmp_path / "run")
     claim = ownership.Claim(tmp_path, heartbeat_seconds=0.05)
 
     def stale(self: Path, *_: Any, **__: Any) -> str:
@@ -362,8 +363,13 @@ def test_a_file_system_that_stalls_does_not_lose_the_claim(tmp_path: Path, monke
     with monkeypatch.context() as patched:
         patched.setattr(Path, "read_text", stale)
         time.sleep(0.3)
+        files.save_checkpoint({})
     assert not claim.lost
     claim.release()
+    assert files.path.joinpath("checkpoint.pt").is_file()
+    (files.path / "owner.json").write_text(json.dumps({"token": "theirs"}))
+    with pytest.raises(OwnedError, match="has taken this run over"):
+        files.save_checkpoint({})
 
 
 def test_a_checkpoint_beyond_the_end_of_its_curve_is_passed_over(tmp_path: Path) -> None:
