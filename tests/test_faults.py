@@ -143,11 +143,12 @@ def test_a_killed_process_of_a_sweep_loses_nothing_that_is_done(run_cli: RunCli,
     ]  # fmt: skip
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and not list((tmp_path / "results").glob("*/result.json")):
+    running: list[int] = []
+    while process.poll() is None and not (running and list((tmp_path / "results").glob("*/result.json"))):
         time.sleep(0.02)
-    states = [json.loads(path.read_text()) for path in (tmp_path / "results").glob("*/status.json")]
-    (victim, *_) = [state["pid"] for state in states if state["state"] == "running"]
-    os.kill(victim, signal.SIGKILL)
+        states = [json.loads(path.read_text()) for path in (tmp_path / "results").glob("*/status.json")]
+        running = [state["pid"] for state in states if state["state"] == "running"]
+    os.kill(running[0], signal.SIGKILL)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "a process of the sweep was killed" in said

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ pytestmark = [
 ]
 
 LAUNCHER = ["hydra/launcher=slurm_cpu", "hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=1"]
-LONG = 25  # epochs of a tiny network: half a minute, long enough to be interrupted
+LONG = 20  # epochs of a tiny network: enough to be caught in the middle
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,33 @@ def state(directory: Path) -> dict[str, object]:
 def epochs(directory: Path) -> int:
     path = directory / "curve.jsonl"
     return path.read_text().count("test/top1") if path.is_file() else 0
+
+
+def freeze(*directories: Path) -> None:
+    """Stops runs a few epochs after their start, so that none is over before what shall befall it, however fast."""
+    waiting = set(directories)
+
+    def caught() -> bool:
+        for directory in [one for one in waiting if epochs(one) > 2]:
+            os.kill(pid_of(directory), signal.SIGSTOP)
+            waiting.discard(directory)
+        return not waiting
+
+    until(caught)
+
+
+def pid_of(directory: Path) -> int:
+    return int(str(state(directory)["pid"]))
+
+
+def met(pid: int, number: signal.Signals) -> bool:
+    """Whether a signal waits for a stopped process to go on, or has let it."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except FileNotFoundError:
+        return True
+    fields = dict(line.split(":", 1) for line in lines)
+    return bool(int(fields["ShdPnd"], 16) >> (number - 1) & 1) or fields["State"].split()[0] != "T"
 
 
 def over(cluster: Cluster, jobs: list[str]) -> bool:
@@ -76,10 +104,13 @@ def test_a_sweep_with_a_failure_a_kill_and_a_time_limit(cluster: Cluster, run_cl
     cluster.run("scontrol", "release", ",".join(arrays))
 
     killed, limited = (results / by_seed[seed] for seed in "67")
-    until(lambda: epochs(killed) > 2)
-    os.kill(int(str(state(killed)["pid"])), signal.SIGKILL)
-    until(lambda: epochs(limited) > 2)
+    freeze(killed, limited)
+    os.kill(pid_of(killed), signal.SIGKILL)
     cluster.run("scontrol", "update", f"JobId={jobs[limited.name]}", "TimeLimit=1")
+    stopped = pid_of(limited)
+    until(lambda: met(stopped, signal.SIGUSR2), 120)
+    with suppress(ProcessLookupError):
+        os.kill(stopped, signal.SIGCONT)
     until(lambda: over(cluster, list(jobs.values())), 240)
 
     shown = {seed: cluster.show(jobs[name]) for seed, name in by_seed.items()}
@@ -139,11 +170,11 @@ def test_a_preempted_job_saves_and_comes_back(cluster: Cluster, run_cli: RunCli,
     done = run_cli("-m", *LAUNCHER, *long, "pruner=snip", "sparsity=0.8", env=cluster.env)
     assert done.returncode == 0, done.stderr
     ((run_id, job),) = jobs_of(results).items()
-    until(lambda: epochs(results / run_id) > 2)
+    freeze(results / run_id)
     urgent = tmp_path / "urgent.sh"
     urgent.write_text("#!/bin/sh\nsleep 2\n")
     cluster.run("sbatch", "--partition=high", "--exclusive", "--output=/dev/null", str(urgent))
-    until(lambda: state(results / run_id).get("state") == "preempted")
+    until(lambda: state(results / run_id).get("state") == "preempted")  # SLURM's SIGTERM comes with a SIGCONT
     before = epochs(results / run_id)
     assert before < LONG
     until(lambda: over(cluster, [job]), 240)
