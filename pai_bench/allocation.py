@@ -15,43 +15,61 @@ _NEVER = -1e300  # keys of what cannot be drawn lie below
 _MANY = 30.0  # log of a count that equals its mean to six digits, below what torch.poisson can hold
 
 
-def _threshold(values: Tensor, k: int) -> Tensor:
-    """The k-th largest of a vector."""
-    if values.device.type == "cpu":
-        # numpy's quickselect takes half the time of torch.kthvalue on a long vector.
-        array = values.numpy()
-        partitioned = array.copy()
-        partitioned.partition(len(array) - k)
-        return torch.as_tensor(partitioned[len(array) - k])
-    return torch.sort(values, descending=True).values[k - 1]
-
-
 def keep_largest(scores: Scores, candidates: Mask, k: int) -> Mask:
     """Marks exactly the k largest scores among the candidates; of equal scores the first in parameter order.
 
     Raises:
         ValueError: there are fewer candidates than k.
     """
-    values = _among(scores, candidates)
+    positions = {name: masks.positions(candidate) for name, candidate in candidates.items()}
+    values = torch.cat([_at(scores[name], where) for name, where in positions.items()])
     if k > len(values):
         raise ValueError(f"cannot keep {k} of {len(values)} weights")
     if k == 0:
         return {name: torch.zeros_like(candidate) for name, candidate in candidates.items()}
-    threshold = _threshold(values, k)
-    mask = {name: ((scores[name] > threshold) & candidate).contiguous() for name, candidate in candidates.items()}
-    missing = k - masks.kept(mask)
-    for name, candidate in candidates.items():
-        if missing == 0:
-            break
-        equal = ((scores[name] == threshold) & candidate).flatten().nonzero().squeeze(1)[:missing]
-        mask[name].view(-1)[equal] = True
-        missing -= len(equal)
-    return mask
+    threshold = kth_largest(values, k)
+    chosen = values > threshold
+    missing = k - int(chosen.count_nonzero())
+    chosen[masks.positions(values == threshold)[:missing]] = True
+    parts = chosen.split([len(where) for where in positions.values()])
+    return {
+        name: masks.at(candidates[name].shape, where[masks.positions(part)])
+        for (name, where), part in zip(positions.items(), parts, strict=True)
+    }
 
 
-def _among(scores: Scores, candidates: Mask) -> Tensor:
-    """The candidates' scores as one vector, in parameter order."""
-    return torch.cat([scores[name][candidate] for name, candidate in candidates.items()])
+_SAMPLE = 1 << 14  # enough that the bracket around a quantile holds a few percent of the values
+
+
+def kth_largest(values: Tensor, k: int) -> Tensor:
+    """The k-th largest of a vector (n,), exactly: as torch.sort(values, descending=True).values[k - 1].
+
+    A sample brackets the answer, and only what lies in the bracket is sorted. A bracket that missed, or that holds
+    nearly everything because many values are equal, costs time and changes nothing.
+
+    Reference: Floyd and Rivest 1975, Algorithm 489, for selection by a sample.
+    """
+    if len(values) > 8 * _SAMPLE:
+        sample = values[:: len(values) // _SAMPLE].sort(descending=True).values
+        at, spread = k / len(values), 2 / math.sqrt(len(sample))  # four standard deviations, at most
+        first, last = math.floor((at - spread) * len(sample)), math.ceil((at + spread) * len(sample))
+        high = sample[first] if first >= 0 else sample.new_tensor(torch.inf)
+        low = sample[last] if last < len(sample) else sample.new_tensor(-torch.inf)
+        above = values > high
+        inside = (values >= low).logical_xor_(above)
+        num_above = int(above.count_nonzero())
+        if num_above < k <= num_above + int(inside.count_nonzero()):
+            values, k = values[masks.positions(inside)], k - num_above
+    if values.device.type == "cpu":
+        array = values.numpy().copy()
+        array.partition(len(array) - k)  # half the time of torch.kthvalue on a long vector
+        return torch.as_tensor(array[len(array) - k])
+    return torch.sort(values, descending=True).values[k - 1]
+
+
+def _at(values: Tensor, positions: Tensor) -> Tensor:
+    """Entries of a tensor at flat positions, (n,)."""
+    return values.flatten() if len(positions) == values.numel() else values.flatten().index_select(0, positions)
 
 
 def global_topk(scores: Scores, candidates: Mask, sparsity: float, generator: Generator, *, min_density: float) -> Mask:
@@ -349,10 +367,14 @@ def num_tied(scores: Scores, candidates: Mask, mask: Mask) -> int:
     Zero when every candidate with that score was kept. Counted over the whole network, so it describes `global_topk`;
     other allocations decide at a threshold of their own in each layer.
     """
-    lowest = _among(scores, mask).min()
-    equal = {name: (scores[name] == lowest) & candidate for name, candidate in candidates.items()}
-    split = any((tensor & ~mask[name]).any() for name, tensor in equal.items())
-    return masks.kept(equal) if split else 0
+    kept = {name: _at(scores[name], masks.positions(tensor)) for name, tensor in mask.items()}
+    lowest = min(values.min() for values in kept.values() if len(values))
+    among_kept = sum(int((values == lowest).count_nonzero()) for values in kept.values())
+    among_all = sum(
+        int((_at(scores[name], masks.positions(candidate)) == lowest).count_nonzero())
+        for name, candidate in candidates.items()
+    )
+    return among_all if among_all > among_kept else 0
 
 
 def check_scores(scores: Scores, candidates: Mask, *, zeros_allowed: bool = False) -> None:
@@ -372,9 +394,18 @@ def check_scores(scores: Scores, candidates: Mask, *, zeros_allowed: bool = Fals
                 f"{bad} of {values.numel()} scores of {name} are not finite ({values.dtype}); "
                 "score in a wider type (pruner.score.dtype=float64 for SynFlow) or lower the initial scale"
             )
-    if not zeros_allowed and not any(scores[name][kept].any() for name, kept in candidates.items()):
+    if not zeros_allowed and all(_is_silent(scores[name], kept) for name, kept in candidates.items()):
         first = next(iter(scores))
         raise UserError(
             f"every score is zero, in {first} and all other layers: no signal reaches the output; "
             "lower the sparsity, add rounds, or check the model's initialization (model.init)"
         )
+
+
+def silent(scores: Scores, candidates: Mask) -> list[str]:
+    """Layers that have candidates, all of which score zero."""
+    return [name for name, kept in candidates.items() if kept.any() and _is_silent(scores[name], kept)]
+
+
+def _is_silent(scores: Tensor, kept: Tensor) -> bool:
+    return not ((scores != 0) & kept).any()

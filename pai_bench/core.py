@@ -21,7 +21,7 @@ Shape = tuple[int, int, int]  # (C, H, W) of one image
 
 @dataclass(frozen=True)
 class Subnetwork:
-    """A network, the mask over its prunable weights, and the weights that it started from.
+    """A network whose pruned weights are zero, the mask that says which, and the weights that it started from.
 
     Scores evaluate the network through this object and leave the model as it was: parameters, buffers, gradients.
     """
@@ -35,13 +35,13 @@ class Subnetwork:
 
     @property
     def weights(self) -> Weights:
-        """The prunable weights as they are in the model, detached."""
+        """The prunable weights as they are in the model, zero where pruned, detached."""
         parameters = dict(self.model.named_parameters())
         return {name: parameters[name].detach() for name in self.mask}
 
     def masked(self) -> Weights:
         """Fresh leaves that require a gradient: the weights, zero where pruned."""
-        return {name: (weight * self.mask[name]).requires_grad_() for name, weight in self.weights.items()}
+        return {name: weight.clone().requires_grad_() for name, weight in self.weights.items()}
 
     def others(self) -> Weights:
         """Fresh leaves that require a gradient: the parameters that are not prunable."""

@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from pai_bench.core import Mask
 from pai_bench.errors import ConfigError
@@ -50,9 +52,41 @@ def total(tensors: Mapping[str, Tensor]) -> int:
     return sum(tensor.numel() for tensor in tensors.values())
 
 
+_positions = WeakTensorKeyDictionary()  # mask -> its version and its positions
+
+
+def positions(mask: Tensor) -> Tensor:
+    """Where a mask keeps something: flat indices (n,) int64, ascending.
+
+    They are found once and remembered as long as the mask lives, since a round asks several times.
+    """
+    version, found = _positions.get(mask, (None, None))
+    if version != mask._version:
+        if mask.device.type == "cpu":
+            found = torch.from_numpy(np.flatnonzero(mask.numpy()))  # a quarter of the time of torch.nonzero
+        else:
+            found = mask.flatten().nonzero().squeeze(1)
+        if len(found) < mask.numel():
+            _positions[mask] = (mask._version, found)
+    return found
+
+
+def at(shape: torch.Size, positions: Tensor) -> Tensor:
+    """The mask that keeps what lies at flat positions."""
+    mask = torch.zeros(shape, dtype=torch.bool, device=positions.device)
+    mask.view(-1)[positions] = True
+    _positions[mask] = (mask._version, positions)
+    return mask
+
+
 def kept(mask: Mask) -> int:
     """Number of weights kept."""
-    return int(sum(tensor.count_nonzero() for tensor in mask.values()))
+    return sum(_count(tensor) for tensor in mask.values())
+
+
+def _count(tensor: Tensor) -> int:
+    # numpy counts bytes that are bools ten times as fast.
+    return int(np.count_nonzero(tensor.numpy()) if tensor.device.type == "cpu" else tensor.count_nonzero())
 
 
 def sparsity(mask: Mask) -> float:
@@ -77,7 +111,7 @@ def num_kept(sparsity: float, num_prunable: int) -> int:
 
 def densities(mask: Mask) -> dict[str, float]:
     """Fraction kept of each prunable tensor."""
-    return {name: int(tensor.count_nonzero()) / tensor.numel() for name, tensor in mask.items()}
+    return {name: _count(tensor) / tensor.numel() for name, tensor in mask.items()}
 
 
 def collapsed(mask: Mask) -> list[str]:
@@ -90,4 +124,5 @@ def apply_(model: nn.Module, mask: Mask) -> None:
     """Sets the pruned weights of the model to zero, in place."""
     parameters = dict(model.named_parameters())
     for name, tensor in mask.items():
-        parameters[name].mul_(tensor)
+        weight = parameters[name]
+        weight.mul_(tensor.to(weight.dtype))  # a product of two types takes twice the time

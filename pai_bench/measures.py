@@ -8,10 +8,33 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from pai_bench import masks
 from pai_bench.core import Batch, Batches, Loss, Mask, Shape, Subnetwork
 from pai_bench.gradients import hessian_gradient, mean_gradient
+
+
+class CountFlops(TorchDispatchMode):
+    """Counts floating-point operations while it is active, two for a multiply-add.
+
+    Matrix products, convolutions and attention count, as in torch.utils.flop_counter, whose formulas these are.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = function(*args, **kwargs)
+        formula = flop_registry.get(function._overloadpacket)
+        if formula is not None:
+            self.flops += formula(*args, **kwargs, out_val=result)
+        return result
 
 
 @contextmanager

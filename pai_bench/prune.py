@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from pai_bench import allocation, devices, masks, measures, seeding, structure
 from pai_bench.core import (
@@ -117,15 +116,16 @@ def prune(
         def generator(name: str, number: int = number) -> Generator:
             return seeding.generator(seed, name, number)
 
-        counters: list[FlopCounterMode] = []
+        # Every round does the same arithmetic on the same shapes, so one is enough to count.
+        counter = measures.CountFlops() if number == 1 else None
 
-        def scoring(stream: str, number: int = number, counters: list[FlopCounterMode] = counters) -> ExitStack:
+        def scoring(stream: str, number: int = number, counter: measures.CountFlops | None = counter) -> ExitStack:
             stack = ExitStack()
-            counters.append(FlopCounterMode(display=False))
             stack.enter_context(measures.mode(model, pruner.mode == "train"))
             stack.enter_context(seeding.seeded(seed, stream, number))
             stack.enter_context(devices.reproducible())
-            stack.enter_context(counters[-1])
+            if counter is not None:
+                stack.enter_context(counter)
             return stack
 
         try:
@@ -135,8 +135,7 @@ def prune(
                 scores = filters.reduce(scores, pruner.reduce)
             # Pruning what matters most first cuts all paths early, and the rounds after it have nothing to rank.
             allocation.check_scores(scores, candidates, zeros_allowed=ablation.scores is not None)
-            silent = [name for name, kept in candidates.items() if kept.any() and not scores[name][kept].any()]
-            if silent and number == 1:
+            if number == 1 and (silent := allocation.silent(scores, candidates)):
                 log.warning(
                     "every score is zero in %d of %d layers, from %s on: no signal runs through them (a residual block "
                     "whose last norm starts at zero is one cause)", len(silent), len(candidates), silent[0],
@@ -167,6 +166,7 @@ def prune(
                 _assign_(model, pruner.transfer(net, batches, loss, generator("transfer")))
             masks.apply_(model, held)
         took = time.perf_counter() - started
+        densities = masks.densities(mask)
         pruned = Pruned(
             mask,
             units,
@@ -175,14 +175,14 @@ def prune(
             scores,
             pruned.seconds + took,
             pruned.num_examples + sum(len(labels) for _, labels in batches),
-            pruned.flops + sum(counter.get_total_flops() for counter in counters),
-            [*pruned.sparsities, masks.sparsity(mask)],
+            counter.flops if counter is not None else pruned.flops // (number - 1) * number,
+            [*pruned.sparsities, 1 - sum(densities[name] * mask[name].numel() for name in mask) / masks.total(mask)],
             [*pruned.num_tied, num_tied],
         )
         after = {f"after/{key}": value for key, value in diagnose(pruned.held).items()} if diagnose else {}
-        densities = {f"layer/{name}/density": density for name, density in masks.densities(mask).items()}
+        layers = {f"layer/{name}/density": density for name, density in densities.items()}
         state = {"prune/round": number, "prune/sparsity": pruned.sparsities[-1]}
-        record(state | before | after | densities, training.age_epochs)
+        record(state | before | after | layers, training.age_epochs)
         log.debug("round %d of %d: sparsity %.6f, %.2f s", number, len(rounds), pruned.sparsities[-1], took)
         if this.rewind_epoch is not None:
             training.rewind(pruned.held, this.rewind_epoch, this.rewind_weights)

@@ -26,7 +26,9 @@ def pruner_of(name: str) -> Pruner:
 def take(name: str, model: nn.Module, batches: Batches, mask: masks.Mask | None = None, seed: int = 0) -> Scores:
     pruner = pruner_of(name)
     initial = {key: weight.detach().clone() for key, weight in masks.prunable(model).items()}
-    net = Subnetwork(model, masks.full(model) if mask is None else mask, initial, (3, 8, 8))
+    mask = masks.full(model) if mask is None else mask
+    masks.apply_(model, mask)
+    net = Subnetwork(model, mask, initial, (3, 8, 8))
     with measures.mode(model, pruner.mode == "train"):
         assert pruner.score is not None
         return pruner.score(net, batches, F.cross_entropy, Generator().manual_seed(seed))

@@ -30,7 +30,7 @@ def score(
         also end when they find next to nothing new, as they do at low sparsity; the rest is kept by magnitude.
     """
     way = structure.steps(net.model, net.input_shape)
-    sizes = {name: weight.abs().cpu() * net.mask[name].cpu() for name, weight in net.weights.items()}
+    sizes = {name: weight.abs().cpu() for name, weight in net.weights.items()}
     taken = {name: torch.full((size.numel(),), torch.inf, dtype=torch.float64) for name, size in sizes.items()}
     tables = {step.weight: _Table(sizes[step.weight], step.groups) for step in way if step.weight is not None}
     number, before = 0, -1

@@ -42,7 +42,7 @@ def score(
         images, labels = batches[step % len(batches)]
         return loss(net(images, parameters), labels)
 
-    start = {name: weight * net.mask[name] for name, weight in net.weights.items()}
+    start = net.weights
     mask = {name: torch.ones_like(weight).requires_grad_() for name, weight in start.items()}
     parameters = {name: start[name] * mask[name] for name in mask} | net.others()
     if first_order:

@@ -39,15 +39,17 @@ def score(
         for name, tensor in others
         if name not in net.mask
     }
+    # Contiguous, so that a mask does not depend on the memory format in which the network will be trained.
     weights = {
-        name: (weight * net.mask[name]).to(precision).abs().requires_grad_() for name, weight in net.weights.items()
+        name: weight.to(precision, memory_format=torch.contiguous_format, copy=True).abs_().requires_grad_()
+        for name, weight in net.weights.items()
     }
     image = torch.ones((1, *net.input_shape), dtype=precision, device=next(iter(weights.values())).device)
     flow = torch.func.functional_call(net.model, state | weights, (image,)).sum()
     if not flow.isfinite():
         raise UserError(f"SynFlow overflows {dtype} on this model; set pruner.score.dtype=float64")
     gradients = torch.autograd.grad(flow, list(weights.values()))
-    return {name: (weight * g).detach() for (name, weight), g in zip(weights.items(), gradients, strict=True)}
+    return {name: g.mul_(weight.detach()) for (name, weight), g in zip(weights.items(), gradients, strict=True)}
 
 
 def _without_conservation(model: nn.Module) -> str:
