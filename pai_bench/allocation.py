@@ -31,7 +31,7 @@ def keep_largest(scores: Scores, candidates: Mask, k: int) -> Mask:
     chosen = values > threshold
     missing = k - int(chosen.count_nonzero())
     chosen[masks.positions(values == threshold)[:missing]] = True
-    parts = chosen.split([len(where) for where in positions.values()])
+    parts = torch.split(chosen, [len(where) for where in positions.values()])
     return {
         name: masks.at(candidates[name].shape, where[masks.positions(part)])
         for (name, where), part in zip(positions.items(), parts, strict=True)

@@ -64,7 +64,8 @@ def export(directory: Path, output: Path, batch_size: int, repeats: int) -> list
         UserError: the small network does not give the same outputs.
     """
     model, shape = trained(directory)
-    small = structure.removed(model, shape).eval()
+    nonzero = {name: parameter != 0 for name, parameter in model.named_parameters()}
+    small = structure.compact(model, nonzero, shape).model.eval()
     difference = _difference(model, small, shape)
     if difference > 1e-4:
         raise UserError(f"{directory}: the small network's outputs differ by {difference:.2g}; it is not written")

@@ -1,7 +1,7 @@
 """Masks over the prunable weights of a model: which weights those are, how many are kept, and how masks are applied."""
 
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -52,7 +52,7 @@ def total(tensors: Mapping[str, Tensor]) -> int:
     return sum(tensor.numel() for tensor in tensors.values())
 
 
-_positions = WeakTensorKeyDictionary()  # mask -> its version and its positions
+_positions: Any = WeakTensorKeyDictionary()  # mask -> its version and its positions
 
 
 def positions(mask: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ def positions(mask: Tensor) -> Tensor:
 
     They are found once and remembered as long as the mask lives, since a round asks several times.
     """
-    version, found = _positions.get(mask, (None, None))
+    version, found = cast(tuple[int | None, Tensor], _positions.get(mask, (None, mask)))
     if version != mask._version:
         if mask.device.type == "cpu":
             found = torch.from_numpy(np.flatnonzero(mask.numpy()))  # a quarter of the time of torch.nonzero

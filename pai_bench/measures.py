@@ -16,14 +16,14 @@ from pai_bench.core import Batch, Batches, Loss, Mask, Shape, Subnetwork
 from pai_bench.gradients import hessian_gradient, mean_gradient
 
 
-class CountFlops(TorchDispatchMode):
+class CountFlops(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts floating-point operations while it is active, two for a multiply-add.
 
     Matrix products, convolutions and attention count, as in torch.utils.flop_counter, whose formulas these are.
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.flops = 0
 
     def __torch_dispatch__(
@@ -67,7 +67,7 @@ def multiply_adds(model: nn.Module, input_shape: Shape) -> dict[str, int]:
     ]
     try:
         with mode(model, training=False), torch.no_grad():
-            model(torch.zeros((1, *input_shape), device=next(model.parameters()).device))
+            model(torch.zeros((1, *input_shape)).to(next(model.parameters())))
     finally:
         for hook in hooks:
             hook.remove()

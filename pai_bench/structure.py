@@ -187,50 +187,146 @@ def filters(model: nn.Module, input_shape: Shape) -> Filters:
     return Filters(layers)
 
 
-def removed(model: nn.Module, input_shape: Shape) -> nn.Module:
-    """A smaller dense network with the same outputs: a copy without the channels that are zero for every image.
+@dataclass(frozen=True)
+class Compact:
+    """A network without the channels that play no part, and where its entries lie in the full network."""
 
-    A channel goes where every convolution that writes it has a zero filter and every norm on its way a zero scale and
-    shift, so that nothing but zeros is ever read from it. One channel stays where all of a layer could go.
+    model: nn.Module
+    places: dict[str, Tensor]  # parameters and buffers of which some entries are gone -> flat indices of the others
+
+    def gather(self, name: str, full: Tensor) -> Tensor:
+        """The entries of a tensor of the full network, one for each of a parameter or buffer, that are left."""
+        place = self.places.get(name)
+        return full.detach().clone() if place is None else full.detach().flatten()[place]
+
+    @torch.no_grad()
+    def scatter_(self, name: str, small: Tensor, full: Tensor) -> None:
+        """Writes entries of the smaller network to their places in a tensor of the full one."""
+        place = self.places.get(name)
+        if place is None:
+            full.copy_(small)
+        elif full.is_contiguous():
+            full.view(-1)[place] = small
+        else:
+            whole = full.flatten()
+            whole[place] = small
+            full.copy_(whole.view(full.shape))
+
+    def gone(self, mask: Mask) -> dict[str, Tensor]:
+        """Flat indices of what a mask keeps in channels that are gone."""
+        left = {}
+        for name, place in self.places.items():
+            if name in mask:
+                gone = mask[name].flatten().clone()
+                gone[place] = False
+                left[name] = gone.nonzero().squeeze(1)
+        return left
+
+
+@dataclass
+class _Channels:
+    """The channels that a group of layers shares: where they are written and read."""
+
+    root: nn.Module
+    rows: list[tuple[str, Tensor]]  # parameters with a slice for each channel, and the slices of each: (C, n)
+    columns: list[tuple[str, Tensor]]  # weights that read the channels, and the columns of each: (C, n)
+    gone: Tensor  # (C,) bool
+    shifted: bool = False  # by a norm that has no scale and shift to be zero
+
+    def idle(self, alive: Mask) -> Tensor:
+        """Which channels nothing reads, or hold zero for every image: (C,) bool."""
+        unread = torch.ones_like(self.gone)
+        for name, columns in self.columns:
+            read = alive[name].transpose(0, 1).flatten(1).any(1)
+            unread &= ~read[columns].any(1)
+        silent = torch.full_like(self.gone, not self.shifted)
+        for name, rows in self.rows:
+            silent &= ~alive[name].flatten(1).any(1)[rows].any(1) if alive[name].ndim > 1 else ~alive[name][rows].any(1)
+        return unread | silent
+
+
+def compact(model: nn.Module, alive: Mask, input_shape: Shape) -> Compact:
+    """A smaller dense network that computes the same, in training too, without the channels that play no part.
+
+    A channel plays none if nothing reads it: every weight that would is masked. Or if it holds zero for every image:
+    every weight that writes it is masked, and with it the scale and shift of every norm on its way. What only feeds a
+    channel that is gone goes with it. A channel that nothing feeds but whose norm has a shift stays: training moves it.
+    One channel stays where all of a layer could go.
+
+    Args:
+        alive: which entries of the parameters are not held at zero; all, of a parameter that is not named.
 
     Raises:
         ConfigError: the network's channels cannot be traced.
     """
     small = copy.deepcopy(model)
     graph = _Graph(small, input_shape)
+    named = [*small.named_parameters(), *small.named_buffers()]
+    full = {name: tensor.detach().clone() for name, tensor in named}
+    # On the CPU, where many small questions are cheaper than on a GPU.
+    alive = {
+        name: alive[name].cpu().clone() if name in alive else torch.ones(parameter.shape, dtype=torch.bool)
+        for name, parameter in small.named_parameters()
+    }
+    groups = list(_channels(graph))
+    changed = True
+    while changed:
+        changed = False
+        for group in reversed(groups):
+            new = group.idle(alive) & ~group.gone
+            if new.any():
+                changed = True
+                group.gone |= new
+                for name, rows in group.rows:
+                    alive[name][rows[new].flatten()] = False
+                for name, columns in group.columns:
+                    alive[name][:, columns[new].flatten()] = False
+    # Whatever cuts the tensors also cuts their indices, which tells what it did.
+    for _, tensor in named:
+        if tensor.ndim:
+            tensor.data = torch.arange(tensor.numel(), dtype=torch.float64, device=tensor.device).view(tensor.shape)
+    for group in groups:
+        if group.gone.all():
+            group.gone[0] = False
+        if group.gone.any():
+            graph.group(group.root, group.gone.nonzero().squeeze(1).tolist()).prune()
+    places = {}
+    for name, tensor in [*small.named_parameters(), *small.named_buffers()]:
+        if tensor.ndim:
+            place = tensor.data.long()
+            tensor.data = full[name].flatten()[place]
+            if place.numel() < full[name].numel():
+                places[name] = place
+    return Compact(small, places)
+
+
+def _channels(graph: _Graph) -> Iterator[_Channels]:
+    """Every set of channels that could be cut down, in the order of the layers that write them first."""
     seen: set[nn.Module] = set()
     for module in list(graph.names):
         if not isinstance(module, (nn.Conv2d, nn.Linear)) or _depthwise(module) or module in seen:
             continue
-        if isinstance(module, nn.Conv2d) and module.groups > 1:
-            continue
         group = graph.group(module)
         writers, readers = _writers_and_readers(group)
         seen.update(writers)
-        if not readers or any(isinstance(w, nn.Conv2d) and w.groups > 1 for w in writers):
+        grouped = any(isinstance(w, nn.Conv2d) and w.groups > 1 for w in [*writers, *(r for r, _ in readers)])
+        if not readers or grouped or _norms_over_channels(group):
             continue
-        zero = _zero_channels(group, graph.graph.get_out_channels(module))
-        gone = zero.nonzero().squeeze(1).tolist()
-        if len(gone) == len(zero):
-            gone = gone[1:]
-        if gone:
-            graph.group(module, gone).prune()
-    return small
-
-
-def _zero_channels(group: Any, num_channels: int) -> Tensor:
-    """Which channels of a group hold zero for every image: (C,) bool."""
-    zero = torch.ones(num_channels, dtype=torch.bool)
-    if _norms_over_channels(group):
-        return ~zero
-    for dependency, indices in group:
-        module = dependency.target.module
-        if dependency.handler.__name__ == "prune_in_channels":
-            continue
-        for parameter in module.parameters(recurse=False):
-            rows = (parameter.detach().cpu().reshape(len(parameter), -1)[list(indices)] == 0).all(1)
-            zero &= rows.view(num_channels, -1).all(1)  # after a flattened map every channel has several entries
-    return zero
+        number = graph.graph.get_out_channels(module)
+        channels = _Channels(module, [], [], torch.zeros(number, dtype=torch.bool))
+        for dependency, indices in group:
+            layer = dependency.target.module
+            if layer not in graph.names:
+                continue
+            channels.shifted |= isinstance(layer, _BatchNorm) and not layer.affine
+            at = torch.tensor(list(indices)).view(number, -1)  # behind a flattened map a channel has several entries
+            if dependency.handler.__name__ == "prune_in_channels":
+                channels.columns.append((f"{graph.names[layer]}.weight", at))
+            else:
+                channels.rows += [
+                    (f"{graph.names[layer]}.{key}", at) for key, _ in layer.named_parameters(recurse=False)
+                ]
+        yield channels
 
 
 @dataclass(frozen=True)

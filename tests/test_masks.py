@@ -98,6 +98,52 @@ def test_keep_largest_agrees_with_a_stable_sort(dtype: torch.dtype, k: int) -> N
     assert torch.equal(mask["a"], expected)
 
 
+LONG = {
+    "random": lambda n, g: torch.randn(n, generator=g),
+    "of many sizes": lambda n, g: (8 * torch.randn(n, generator=g)).exp(),
+    "equal": lambda n, g: torch.ones(n),
+    "mostly zero": lambda n, g: (torch.rand(n, generator=g) - 0.9).clamp_min(0),
+    "few values": lambda n, g: torch.randint(5, (n,), generator=g).float(),
+    "ordered": lambda n, g: torch.arange(n).float(),
+    "periodic, as the sample is": lambda n, g: (torch.arange(n) % 12).float(),
+    "infinite": lambda n, g: torch.where(torch.rand(n, generator=g) < 0.3, -torch.inf, torch.rand(n, generator=g)),
+}
+
+
+@pytest.mark.parametrize("kind", LONG)
+def test_selection_by_a_sample_is_exact(kind: str) -> None:
+    n = 200_003
+    values = LONG[kind](n, Generator().manual_seed(0))
+    ordered = values.sort(descending=True).values
+    for k in (1, 2, 2_000, n // 2, n - 2_000, n - 1, n):
+        assert allocation.kth_largest(values, k) == ordered[k - 1], k
+        assert allocation.kth_largest(values.double(), k) == ordered[k - 1].double(), k
+
+
+def test_keep_largest_of_long_layers_agrees_with_a_stable_sort() -> None:
+    generator = Generator().manual_seed(0)
+    scores = {name: torch.randint(2000, (70_001 + i,), generator=generator).double() for i, name in enumerate("abc")}
+    candidates = {
+        "a": torch.ones(70_001, dtype=torch.bool),
+        "b": torch.rand(70_002, generator=generator) < 0.3,
+        "c": torch.zeros(70_003, dtype=torch.bool),
+    }
+    values = torch.cat([torch.where(candidates[name], scores[name], -1) for name in scores])
+    for k in (1, 5_000, 70_000):
+        expected = torch.zeros(len(values), dtype=torch.bool)
+        expected[torch.sort(values, descending=True, stable=True).indices[:k]] = True
+        mask = allocation.keep_largest(scores, candidates, k)
+        assert torch.equal(torch.cat(list(mask.values())), expected)
+
+
+def test_positions_follow_a_mask_that_is_changed_in_place() -> None:
+    mask = masks.at(torch.Size((2, 3)), torch.tensor([1, 5]))
+    assert mask.tolist() == [[False, True, False], [False, False, True]]
+    assert masks.positions(mask).tolist() == [1, 5]
+    mask[0, 0] = True
+    assert masks.positions(mask).tolist() == [0, 1, 5]
+
+
 @pytest.mark.parametrize("sparsity", [0.05, 0.5, 0.9, 0.97])
 def test_uniform_keeps_the_same_share_of_every_layer(sparsity: float) -> None:
     candidates = everything((3, 5), (7, 11), (2,), (40, 40))

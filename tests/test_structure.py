@@ -73,7 +73,7 @@ def test_the_smaller_network_gives_the_same_outputs(name: str, rounds: int) -> N
     pruned = pruned_of(model, 0.6, rounds)
     assert masks.kept(pruned.units) == round(0.4 * masks.total(pruned.units))
     before = copy.deepcopy(model.state_dict())
-    small = structure.removed(model, SHAPE)
+    small = structure.compact(model, pruned.held, SHAPE).model
     images = torch.randn(3, *SHAPE, dtype=torch.float64)
     with measures.mode(model, False), measures.mode(small, False), torch.no_grad():
         torch.testing.assert_close(small(images), model(images), rtol=1e-10, atol=1e-10)
@@ -84,6 +84,54 @@ def test_the_smaller_network_gives_the_same_outputs(name: str, rounds: int) -> N
     if name in EXACT:
         assert sum((p != 0).sum() for p in masks.prunable(small).values()) == masks.kept(pruned.mask)
         assert masks.total(masks.prunable(small)) == masks.kept(pruned.mask)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_without_its_idle_channels_a_network_computes_and_learns_the_same(name: str) -> None:
+    model = unsettled(NETWORKS[name]()).double()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0  # it would draw other numbers for fewer units
+    mask = pruned_as(model, SHAPE, "pruner=synflow", "schedule.rounds=8", "sparsity=0.99").mask
+    state = copy.deepcopy(model.state_dict())
+    compact = structure.compact(model, mask, SHAPE)
+    assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
+    full, small = (sum(measures.multiply_adds(m, SHAPE).values()) for m in (model, compact.model))
+    assert small < (0.95 if "densenet" in name or "efficientnet" in name else 0.7) * full
+    images, labels = torch.randn(6, *SHAPE, dtype=torch.float64), torch.arange(6)
+    # With batch statistics of constant channels a DenseNet turns a change of 1e-15 in the image into one of 1e-6.
+    for training in (False,) if "densenet" in name else (True, False):
+        for network in (model, compact.model):
+            network.train(training)
+            network.zero_grad()
+            F.cross_entropy(network(images), labels).backward()
+        theirs, ours = dict(model.named_parameters()), dict(compact.model.named_parameters())
+        assert theirs.keys() == ours.keys()
+        scale = 1e-10 * max(float(parameter.grad.abs().max()) for parameter in theirs.values())
+        for key, parameter in ours.items():
+            expected = compact.gather(key, theirs[key].grad)
+            torch.testing.assert_close(parameter.grad, expected, rtol=1e-8, atol=scale)
+        # What is gone has no gradient: only weight decay moves it.
+        for key, places in compact.gone(mask).items():
+            assert not theirs[key].grad.flatten()[places].any()
+        for key, buffer in compact.model.named_buffers():
+            torch.testing.assert_close(buffer, compact.gather(key, dict(model.named_buffers())[key]))
+
+
+def test_entries_of_the_smaller_network_go_back_to_their_places() -> None:
+    model = model_of("vgg11").to(memory_format=torch.channels_last)
+    mask = pruned_as(model, SHAPE, "pruner=synflow", "schedule.rounds=8", "sparsity=0.99").mask
+    compact = structure.compact(model, mask, SHAPE)
+    assert compact.places
+    before = copy.deepcopy(model.state_dict())
+    for name, tensor in compact.model.state_dict().items():
+        compact.scatter_(name, tensor, model.state_dict()[name])
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    for name, tensor in compact.model.state_dict().items():
+        compact.scatter_(name, torch.full_like(tensor, 7), model.state_dict()[name])
+    for name, value in model.state_dict().items():
+        kept = compact.gather(name, value)
+        assert (kept == 7).all() and (value == 7).sum() == kept.numel()
 
 
 def test_masking_the_filter_alone_would_leak_the_shift_of_its_norm() -> None:
