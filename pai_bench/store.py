@@ -27,7 +27,7 @@ from pai_bench.status import QUEUED, RESULT, finished
 log = logging.getLogger(__name__)
 
 _CHECKPOINT, _PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
-_MAGIC = b"pai_bench checkpoint 1\n"
+_MAGIC = b"pai_bench checkpoint 2\n"
 _PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "wandb", "numpy")
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.hooks import RemovableHandle
 from tqdm import tqdm
 
 from pai_bench import devices, distributed, masks, seeding
 from pai_bench.core import Batch, Data, Length, Mask, Record, State, num_steps
 from pai_bench.errors import ConfigError, LostWorkerError, UserError
+from pai_bench.sgd import SGD
 from pai_bench.world import world
 
 log = logging.getLogger(__name__)
@@ -67,25 +67,6 @@ def learning_rate(recipe: Recipe, epoch: float) -> float:
         return recipe.lr * recipe.lr_drop_factor ** sum(epoch >= drop for drop in recipe.lr_drop_epochs)
     done = (epoch - recipe.warmup_epochs) / max(recipe.epochs - recipe.warmup_epochs, 1)
     return recipe.lr * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
-
-
-def mask_gradients(optimizer: torch.optim.Optimizer, model: nn.Module, mask: Mask) -> RemovableHandle:
-    """Makes an optimizer leave pruned weights alone: their gradients are set to zero before every step.
-
-    With the weights set to zero once (masks.apply_), momentum and weight decay keep them there exactly, and kept
-    weights move as if the mask were part of the forward pass. It runs inside the step: after gradient scaling.
-    """
-    parameters = dict(model.named_parameters())
-    sparse = {name: tensor for name, tensor in mask.items() if not tensor.all()}
-    # The weight's type and memory format, or the fused multiplication falls back to one call for each tensor.
-    factors = {name: torch.empty_like(parameters[name]).copy_(tensor) for name, tensor in sparse.items()}
-
-    def before_step(*_: object) -> None:
-        pairs = [(g, factors[name]) for name in sparse if (g := parameters[name].grad) is not None]
-        if pairs:
-            torch._foreach_mul_([g for g, _ in pairs], [factor for _, factor in pairs])
-
-    return optimizer.register_step_pre_hook(before_step)
 
 
 def num_resurrected(model: nn.Module, mask: Mask) -> int:
@@ -187,20 +168,15 @@ class Trainer:
         self.forward = distributed.wrapped(self.infer, device)
         self.length = length(recipe, data)
         decayed = masks.prunable(model)
-        plain = [p for name, p in model.named_parameters() if name not in decayed]
-        self.optimizer = torch.optim.SGD(
-            [
-                {"params": list(decayed.values()), "weight_decay": recipe.weight_decay},
-                {"params": plain, "weight_decay": recipe.weight_decay if recipe.decay_norm_and_bias else 0.0},
-            ],
+        plain = {name: parameter for name, parameter in model.named_parameters() if name not in decayed}
+        self.optimizer = SGD(
+            [(decayed, recipe.weight_decay), (plain, recipe.weight_decay if recipe.decay_norm_and_bias else 0.0)],
             lr=recipe.lr,
             momentum=recipe.momentum,
             nesterov=recipe.nesterov,
-            foreach=True,
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
         self.mask: Mask = {}
-        self._hook: RemovableHandle | None = None
         self._keep = {self._step(epoch) for epoch in keep_epochs}
         self._kept: dict[int, State] = {}
         self._evaluated = False  # the network as it is now
@@ -295,7 +271,7 @@ class Trainer:
         if weights:
             self.model.load_state_dict(self._kept[self.clock])
             masks.apply_(self.model, mask)
-        self.optimizer.state.clear()
+        self.optimizer.buffers.clear()
         self._random = None
         self._start_epoch()
 
@@ -308,7 +284,7 @@ class Trainer:
         """Goes on from here with another state of the model, masked, and without momentum."""
         self.model.load_state_dict(state)
         masks.apply_(self.model, mask)
-        self.optimizer.state.clear()
+        self.optimizer.buffers.clear()
         self._evaluated = False
 
     def evaluations(self) -> dict[str, float]:
@@ -334,20 +310,12 @@ class Trainer:
         return (self.clock // self.length.steps_per_epoch + 1) * self.length.steps_per_epoch
 
     def _set_mask(self, mask: Mask) -> None:
-        """Makes the mask hold from the next step on: for the weights, and for the momentum they have gathered."""
+        """Makes the mask hold from now on: for the weights, and for the momentum that they have gathered."""
         if mask.keys() == self.mask.keys() and all(self.mask[name] is tensor for name, tensor in mask.items()):
             return
         self.mask = mask
         self._evaluated = False
-        if self._hook is not None:
-            self._hook.remove()
-        self._hook = mask_gradients(self.optimizer, self.model, mask)
-        masks.apply_(self.model, mask)
-        parameters = dict(self.model.named_parameters())
-        for name, tensor in mask.items():
-            momentum = self.optimizer.state.get(parameters[name], {}).get("momentum_buffer")
-            if momentum is not None:
-                momentum.mul_(tensor)
+        self.optimizer.hold(mask)
 
     def _keep_state(self) -> None:
         if self.clock in self._keep and self.clock not in self._kept:
@@ -394,9 +362,7 @@ class Trainer:
                 seeding.set_states(self._random)
                 self._random = None
             for step, (images, labels) in zip(shown, batches, strict=False):
-                rate = learning_rate(recipe, step / per_epoch)
-                for group in self.optimizer.param_groups:
-                    group["lr"] = rate
+                self.optimizer.lr = learning_rate(recipe, step / per_epoch)
                 with autocast(self.device, recipe.precision):
                     logits = self.forward(images)
                     loss = F.cross_entropy(logits / recipe.temperature, labels, label_smoothing=recipe.label_smoothing)
@@ -407,9 +373,9 @@ class Trainer:
                     # So that the average of the gradients over processes is that of the mean over all images.
                     loss = loss * (len(labels) * self.world.size / num_images)
                     sums = list(distributed.total(torch.stack(sums)))
-                self.optimizer.zero_grad(set_to_none=True)
+                self.optimizer.zero_grad()
                 self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-                self.scaler.step(self.optimizer)
+                self.scaler.step(self.optimizer)  # type: ignore[arg-type]
                 self.scaler.update()
                 self._loss_sum += sums[0]
                 self._correct += sums[1]
@@ -447,7 +413,7 @@ class Trainer:
             "train/loss": self._loss_sum.item() / self._seen,
             "train/top1": self._correct.item() / self._seen,
             "train/images_per_second": self._seen / self._epoch_seconds,
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": self.optimizer.lr,
         }
         self._start_epoch()
         metrics = self._record(metrics)

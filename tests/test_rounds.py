@@ -108,7 +108,7 @@ def test_learning_rate_rewinding_keeps_the_weights() -> None:
     rounds = schedules.iterative(0.5, LENGTH, levels=1, rewind_epoch=1.0, rewind_step=None, rewind_weights=False)
     pruned, trainer, lines = searched(rounds)
     assert trainer.epoch == 1 and equal(trainer.model, trained_to(3), pruned.mask)
-    assert not trainer.optimizer.state
+    assert not trainer.optimizer.buffers
     trainer.finish(pruned.held, 3)
     rates = [metrics["lr"] for _, metrics in lines if "lr" in metrics]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.1, 0.01])
@@ -149,8 +149,8 @@ def test_momentum_of_pruned_weights_is_dropped() -> None:
         Generator(),
     )
     trainer.until(mask, 1.4)
-    for name, parameter in masks.prunable(trainer.model).items():
-        assert not trainer.optimizer.state[parameter]["momentum_buffer"][~mask[name]].any()
+    for name in masks.prunable(trainer.model):
+        assert not trainer.optimizer.buffers[name][~mask[name]].any()
 
 
 def test_diagnostics_stand_before_and_after_every_round() -> None:

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from pai_bench import config, devices, masks, measures
 from pai_bench.core import Batch, Batches, Examples
 from pai_bench.errors import UserError
-from pai_bench.train import Recipe, Trainer, evaluate, learning_rate, mask_gradients, num_resurrected
+from pai_bench.sgd import SGD
+from pai_bench.train import Recipe, Trainer, evaluate, learning_rate, num_resurrected
 
 CPU = torch.device("cpu")
 
@@ -65,8 +66,111 @@ def trainer(model: nn.Module, recipe: Recipe = RECIPE, data: Any = None, **setti
     return Trainer(model, data or FewImages(), recipe, CPU, **(defaults | settings))
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-@pytest.mark.parametrize("nesterov", [False, True])
+# Optimizer ------------------------------------------------------------------------------------------------------------
+
+
+MOMENTA = [(0.0, False), (0.9, False), (0.9, True)]  # and whether it is Nesterov's
+
+
+def gradients(model: nn.Module, seed: int) -> None:
+    """Gradients of a loss on random images, laid out as backward leaves them; some parameters get none."""
+    generator = Generator().manual_seed(seed)
+    images, labels = torch.randn(8, 3, 8, 8, generator=generator), torch.randint(4, (8,), generator=generator)
+    for parameter in model.parameters():
+        parameter.grad = None
+    F.cross_entropy(model(images), labels).backward()
+    for number, parameter in enumerate(model.parameters()):
+        if (number + seed) % 4 == 0 and seed != 3:  # in the fourth step all have one
+            parameter.grad = None
+
+
+@pytest.mark.parametrize(("momentum", "nesterov"), MOMENTA)
+@pytest.mark.parametrize("decays", [(0.0, 0.0), (0.01, 0.0), (0.01, 0.02)])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_steps_are_those_of_torch(
+    momentum: float, nesterov: bool, decays: tuple[float, float], channels_last: bool
+) -> None:
+    torch.manual_seed(0)
+    ours: nn.Module = Chain(bias=True)
+    ours = ours.to(memory_format=torch.channels_last) if channels_last else ours
+    theirs = copy.deepcopy(ours)
+
+    def groups(model: nn.Module) -> list[tuple[dict[str, nn.Parameter], float]]:
+        weights = masks.prunable(model)
+        others = {name: parameter for name, parameter in model.named_parameters() if name not in weights}
+        return [(weights, decays[0]), (others, decays[1])]
+
+    optimizer = SGD(groups(ours), lr=0.1, momentum=momentum, nesterov=nesterov)
+    reference = torch.optim.SGD(
+        [{"params": list(group.values()), "weight_decay": decay} for group, decay in groups(theirs)],
+        lr=0.1, momentum=momentum, nesterov=nesterov, foreach=True,
+    )  # fmt: skip
+    names = {parameter: name for name, parameter in theirs.named_parameters()}
+    for step in range(20):
+        optimizer.lr = 0.1 / (1 + step)
+        for group in reference.param_groups:
+            group["lr"] = optimizer.lr
+        for model, this in ((ours, optimizer), (theirs, reference)):
+            gradients(model, seed=step)
+            this.step()
+        for (name, parameter), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+            assert torch.equal(parameter, other), (step, name)
+        buffers = {names[p]: state["momentum_buffer"] for p, state in reference.state.items() if state}
+        assert optimizer.buffers.keys() == (buffers.keys() if momentum else set())
+        for name, buffer in optimizer.buffers.items():
+            assert torch.equal(buffer, buffers[name]) and buffer.stride() == buffers[name].stride()
+
+
+def test_an_optimizer_goes_on_from_its_state() -> None:
+    torch.manual_seed(0)
+    ours = Chain()
+    optimizer = SGD([(dict(ours.named_parameters()), 0.01)], lr=0.1, momentum=0.9, nesterov=True)
+    for step in range(3):
+        gradients(ours, seed=step)
+        optimizer.step()
+    theirs = copy.deepcopy(ours)
+    other = SGD([(dict(theirs.named_parameters()), 0.01)], lr=1.0, momentum=0.9, nesterov=True)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert set(other.state_dict()["momentum"]) == {name for name, _ in theirs.named_parameters()}
+    for model, this in ((ours, optimizer), (theirs, other)):
+        gradients(model, seed=3)
+        this.step()
+    assert all(torch.equal(p, q) for p, q in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
+def test_a_gradient_scaler_unscales_before_a_step_and_leaves_out_one_that_overflowed() -> None:
+    torch.manual_seed(0)
+    ours = Chain()
+    theirs = copy.deepcopy(ours)
+    mask = half(ours)
+    optimizers = [
+        SGD([(dict(m.named_parameters()), 0.01)], lr=0.1, momentum=0.9, nesterov=True) for m in (ours, theirs)
+    ]
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=2)
+    for optimizer in optimizers:
+        optimizer.hold(mask)
+    for step in range(4):
+        gradients(theirs, seed=step)
+        optimizers[1].step()
+        scaler.scale(torch.zeros(()))
+        gradients(ours, seed=step)
+        for parameter in ours.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(scaler.get_scale())
+        scaler.step(optimizers[0])
+        scaler.update()
+        assert all(torch.equal(p, q) for p, q in zip(ours.parameters(), theirs.parameters(), strict=True))
+    assert scaler.get_scale() == 32.0
+    gradients(ours, seed=3)
+    pruned = (~mask["conv1.weight"]).nonzero()[0]
+    ours.conv1.weight.grad[tuple(pruned)] = math.inf
+    scaler.step(optimizers[0])
+    scaler.update()
+    assert scaler.get_scale() == 16.0
+    assert all(torch.equal(p, q) for p, q in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(("momentum", "nesterov"), MOMENTA)
 @pytest.mark.parametrize("weight_decay", [0.0, 0.01])
 def test_kept_weights_move_as_if_masked_in_the_forward_pass(
     momentum: float, nesterov: bool, weight_decay: float
@@ -75,10 +179,10 @@ def test_kept_weights_move_as_if_masked_in_the_forward_pass(
     ours = Chain(bias=True)
     mask = half(ours)
     theirs = copy.deepcopy(ours)
-    settings = {"lr": 0.1, "momentum": momentum, "nesterov": nesterov and momentum > 0, "weight_decay": weight_decay}
-    masks.apply_(ours, mask)
-    optimizer, reference = (torch.optim.SGD(model.parameters(), **settings) for model in (ours, theirs))
-    mask_gradients(optimizer, ours, mask)
+    settings = {"lr": 0.1, "momentum": momentum, "nesterov": nesterov}
+    optimizer = SGD([(dict(ours.named_parameters()), weight_decay)], **settings)
+    reference = torch.optim.SGD(theirs.parameters(), weight_decay=weight_decay, **settings)
+    optimizer.hold(mask)
     generator = Generator().manual_seed(1)
     for _ in range(10):
         images, labels = torch.randn(8, 3, 8, 8, generator=generator), torch.randint(4, (8,), generator=generator)
@@ -108,8 +212,8 @@ def test_a_masked_step_adds_one_operator() -> None:
     def operators(masked: bool) -> int:
         torch.manual_seed(0)
         model = Chain()
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, foreach=True)
-        mask_gradients(optimizer, model, half(model) if masked else masks.full(model))
+        optimizer = SGD([(dict(model.named_parameters()), 0.01)], lr=0.1, momentum=0.9, nesterov=True)
+        optimizer.hold(half(model) if masked else masks.full(model))
         F.cross_entropy(model(torch.randn(4, 3, 8, 8)), torch.zeros(4, dtype=torch.long)).backward()
         Count.number = 0
         with Count():
@@ -117,6 +221,9 @@ def test_a_masked_step_adds_one_operator() -> None:
         return Count.number
 
     assert operators(masked=True) - operators(masked=False) == 1
+
+
+# Training -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
