@@ -65,7 +65,7 @@ class AblationConfig:
 
 @dataclass
 class TrainingConfig:
-    """train.Recipe: everything about training that can change a result."""
+    """train.Recipe, everything about training that can change a result; and `compact`, which cannot."""
 
     name: str = MISSING
     epochs: int = MISSING
@@ -82,6 +82,7 @@ class TrainingConfig:
     label_smoothing: float = MISSING
     temperature: float = MISSING
     precision: str = MISSING
+    compact: Any = MISSING  # "auto" or "off", which Hydra reads as False
 
 
 @dataclass
@@ -195,6 +196,7 @@ def complete(composed: DictConfig) -> dict[str, Any]:
     for group in ("model", "dataset", "allocation", "schedule", "pruner", "ablation", "training", "tracker"):
         name = cfg[group]["name"]
         _require(isinstance(name, str) and name != "", f"{group}.name", name, "give a word (quote a number: \"'7'\")")
+    cfg["training"]["compact"] = "off" if cfg["training"]["compact"] is False else cfg["training"]["compact"]
     _check_ranges(cfg)
     cfg["sparsity"] = _sparsity(cfg)
     cfg["density"] = cfg["compression"] = None
@@ -239,6 +241,7 @@ def _check_ranges(cfg: dict[str, Any]) -> None:
     for setting, value, choices in (
         ("training.lr_schedule", training["lr_schedule"], get_args(LearningRateSchedule)),
         ("training.precision", training["precision"], get_args(Precision)),
+        ("training.compact", training["compact"], ("auto", "off")),
         ("pruner.mode", pruner["mode"], get_args(Mode)),
         ("pruner.reduce", pruner["reduce"], (None, *get_args(Reduction))),
         ("on_collapse", cfg["on_collapse"], get_args(OnCollapse)),
@@ -445,6 +448,7 @@ def _without(settings: dict[str, Any], *keys: str) -> dict[str, Any]:
 def _hash(cfg: dict[str, Any], without: set[str]) -> str:
     counted = _without(cfg, *without)
     counted["dataset"] = _without(cfg["dataset"], "root")
+    counted["training"] = _without(cfg["training"], "compact")
     if isinstance(cfg["allocation"].get("mask"), str):  # what a file holds counts, not where it lies
         counted["allocation"] = cfg["allocation"] | {"mask": _digest(cfg["allocation"]["mask"])}
     for group in (

@@ -97,6 +97,12 @@ def describe(device: torch.device) -> str:
     return f"{platform.machine()} {device.type}, {torch.get_num_threads()} threads"
 
 
+def wait(device: torch.device) -> None:
+    """Waits until a device has done what it was asked to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def start_memory(device: torch.device) -> None:
     """Starts counting peak memory anew, where the device can."""
     if device.type == "cuda":

@@ -194,7 +194,7 @@ def _parts(cfg: dict[str, Any], device: torch.device) -> _Parts:
             model: torch.nn.Module = _function(cfg["model"])(data.input_shape, data.num_classes)
         return model.to(device)
 
-    recipe = Recipe(**{key: value for key, value in cfg["training"].items() if key != "name"})
+    recipe = Recipe(**{key: value for key, value in cfg["training"].items() if key not in ("name", "compact")})
     rounds = _function(cfg["schedule"])(cfg["sparsity"], train.length(recipe, data))
     pruner, ablation, choose = _pruner(cfg["pruner"]), _ablation(cfg["ablation"]), _function(cfg["allocation"])
 
@@ -213,6 +213,8 @@ def _trainer(
     return Trainer(
         model, data, parts.recipe, parts.device,
         seed=cfg["seed"], channels_last=cfg["channels_last"], compile_model=cfg["compile"], record=record,
+        compact=cfg["training"]["compact"] == "auto"
+        and (not parts.pruner.regrow or all(r.until_epoch == 0 for r in rounds)),
         keep_epochs=[r.rewind_epoch for r in rounds if r.rewind_epoch is not None and r.rewind_weights],
         diagnose=diagnose, **settings,
     )  # fmt: skip
@@ -446,6 +448,8 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory | 
             **rows.accuracies(evaluated, last["start"]),
             "multiply_adds_dense": sum(multiply_adds.values()),
             "multiply_adds_masked": measures.masked_multiply_adds(multiply_adds, pruned.mask),
+            "multiply_adds_trained": sum(measures.multiply_adds(trainer.trained, data.input_shape).values()),
+            "compact_speedup": trainer.compact_speedup,
             "epochs": recipe.epochs,
             "precision": recipe.precision,
             "score_examples": pruned.num_examples,

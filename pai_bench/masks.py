@@ -119,6 +119,12 @@ def collapsed(mask: Mask) -> list[str]:
     return [name for name, tensor in mask.items() if not tensor.any()]
 
 
+def has_empty_slices(mask: Mask) -> bool:
+    """Whether some output or input channel of a layer has nothing kept."""
+    weights = [tensor.flatten(2).any(2) if tensor.ndim > 2 else tensor for tensor in mask.values() if tensor.ndim > 1]
+    return any(not between.any(dim).all() for between in weights for dim in (0, 1))
+
+
 @torch.no_grad()
 def apply_(model: nn.Module, mask: Mask) -> None:
     """Sets the pruned weights of the model to zero, in place."""

@@ -199,18 +199,13 @@ class Compact:
         place = self.places.get(name)
         return full.detach().clone() if place is None else full.detach().flatten()[place]
 
-    @torch.no_grad()
     def scatter_(self, name: str, small: Tensor, full: Tensor) -> None:
         """Writes entries of the smaller network to their places in a tensor of the full one."""
         place = self.places.get(name)
         if place is None:
             full.copy_(small)
-        elif full.is_contiguous():
-            full.view(-1)[place] = small
         else:
-            whole = full.flatten()
-            whole[place] = small
-            full.copy_(whole.view(full.shape))
+            put_(full, place, small)
 
     def gone(self, mask: Mask) -> dict[str, Tensor]:
         """Flat indices of what a mask keeps in channels that are gone."""
@@ -221,6 +216,16 @@ class Compact:
                 gone[place] = False
                 left[name] = gone.nonzero().squeeze(1)
         return left
+
+
+def put_(tensor: Tensor, places: Tensor, values: Tensor) -> None:
+    """Sets entries of a tensor at flat indices, whatever its memory format."""
+    if tensor.is_contiguous():
+        tensor.view(-1)[places] = values
+    else:
+        whole = tensor.flatten()
+        whole[places] = values
+        tensor.copy_(whole.view(tensor.shape))
 
 
 @dataclass

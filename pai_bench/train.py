@@ -1,9 +1,12 @@
 """The training loop: a recipe, one optimizer step at a time, with pruned weights at exactly zero."""
 
+import copy
 import logging
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,15 +15,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from pai_bench import devices, distributed, masks, seeding
+from pai_bench import devices, distributed, masks, measures, seeding
 from pai_bench.core import Batch, Data, Length, Mask, Record, State, num_steps
 from pai_bench.errors import ConfigError, LostWorkerError, UserError
 from pai_bench.sgd import SGD
+from pai_bench.stand_in import StandIn, original
 from pai_bench.world import world
 
 log = logging.getLogger(__name__)
 
-_COUNTS = ("clock", "age", "num_examples", "seconds", "_seen", "_epoch_seconds", "_evaluated")  # of a Trainer's state
+# Of a Trainer's state.
+_COUNTS = (
+    "clock", "age", "num_examples", "seconds", "compact_speedup", "_since", "_seen", "_epoch_seconds", "_evaluated",
+)  # fmt: skip
+
+_WORTH = 0.8  # of the multiply-adds are left, at most, where a smaller network is trained instead
+_TIMED_FROM = 300  # steps, where the gain is measured on four
 
 _EVALUATION_BATCH = 512  # at most; evaluation keeps no graph, so four times the training batch fits where that does
 
@@ -109,6 +119,16 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
+@dataclass(frozen=True)
+class _Gear:
+    """What steps are taken with."""
+
+    net: nn.Module
+    infer: nn.Module  # the same, perhaps compiled
+    forward: nn.Module  # that, perhaps with gradients that are averaged over processes
+    optimizer: SGD
+
+
 def _check_shares(recipe: Recipe, data: Data, size: int, compile_model: bool) -> None:
     """Refuses what several processes cannot do.
 
@@ -137,6 +157,8 @@ class Trainer:
         keep_epochs: the times on the clock to which `rewind` will be asked to return with the weights of that time.
         channels_last: memory format of images and weights.
         compile_model: run forward and backward through torch.compile.
+        compact: train a network without the channels that the mask leaves idle instead, where that saves work; not if
+            what is pruned may return after training, since running statistics of idle channels stand still meanwhile.
         record: receives loss, accuracies and learning rate of each epoch; epoch 0 is the network before training.
         diagnose: further measurements, given the mask, to record with every evaluation.
         checkpoint: called after every step and every recorded epoch (then with True), when `state` may be taken.
@@ -153,6 +175,7 @@ class Trainer:
         channels_last: bool,
         compile_model: bool,
         record: Record,
+        compact: bool,
         keep_epochs: Sequence[float] = (),
         diagnose: Callable[[Mask], dict[str, float]] | None = None,
         checkpoint: Callable[[bool], None] = lambda epoch_ended: None,
@@ -164,23 +187,21 @@ class Trainer:
         self.world = world()
         if self.world.size > 1:
             _check_shares(recipe, data, self.world.size, compile_model)
-        self.infer: nn.Module = torch.compile(self.model) if compile_model else self.model  # type: ignore[assignment]
-        self.forward = distributed.wrapped(self.infer, device)
+        self.compile_model, self.compact = compile_model, compact
         self.length = length(recipe, data)
-        decayed = masks.prunable(model)
-        plain = {name: parameter for name, parameter in model.named_parameters() if name not in decayed}
-        self.optimizer = SGD(
-            [(decayed, recipe.weight_decay), (plain, recipe.weight_decay if recipe.decay_norm_and_bias else 0.0)],
-            lr=recipe.lr,
-            momentum=recipe.momentum,
-            nesterov=recipe.nesterov,
-        )
+        self._whole = self._gear(model, dict(model.named_parameters()))
+        self.gear = self._whole
+        self._stand_in: StandIn | None = None
+        self._small: _Gear | None = None
+        self._examined: Mask | None = None  # the mask under which a smaller network was looked for last
+        self.compact_speedup: float | None = None  # seconds of a step of the full network over one of the smaller
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
         self.mask: Mask = {}
         self._keep = {self._step(epoch) for epoch in keep_epochs}
         self._kept: dict[int, State] = {}
         self._evaluated = False  # the network as it is now
         self.clock = 0
+        self._since = 0  # the clock when training began under the mask that holds
         self.age = 0
         self.num_examples = 0
         self.seconds = 0.0  # spent on optimizer steps and their data, evaluation excluded
@@ -199,6 +220,11 @@ class Trainer:
         """The age, in epochs."""
         return self.age / self.length.steps_per_epoch
 
+    @property
+    def trained(self) -> nn.Module:
+        """The network that steps were taken on under the mask that holds."""
+        return self.model if self._stand_in is None else self._stand_in.model
+
     def until(self, mask: Mask, epoch: float) -> None:
         """Trains the masked network until the clock stands at `epoch`, recording an evaluation after every epoch.
 
@@ -208,26 +234,28 @@ class Trainer:
             UserError: the loss is no longer finite.
         """
         self._set_mask(mask)
-        if self.age == 0 and not self._evaluated:
-            self._record({})
         target = self._step(epoch)
-        if self._seen and self.clock % self.length.steps_per_epoch == 0:
-            self._finish_epoch()  # taken up again between the last step of an epoch and its evaluation
-        while self.clock < target:
-            stop = min([target, self._end_of_epoch(), *(step for step in self._keep if step > self.clock)])
-            with devices.fast():
-                self._train(stop)
-            self._keep_state()
-            self.checkpoint(False)
-            if self.clock % self.length.steps_per_epoch == 0:
-                self._finish_epoch()
-                self.checkpoint(True)
+        with self._geared(target):
+            if self.age == 0 and not self._evaluated:
+                self._record({})
+            if self._seen and self.clock % self.length.steps_per_epoch == 0:
+                self._finish_epoch()  # taken up again between the last step of an epoch and its evaluation
+            while self.clock < target:
+                stop = min([target, self._end_of_epoch(), *(step for step in self._keep if step > self.clock)])
+                with devices.fast():
+                    self._train(stop)
+                self._keep_state()
+                self.checkpoint(False)
+                if self.clock % self.length.steps_per_epoch == 0:
+                    self._finish_epoch()
+                    self.checkpoint(True)
 
     def state(self) -> dict[str, Any]:
         """Everything that the training goes on from, the mask excepted. Tensors are those in use, not copies."""
+        self._sync()
         return {
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self._whole.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "mask": self.mask,
             "kept": self._kept,
@@ -239,7 +267,7 @@ class Trainer:
     def load_state(self, state: dict[str, Any], mask: Mask) -> None:
         """Goes on from what `state` returned, under the mask that held then."""
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self._whole.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self._set_mask(mask)  # after the momentum: a mask that is newer has to reach it
         earlier = {name: tensor.to(self.device) for name, tensor in state["mask"].items()}
@@ -251,6 +279,8 @@ class Trainer:
         for name in _COUNTS:
             setattr(self, name, state[name])
         self._evaluated &= same
+        if not same:
+            self._since = self.clock
         # Of the first process; the others start a new stream.
         self._random = state["random"] if self.world.rank == 0 else None
 
@@ -271,7 +301,7 @@ class Trainer:
         if weights:
             self.model.load_state_dict(self._kept[self.clock])
             masks.apply_(self.model, mask)
-        self.optimizer.buffers.clear()
+        self._whole.optimizer.buffers.clear()
         self._random = None
         self._start_epoch()
 
@@ -284,22 +314,23 @@ class Trainer:
         """Goes on from here with another state of the model, masked, and without momentum."""
         self.model.load_state_dict(state)
         masks.apply_(self.model, mask)
-        self.optimizer.buffers.clear()
+        self._whole.optimizer.buffers.clear()
         self._evaluated = False
 
     def evaluations(self) -> dict[str, float]:
         """Loss and accuracies on the validation split, if there is one, and the test split."""
+        self._sync()
         if num_resurrected(self.model, self.mask) > 0:
             if any(weight.isnan().any() for weight in self.model.parameters()):
                 raise self._divergence(math.nan)
             raise AssertionError("a pruned weight is not zero")
-        self.model.eval()
+        self.gear.net.eval()
         metrics: dict[str, float] = {}
         size = min(_EVALUATION_BATCH, 4 * self.recipe.batch_size)
         for split in ("validation", "test"):
             if self.data.num_examples[split]:
                 batches = self._formatted(self.data.evaluation(split, size))
-                result = evaluate(self.infer, batches, self.device, self.recipe.precision, self.recipe.temperature)
+                result = evaluate(self.gear.infer, batches, self.device, self.recipe.precision, self.recipe.temperature)
                 metrics |= {f"{split}/loss": result.loss, f"{split}/top1": result.top1, f"{split}/top5": result.top5}
         return metrics | (self.diagnose(self.mask) if self.diagnose is not None else {})
 
@@ -315,10 +346,95 @@ class Trainer:
             return
         self.mask = mask
         self._evaluated = False
-        self.optimizer.hold(mask)
+        self._stand_in = None
+        self._since = self.clock
+        self._whole.optimizer.hold(mask)
+
+    def _gear(self, net: nn.Module, parameters: dict[str, nn.Parameter]) -> _Gear:
+        recipe = self.recipe
+        infer: nn.Module = torch.compile(net) if self.compile_model else net  # type: ignore[assignment]
+        decayed = masks.prunable(self.model)
+        groups: list[dict[str, nn.Parameter]] = [{}, {}]
+        for name, parameter in parameters.items():
+            groups[original(name) not in decayed][name] = parameter
+        optimizer = SGD(
+            list(zip(groups, (recipe.weight_decay, recipe.weight_decay * recipe.decay_norm_and_bias), strict=True)),
+            lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov,
+        )  # fmt: skip
+        return _Gear(net, infer, distributed.wrapped(infer, self.device), optimizer)
+
+    @contextmanager
+    def _geared(self, target: int) -> Iterator[None]:
+        """Inside the block steps are taken on a smaller network if there is one and they are an epoch or more."""
+        # Counted from where the mask began to hold, so that a run that is taken up again decides as before.
+        if self.compact and target - self._since >= self.length.steps_per_epoch:
+            self._find_stand_in(target - self._since)
+        if self._stand_in is None or self._small is None:
+            yield
+            return
+        self._small.optimizer.buffers = self._stand_in.take(self.model, self._whole.optimizer.buffers)
+        self._small.optimizer.lr = self._whole.optimizer.lr
+        self.gear = self._small
+        try:
+            yield
+        finally:
+            self._sync()
+            self.gear = self._whole
+
+    def _find_stand_in(self, num_steps: int) -> None:
+        """Looks for a smaller network under the mask that holds, once, to take so many steps on."""
+        if self._stand_in is not None or self._examined is self.mask:
+            return
+        self._examined = self.mask
+        if not masks.has_empty_slices(self.mask):
+            return
+        shape = self.data.input_shape
+        try:
+            found = StandIn(self.model, self.mask, shape)
+        except ConfigError as error:
+            log.warning("training.compact=auto: the whole network is trained: %s", error)
+            return
+        full, left = (sum(measures.multiply_adds(net, shape).values()) for net in (self.model, found.model))
+        if left > _WORTH * full:
+            return
+        log.info("training without the channels that the mask leaves idle: %.3g of the multiply-adds", left / full)
+        found.model.to(memory_format=self.memory_format)
+        self._stand_in, self._small = found, self._gear(found.model, found.parameters())
+        self._small.optimizer.hold(found.mask(self.mask))
+        if num_steps >= _TIMED_FROM and self.world.size == 1:
+            whole, small = self._step_seconds([self.model, found.model])
+            self.compact_speedup = whole / small
+
+    def _step_seconds(self, nets: list[nn.Module]) -> list[float]:
+        """Seconds of a forward and backward pass of each network, the median of a few taken in turn."""
+        shape, generator = (self.recipe.batch_size, *self.data.input_shape), torch.Generator().manual_seed(0)
+        images = torch.randn(shape, generator=generator).to(next(self.model.parameters()))
+        images = images.contiguous(memory_format=self.memory_format)
+        labels = torch.zeros(len(images), dtype=torch.int64, device=self.device)
+        nets = [copy.deepcopy(net).train() for net in nets]  # the running statistics of the others stay as they are
+        seconds: list[list[float]] = [[] for _ in nets]
+        for repeat in range(4):
+            for net, taken in zip(nets, seconds, strict=True):
+                devices.wait(self.device)
+                started = time.perf_counter()
+                with devices.fast(), autocast(self.device, self.recipe.precision):
+                    loss = F.cross_entropy(net(images), labels)
+                loss.backward()  # type: ignore[no-untyped-call]
+                devices.wait(self.device)
+                if repeat:  # the first call chooses algorithms
+                    taken.append(time.perf_counter() - started)
+        return [statistics.median(taken) for taken in seconds]
+
+    def _sync(self) -> None:
+        """Brings the full network up to date with what stands in for it."""
+        if self.gear is not self._whole:
+            assert self._stand_in is not None
+            self._whole.optimizer.buffers = self._stand_in.give(self.model, self.gear.optimizer.buffers)
+            self._whole.optimizer.lr = self.gear.optimizer.lr
 
     def _keep_state(self) -> None:
         if self.clock in self._keep and self.clock not in self._kept:
+            self._sync()
             self._kept[self.clock] = {name: value.clone() for name, value in self.model.state_dict().items()}
 
     def _divergence(self, loss: float) -> UserError:
@@ -352,19 +468,19 @@ class Trainer:
         number += 1
         stream: tuple[str | int, ...] = ("dropout", number, start, *([self.world.rank] if self.world.rank else []))
         started = time.perf_counter()
-        self.model.train()
+        self.gear.net.train()
         order, augment = (seeding.generator(self.seed, name, number) for name in ("order", "augment"))
         batches = self._formatted(self._fetched(self.data.train(recipe.batch_size, order, augment, start)))
         steps = range(self.clock, stop)
         shown = tqdm(steps, f"epoch {number}", leave=False, disable=None, unit="step")
-        with seeding.seeded(self.seed, *stream), distributed.synchronised_norms(self.model):
+        with seeding.seeded(self.seed, *stream), distributed.synchronised_norms(self.gear.net):
             if self._random is not None:
                 seeding.set_states(self._random)
                 self._random = None
             for step, (images, labels) in zip(shown, batches, strict=False):
-                self.optimizer.lr = learning_rate(recipe, step / per_epoch)
+                self.gear.optimizer.lr = learning_rate(recipe, step / per_epoch)
                 with autocast(self.device, recipe.precision):
-                    logits = self.forward(images)
+                    logits = self.gear.forward(images)
                     loss = F.cross_entropy(logits / recipe.temperature, labels, label_smoothing=recipe.label_smoothing)
                 sums = [loss.detach() * len(labels), (logits.detach().argmax(1) == labels).sum()]
                 num_images = len(labels)
@@ -373,9 +489,11 @@ class Trainer:
                     # So that the average of the gradients over processes is that of the mean over all images.
                     loss = loss * (len(labels) * self.world.size / num_images)
                     sums = list(distributed.total(torch.stack(sums)))
-                self.optimizer.zero_grad()
+                self.gear.optimizer.zero_grad()
+                if self.gear is self._small and self._stand_in is not None:
+                    self._stand_in.rest()
                 self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-                self.scaler.step(self.optimizer)  # type: ignore[arg-type]
+                self.scaler.step(self.gear.optimizer)  # type: ignore[arg-type]
                 self.scaler.update()
                 self._loss_sum += sums[0]
                 self._correct += sums[1]
@@ -413,7 +531,7 @@ class Trainer:
             "train/loss": self._loss_sum.item() / self._seen,
             "train/top1": self._correct.item() / self._seen,
             "train/images_per_second": self._seen / self._epoch_seconds,
-            "lr": self.optimizer.lr,
+            "lr": self.gear.optimizer.lr,
         }
         self._start_epoch()
         metrics = self._record(metrics)

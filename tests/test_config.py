@@ -190,6 +190,7 @@ REFUSED = {
     ),
     "floor": (["allocation.min_density=2"], "allocation.min_density=2: give one in"),
     "mode": (["pruner=snip", "sparsity=0.5", "pruner.mode=test"], "pruner.mode=test: give one of eval, train"),
+    "compact": (["training.compact=on"], "training.compact=on: give one of auto, off"),
     "precision": (["training.precision=fp8"], "training.precision=fp8: give one of float32, bfloat16, float16"),
     "learning rate": (["training.lr=0"], "training.lr=0.0"),
     "nesterov": (["training.momentum=0"], "training.nesterov=True: it needs training.momentum"),

@@ -26,6 +26,7 @@ TINY = [
     "model.widths=[4,6]", "model.blocks=[1,1]", "training.epochs=2", "training.warmup_epochs=1",
     "training.batch_size=256",
     "tracker=none", "save_model=true", "save_scores=true", "num_workers=0", "channels_last=true",
+    "training.compact=off",
 ]  # fmt: skip
 
 KILLS = int(os.environ.get("PAI_KILLS", "3"))  # of every kind of run; more of them is a soak test
@@ -50,6 +51,13 @@ RUNS = {
     "sanity check in rounds": [
         "pruner=magnitude", "sparsity=0.5", "schedule=rewind", "schedule.levels=2", "schedule.rewind_epoch=1",
         "ablation=invert_scores",
+    ],
+    "idle channels": [
+        "pruner=synflow", "sparsity=0.97", "schedule.rounds=4", "training.compact=auto", "training.epochs=3",
+    ],
+    "idle channels in rounds": [
+        "pruner=magnitude", "sparsity=0.98", "schedule=rewind", "schedule.levels=2", "schedule.rewind_epoch=1",
+        "training.compact=auto",
     ],
     "reinit": ["pruner=snip", "sparsity=0.5", "ablation=reinit", "dataset.validation=0.1"],
 }  # fmt: skip
@@ -81,7 +89,7 @@ def directory_of(results: Path) -> Path:
 def outcome(results: Path) -> dict[str, Any]:
     """All that a run leaves, times excepted."""
     directory = directory_of(results)
-    timed = ("seconds", "images_per_second", "peak_memory")
+    timed = ("seconds", "images_per_second", "peak_memory", "speedup")
     row = {
         k: v for k, v in json.loads((directory / "result.json").read_text()).items() if not any(t in k for t in timed)
     }

@@ -62,7 +62,13 @@ def half(model: nn.Module) -> masks.Mask:
 
 
 def trainer(model: nn.Module, recipe: Recipe = RECIPE, data: Any = None, **settings: Any) -> Trainer:
-    defaults = {"seed": 0, "channels_last": False, "compile_model": False, "record": lambda metrics, epoch: None}
+    defaults = {
+        "seed": 0,
+        "channels_last": False,
+        "compile_model": False,
+        "compact": False,
+        "record": lambda metrics, epoch: None,
+    }
     return Trainer(model, data or FewImages(), recipe, CPU, **(defaults | settings))
 
 
@@ -307,7 +313,7 @@ def test_weight_decay_reaches_norms_and_biases_only_when_asked(decays: bool) -> 
     training = trainer(model, recipe)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    training.optimizer.step()
+    training.gear.optimizer.step()
     for name, parameter in model.named_parameters():
         moved = (parameter != 1.0).all()
         assert moved == (decays or name in masks.prunable(model))
@@ -380,7 +386,7 @@ def test_recipes_are_the_published_ones(name: str) -> None:
 
 
 def test_the_schema_and_the_recipe_have_the_same_fields() -> None:
-    assert {f.name for f in fields(config.TrainingConfig)} == {f.name for f in fields(Recipe)} | {"name"}
+    assert {f.name for f in fields(config.TrainingConfig)} == {f.name for f in fields(Recipe)} | {"name", "compact"}
 
 
 # Signal ---------------------------------------------------------------------------------------------------------------

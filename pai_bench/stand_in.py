@@ -1,0 +1,103 @@
+"""A smaller network that is trained in place of a pruned one, exactly: what it learns goes back to its places."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from pai_bench import measures, structure
+from pai_bench.core import Mask, Shape
+from pai_bench.errors import ConfigError
+
+_GONE = " (gone)"  # marks the name of a parameter's entries in channels that are gone
+
+
+def original(name: str) -> str:
+    """The parameter of the full network that an entry of `StandIn.parameters` belongs to."""
+    return name.removesuffix(_GONE)
+
+
+class StandIn:
+    """A network without the channels that a mask leaves idle, and the weights that the mask keeps in those.
+
+    No gradient reaches the latter, but momentum and weight decay move them as they would in the full network. Running
+    statistics of a channel that is gone stay as they were: nothing reads them.
+
+    Args:
+        model: the full network, which stays as it is.
+        mask: everything that is held at zero.
+
+    Raises:
+        ConfigError: the network cannot be made smaller so that it trains in the same way; the message says why.
+    """
+
+    def __init__(self, model: nn.Module, mask: Mask, input_shape: Shape) -> None:
+        for module in model.modules():
+            if (isinstance(module, _DropoutNd) and module.p > 0) or getattr(module, "drop_prob", None):
+                raise ConfigError("it drops units at random, other ones where there are fewer")
+        self._compact = structure.compact(model, mask, input_shape)
+        self.model = self._compact.model
+        named = dict(model.named_parameters())
+        kept = mask | {name: torch.ones_like(p, dtype=torch.bool) for name, p in named.items() if name not in mask}
+        self._gone = {name: at for name, at in self._compact.gone(kept).items() if len(at)}
+        self._left = {name + _GONE: nn.Parameter(named[name].detach().flatten()[at]) for name, at in self._gone.items()}
+        self._check(model, input_shape)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What an optimizer has to move."""
+        return dict(self.model.named_parameters()) | self._left
+
+    def mask(self, mask: Mask) -> Mask:
+        """A mask of the full network, as it holds here."""
+        return {name: self._compact.gather(name, tensor) for name, tensor in mask.items()}
+
+    @torch.no_grad()
+    def take(self, model: nn.Module, momentum: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Takes over the state of the full network, and returns its momentum as it is here, by parameter."""
+        full = model.state_dict()
+        for name, tensor in self.model.state_dict().items():
+            tensor.copy_(self._compact.gather(name, full[name]))
+        here = {}
+        for name, parameter in self.model.named_parameters():
+            if name in momentum:
+                here[name] = torch.empty_like(parameter).copy_(self._compact.gather(name, momentum[name]))
+        for name, at in self._gone.items():
+            self._left[name + _GONE].copy_(full[name].flatten()[at])
+            if name in momentum:
+                here[name + _GONE] = momentum[name].flatten()[at]
+        return here
+
+    @torch.no_grad()
+    def give(self, model: nn.Module, momentum: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Brings the full network up to date, and returns its momentum."""
+        full, left = model.state_dict(), {original(name): parameter.data for name, parameter in self._left.items()}
+        for name, tensor in self.model.state_dict().items():
+            self._put(name, tensor, left.get(name), full[name])
+        there = {}
+        for name in dict(self.model.named_parameters()):
+            if name in momentum:
+                there[name] = torch.zeros_like(full[name])
+                self._put(name, momentum[name], momentum.get(name + _GONE), there[name])
+        return there
+
+    def rest(self) -> None:
+        """Says that no gradient reaches the channels that are gone."""
+        for parameter in self._left.values():
+            parameter.grad = torch.zeros_like(parameter)
+
+    def _put(self, name: str, tensor: Tensor, left: Tensor | None, full: Tensor) -> None:
+        self._compact.scatter_(name, tensor, full)
+        if left is not None:
+            structure.put_(full, self._gone[name], left)
+
+    def _check(self, model: nn.Module, input_shape: Shape) -> None:
+        """Refuses a network whose outputs have changed: its code looks at channels in a way that was not seen."""
+        image = torch.randn((2, *input_shape), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        image = image.to(next(model.parameters()).device)
+        outputs = []
+        for network in (model, self.model):
+            with measures.mode(network, training=False), torch.no_grad():
+                outputs.append(copy.deepcopy(network).double()(image))
+        if not torch.allclose(outputs[0], outputs[1], rtol=1e-8, atol=1e-8 * float(outputs[0].abs().max())):
+            raise ConfigError("without its idle channels it computes something else")

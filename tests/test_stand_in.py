@@ -1,0 +1,178 @@
+"""Training without idle channels: the same trajectory as that of the whole network, in its names."""
+
+import copy
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from conftest import Chain, composed, options
+from test_train import CPU, RECIPE, FewImages
+from torch import Generator, nn
+
+from pai_bench import experiment, masks, measures, seeding
+from pai_bench.core import Batch, Mask, Shape
+from pai_bench.errors import ConfigError
+from pai_bench.stand_in import StandIn
+from pai_bench.train import Trainer
+
+# Of some the channels cannot be cut down exactly; then the whole network is trained, and a line says so.
+WHOLE = dict.fromkeys(("vgg11_tiny", "vgg16_tiny"), "drops units at random")
+SHAPE: Shape = (3, 32, 32)
+
+
+class Doubles(FewImages):
+    """A few images in float64, so that two orders of summation agree."""
+
+    input_shape = SHAPE
+
+    def __init__(self) -> None:
+        self.images = torch.randn(16, *SHAPE, generator=Generator().manual_seed(3), dtype=torch.float64)
+        self.labels = torch.arange(16) % 4
+        self.num_examples = {"train": 16, "validation": 0, "test": 4}
+
+    def train(self, batch_size: int, order: Generator, augment: Generator, start: int = 0) -> Iterator[Batch]:
+        for part in torch.randperm(16, generator=order).split(batch_size)[start:]:
+            yield self.images[part], self.labels[part]
+
+
+def trained(model: nn.Module, mask: Mask, compact: bool, epochs: float = 1, **settings: Any) -> Trainer:
+    model = copy.deepcopy(model)
+    trainer = Trainer(
+        model, Doubles(), replace(RECIPE, decay_norm_and_bias=True, weight_decay=0.1), CPU, seed=0, compile_model=False,
+        compact=compact, record=lambda metrics, epoch: None, **{"channels_last": True} | settings,
+    )  # fmt: skip
+    trainer.until(mask, epochs)
+    return trainer
+
+
+def assert_same(one: Trainer, other: Trainer, mask: Mask) -> None:
+    theirs = one.model.state_dict()
+    for name, value in other.model.state_dict().items():
+        if "running" not in name:  # of a channel that nothing reads they stand still
+            torch.testing.assert_close(value, theirs[name], rtol=1e-7, atol=1e-9)
+    momenta = [trainer.state()["optimizer"]["momentum"] for trainer in (one, other)]
+    assert momenta[0].keys() == momenta[1].keys()
+    for name, value in momenta[1].items():
+        torch.testing.assert_close(value, momenta[0][name], rtol=1e-7, atol=1e-9)
+    for name, kept in mask.items():
+        assert not theirs[name][~kept].any()
+
+
+def built(name: str) -> nn.Module:
+    more = ["model.name=efficientnet_b0"] if name == "timm" else []
+    with seeding.seeded(0, "init"):
+        model: nn.Module = experiment._function(composed(f"model={name}", *more)["model"])(SHAPE, 4)
+    return model
+
+
+def scattered(model: nn.Module) -> Mask:
+    """A mask that leaves every layer some of its input channels, and an eighth of the weights that read them."""
+    generator = Generator().manual_seed(1)
+    mask = {}
+    for index, (name, weight) in enumerate(masks.prunable(model).items()):
+        kept = torch.rand(weight.shape, generator=generator) < 0.125
+        if index and weight.shape[1] > 1:
+            kept &= (torch.rand(weight.shape[1], generator=generator) < 0.6).view(1, -1, *[1] * (weight.ndim - 2))
+        mask[name] = kept
+    masks.apply_(model, mask)
+    return mask
+
+
+# The largest of their kinds are left out: their code is that of the others.
+@pytest.mark.parametrize("name", [name for name in options("model") if name not in ("vgg16_bn", "wrn28_10")])
+def test_every_model_trains_the_same_without_its_idle_channels(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    model = built(name).double()
+    mask = scattered(model)
+    with caplog.at_level(logging.INFO):
+        whole, small = trained(model, mask, False), trained(model, mask, True)
+    if name in WHOLE:
+        assert WHOLE[name] in caplog.text and small.trained is small.model
+    else:
+        assert sum(p.numel() for p in small.trained.parameters()) < sum(p.numel() for p in small.model.parameters())
+    assert_same(whole, small, mask)
+
+
+def idle(density: float = 0.08) -> tuple[nn.Module, Mask]:
+    """A network with kept weights in channels that nothing reads, and channels that nothing feeds."""
+    torch.manual_seed(0)
+    model = Chain(bias=True)
+    generator = Generator().manual_seed(1)
+    mask = {n: torch.rand(w.shape, generator=generator) < density for n, w in masks.prunable(model).items()}
+    mask["conv2.weight"][:, :3] = False
+    mask["conv1.weight"][4] = False
+    mask["fc.weight"][:, ::2] = False
+    masks.apply_(model, mask)
+    return model.double(), mask
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_weights_of_channels_that_are_gone_move_by_momentum_and_decay(channels_last: bool) -> None:
+    model, mask = idle()
+    whole, small = (trained(model, mask, compact, 3, channels_last=channels_last) for compact in (False, True))
+    assert small.trained is not small.model
+    assert_same(whole, small, mask)
+    gone = mask["conv1.weight"].clone()
+    gone[3:] = False
+    start, end = (dict(m.named_parameters())["conv1.weight"][gone] for m in (model, small.model))
+    assert gone.any() and not torch.isclose(start, end).any()  # only decay moves them
+
+
+def test_a_run_of_parts_under_falling_masks_is_the_same() -> None:
+    model, first = idle(0.3)
+    second = {
+        name: kept & (torch.rand(kept.shape, generator=Generator().manual_seed(2)) < 0.5)
+        for name, kept in first.items()
+    }
+    trainers = []
+    for compact in (False, True):
+        trainer = trained(model, first, compact, 1)
+        assert (trainer.trained is not trainer.model) == compact
+        trainer.until(first, 2)
+        trainer.until(second, 3)
+        trainers.append(trainer)
+    assert_same(*trainers, second)
+
+
+def test_less_than_an_epoch_is_trained_whole() -> None:
+    model, mask = idle()
+    trainer = trained(model, mask, True, 0.5)
+    assert trainer.trained is trainer.model
+    trainer.until(mask, 1)
+    assert trainer.trained is not trainer.model
+
+
+def test_where_nothing_is_idle_the_whole_network_is_trained() -> None:
+    model = Chain().double()
+    mask = masks.full(model)
+    trainer = trained(model, mask, True)
+    assert trainer.trained is trainer.model
+
+
+def test_a_network_whose_code_counts_channels_is_trained_whole(caplog: pytest.LogCaptureFixture) -> None:
+    class Counting(Chain):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) * self.conv1.weight.shape[0]
+
+    model, mask = idle()
+    odd = Counting(bias=True).double()
+    odd.load_state_dict(model.state_dict())
+    with pytest.raises(ConfigError, match="computes something else"):
+        StandIn(odd, mask, SHAPE)
+    with caplog.at_level(logging.WARNING):
+        trainer = trained(odd, mask, True)
+    assert "training.compact=auto: the whole network is trained" in caplog.text
+    assert trainer.trained is trainer.model
+
+
+def test_the_gain_is_measured_where_there_are_steps_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, mask = idle()
+    assert trained(model, mask, True).compact_speedup is None
+    monkeypatch.setattr("pai_bench.train._TIMED_FROM", 2)
+    before = measures.multiply_adds(model, SHAPE)
+    trainer = trained(model, mask, True)
+    assert trainer.compact_speedup is not None and trainer.compact_speedup > 0
+    assert sum(measures.multiply_adds(trainer.trained, SHAPE).values()) < sum(before.values())
+    assert_same(trained(model, mask, False), trainer, mask)
