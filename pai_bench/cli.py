@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, InstantiationException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from pai_bench import config, preemption, status, sweeps
@@ -86,6 +87,8 @@ def attempt(completed: dict[str, Any]) -> int:
     """Runs what a completed config describes; says in one line what went wrong, if so, and returns the exit code."""
     from pai_bench import experiment, slurm
 
+    if not gc.get_freeze_count():
+        gc.freeze()  # what has been imported stays: no collection needs to walk through it
     preemption.watch()
     skipped = status.finished(config.directory(completed)) is not None
     code = 0
@@ -166,7 +169,13 @@ def expand(overrides: list[str]) -> tuple[list[dict[str, Any]], DictConfig]:
         params = [f"{key}={value}" for key, value in (base.hydra.sweeper.params or {}).items()]
         swept = parser.parse_overrides([*params, *(line for line in overrides if line not in of_hydra)])
         jobs = sweeps.overrides_of_jobs(swept, base.hydra.sweeper.paired or [], base.hydra.sweeper.exclude or [])
-        cfgs = [config.complete(hydra.compose("config", [*of_hydra, *job])) for job in jobs]
+        loader = sweeps.SweepLoader(GlobalHydra.instance().config_loader().get_search_path())
+        cfgs = []
+        for job in jobs:
+            composed = loader.load_sweep_config(base, job)
+            with open_dict(composed):
+                del composed["hydra"]
+            cfgs.append(config.complete(composed))
         launcher = OmegaConf.create(OmegaConf.to_container(base.hydra.launcher, resolve=True))
         assert isinstance(launcher, DictConfig)
         return cfgs, launcher

@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,9 @@ Diagnose = Callable[[Mask], dict[str, float]]
 
 def _function(call: dict[str, Any]) -> Any:
     """The function that a call in the config names, with the arguments that it gives."""
-    return instantiate({key: value for key, value in call.items() if key != "name"}, _partial_=True, _convert_="all")
+    found = instantiate({key: value for key, value in call.items() if key != "name"}, _partial_=True, _convert_="all")
+    # Hydra has checked the function; its own partial looks through all of sys.modules at every call.
+    return partial(found.func, *found.args, **found.keywords)
 
 
 def load_data(cfg: dict[str, Any], device: torch.device) -> Data:

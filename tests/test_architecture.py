@@ -68,7 +68,7 @@ ALLOWED = {
 # The modules that may import an outside library.
 DOORS = {
     "hydra": {"cli", "config", "experiment", "export", "sweeps"},
-    "omegaconf": {"cli", "config", "experiment", "export"},
+    "omegaconf": {"cli", "config", "experiment", "export", "sweeps"},
     "wandb": {"tracking"},
     "timm": {"models.timm_zoo"},
     "torchvision": {"data.cifar", "data.imagenet", "data.tiny_imagenet"},
