@@ -1,5 +1,6 @@
 """The command line: compose, run, and end with one clear line and an exit code that says what happened."""
 
+import atexit
 import gc
 import logging
 import multiprocessing
@@ -8,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +85,18 @@ def _in_worker() -> bool:
     return multiprocessing.current_process().name != "MainProcess"
 
 
+@cache
+def _spare_imports() -> None:
+    """Keeps the collection of garbage, which follows every run, from walking through all that has been imported."""
+    gc.freeze()
+    atexit.register(gc.unfreeze)
+
+
 def attempt(completed: dict[str, Any]) -> int:
     """Runs what a completed config describes; says in one line what went wrong, if so, and returns the exit code."""
     from pai_bench import experiment, slurm
 
-    if not gc.get_freeze_count():
-        gc.freeze()  # what has been imported stays: no collection needs to walk through it
+    _spare_imports()
     preemption.watch()
     skipped = status.finished(config.directory(completed)) is not None
     code = 0
@@ -100,7 +108,8 @@ def attempt(completed: dict[str, Any]) -> int:
             code = PreemptedError.exit_code
         if isinstance(error, PreemptedError):
             slurm.requeue()
-    gc.collect()  # a failure keeps its tensors and worker processes in a cycle; the next run wants the memory
+    if not skipped:
+        gc.collect()  # a failure keeps its tensors and worker processes in a cycle; the next run wants the memory
     count(code, skipped)
     if code and world().size > 1:
         sys.exit(code)  # the processes may no longer stand at the same place
