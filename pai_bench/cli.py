@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pai_bench import config, preemption, status, sweeps
 from pai_bench.errors import ConfigError, PreemptedError, UserError
+from pai_bench.summary import already
 from pai_bench.world import world
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -94,11 +95,17 @@ def _spare_imports() -> None:
 
 def attempt(completed: dict[str, Any]) -> int:
     """Runs what a completed config describes; says in one line what went wrong, if so, and returns the exit code."""
+    directory = config.directory(completed)
+    if (row := status.settled(directory)) and config.name_decides_images(completed) and world().size == 1:
+        log.info("%s", already(row, directory))  # experiment.run would say no more, after importing torch
+        count(0, skipped=True)
+        return 0
+
     from pai_bench import experiment, slurm
 
     _spare_imports()
     preemption.watch()
-    skipped = status.finished(config.directory(completed)) is not None
+    skipped = status.finished(directory) is not None
     code = 0
     try:
         experiment.run(completed)
@@ -108,8 +115,7 @@ def attempt(completed: dict[str, Any]) -> int:
             code = PreemptedError.exit_code
         if isinstance(error, PreemptedError):
             slurm.requeue()
-    if not skipped:
-        gc.collect()  # a failure keeps its tensors and worker processes in a cycle; the next run wants the memory
+    gc.collect()  # a failure keeps its tensors and worker processes in a cycle; the next run wants the memory
     count(code, skipped)
     if code and world().size > 1:
         sys.exit(code)  # the processes may no longer stand at the same place

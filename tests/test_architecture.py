@@ -62,7 +62,7 @@ ALLOWED = {
     "row": LOOPS | {"prune"},
     "export": LOOPS,
     "sketching": LEAVES,
-    "cli": {"config", "world", "errors", "experiment", "preemption", "slurm", "status", "sweeps"},
+    "cli": {"config", "world", "errors", "experiment", "preemption", "slurm", "status", "summary", "sweeps"},
 }
 
 # The modules that may import an outside library.

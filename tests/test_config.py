@@ -384,6 +384,7 @@ def test_a_run_imports_what_it_uses(tmp_path: Path) -> None:
     arguments = [*TINY, f"results_dir={tmp_path}"]
     assert imported("run.py", arguments, unused | {"torch"}, tmp_path) == {"torch"}
     assert len(list(tmp_path.glob("*/result.json"))) == 1
+    assert imported("run.py", arguments, HEAVY, tmp_path) == set()  # it is finished
 
 
 def test_help_lists_the_groups_and_two_examples(run_cli: RunCli) -> None:
