@@ -1,5 +1,6 @@
 """The command line: compose, run, and end with one clear line and an exit code that says what happened."""
 
+import atexit
 import gc
 import logging
 import multiprocessing
@@ -8,16 +9,19 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, InstantiationException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from pai_bench import config, preemption, status, sweeps
 from pai_bench.errors import ConfigError, PreemptedError, UserError
+from pai_bench.summary import already
 from pai_bench.world import world
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -82,12 +86,26 @@ def _in_worker() -> bool:
     return multiprocessing.current_process().name != "MainProcess"
 
 
+@cache
+def _spare_imports() -> None:
+    """Keeps the collection of garbage, which follows every run, from walking through all that has been imported."""
+    gc.freeze()
+    atexit.register(gc.unfreeze)
+
+
 def attempt(completed: dict[str, Any]) -> int:
     """Runs what a completed config describes; says in one line what went wrong, if so, and returns the exit code."""
+    directory = config.directory(completed)
+    if (row := status.settled(directory)) and config.name_decides_images(completed) and world().size == 1:
+        log.info("%s", already(row, directory))  # experiment.run would say no more, after importing torch
+        count(0, skipped=True)
+        return 0
+
     from pai_bench import experiment, slurm
 
+    _spare_imports()
     preemption.watch()
-    skipped = status.finished(config.directory(completed)) is not None
+    skipped = status.finished(directory) is not None
     code = 0
     try:
         experiment.run(completed)
@@ -166,7 +184,13 @@ def expand(overrides: list[str]) -> tuple[list[dict[str, Any]], DictConfig]:
         params = [f"{key}={value}" for key, value in (base.hydra.sweeper.params or {}).items()]
         swept = parser.parse_overrides([*params, *(line for line in overrides if line not in of_hydra)])
         jobs = sweeps.overrides_of_jobs(swept, base.hydra.sweeper.paired or [], base.hydra.sweeper.exclude or [])
-        cfgs = [config.complete(hydra.compose("config", [*of_hydra, *job])) for job in jobs]
+        loader = sweeps.SweepLoader(GlobalHydra.instance().config_loader().get_search_path())
+        cfgs = []
+        for job in jobs:
+            composed = loader.load_sweep_config(base, job)
+            with open_dict(composed):
+                del composed["hydra"]
+            cfgs.append(config.complete(composed))
         launcher = OmegaConf.create(OmegaConf.to_container(base.hydra.launcher, resolve=True))
         assert isinstance(launcher, DictConfig)
         return cfgs, launcher

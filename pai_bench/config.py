@@ -496,6 +496,12 @@ def directory(cfg: dict[str, Any]) -> Path:
     return Path(cfg["results_dir"]) / run_id(cfg)
 
 
+def name_decides_images(cfg: dict[str, Any]) -> bool:
+    """Whether every run on a dataset of this name sees the same images."""
+    dataset = cfg["dataset"]
+    return not (dataset.get("root") or dataset.get("subset") or dataset.get("verify") is False)
+
+
 def group_id(cfg: dict[str, Any]) -> str:
     """The name shared by the runs that differ in nothing but their seed."""
     return _named(cfg, _hash(cfg, NOT_IDENTITY | {"seed"}))

@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from pai_bench.core import (
 )
 from pai_bench.errors import ConfigError, LostWorkerError, OwnedError, PreemptedError, UserError
 from pai_bench.prune import Pruned, prune
-from pai_bench.summary import closing
+from pai_bench.summary import already, closing
 from pai_bench.train import Recipe, Trainer
 from pai_bench.world import world
 
@@ -46,7 +47,9 @@ Diagnose = Callable[[Mask], dict[str, float]]
 
 def _function(call: dict[str, Any]) -> Any:
     """The function that a call in the config names, with the arguments that it gives."""
-    return instantiate({key: value for key, value in call.items() if key != "name"}, _partial_=True, _convert_="all")
+    found = instantiate({key: value for key, value in call.items() if key != "name"}, _partial_=True, _convert_="all")
+    # Hydra has checked the function; its own partial looks through all of sys.modules at every call.
+    return partial(found.func, *found.args, **found.keywords)
 
 
 def load_data(cfg: dict[str, Any], device: torch.device) -> Data:
@@ -79,7 +82,7 @@ def run(cfg: dict[str, Any]) -> dict[str, Any]:
 
     def claim() -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
         """The row if there is one, or what the run goes on from; in the first process, for all."""
-        if (row := status.finished(directory)) is not None and not store.untidy(directory):
+        if (row := status.settled(directory)) is not None:
             _check_same_images(cfg, row)
             return row, None
         claimed.append(store.RunDirectory(directory))
@@ -89,8 +92,7 @@ def run(cfg: dict[str, Any]) -> dict[str, Any]:
     files = claimed[0] if claimed else store.Elsewhere(directory, checkpoint)
     try:
         if row is not None:
-            accuracy = f"{100 * row['test_top1']:.2f} % test accuracy"
-            log.info("%s is finished already: %s, sparsity %.6g", directory, accuracy, row["sparsity"])
+            log.info("%s", already(row, directory))
             return row
         return _attempt(cfg, device, files)
     finally:
@@ -147,12 +149,11 @@ def _explained(error: BaseException, cfg: dict[str, Any], device: torch.device) 
 
 def _check_same_images(cfg: dict[str, Any], row: dict[str, Any]) -> None:
     """Refuses a finished row whose images are not those of the config, where a dataset's name does not decide them."""
-    dataset = cfg["dataset"]
-    if dataset.get("root") or dataset.get("subset") or dataset.get("verify") is False:
+    if not config.name_decides_images(cfg):
         checksum = load_data(cfg, torch.device("cpu")).checksum
         if checksum != row["dataset_checksum"]:
             raise ConfigError(
-                f"dataset.name={dataset['name']}: {row['id']} was run on other images of that name "
+                f"dataset.name={cfg['dataset']['name']}: {row['id']} was run on other images of that name "
                 f"(checksum {row['dataset_checksum'][:8]}, here {checksum[:8]}); give another dataset.name="
             )
 

@@ -59,7 +59,7 @@ class SGD:
     @torch.no_grad()
     def step(self) -> None:
         """Moves every parameter that has a gradient. The gradients serve as scratch space."""
-        # Not before the step: a gradient that overflowed has to be noticed, and inf * 0 is no zero.
+        # Here, where GradScaler has looked for gradients that overflowed: inf * 0 is no zero.
         held = self._gradients(self._factors)
         if held:
             torch._foreach_mul_(list(held.values()), [self._factors[name] for name in held])

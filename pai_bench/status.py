@@ -10,12 +10,18 @@ from pai_bench.ownership import claimed
 
 RESULT = "result.json"
 QUEUED = "queued.json"
+CHECKPOINT = "checkpoint.pt"
 
 
 def finished(directory: Path) -> dict[str, Any] | None:
     """The result row of a finished run, or None."""
     path = directory / RESULT
     return json.loads(path.read_text()) if path.is_file() else None
+
+
+def settled(directory: Path) -> dict[str, Any] | None:
+    """The result row of a finished run, or None if it was ended between that and the last of its records."""
+    return None if (directory / CHECKPOINT).is_file() else finished(directory)
 
 
 @dataclass(frozen=True)

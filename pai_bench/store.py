@@ -22,18 +22,13 @@ from pai_bench import files
 from pai_bench.core import Mask, Scores, State
 from pai_bench.errors import ConfigError, OwnedError, UserError
 from pai_bench.ownership import Claim, job_id
-from pai_bench.status import QUEUED, RESULT, finished
+from pai_bench.status import CHECKPOINT, QUEUED, RESULT, finished
 
 log = logging.getLogger(__name__)
 
-_CHECKPOINT, _PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
+_PREVIOUS = "checkpoint.previous.pt"
 _MAGIC = b"pai_bench checkpoint 2\n"
 _PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "wandb", "numpy")
-
-
-def untidy(directory: Path) -> bool:
-    """Whether a finished run was ended between its result and the last of its records."""
-    return (directory / _CHECKPOINT).is_file()
 
 
 def provenance() -> dict[str, Any]:
@@ -64,7 +59,7 @@ def save_checkpoint(directory: Path, state: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     payload = buffer.getvalue()
-    current = directory / _CHECKPOINT
+    current = directory / CHECKPOINT
     if current.is_file():
         current.replace(directory / _PREVIOUS)
     files.write_atomically(current, _MAGIC + hashlib.sha256(payload).digest() + payload)
@@ -72,7 +67,7 @@ def save_checkpoint(directory: Path, state: dict[str, Any]) -> None:
 
 def load_checkpoint(directory: Path) -> dict[str, Any] | None:
     """The newest whole checkpoint of a run, on the CPU, or None. A torn one is passed over, and the log says so."""
-    for path in (directory / _CHECKPOINT, directory / _PREVIOUS):
+    for path in (directory / CHECKPOINT, directory / _PREVIOUS):
         if not path.is_file():
             continue
         content = path.read_bytes()
@@ -243,7 +238,7 @@ class RunDirectory:
     def _tidy(self) -> None:
         """What follows the result. The newest checkpoint goes last: where it lies beside a result, this is undone."""
         self.status("finished", exit_code=0)
-        for name in (_PREVIOUS, _CHECKPOINT):
+        for name in (_PREVIOUS, CHECKPOINT):
             (self.path / name).unlink(missing_ok=True)
 
 

@@ -6,6 +6,12 @@ from typing import Any
 _BAR = 24
 
 
+def already(row: dict[str, Any], directory: Path) -> str:
+    """A line on a run that needs not be done again."""
+    accuracy = f"{100 * row['test_top1']:.2f} % test accuracy"
+    return f"{directory} is finished already: {accuracy}, sparsity {row['sparsity']:.6g}"
+
+
 def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.1f} s"

@@ -1,12 +1,18 @@
 """Which runs a sweep consists of: the product of its settings, with settings that go in pairs and exclusions."""
 
+import copy
 import itertools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
-from hydra.core.override_parser.types import Override
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from pai_bench.errors import ConfigError
 
@@ -75,6 +81,47 @@ def overrides_of_jobs(
     if not found:
         raise ConfigError("hydra.sweeper.exclude: it leaves no run; take a rule out")
     return found
+
+
+class SweepLoader(ConfigLoaderImpl):
+    """Hydra's own way to configs, which composes runs of a sweep that differ in nothing but values only once.
+
+    Composing takes Hydra a tenth of a second, a copy a tenth of that.
+    """
+
+    def __init__(self, config_search_path: ConfigSearchPath) -> None:
+        super().__init__(config_search_path)
+        self._composed: dict[tuple[str, ...], DictConfig] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_composed": {}}  # it goes to another process with every run
+
+    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        """The config of one run of the sweep that `master_config` describes."""
+        overrides = OverridesParser.create().parse_overrides(sweep_overrides)
+        if any(o.type is not OverrideType.CHANGE or o.is_sweep_override() for o in overrides):
+            return super().load_sweep_config(master_config, sweep_overrides)
+        values: list[Override] = []
+        options: list[Override] = []
+        for override in overrides:
+            (values if self._is_value(override, master_config) else options).append(override)
+        chosen = tuple(override.input_line or "" for override in options)
+        if chosen not in self._composed:
+            self._composed[chosen] = super().load_sweep_config(master_config, list(chosen))
+        composed = copy.deepcopy(self._composed[chosen])
+        try:
+            for override in values:
+                OmegaConf.update(composed, override.key_or_group, override.value(), merge=True)
+        except OmegaConfBaseException:
+            return super().load_sweep_config(master_config, sweep_overrides)  # which says what is wrong
+        composed.hydra.overrides.task = list(sweep_overrides)
+        return composed
+
+    def _is_value(self, override: Override, master_config: DictConfig) -> bool:
+        """Whether Hydra applies an override to what has been composed, rather than composing something else."""
+        key = override.key_or_group
+        is_group = key in master_config.hydra.runtime.choices or self.repository.group_exists(key)
+        return override.package is None and not is_group and not override.is_hydra_override()
 
 
 def _text(value: Any) -> str:

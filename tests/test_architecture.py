@@ -63,13 +63,13 @@ ALLOWED = {
     "row": LOOPS | {"prune"},
     "export": LOOPS,
     "sketching": LEAVES,
-    "cli": {"config", "world", "errors", "experiment", "preemption", "slurm", "status", "sweeps"},
+    "cli": {"config", "world", "errors", "experiment", "preemption", "slurm", "status", "summary", "sweeps"},
 }
 
 # The modules that may import an outside library.
 DOORS = {
     "hydra": {"cli", "config", "experiment", "export", "sweeps"},
-    "omegaconf": {"cli", "config", "experiment", "export"},
+    "omegaconf": {"cli", "config", "experiment", "export", "sweeps"},
     "wandb": {"tracking"},
     "timm": {"models.timm_zoo"},
     "torchvision": {"data.cifar", "data.imagenet", "data.tiny_imagenet"},

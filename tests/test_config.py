@@ -10,6 +10,7 @@ import pytest
 from conftest import CONF, ROOT, RunCli, composed, options
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
+from test_resume import TINY
 
 from pai_bench import config
 from pai_bench.errors import ConfigError
@@ -330,20 +331,61 @@ def test_a_printed_config_is_the_same_run_again(tmp_path: Path) -> None:
 # Start-up -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["pruner=snip", "sparsity=2"], ["--cfg", "job"]], ids=lambda a: a[0])
-def test_what_runs_nothing_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
+def imported(script: str, arguments: list[str], names: set[str], folder: Path) -> set[str]:
+    """Which of some modules a script has imported by its end, in a process of its own."""
     code = (
         "import sys, runpy\n"
-        f"sys.argv = ['run.py', *{arguments!r}]\n"
+        f"sys.argv = [{script!r}, *{arguments!r}]\n"
         "try:\n"
-        f"    runpy.run_path({str(ROOT / 'run.py')!r}, run_name='__main__')\n"
+        f"    runpy.run_path({str(ROOT / script)!r}, run_name='__main__')\n"
         "except SystemExit:\n"
         "    pass\n"
-        "heavy = {'torch', 'torchvision', 'timm', 'wandb', 'numpy', 'matplotlib', 'sklearn'}\n"
-        "print('HEAVY', sorted(heavy & set(sys.modules)))\n"
+        f"print('IMPORTED', *sorted({names!r} & set(sys.modules)))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
-    assert done.stdout.splitlines()[-1] == "HEAVY []"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=folder)
+    return set(done.stdout.splitlines()[-1].split()[1:])
+
+
+HEAVY = {"torch", "torchvision", "timm", "wandb", "numpy", "matplotlib", "sklearn", "pandas", "safetensors", "scipy"}
+SWEEP = ["pruner=snip,synflow", "sparsity=0.9,0.98"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["--hydra-help"],
+        ["--cfg", "job"],
+        ["--cfg", "job", "--resolve", "pruner=snip", "sparsity=0.9"],
+        ["--info", "defaults"],
+        ["pruner=nosuch"],
+        ["nosuch=1"],
+        ["pruner=snip", "sparsity=1.5"],
+        ["pruner=snip", "sparsity=x"],
+        ["pruner=snip"],
+        ["-m", "pruner=snip,nosuch", "sparsity=0.5"],
+        ["-m", "pruner=snip", "sparsity=1.5,2"],
+        ["-m", *SWEEP, "hydra/launcher=slurm", "hydra.launcher.export=jobs"],
+    ],
+    ids=" ".join,
+)
+def test_what_runs_nothing_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
+    assert imported("run.py", arguments, HEAVY, tmp_path) == set()
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], SWEEP, ["experiment=digits_baselines"], ["pruner=nosuch"]], ids=" ".join
+)
+def test_the_state_of_a_sweep_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
+    assert imported("scripts/status.py", arguments, HEAVY, tmp_path) == set()
+
+
+def test_a_run_imports_what_it_uses(tmp_path: Path) -> None:
+    unused = {"torchvision", "timm", "wandb", "matplotlib", "sklearn", "pandas", "torch_pruning", "torch._dynamo"}
+    arguments = [*TINY, f"results_dir={tmp_path}"]
+    assert imported("run.py", arguments, unused | {"torch"}, tmp_path) == {"torch"}
+    assert len(list(tmp_path.glob("*/result.json"))) == 1
+    assert imported("run.py", arguments, HEAVY, tmp_path) == set()  # it is finished
 
 
 def test_help_lists_the_groups_and_two_examples(run_cli: RunCli) -> None:

@@ -6,12 +6,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import hydra
 import pytest
-from conftest import ROOT, RunCli, options
+from conftest import CONF, ROOT, RunCli, options
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
 from test_resume import TINY
 
-from pai_bench import cli, sweeps
+from pai_bench import cli, config, sweeps
 from pai_bench.errors import ConfigError
 
 
@@ -54,6 +60,56 @@ def test_exclusions_leave_combinations_out() -> None:
 def test_what_makes_no_sense_is_refused(paired: list[dict], exclude: list[dict], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         sweeps.jobs({"x": ["1"]}, paired, exclude)
+
+
+JOBS = [
+    ["pruner=snip", "sparsity=0.5", "seed=1"],
+    ["pruner=snip", "sparsity=0.8", "seed=2", "training.lr=0.2"],
+    ["pruner=synflow", "training=cifar", "model=vgg16", "schedule.rounds=3", "sparsity=null", "density=0.1"],
+    ["pruner=snip", "model.widths=[4,8]", "pruner.examples={per_class: 3, total: null}", "+model.depth=3"],
+    ["pruner=snip", "~model.blocks", "seed=3"],
+    ["tracker.tags=[a,b]", "pruner=snip", "results_dir='a b'", "data_dir=${results_dir}/data"],
+]
+
+
+def test_a_run_of_a_sweep_is_composed_as_hydra_does() -> None:
+    config.register()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        base = hydra.compose("config", ["hydra.job.name=x"], return_hydra_config=True)
+        theirs = GlobalHydra.instance().config_loader()
+        ours = sweeps.SweepLoader(theirs.get_search_path())
+        for job in [*JOBS, *JOBS]:
+            found, expected = (loader.load_sweep_config(base, job) for loader in (ours, theirs))
+            assert OmegaConf.is_struct(found)
+            found.hydra.job.override_dirname = expected.hydra.job.override_dirname  # Hydra writes no directories here
+            assert found == expected
+        for wrong in (
+            ["pruner=nosuch"],
+            ["seed=x"],
+            ["nosuch=1"],
+            ["training.nosuch=1"],
+            ["pruner.score=1", "seed=1,2"],
+        ):
+            said = []
+            for loader in (ours, theirs):
+                with pytest.raises(HydraException) as caught:
+                    loader.load_sweep_config(base, wrong)
+                said.append(cli._one_line(caught.value))
+            assert said[0] == said[1]
+
+
+def test_runs_that_differ_in_values_alone_are_composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    composed: list[list[str]] = []
+    real = ConfigLoaderImpl.load_configuration
+
+    def load(self: ConfigLoaderImpl, config_name: str, overrides: list[str], *more: Any, **settings: Any) -> DictConfig:
+        composed.append(overrides)
+        return real(self, config_name, overrides, *more, **settings)
+
+    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", load)
+    cfgs, _ = cli.expand(["pruner=snip,synflow", "sparsity=0.5,0.8", "training.lr=0.1,0.2", "seed=range(5)"])
+    assert composed == [[], ["pruner=snip"], ["pruner=synflow"]]
+    assert len({config.run_id(cfg) for cfg in cfgs}) == len(cfgs) == 40
 
 
 @pytest.mark.parametrize("name", options("experiment"))

@@ -6,6 +6,8 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.types import Override
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
 
 
 @dataclass
@@ -28,6 +30,14 @@ class GridSweeper(BasicSweeper):
     def __init__(self, paired: Any, exclude: Any, **settings: Any) -> None:
         super().__init__(**settings)
         self.paired, self.exclude = paired or [], exclude or []
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Called by Hydra."""
+        from pai_bench import sweeps
+
+        loader = sweeps.SweepLoader(hydra_context.config_loader.get_search_path())
+        context = HydraContext(loader, hydra_context.callbacks)
+        super().setup(hydra_context=context, task_function=task_function, config=config)
 
     def split_arguments(self, overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:  # type: ignore[override]
         """The overrides of every job, in batches."""
