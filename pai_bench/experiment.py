@@ -56,7 +56,8 @@ def load_data(cfg: dict[str, Any], device: torch.device) -> Data:
         DataError: it is missing, incomplete or damaged.
     """
     here = world()
-    place = Place(Path(cfg["data_dir"]), cfg["download"], device, cfg["num_workers"], Share(here.rank, here.size))
+    num_workers = devices.num_cores(device) if cfg["num_workers"] is None else cfg["num_workers"]
+    place = Place(Path(cfg["data_dir"]), cfg["download"], device, num_workers, Share(here.rank, here.size))
     data: Data = _function(cfg["dataset"])(place)
     return data
 
