@@ -61,6 +61,7 @@ ALLOWED = {
     "row": LOOPS | {"prune"},
     "export": LOOPS,
     "sketching": LEAVES,
+    "throughput": LOOPS | {"experiment"},
     "cli": {"config", "world", "errors", "experiment", "preemption", "slurm", "status", "sweeps"},
 }
 
