@@ -51,11 +51,11 @@ def decode(path: Path) -> Tensor:
     except OSError as error:
         raise DataError(f"{path}: not a readable image ({error.strerror}); restore or remove the file") from error
     if data.startswith(b"\xff\xd8"):
-        # torchcodec turns an image as its EXIF says; PIL and the literature leave it as it is. Without a byte order
-        # there is no EXIF.
+        # torchcodec turns an image as its EXIF says; PIL and the literature leave it as it is. Without the bytes that
+        # it begins with it is no EXIF.
         exif = data.find(b"Exif\0\0", 0, data.find(b"\xff\xda"))
         if exif >= 0:
-            data[exif + 6 : exif + 8] = bytes(2)
+            data[exif + 6 : exif + 10] = bytes(4)
         with suppress(RuntimeError):
             image: Tensor = decode_jpeg(torch.frombuffer(data, dtype=torch.uint8))
             return image.permute(1, 2, 0)
