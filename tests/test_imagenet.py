@@ -293,6 +293,21 @@ def test_prepare_data_builds_a_store(originals: Path) -> None:
     assert stored(originals).checksum in done.stdout
 
 
+def test_batches_are_whole_however_few_images_are_decoded_at_a_time(
+    photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def batches(workers: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        data = load("dataset=imagenet", "dataset.subset=true", f"num_workers={workers}", data_dir=photographs)
+        return [*data.train(5, Generator(), Generator()), *data.evaluation("train", 3)]
+
+    whole = batches(0)
+    assert [len(labels) for _, labels in whole] == [5, 3, 3, 3, 2]
+    monkeypatch.setattr("pai_bench.data.imagenet._PIECE", 2)
+    for images, labels in (zip(*batches(workers), strict=True) for workers in (0, 2)):
+        assert all(map(torch.equal, images, [images for images, _ in whole]))
+        assert all(map(torch.equal, labels, [labels for _, labels in whole]))
+
+
 # The machine ----------------------------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,8 @@
 """ImageNet, streamed from class folders by worker processes."""
 
+import itertools
 import logging
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from pai_bench.errors import DataError, LostWorkerError
 log = logging.getLogger(__name__)
 
 _NUM_CLASSES, _NUM_TRAIN, _NUM_TEST = 1000, 1_281_167, 50_000
+_PIECE = 64  # images that a process decodes at a time: with whole batches the first would be long in coming
 
 
 class _Crops(Dataset[tuple[Tensor, int]]):
@@ -75,17 +78,20 @@ class Streamed:
     def _batches(self, split: str, positions: Tensor, seeds: Tensor | None, batches: list[range]) -> Iterator[Batch]:
         files, indices = self._splits[split]
         crops = _Crops(files, indices[positions], seeds, self._size, self._resize)
-        workers = min(self._place.num_workers, len(batches))
+        pieces = [batch[start : start + _PIECE] for batch in batches for start in range(0, len(batch), _PIECE)]
         pinned = self._place.device.type == "cuda"
         # A generator of its own, or the loader takes the seeds of its workers from torch's global one.
         loader = DataLoader(
-            crops, batch_sampler=batches,  # type: ignore[arg-type]  # a range is as good as a list
-            num_workers=workers, pin_memory=pinned, generator=Generator(),
+            crops, batch_sampler=pieces,  # type: ignore[arg-type]  # a range is as good as a list
+            num_workers=min(self._place.num_workers, len(pieces)), pin_memory=pinned, generator=Generator(),
             worker_init_fn=preemption.leave_alone,
         )  # fmt: skip
         try:
-            for images, labels in loader:
-                images, labels = (tensor.to(self._place.device, non_blocking=True) for tensor in (images, labels))
+            decoded = iter(loader)
+            for batch in batches:
+                taken = itertools.islice(decoded, math.ceil(len(batch) / _PIECE))
+                there = [(tensor.to(self._place.device, non_blocking=True) for tensor in piece) for piece in taken]
+                images, labels = (torch.cat(tensors) for tensors in zip(*there, strict=True))
                 yield torch.addcmul(self._shift, images.float(), self._scale).permute(0, 3, 1, 2), labels
         except DataError as error:  # a worker sends its whole traceback as the message
             raise DataError(str(error).strip().rpartition("\n")[2].rpartition("DataError: ")[2]) from None
