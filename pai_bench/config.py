@@ -107,7 +107,7 @@ class RunConfig:
     data_dir: str = MISSING
     download: bool = MISSING
     device: str = MISSING
-    num_workers: int = MISSING
+    num_workers: int | None = MISSING
     checkpoint_epochs: int = MISSING
     checkpoint_minutes: float = MISSING
     channels_last: bool = MISSING
@@ -215,7 +215,8 @@ def _check_ranges(cfg: dict[str, Any]) -> None:
     _require(cfg["checkpoint_minutes"] >= 0, "checkpoint_minutes", cfg["checkpoint_minutes"], "give 0 or more")
     patience = cfg["tracker"].get("patience_seconds", 1)
     _require(0 < patience < math.inf, "tracker.patience_seconds", patience, "give a number above 0")
-    _require(cfg["num_workers"] >= 0, "num_workers", cfg["num_workers"], "give 0 or more")
+    workers = cfg["num_workers"]
+    _require(workers is None or workers >= 0, "num_workers", workers, "give 0 or more, or null for one on each core")
     device = cfg["device"]
     known = device in ("auto", "cpu", "cuda") or device.removeprefix("cuda:").isdigit()
     _require(known, "device", device, "give auto, cpu, cuda or cuda:<n>")
@@ -251,6 +252,11 @@ def _check_ranges(cfg: dict[str, Any]) -> None:
         _require(dataset["padding"] >= 0, "dataset.padding", dataset["padding"], "give 0 or more pixels")
     if "validation" in dataset:
         _require(0 <= dataset["validation"] < 1, "dataset.validation", dataset["validation"], "give one in [0, 1)")
+    if "store" in dataset:
+        size, resize, store = dataset["size"], dataset["resize"], dataset["store"]
+        _require(size >= 1, "dataset.size", size, "give 1 or more pixels")
+        _require(resize >= size, "dataset.resize", resize, f"give dataset.size={size} or more")
+        _require(store is None or store >= resize, "dataset.store", store, f"give dataset.resize={resize} or more")
     schedule, allocation = cfg["schedule"], cfg["allocation"]
     for key in ("rounds", "levels", "every_steps", "epochs"):
         if key in schedule:

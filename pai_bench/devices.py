@@ -68,6 +68,17 @@ def _free(path: Path) -> bool:
     return True
 
 
+def num_cores(device: torch.device) -> int:
+    """The cores that fall to this process: those it may use, shared among the GPUs or processes of this machine."""
+    allowed = len(os.sched_getaffinity(0))
+    if "SLURM_CPUS_PER_TASK" in os.environ:
+        return min(allowed, int(os.environ["SLURM_CPUS_PER_TASK"]))
+    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if device.type == "cuda":  # a run has one GPU, and leaves the other ones to other runs
+        sharing = max(sharing, torch.cuda.device_count())
+    return max(allowed // sharing, 1)
+
+
 def reproducible() -> AbstractContextManager[None]:
     """Convolutions on a GPU in true float32, by an algorithm that gives the same result every time: for scores."""
     return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)

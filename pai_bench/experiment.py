@@ -59,7 +59,8 @@ def load_data(cfg: dict[str, Any], device: torch.device) -> Data:
         DataError: it is missing, incomplete or damaged.
     """
     here = world()
-    place = Place(Path(cfg["data_dir"]), cfg["download"], device, cfg["num_workers"], Share(here.rank, here.size))
+    num_workers = devices.num_cores(device) if cfg["num_workers"] is None else cfg["num_workers"]
+    place = Place(Path(cfg["data_dir"]), cfg["download"], device, num_workers, Share(here.rank, here.size))
     data: Data = _function(cfg["dataset"])(place)
     return data
 
@@ -172,7 +173,7 @@ def _ablation(cfg: dict[str, Any]) -> Ablation:
 
 
 @dataclass(frozen=True)
-class _Parts:
+class Parts:
     """What the stages of a run work with, all of it made from the config."""
 
     cfg: dict[str, Any]
@@ -186,7 +187,13 @@ class _Parts:
     recipe: Recipe
 
 
-def _parts(cfg: dict[str, Any], device: torch.device) -> _Parts:
+def assembled(cfg: dict[str, Any], device: torch.device) -> Parts:
+    """The parts of the run that a completed config describes.
+
+    Raises:
+        DataError: the dataset is missing, incomplete or damaged.
+        ConfigError: settings that only show themselves to be wrong once the data is there.
+    """
     data = load_data(cfg, device)
 
     def build(stream: str) -> torch.nn.Module:
@@ -204,12 +211,13 @@ def _parts(cfg: dict[str, Any], device: torch.device) -> _Parts:
         chosen: Mask | Sketch = distributed.from_first(choose(scores, candidates, sparsity, generator))
         return chosen
 
-    return _Parts(cfg, device, data, build, pruner, allocate, ablation, rounds, recipe)
+    return Parts(cfg, device, data, build, pruner, allocate, ablation, rounds, recipe)
 
 
-def _trainer(
-    parts: _Parts, model: torch.nn.Module, record: Record, diagnose: Diagnose | None = None, **settings: Any
+def trainer_for(
+    parts: Parts, model: torch.nn.Module, record: Record, diagnose: Diagnose | None = None, **settings: Any
 ) -> Trainer:
+    """The trainer of a model on the data of a run."""
     cfg, data, rounds = parts.cfg, parts.data, parts.rounds
     return Trainer(
         model, data, parts.recipe, parts.device,
@@ -222,7 +230,7 @@ def _trainer(
 
 
 def _search(
-    parts: _Parts, trainer: Trainer, initial: Weights, ablation: Ablation, record: Record, **more: Any
+    parts: Parts, trainer: Trainer, initial: Weights, ablation: Ablation, record: Record, **more: Any
 ) -> Pruned:
     """Finds the mask of the trainer's model."""
     return prune(
@@ -233,10 +241,10 @@ def _search(
 
 
 def _beside(
-    parts: _Parts, model: torch.nn.Module, initial: Weights, checkpoints: Checkpoints, begun: dict[str, Any] | None
+    parts: Parts, model: torch.nn.Module, initial: Weights, checkpoints: Checkpoints, begun: dict[str, Any] | None
 ) -> Mask:
     """The mask that a search without the ablation finds. It leaves no record, but can be taken up again."""
-    trainer = _trainer(parts, model, lambda *_: None, checkpoint=checkpoints.offer)
+    trainer = trainer_for(parts, model, lambda *_: None, checkpoint=checkpoints.offer)
     so_far = None
     if begun and begun["beside"] is not None:
         so_far = restored(begun["beside"], parts.device)
@@ -251,7 +259,7 @@ def _beside(
     return found.mask
 
 
-def _overlap(parts: _Parts, pruned: Pruned, unbroken: Mask | None, trainer: Trainer) -> float | None:
+def _overlap(parts: Parts, pruned: Pruned, unbroken: Mask | None, trainer: Trainer) -> float | None:
     """Lets an ablation of the weights do its work, and returns the share of the kept weights that no ablation changed.
 
     For the weights' values where they are what is broken, for the mask otherwise. None without an ablation.
@@ -293,7 +301,7 @@ def _carries_signal(model: torch.nn.Module, data: Data, seed: int) -> bool:
         return measures.carries_signal(model, batch, F.cross_entropy)
 
 
-def _diagnose(parts: _Parts, model: torch.nn.Module) -> Diagnose:
+def _diagnose(parts: Parts, model: torch.nn.Module) -> Diagnose:
     """Gradient-flow measurements on the same 128 training images every time, in eval mode."""
     batch = _examples_at_random(parts.data, parts.cfg["seed"], "diagnostics")
 
@@ -318,7 +326,7 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory | 
     files.write_text("config.yaml", config.rerunnable(cfg))
 
     # Data and model.
-    parts = _parts(cfg, device)
+    parts = assembled(cfg, device)
     data, recipe = parts.data, parts.recipe
     model = parts.build("init")
     target = rows.kept(masks.full(model)) | {"rounds": len(parts.rounds)}
@@ -354,7 +362,7 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory | 
     checkpoints = Checkpoints(cfg, files, started - (begun["seconds"] if begun else 0.0))
     initial = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     diagnose = _diagnose(parts, model) if cfg["diagnostics"] else None
-    trainer = _trainer(parts, model, record, diagnose, checkpoint=checkpoints.offer)
+    trainer = trainer_for(parts, model, record, diagnose, checkpoint=checkpoints.offer)
     reached = checkpoints.reached = {"beside": None, "unbroken": None, "pruned": None, "last": None}
     pruned = None
     if begun:

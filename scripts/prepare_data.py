@@ -1,10 +1,10 @@
-"""Makes a dataset ready for runs: fetches it or takes a local copy, checks it, and builds the decoded cache.
+"""Makes a dataset ready for runs: fetches it or takes a local copy, checks it, and builds its decoded cache or store.
 
 Safe to start several times at once: one process works, the others wait for it.
 
   python scripts/prepare_data.py cifar10
   python scripts/prepare_data.py tiny_imagenet --from ~/Downloads/tiny-imagenet-200.zip
-  python scripts/prepare_data.py imagenet dataset.root=/data/imagenet
+  python scripts/prepare_data.py imagenet dataset.root=/data/imagenet dataset.store=256
 """
 
 import argparse

@@ -28,7 +28,7 @@ ALLOWED = {
     "structure": LEAVES | {"masks"},
     "pruners": BASICS | {"structure"},
     "models": LEAVES | {"models.initialization"},
-    "data": LEAVES | {"preemption", "data.resident", "data.decode"},
+    "data": LEAVES | {"preemption", "data.resident", "data.listing", "data.decode", "data.crops", "data.shrunk"},
     "prune": LOOPS,
     "sgd": LEAVES,
     "train": LOOPS | {"sgd", "stand_in"},
@@ -63,6 +63,7 @@ ALLOWED = {
     "row": LOOPS | {"prune"},
     "export": LOOPS,
     "sketching": LEAVES,
+    "throughput": LOOPS | {"experiment"},
     "cli": {"config", "world", "errors", "experiment", "preemption", "slurm", "status", "summary", "sweeps"},
 }
 
@@ -72,7 +73,8 @@ DOORS = {
     "omegaconf": {"cli", "config", "experiment", "export", "sweeps"},
     "wandb": {"tracking"},
     "timm": {"models.timm_zoo"},
-    "torchvision": {"data.cifar", "data.imagenet", "data.tiny_imagenet"},
+    "torchvision": {"data.cifar", "data.tiny_imagenet"},
+    "torchcodec": {"data.decode"},
     "PIL": {"data.decode"},
     "filelock": {"data.resident", "devices"},
     "safetensors": {"export", "masks", "store"},

@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 
 def load(*overrides: str, data_dir: Path) -> Any:
-    return experiment.load_data(composed(*overrides, f"data_dir={data_dir}", "num_workers=0"), CPU)
+    return experiment.load_data(composed("num_workers=0", *overrides, f"data_dir={data_dir}"), CPU)
 
 
 def save_image(path: Path, seed: int, size: tuple[int, int] = (16, 12), mode: str = "RGB") -> None:

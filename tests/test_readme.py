@@ -81,3 +81,8 @@ def test_the_example_method_runs_as_written(tmp_path: Path, batches: Batches, mo
 def test_datasets_to_prepare_exist(command: str) -> None:
     dataset, *_ = shlex.split(command)
     assert dataset in options("dataset")
+
+
+@pytest.mark.parametrize("command", re.findall(r"python scripts/throughput\.py ([^`\n]*)", README))
+def test_runs_to_measure_compose(command: str) -> None:
+    assert cli.compose(shlex.split(command))

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from pai_bench.core import Place
-from pai_bench.data.decode import decoded, paired_class_folders
+from pai_bench.data.decode import decoded
+from pai_bench.data.listing import paired_class_folders
 from pai_bench.data.resident import Resident
 from pai_bench.errors import DataError
 
@@ -36,7 +37,7 @@ def image_folder(
                 f"dataset.root={root}: there is no folder {part}; give the folder that holds train/ and test/"
             )
     num_classes, train, test = paired_class_folders(folder / "train", test_folder)
-    images = decoded(folder.resolve().name, {"train": train, "test": test}, size, place.data_dir)
+    images = decoded(folder.resolve().name, {"train": list(train), "test": list(test)}, size, place.data_dir)
     return Resident(
         images["train"], images["test"], num_classes, place,
         validation=validation, mean=mean, std=std, padding=padding, flip=flip,

@@ -1,44 +1,45 @@
 """ImageNet, streamed from class folders by worker processes."""
 
+import itertools
 import logging
+import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pai_bench import preemption
 from pai_bench.core import Batch, Batches, Examples, Place, Shape, num_steps
-from pai_bench.data.decode import Listing, fingerprint, open_image, paired_class_folders
+from pai_bench.data.crops import central_crop, random_crop
+from pai_bench.data.decode import decode
+from pai_bench.data.listing import Files, fingerprint, paired_class_folders
 from pai_bench.data.resident import choose_examples, hold_out
+from pai_bench.data.shrunk import build, check
 from pai_bench.errors import DataError, LostWorkerError
 
 log = logging.getLogger(__name__)
 
 _NUM_CLASSES, _NUM_TRAIN, _NUM_TEST = 1000, 1_281_167, 50_000
+_PIECE = 64  # images that a process decodes at a time: with whole batches the first would be long in coming
 
 
-class _Files(Dataset[tuple[Tensor, int]]):
-    """Decoded, cropped images (3, H, W) uint8. An item's randomness is its own seed, not that of a worker process."""
+class _Crops(Dataset[tuple[Tensor, int]]):
+    """Decoded, cropped images (size, size, 3) uint8. An item is decided by its own seed, whatever process makes it."""
 
-    def __init__(self, listing: Listing, indices: Tensor, seeds: Tensor | None, transform: Any) -> None:
-        self.listing, self.indices, self.seeds, self.transform = listing, indices, seeds, transform
+    def __init__(self, files: Files, indices: Tensor, seeds: Tensor | None, size: int, resize: int) -> None:
+        self.files, self.indices, self.seeds, self.size, self.resize = files, indices, seeds, size, resize
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, position: int) -> tuple[Tensor, int]:
-        path, label = self.listing[int(self.indices[position])]
-        image = torch.as_tensor(np.array(open_image(path))).permute(2, 0, 1)
+        path, label = self.files[int(self.indices[position])]
+        image = decode(path)
         if self.seeds is None:
-            return self.transform(image), label
-        with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed, which in the main process would seed the GPU's generator too.
-            torch.default_generator.manual_seed(int(self.seeds[position]))
-            return self.transform(image), label
+            return central_crop(image, self.resize, self.size), label
+        return random_crop(image, self.size, int(self.seeds[position])), label
 
 
 class Streamed:
@@ -46,8 +47,8 @@ class Streamed:
 
     def __init__(
         self,
-        train: Listing,
-        test: Listing,
+        train: Files,
+        test: Files,
         num_classes: int,
         place: Place,
         *,
@@ -57,12 +58,10 @@ class Streamed:
         mean: list[float],
         std: list[float],
     ) -> None:
-        from torchvision.transforms import v2
-
         self.input_shape: Shape = (3, size, size)
         self.num_classes = num_classes
-        self.checksum = fingerprint([*train, *test])
-        labels = torch.tensor([label for _, label in train])
+        self.checksum = fingerprint(train, test)
+        labels = torch.from_numpy(train.labels)
         train_indices, validation_indices = hold_out(labels, validation)
         self._splits = {
             "train": (train, train_indices),
@@ -72,27 +71,28 @@ class Streamed:
         self._train_labels = labels[train_indices]
         self.num_examples = {split: len(indices) for split, (_, indices) in self._splits.items()}
         self._place = place
-        self._mean = torch.tensor(mean, device=place.device).view(3, 1, 1)
-        self._std = torch.tensor(std, device=place.device).view(3, 1, 1)
-        self._augmented = v2.Compose([v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()])
-        self._plain = v2.Compose([v2.Resize(resize, antialias=True), v2.CenterCrop(size)])
+        self._size, self._resize = size, resize
+        self._scale = 1 / (255 * torch.tensor(std, device=place.device))
+        self._shift = -torch.tensor(mean, device=place.device) / torch.tensor(std, device=place.device)
 
-    def _batches(
-        self, split: str, positions: Tensor, seeds: Tensor | None, batches: list[list[int]]
-    ) -> Iterator[Batch]:
-        listing, indices = self._splits[split]
-        files = _Files(listing, indices[positions], seeds, self._plain if seeds is None else self._augmented)
-        workers = min(self._place.num_workers, len(batches))
+    def _batches(self, split: str, positions: Tensor, seeds: Tensor | None, batches: list[range]) -> Iterator[Batch]:
+        files, indices = self._splits[split]
+        crops = _Crops(files, indices[positions], seeds, self._size, self._resize)
+        pieces = [batch[start : start + _PIECE] for batch in batches for start in range(0, len(batch), _PIECE)]
         pinned = self._place.device.type == "cuda"
         # A generator of its own, or the loader takes the seeds of its workers from torch's global one.
         loader = DataLoader(
-            files, batch_sampler=batches, num_workers=workers, pin_memory=pinned, generator=Generator(),
+            crops, batch_sampler=pieces,  # type: ignore[arg-type]  # a range is as good as a list
+            num_workers=min(self._place.num_workers, len(pieces)), pin_memory=pinned, generator=Generator(),
             worker_init_fn=preemption.leave_alone,
         )  # fmt: skip
         try:
-            for images, labels in loader:
-                images = images.to(self._place.device, non_blocking=True).float()
-                yield (images / 255 - self._mean) / self._std, labels.to(self._place.device, non_blocking=True)
+            decoded = iter(loader)
+            for batch in batches:
+                taken = itertools.islice(decoded, math.ceil(len(batch) / _PIECE))
+                there = [(tensor.to(self._place.device, non_blocking=True) for tensor in piece) for piece in taken]
+                images, labels = (torch.cat(tensors) for tensors in zip(*there, strict=True))
+                yield torch.addcmul(self._shift, images.float(), self._scale).permute(0, 3, 1, 2), labels
         except DataError as error:  # a worker sends its whole traceback as the message
             raise DataError(str(error).strip().rpartition("\n")[2].rpartition("DataError: ")[2]) from None
         except RuntimeError as error:
@@ -114,7 +114,7 @@ class Streamed:
         steps = range(start, num_steps(num_images, batch_size))
         rank, size = self._place.share.rank, self._place.share.size
         ends = [min((step + 1) * batch_size, num_images) for step in steps]
-        batches = [list(range(step * batch_size + rank, end, size)) for step, end in zip(steps, ends, strict=True)]
+        batches = [range(step * batch_size + rank, end, size) for step, end in zip(steps, ends, strict=True)]
         yield from self._batches("train", positions, seeds, batches)
 
     def evaluation(self, split: str, batch_size: int) -> Iterator[Batch]:
@@ -133,35 +133,12 @@ class Streamed:
         return list(self._batches("train", positions, seeds, _chunks(len(positions), examples.batch_size)))
 
 
-def _chunks(number: int, size: int) -> list[list[int]]:
-    return [list(range(start, min(start + size, number))) for start in range(0, number, size)]
+def _chunks(number: int, size: int) -> list[range]:
+    return [range(start, min(start + size, number)) for start in range(0, number, size)]
 
 
-def imagenet(
-    place: Place,
-    *,
-    root: str | None,
-    subset: bool,
-    size: int,
-    resize: int,
-    validation: float,
-    mean: list[float],
-    std: list[float],
-) -> Streamed:
-    """ImageNet-1k: train/<wnid>/ and val/<wnid>/; val/ is the test split. Random resized crops for training.
-
-    Args:
-        root: the folder that holds train/ and val/; None = `data_dir/imagenet`.
-        subset: accept fewer images or classes than the whole set has; such runs do not compare with published numbers.
-        size: pixels of a crop.
-        resize: pixels of the shorter side before the central crop for evaluation.
-
-    Raises:
-        DataError: the folders are missing or incomplete.
-
-    Reference: Russakovsky et al. 2015, arXiv:1409.0575.
-    """
-    folder = Path(root) if root is not None else place.data_dir / "imagenet"
+def _listed(folder: Path, subset: bool) -> tuple[int, Files, Files]:
+    """Number of classes, training and val images of a folder that holds train/ and val/."""
     for part in ("train", "val"):
         if not (folder / part).is_dir():
             raise DataError(
@@ -174,6 +151,49 @@ def imagenet(
             f"dataset=imagenet: {folder} has {num_classes:,} classes, {len(train):,} training and {len(test):,} val "
             f"images, not {_NUM_CLASSES:,}, {_NUM_TRAIN:,} and {_NUM_TEST:,}; complete it, or say dataset.subset=true"
         )
+    return num_classes, train, test
+
+
+def imagenet(
+    place: Place,
+    *,
+    root: str | None,
+    subset: bool,
+    store: int | None,
+    size: int,
+    resize: int,
+    validation: float,
+    mean: list[float],
+    std: list[float],
+) -> Streamed:
+    """ImageNet-1k: train/<wnid>/ and val/<wnid>/; val/ is the test split. Random resized crops for training.
+
+    Args:
+        root: the folder that holds train/ and val/; None = `data_dir/imagenet`.
+        subset: accept fewer images or classes than the whole set has; such runs do not compare with published numbers.
+        store: pixels of the shorter side of a copy to read instead, in `data_dir`; made where downloads are allowed.
+        size: pixels of a crop.
+        resize: pixels of the shorter side before the central crop for evaluation.
+
+    Raises:
+        DataError: the folders, or the store, are missing or incomplete.
+
+    Reference: Russakovsky et al. 2015, arXiv:1409.0575.
+    """
+    folder = Path(root) if root is not None else place.data_dir / "imagenet"
+    if store is not None:
+        originals, folder = folder, place.data_dir / f"{folder.resolve().name}-{store}"
+        if place.download and originals.is_dir():
+            _, *splits = _listed(originals, subset)
+            build(splits, folder, store, max(place.num_workers, 1))
+        if not folder.is_dir():
+            raise DataError(
+                f"dataset.store={store}: there is no {folder}; run python scripts/prepare_data.py imagenet "
+                f"dataset.store={store} dataset.root={originals} --data-dir {place.data_dir}"
+            )
+    num_classes, train, test = _listed(folder, subset)
+    if store is not None:
+        check([train, test], folder)
     return Streamed(
         train, test, num_classes, place, size=size, resize=resize, validation=validation, mean=mean, std=std
     )

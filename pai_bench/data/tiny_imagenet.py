@@ -4,7 +4,8 @@ import shutil
 from pathlib import Path
 
 from pai_bench.core import Place
-from pai_bench.data.decode import Listing, decoded, image_files
+from pai_bench.data.decode import Listing, decoded
+from pai_bench.data.listing import image_files
 from pai_bench.data.resident import Resident, lock
 from pai_bench.errors import DataError
 

@@ -1,0 +1,101 @@
+"""Folders of class folders: which images they hold, found and kept at the scale of a million files."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pai_bench.errors import DataError
+
+SUFFIXES = {"jpg", "jpeg", "png", "bmp", "webp", "ppm", "tif", "tiff"}
+
+
+@dataclass(frozen=True)
+class Files:
+    """Labelled images of class folders, in order of class and name.
+
+    Arrays and not objects: a million paths would take ten times the memory, again in every process that decodes.
+    """
+
+    root: Path
+    names: np.ndarray  # (N,) bytes, below root: <class>/<file>
+    sizes: np.ndarray  # (N,) int64, in bytes
+    labels: np.ndarray  # (N,) int64
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> tuple[Path, int]:
+        return self.root / os.fsdecode(self.names[index]), int(self.labels[index])
+
+    def __iter__(self) -> Iterator[tuple[Path, int]]:
+        return (self[index] for index in range(len(self)))
+
+
+def is_image(name: str) -> bool:
+    """Whether a file's name is that of an image."""
+    stem, _, suffix = name.rpartition(".")
+    return stem != "" and suffix.lower() in SUFFIXES
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The image files in a folder and below it, sorted."""
+    return sorted(path for path in folder.rglob("*") if is_image(path.name))
+
+
+def _scanned(folder: Path, prefix: str) -> list[tuple[str, int]]:
+    """Name, after `prefix`, and size of the images in a folder and below it, in the order that the folder has them."""
+    found = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                found += _scanned(folder / entry.name, f"{prefix}{entry.name}/")
+            elif is_image(entry.name):
+                found.append((prefix + entry.name, entry.stat().st_size))
+    return found
+
+
+def class_folders(root: Path) -> tuple[list[str], Files]:
+    """Sorted names of the class folders under `root`, and every image file in them with the index of its class.
+
+    Raises:
+        DataError: there are no class folders, or one of them holds no image.
+    """
+    classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir()) if root.is_dir() else []
+    if not classes:
+        raise DataError(f"{root}: expected one folder of images for each class, found none")
+    found: list[tuple[str, int]] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        images = _scanned(root / name, f"{name}/")
+        if not images:
+            raise DataError(f"{root / name}: the class folder holds no image")
+        found += sorted(images, key=lambda image: image[0].split("/"))
+        labels += [label] * len(images)
+    names = np.array([os.fsencode(name) for name, _ in found])
+    return classes, Files(root, names, np.array([size for _, size in found]), np.array(labels))
+
+
+def paired_class_folders(train: Path, test: Path) -> tuple[int, Files, Files]:
+    """Number of classes and the labelled files of two folders of class folders.
+
+    Raises:
+        DataError: the two have different classes, or one is incomplete.
+    """
+    (classes, train_files), (test_classes, test_files) = class_folders(train), class_folders(test)
+    if classes != test_classes:
+        odd = sorted(set(classes) ^ set(test_classes))
+        raise DataError(f"{train.parent}: {odd[0]} is a class of only one of {train.name}/ and {test.name}/")
+    return len(classes), train_files, test_files
+
+
+def fingerprint(*splits: Files) -> str:
+    """A checksum of file names, sizes and labels: it tells versions of a folder apart without reading the images."""
+    digest = hashlib.sha256()
+    for files in splits:
+        for name, size, label in zip(files.names.tolist(), files.sizes.tolist(), files.labels.tolist(), strict=True):
+            digest.update(b"%b %d %d\n" % (b"/".join(name.rsplit(b"/", 2)[-2:]), size, label))
+    return digest.hexdigest()

@@ -1,0 +1,91 @@
+"""A copy of a folder of images with a short side of a few hundred pixels: smaller to keep, and faster to decode."""
+
+import json
+import logging
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from pai_bench.data.decode import shrink
+from pai_bench.data.listing import Files, fingerprint, paired_class_folders
+from pai_bench.data.resident import lock
+from pai_bench.errors import DataError
+
+log = logging.getLogger(__name__)
+
+_RECORD = "store.json"  # checksums of the originals and of the copies
+
+
+def build(originals: list[Files], store: Path, side: int, num_threads: int) -> None:
+    """Copies the images of each split, with a shorter side of `side` pixels, to the folder of its name in `store`.
+
+    One process works while others that start at the same time wait. A build that was interrupted goes on with the
+    images that are missing; the store has its name when it is complete. Images that are small already are kept as they
+    are.
+
+    Raises:
+        DataError: a file is no image, or the store is one of other images.
+    """
+    source = fingerprint(*originals)
+    with lock(store.parent, store.name):
+        if store.is_dir():
+            if _record(store).get("source") != source:
+                raise DataError(f"{store}: made from other images than {originals[0].root.parent} holds now; remove it")
+            return
+        building = store.with_name(f"{store.name}.building")
+        if building.is_dir() and _record(building).get("source") != source:
+            shutil.rmtree(building)
+        building.mkdir(exist_ok=True)
+        _write(building, {"source": source})
+        log.info("copying %d images into %s", sum(map(len, originals)), store)
+        for files in originals:
+            _copy(files, building / files.root.name, side, num_threads)
+        _, *copies = paired_class_folders(*(building / files.root.name for files in originals))
+        for files, copied in zip(originals, copies, strict=True):
+            if not np.array_equal(files.names, copied.names):
+                raise DataError(f"{building / files.root.name}: files were added or removed meanwhile; start again")
+        _write(building, {"source": source, "copies": fingerprint(*copies)})
+        building.rename(store)
+
+
+def _copy(files: Files, target: Path, side: int, num_threads: int) -> None:
+    """Makes what is missing of the copies of a split."""
+    bounds = np.flatnonzero(np.diff(files.labels, prepend=-1, append=-1))
+
+    def copy_class(start: int, stop: int) -> None:
+        for index in range(start, stop):
+            path, _ = files[index]
+            copied = target / path.relative_to(files.root)
+            copied.parent.mkdir(parents=True, exist_ok=True)
+            if not (copied.is_file() and copied.stat().st_size):  # a power cut leaves files of no length
+                shrink(path, copied, side)
+
+    with ThreadPoolExecutor(num_threads) as pool:
+        for _ in pool.map(copy_class, bounds[:-1].tolist(), bounds[1:].tolist()):
+            pass
+
+
+def _record(store: Path) -> dict[str, str]:
+    try:
+        record: dict[str, str] = json.loads((store / _RECORD).read_text())
+    except (OSError, ValueError):
+        return {}
+    return record
+
+
+def _write(store: Path, record: dict[str, str]) -> None:
+    temporary = store / f"{_RECORD}.tmp"
+    temporary.write_text(json.dumps(record))
+    temporary.replace(store / _RECORD)
+
+
+def check(copies: list[Files], store: Path) -> None:
+    """Makes sure that a store holds what was put there.
+
+    Raises:
+        DataError: files are missing, were added, or have another length.
+    """
+    if _record(store).get("copies") != fingerprint(*copies):
+        raise DataError(f"{store}: not what scripts/prepare_data.py put there; copy it anew, or remove it and build it")
