@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -12,7 +13,42 @@ from pai_bench.core import Mask, Scores, Sketch
 from pai_bench.errors import ConfigError, UserError
 
 _NEVER = -1e300  # keys of what cannot be drawn lie below
+_SAMPLE = 1 << 14  # enough that the bracket around a quantile holds a few percent of the values
+_FEW = 0.25  # of a layer's weights, below which its candidates are gathered before they are compared
 _MANY = 30.0  # log of a count that equals its mean to six digits, below what torch.poisson can hold
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The candidates of one layer: gathered where they are few, else all values and which of them count."""
+
+    values: Tensor  # (n,)
+    allowed: Tensor | None = None  # (n,) bool; None = all of them
+    positions: Tensor | None = None  # (n,) int64, where in the layer the values lie; None = it is these
+
+    @property
+    def number(self) -> int:
+        """How many are allowed."""
+        return len(self.values) if self.allowed is None else masks.count(self.allowed)
+
+    def every(self, step: int) -> Tensor:
+        """What is allowed of every `step`-th value."""
+        values = self.values[::step]
+        return values if self.allowed is None else values[self.allowed[::step]]
+
+    def which(self, chosen: Tensor) -> Tensor:
+        """Those among a choice (n,) bool, which is changed in place, that are allowed."""
+        return chosen if self.allowed is None else chosen.logical_and_(self.allowed)
+
+
+def _pool(values: Tensor, candidate: Tensor) -> Pool:
+    number = masks.count(candidate)
+    if number == candidate.numel():
+        return Pool(values.flatten())
+    if number > _FEW * candidate.numel():
+        return Pool(values.flatten(), candidate.flatten())
+    positions = masks.positions(candidate)
+    return Pool(values.flatten().index_select(0, positions), None, positions)
 
 
 def keep_largest(scores: Scores, candidates: Mask, k: int) -> Mask:
@@ -21,55 +57,55 @@ def keep_largest(scores: Scores, candidates: Mask, k: int) -> Mask:
     Raises:
         ValueError: there are fewer candidates than k.
     """
-    positions = {name: masks.positions(candidate) for name, candidate in candidates.items()}
-    values = torch.cat([_at(scores[name], where) for name, where in positions.items()])
-    if k > len(values):
-        raise ValueError(f"cannot keep {k} of {len(values)} weights")
+    if k > (number := masks.kept(candidates)):
+        raise ValueError(f"cannot keep {k} of {number} weights")
     if k == 0:
         return {name: torch.zeros_like(candidate) for name, candidate in candidates.items()}
-    threshold = kth_largest(values, k)
-    chosen = values > threshold
-    missing = k - int(chosen.count_nonzero())
-    chosen[masks.positions(values == threshold)[:missing]] = True
-    parts = torch.split(chosen, [len(where) for where in positions.values()])
-    return {
-        name: masks.at(candidates[name].shape, where[masks.positions(part)])
-        for (name, where), part in zip(positions.items(), parts, strict=True)
-    }
+    pools = {name: _pool(scores[name], candidate) for name, candidate in candidates.items()}
+    threshold = kth_largest(pools.values(), k)
+    chosen = {name: pool.which(pool.values > threshold) for name, pool in pools.items()}
+    missing = k - masks.kept(chosen)
+    mask = {}
+    for name, pool in pools.items():
+        if missing:
+            equal = masks.positions(pool.which(pool.values == threshold))[:missing]
+            chosen[name][equal] = True
+            missing -= len(equal)
+        shape = candidates[name].shape
+        if pool.positions is None:
+            mask[name] = chosen[name].view(shape)
+        else:
+            mask[name] = masks.at(shape, pool.positions[masks.positions(chosen[name])])
+    return mask
 
 
-_SAMPLE = 1 << 14  # enough that the bracket around a quantile holds a few percent of the values
-
-
-def kth_largest(values: Tensor, k: int) -> Tensor:
-    """The k-th largest of a vector (n,), exactly: as torch.sort(values, descending=True).values[k - 1].
+def kth_largest(pools: Collection[Pool], k: int) -> Tensor:
+    """The k-th largest of what the pools allow, exactly: as torch.sort(values, descending=True).values[k - 1].
 
     A sample brackets the answer, and only what lies in the bracket is sorted. A bracket that missed, or that holds
     nearly everything because many values are equal, costs time and changes nothing.
 
     Reference: Floyd and Rivest 1975, Algorithm 489, for selection by a sample.
     """
-    if len(values) > 8 * _SAMPLE:
-        sample = values[:: len(values) // _SAMPLE].sort(descending=True).values
-        at, spread = k / len(values), 2 / math.sqrt(len(sample))  # four standard deviations, at most
-        first, last = math.floor((at - spread) * len(sample)), math.ceil((at + spread) * len(sample))
-        high = sample[first] if first >= 0 else sample.new_tensor(torch.inf)
-        low = sample[last] if last < len(sample) else sample.new_tensor(-torch.inf)
-        above = values > high
-        inside = (values >= low).logical_xor_(above)
-        num_above = int(above.count_nonzero())
-        if num_above < k <= num_above + int(inside.count_nonzero()):
-            values, k = values[masks.positions(inside)], k - num_above
+    step = sum(len(pool.values) for pool in pools) // _SAMPLE
+    found: list[Tensor] = []
+    if step >= 8:
+        sample = torch.cat([pool.every(step) for pool in pools]).sort(descending=True).values
+        number = sum(pool.number for pool in pools)
+        at, spread = k / number * len(sample), 2 * math.sqrt(len(sample))  # four standard deviations, at most
+        high = sample[int(at - spread)] if at > spread else sample.new_tensor(torch.inf)
+        low = sample[int(at + spread)] if at + spread < len(sample) else sample.new_tensor(-torch.inf)
+        above = [pool.which(pool.values > high) for pool in pools]
+        inside = [pool.which((pool.values >= low).logical_xor_(over)) for pool, over in zip(pools, above, strict=True)]
+        num_above, num_inside = (sum(masks.count(part) for part in parts) for parts in (above, inside))
+        if num_above < k <= num_above + num_inside:
+            found, k = [p.values[masks.positions(i)] for p, i in zip(pools, inside, strict=True)], k - num_above
+    values = torch.cat(found or [pool.every(1) for pool in pools])
     if values.device.type == "cpu":
-        array = values.numpy().copy()
+        array = values.numpy()
         array.partition(len(array) - k)  # half the time of torch.kthvalue on a long vector
         return torch.as_tensor(array[len(array) - k])
     return torch.sort(values, descending=True).values[k - 1]
-
-
-def _at(values: Tensor, positions: Tensor) -> Tensor:
-    """Entries of a tensor at flat positions, (n,)."""
-    return values.flatten() if len(positions) == values.numel() else values.flatten().index_select(0, positions)
 
 
 def global_topk(scores: Scores, candidates: Mask, sparsity: float, generator: Generator, *, min_density: float) -> Mask:
@@ -367,13 +403,17 @@ def num_tied(scores: Scores, candidates: Mask, mask: Mask) -> int:
     Zero when every candidate with that score was kept. Counted over the whole network, so it describes `global_topk`;
     other allocations decide at a threshold of their own in each layer.
     """
-    kept = {name: _at(scores[name], masks.positions(tensor)) for name, tensor in mask.items()}
-    lowest = min(values.min() for values in kept.values() if len(values))
-    among_kept = sum(int((values == lowest).count_nonzero()) for values in kept.values())
-    among_all = sum(
-        int((_at(scores[name], masks.positions(candidate)) == lowest).count_nonzero())
-        for name, candidate in candidates.items()
+    pools = [pool for name, kept in mask.items() if (pool := _pool(scores[name], kept)).number]
+    lowest = min(
+        (pool.values if pool.allowed is None else torch.where(pool.allowed, pool.values, torch.inf)).min()
+        for pool in pools
     )
+    among_kept = among_all = 0
+    for name, kept in mask.items():
+        equal = scores[name] == lowest
+        if masks.count(equal):
+            among_kept += masks.count(equal & kept)
+            among_all += masks.count(equal & candidates[name])
     return among_all if among_all > among_kept else 0
 
 

@@ -81,11 +81,12 @@ def at(shape: torch.Size, positions: Tensor) -> Tensor:
 
 def kept(mask: Mask) -> int:
     """Number of weights kept."""
-    return sum(_count(tensor) for tensor in mask.values())
+    return sum(count(tensor) for tensor in mask.values())
 
 
-def _count(tensor: Tensor) -> int:
-    # numpy counts bytes that are bools ten times as fast.
+def count(tensor: Tensor) -> int:
+    """Number of entries of a bool tensor that are true."""
+    # numpy is ten times as fast on the CPU.
     return int(np.count_nonzero(tensor.numpy()) if tensor.device.type == "cpu" else tensor.count_nonzero())
 
 
@@ -111,7 +112,7 @@ def num_kept(sparsity: float, num_prunable: int) -> int:
 
 def densities(mask: Mask) -> dict[str, float]:
     """Fraction kept of each prunable tensor."""
-    return {name: _count(tensor) / tensor.numel() for name, tensor in mask.items()}
+    return {name: count(tensor) / tensor.numel() for name, tensor in mask.items()}
 
 
 def collapsed(mask: Mask) -> list[str]:

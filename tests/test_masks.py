@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Generator, nn
 
 from pai_bench import allocation, masks, schedules
+from pai_bench.allocation import Pool
 from pai_bench.core import Length
 from pai_bench.errors import ConfigError, UserError
 
@@ -116,17 +117,23 @@ def test_selection_by_a_sample_is_exact(kind: str) -> None:
     values = LONG[kind](n, Generator().manual_seed(0))
     ordered = values.sort(descending=True).values
     for k in (1, 2, 2_000, n // 2, n - 2_000, n - 1, n):
-        assert allocation.kth_largest(values, k) == ordered[k - 1], k
-        assert allocation.kth_largest(values.double(), k) == ordered[k - 1].double(), k
+        assert allocation.kth_largest([Pool(values)], k) == ordered[k - 1], k
+        assert allocation.kth_largest([Pool(values[:70_000]), Pool(values[70_000:])], k) == ordered[k - 1], k
+        assert allocation.kth_largest([Pool(values.double())], k) == ordered[k - 1].double(), k
+    allowed = torch.rand(n, generator=Generator().manual_seed(1)) < 0.6
+    ordered = values[allowed].sort(descending=True).values
+    for k in (1, 2_000, len(ordered) // 2, len(ordered)):
+        assert allocation.kth_largest([Pool(values, allowed)], k) == ordered[k - 1], k
 
 
 def test_keep_largest_of_long_layers_agrees_with_a_stable_sort() -> None:
     generator = Generator().manual_seed(0)
-    scores = {name: torch.randint(2000, (70_001 + i,), generator=generator).double() for i, name in enumerate("abc")}
+    scores = {name: torch.randint(2000, (70_001 + i,), generator=generator).double() for i, name in enumerate("abcd")}
     candidates = {
         "a": torch.ones(70_001, dtype=torch.bool),
         "b": torch.rand(70_002, generator=generator) < 0.3,
-        "c": torch.zeros(70_003, dtype=torch.bool),
+        "c": torch.rand(70_003, generator=generator) < 0.1,
+        "d": torch.zeros(70_004, dtype=torch.bool),
     }
     values = torch.cat([torch.where(candidates[name], scores[name], -1) for name in scores])
     for k in (1, 5_000, 70_000):
