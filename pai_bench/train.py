@@ -29,8 +29,11 @@ _COUNTS = (
     "clock", "age", "num_examples", "seconds", "compact_speedup", "_since", "_seen", "_epoch_seconds", "_evaluated",
 )  # fmt: skip
 
-_WORTH = 0.8  # of the multiply-adds are left, at most, where a smaller network is trained instead
-_TIMED_FROM = 300  # steps, where the gain is measured on four
+# A smaller network is trained instead where at most this part of the multiply-adds is left,
+_WORTH = 0.8
+# and where training the whole takes at least so many floating-point operations, a minute of two cores: to look for it,
+# and to measure the gain on a few steps, takes seconds.
+_LONG = 1e13
 
 _EVALUATION_BATCH = 512  # at most; evaluation keeps no graph, so four times the training batch fits where that does
 
@@ -368,7 +371,7 @@ class Trainer:
         """Inside the block steps are taken on a smaller network if there is one and they are an epoch or more."""
         # Counted from where the mask began to hold, so that a run that is taken up again decides as before.
         if self.compact and target - self._since >= self.length.steps_per_epoch:
-            self._find_stand_in(target - self._since)
+            self._find_stand_in((target - self._since) * self.recipe.batch_size)
         if self._stand_in is None or self._small is None:
             yield
             return
@@ -381,27 +384,30 @@ class Trainer:
             self._sync()
             self.gear = self._whole
 
-    def _find_stand_in(self, num_steps: int) -> None:
-        """Looks for a smaller network under the mask that holds, once, to take so many steps on."""
+    def _find_stand_in(self, num_images: int) -> None:
+        """Looks for a smaller network under the mask that holds, once, to train on so many images."""
         if self._stand_in is not None or self._examined is self.mask:
             return
         self._examined = self.mask
         if not masks.has_empty_slices(self.mask):
             return
         shape = self.data.input_shape
+        full = sum(measures.multiply_adds(self.model, shape).values())
+        if 6 * full * num_images < _LONG:  # forward and backward: three times two for each
+            return
         try:
             found = StandIn(self.model, self.mask, shape)
         except ConfigError as error:
             log.warning("training.compact=auto: the whole network is trained: %s", error)
             return
-        full, left = (sum(measures.multiply_adds(net, shape).values()) for net in (self.model, found.model))
+        left = sum(measures.multiply_adds(found.model, shape).values())
         if left > _WORTH * full:
             return
         log.info("training without the channels that the mask leaves idle: %.3g of the multiply-adds", left / full)
         found.model.to(memory_format=self.memory_format)
         self._stand_in, self._small = found, self._gear(found.model, found.parameters())
         self._small.optimizer.hold(found.mask(self.mask))
-        if num_steps >= _TIMED_FROM and self.world.size == 1:
+        if self.world.size == 1:
             whole, small = self._step_seconds([self.model, found.model])
             self.compact_speedup = whole / small
 

@@ -383,9 +383,10 @@ def test_the_state_of_a_sweep_imports_nothing_heavy(arguments: list[str], tmp_pa
     assert imported("scripts/status.py", arguments, HEAVY, tmp_path) == set()
 
 
-def test_a_run_imports_what_it_uses(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pruner", ["dense", "snip", "synflow"])
+def test_a_run_imports_what_it_uses(pruner: str, tmp_path: Path) -> None:
     unused = {"torchvision", "timm", "wandb", "matplotlib", "sklearn", "pandas", "torch_pruning", "torch._dynamo"}
-    arguments = [*TINY, f"results_dir={tmp_path}"]
+    arguments = [*TINY, f"pruner={pruner}", *([] if pruner == "dense" else ["sparsity=0.9"]), f"results_dir={tmp_path}"]
     assert imported("run.py", arguments, unused | {"torch"}, tmp_path) == {"torch"}
     assert len(list(tmp_path.glob("*/result.json"))) == 1
     assert imported("run.py", arguments, HEAVY, tmp_path) == set()  # it is finished

@@ -240,3 +240,22 @@ def test_synflow_says_once_where_its_theory_does_not_hold(caplog: pytest.LogCapt
     ]
     assert "sigmoid gates" in warned("mobilenetv3_small_050")[0]
     assert warned("resnet50") == []
+
+
+def test_flops_are_counted_as_torch_counts_them() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = experiment._function(composed("model=resnet20")["model"])((3, 32, 32), 10)
+
+    def work() -> None:
+        F.cross_entropy(model(torch.ones(2, 3, 32, 32)), torch.zeros(2, dtype=torch.long)).backward()
+        query = torch.ones(1, 2, 4, 8)
+        F.scaled_dot_product_attention(query, query, query)
+        torch.einsum("bij,bjk->bik", torch.ones(2, 3, 4), torch.ones(2, 4, 5))
+
+    ours, theirs = measures.CountFlops(), FlopCounterMode(display=False)
+    with ours:
+        work()
+    with theirs:
+        work()
+    assert ours.flops == theirs.get_total_flops() > 1e8
