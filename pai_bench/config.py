@@ -115,12 +115,13 @@ class RunConfig:
     save_scores: bool = MISSING
     save_model: bool = MISSING
     diagnostics: bool = MISSING
+    reuse_gb: float = MISSING
 
 
 # What cannot change a result: where things lie (so dataset.root too), how fast they run, what is kept.
 NOT_IDENTITY = {
     "tracker", "results_dir", "data_dir", "download", "save_scores", "save_model", "diagnostics",
-    "checkpoint_epochs", "checkpoint_minutes", "device", "num_workers", "channels_last", "compile",
+    "checkpoint_epochs", "checkpoint_minutes", "device", "num_workers", "channels_last", "compile", "reuse_gb",
 }  # fmt: skip
 # Keys of a call that are not arguments of the function: the label, and Hydra's own.
 _NOT_ARGUMENTS = {"name", "_target_"}
@@ -217,6 +218,7 @@ def _check_ranges(cfg: dict[str, Any]) -> None:
     _require(0 < patience < math.inf, "tracker.patience_seconds", patience, "give a number above 0")
     workers = cfg["num_workers"]
     _require(workers is None or workers >= 0, "num_workers", workers, "give 0 or more, or null for one on each core")
+    _require(0 <= cfg["reuse_gb"] < math.inf, "reuse_gb", cfg["reuse_gb"], "give 0 or more")
     device = cfg["device"]
     known = device in ("auto", "cpu", "cuda") or device.removeprefix("cuda:").isdigit()
     _require(known, "device", device, "give auto, cpu, cuda or cuda:<n>")

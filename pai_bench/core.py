@@ -31,7 +31,7 @@ class Subnetwork:
     initial: Weights
     input_shape: Shape
     held: Mask = field(default_factory=dict)  # other parameters that are held at zero: norms of pruned filters
-    num_kept: int = 1  # how many units the round will leave; only a score that searches for them looks at it
+    num_kept: Callable[[], int] = field(default=lambda: 1)  # how many units the round will leave; scores seldom ask
 
     @property
     def weights(self) -> Weights:

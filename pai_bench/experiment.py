@@ -14,7 +14,20 @@ from hydra.utils import instantiate
 from torch import Generator
 from torch.nn import functional as F
 
-from pai_bench import config, devices, distributed, masks, measures, preemption, seeding, status, store, tracking, train
+from pai_bench import (
+    config,
+    devices,
+    distributed,
+    masks,
+    measures,
+    preemption,
+    reuse,
+    seeding,
+    status,
+    store,
+    tracking,
+    train,
+)
 from pai_bench import row as rows
 from pai_bench.checkpoints import Checkpoints, restored, stored
 from pai_bench.core import (
@@ -229,15 +242,66 @@ def trainer_for(
     )  # fmt: skip
 
 
+def _shelf(parts: Parts, model: torch.nn.Module, ablation: Ablation) -> reuse.Shelf | None:
+    """Where scores and masks of this network are kept; None if they are not a function of the network and settings."""
+    cfg, pruner, device = parts.cfg, parts.pruner, parts.device
+    trains = any(this.until_epoch > 0 for this in parts.rounds)
+    if not cfg["reuse_gb"] or world().size > 1 or pruner.score is None or pruner.transfer is not None or trains:
+        return None
+    hooks = {hook: cfg["ablation"][hook] for hook in config.HOOKS} if ablation is parts.ablation else {}
+    called = [cfg["pruner"]["score"], cfg["allocation"], *(hook for hook in hooks.values() if hook)]
+    dataset = {key: value for key, value in cfg["dataset"].items() if key != "root"}
+    determines = {
+        "network": reuse.fingerprint(model),
+        "input_shape": parts.data.input_shape,
+        "seed": cfg["seed"],
+        "pruner": {key: value for key, value in cfg["pruner"].items() if key != "name"},
+        "images": None if pruner.examples is None else [parts.data.checksum, dataset],
+        "ablation": hooks,
+        "code": reuse.code(call["_target_"] for call in called),
+        # Rounding is another on other machines.
+        "machine": [torch.__version__, devices.describe(device), cfg["channels_last"]],
+    }
+    return reuse.Shelf(Path(cfg["results_dir"]) / ".reuse", round(cfg["reuse_gb"] * 1e9), determines)
+
+
 def _search(
-    parts: Parts, trainer: Trainer, initial: Weights, ablation: Ablation, record: Record, **more: Any
-) -> Pruned:
-    """Finds the mask of the trainer's model."""
-    return prune(
-        trainer.model, parts.pruner, parts.allocate, parts.rounds, ablation=ablation, initial=initial,
-        input_shape=parts.data.input_shape, draw=parts.data.draw, training=trainer, loss=F.cross_entropy,
-        seed=parts.cfg["seed"], record=record, diagnose=trainer.diagnose, **more,
-    )  # fmt: skip
+    parts: Parts,
+    trainer: Trainer,
+    initial: Weights,
+    ablation: Ablation,
+    record: Record,
+    begun: Pruned | None,
+    checkpoint: Callable[[Pruned], None],
+) -> tuple[Pruned, str | None]:
+    """Finds the mask of the trainer's model; and what of it an earlier run had computed: "scores" or "mask"."""
+
+    def search(pruner: Pruner, record: Record) -> Pruned:
+        return prune(
+            trainer.model, pruner, parts.allocate, parts.rounds, ablation=ablation, initial=initial,
+            input_shape=parts.data.input_shape, draw=parts.data.draw, training=trainer, loss=F.cross_entropy,
+            seed=parts.cfg["seed"], record=record, diagnose=trainer.diagnose, begun=begun, checkpoint=checkpoint,
+        )  # fmt: skip
+
+    pruner, cfg = parts.pruner, parts.cfg
+    shelf = _shelf(parts, trainer.model, ablation) if begun is None or not begun.sparsities else None
+    if shelf is not None and pruner.score is not None and len(parts.rounds) == 1:
+        score = reuse.Remembered(pruner.score, shelf)
+        pruned = search(replace(pruner, score=score), record)
+        spared = score.spared
+        pruned = replace(pruned, seconds=pruned.seconds + spared["seconds"], flops=pruned.flops + int(spared["flops"]))
+        return pruned, shelf.used
+    if shelf is not None and trainer.diagnose is None and not cfg["save_scores"]:
+        allocation = {key: value for key, value in cfg["allocation"].items() if key != "name"}
+        path = {"rounds": [this.sparsity for this in parts.rounds], "allocation": allocation}
+        pruned = reuse.stored_mask(
+            shelf, path, trainer.model, initial,
+            lambda metrics: record(metrics, trainer.age_epochs),
+            lambda record: search(pruner, lambda metrics, _: record(metrics)),
+        )  # fmt: skip
+        checkpoint(pruned)
+        return pruned, shelf.used
+    return search(pruner, record), None
 
 
 def _beside(
@@ -255,7 +319,7 @@ def _beside(
         checkpoints.reached["beside"] = stored(replace(pruned, scores=None))
         checkpoints.offer()
 
-    found = _search(parts, trainer, initial, Ablation(), lambda *_: None, begun=so_far, checkpoint=checkpoint)
+    found, _ = _search(parts, trainer, initial, Ablation(), lambda *_: None, so_far, checkpoint)
     return found.mask
 
 
@@ -363,7 +427,7 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory | 
     initial = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     diagnose = _diagnose(parts, model) if cfg["diagnostics"] else None
     trainer = trainer_for(parts, model, record, diagnose, checkpoint=checkpoints.offer)
-    reached = checkpoints.reached = {"beside": None, "unbroken": None, "pruned": None, "last": None}
+    reached = checkpoints.reached = {"beside": None, "unbroken": None, "pruned": None, "reused": None, "last": None}
     pruned = None
     if begun:
         reached |= {name: begun[name] for name in reached}
@@ -388,7 +452,8 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory | 
             reached["pruned"] = stored(pruned if cfg["save_scores"] else replace(pruned, scores=None))
             checkpoints.offer()
 
-        pruned = _search(parts, trainer, initial, parts.ablation, record, begun=pruned, checkpoint=checkpoint)
+        pruned, reused = _search(parts, trainer, initial, parts.ablation, record, pruned, checkpoint)
+        reached["reused"] = reached["reused"] or reused
         num_units = masks.num_kept(sparsity, masks.total(pruned.units))
         assert masks.kept(pruned.units) == num_units, "the allocation did not keep the exact number"
         multiply_adds = measures.multiply_adds(model, data.input_shape)
@@ -469,6 +534,7 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory | 
             "search_train_flops": 3 * flops_per_image * last["search_examples"],
             "train_flops": 3 * flops_per_image * train_examples,
             "prune_seconds": pruned.seconds,
+            "reused": reached["reused"],
             "train_seconds": trainer.seconds,
             "total_seconds": time.perf_counter() - checkpoints.started,
             "images_per_second": trainer.num_examples / trainer.seconds if trainer.seconds else 0.0,

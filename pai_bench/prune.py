@@ -111,7 +111,7 @@ def prune(
             candidates = {name: torch.ones_like(tensor) for name, tensor in candidates.items()}
         num_kept = masks.num_kept(this.sparsity, masks.total(candidates))
         weights = {name: initial[name] for name in everything}
-        net = Subnetwork(model, pruned.mask, weights, input_shape, pruned.companions, num_kept)
+        net = Subnetwork(model, pruned.mask, weights, input_shape, pruned.companions, lambda n=num_kept: n)  # type: ignore[misc]
 
         def generator(name: str, number: int = number) -> Generator:
             return seeding.generator(seed, name, number)
@@ -161,7 +161,7 @@ def prune(
             _assign_(model, {name: weight * scale[name] for name, weight in net.weights.items()})
         masks.apply_(model, held)
         if pruner.transfer is not None:
-            net = Subnetwork(model, mask, weights, input_shape, num_kept=num_kept)
+            net = Subnetwork(model, mask, weights, input_shape)
             with scoring("transfer"):
                 _assign_(model, pruner.transfer(net, batches, loss, generator("transfer")))
             masks.apply_(model, held)

@@ -36,7 +36,8 @@ class StandIn:
         for module in model.modules():
             if (isinstance(module, _DropoutNd) and module.p > 0) or getattr(module, "drop_prob", None):
                 raise ConfigError("it drops units at random, other ones where there are fewer")
-        self._compact = structure.compact(model, mask, input_shape)
+        on_gpu = next(model.parameters()).is_cuda  # whose matrix units take channels by eights
+        self._compact = structure.compact(model, mask, input_shape, multiple=8 if on_gpu else 1)
         self.model = self._compact.model
         named = dict(model.named_parameters())
         kept = mask | {name: torch.ones_like(p, dtype=torch.bool) for name, p in named.items() if name not in mask}

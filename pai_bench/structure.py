@@ -250,7 +250,7 @@ class _Channels:
         return unread | silent
 
 
-def compact(model: nn.Module, alive: Mask, input_shape: Shape) -> Compact:
+def compact(model: nn.Module, alive: Mask, input_shape: Shape, multiple: int = 1) -> Compact:
     """A smaller dense network that computes the same, in training too, without the channels that play no part.
 
     A channel plays none if nothing reads it: every weight that would is masked. Or if it holds zero for every image:
@@ -260,6 +260,7 @@ def compact(model: nn.Module, alive: Mask, input_shape: Shape) -> Compact:
 
     Args:
         alive: which entries of the parameters are not held at zero; all, of a parameter that is not named.
+        multiple: of which the number of channels that stay is to be, idle ones among them if need be.
 
     Raises:
         ConfigError: the network's channels cannot be traced.
@@ -291,8 +292,9 @@ def compact(model: nn.Module, alive: Mask, input_shape: Shape) -> Compact:
         if tensor.ndim:
             tensor.data = torch.arange(tensor.numel(), dtype=torch.float64, device=tensor.device).view(tensor.shape)
     for group in groups:
-        if group.gone.all():
-            group.gone[0] = False
+        staying = max(1, int((~group.gone).sum()))
+        spare = -staying % multiple + (staying - int((~group.gone).sum()))
+        group.gone[group.gone.nonzero().squeeze(1)[:spare]] = False
         if group.gone.any():
             graph.group(group.root, group.gone.nonzero().squeeze(1).tolist()).prune()
     places = {}

@@ -662,7 +662,7 @@ def test_phew_keeps_weights_on_paths_and_large_ones(make: Callable[[], nn.Module
     torch.manual_seed(0)
     model = make()
     k = round(density * masks.total(masks.full(model)))
-    net = dataclasses.replace(subnetwork(model), num_kept=k)
+    net = dataclasses.replace(subnetwork(model), num_kept=lambda: k)
     scores = phew.score(net, [], F.cross_entropy, Generator().manual_seed(0), **WALKS)
     mask = allocation.keep_largest(scores, masks.full(model), k)
     reached = measures.effective(model, mask, SHAPE)
@@ -684,7 +684,7 @@ def test_phew_walks_in_proportion_to_the_weights() -> None:
         model[3].weight.fill_(1.0)
     first = torch.zeros(3)
     for seed in range(2000):
-        net = dataclasses.replace(subnetwork(model), num_kept=1, input_shape=(1, 1, 1))
+        net = dataclasses.replace(subnetwork(model), num_kept=lambda: 1, input_shape=(1, 1, 1))
         settings = WALKS | {"batch_size": 1}
         scores = phew.score(net, [], F.cross_entropy, Generator().manual_seed(seed), **settings)
         first[scores["1.weight"].argmax()] += 1

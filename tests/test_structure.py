@@ -118,6 +118,16 @@ def test_without_its_idle_channels_a_network_computes_and_learns_the_same(name: 
             torch.testing.assert_close(buffer, compact.gather(key, dict(model.named_buffers())[key]))
 
 
+def test_channels_can_be_left_in_eights() -> None:
+    model = model_of("vgg11").double()
+    mask = pruned_as(model, SHAPE, "pruner=synflow", "schedule.rounds=8", "sparsity=0.99").mask
+    compact, exact = structure.compact(model, mask, SHAPE, multiple=8), structure.compact(model, mask, SHAPE)
+    images = torch.randn(3, *SHAPE, dtype=torch.float64)
+    torch.testing.assert_close(compact.model(images), model(images), rtol=1e-9, atol=1e-9)
+    widths = [[w.shape[0] for w in masks.prunable(c.model).values()][:-1] for c in (compact, exact)]
+    assert all(eights % 8 == 0 and 0 <= eights - least < 8 for eights, least in zip(*widths, strict=True))
+
+
 def test_entries_of_the_smaller_network_go_back_to_their_places() -> None:
     model = model_of("vgg11").to(memory_format=torch.channels_last)
     mask = pruned_as(model, SHAPE, "pruner=synflow", "schedule.rounds=8", "sparsity=0.99").mask

@@ -29,6 +29,7 @@ def score(
         residual networks could not be established. The number kept is exact, so the last walk may be cut short. Walks
         also end when they find next to nothing new, as they do at low sparsity; the rest is kept by magnitude.
     """
+    num_kept = net.num_kept()
     way = structure.steps(net.model, net.input_shape)
     sizes = {name: weight.abs().cpu() for name, weight in net.weights.items()}
     taken = {name: torch.full((size.numel(),), torch.inf, dtype=torch.float64) for name, size in sizes.items()}
@@ -41,7 +42,7 @@ def score(
         number += 1
         reached = int(sum(times.isfinite().sum() for times in taken.values()))
         # A pair of batches that finds next to nothing new: the rest lies on paths too rare to wait for.
-        if reached >= net.num_kept or (not backward and number > 2 and reached - before < 1e-3 * net.num_kept):
+        if reached >= num_kept or (not backward and number > 2 and reached - before < 1e-3 * num_kept):
             break
         if not backward:
             before = reached

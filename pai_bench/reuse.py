@@ -1,0 +1,185 @@
+"""Scores and masks that were computed before, kept under a key of everything that determines them."""
+
+import hashlib
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from pai_bench import files, masks, measures
+from pai_bench.core import Batches, Loss, Mask, Score, Scores, Subnetwork, Weights
+from pai_bench.prune import Pruned
+
+log = logging.getLogger(__name__)
+
+_SECONDS = 1.0  # what takes less is computed again sooner than it is found
+_COSTS = ("seconds", "num_examples", "flops", "sparsities", "num_tied")
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A checksum of a model's parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def code(targets: Iterable[str]) -> str:
+    """A checksum of this package's source and of the modules that functions come from, by their dotted names."""
+    paths = set(Path(__file__).parent.rglob("*.py"))
+    modules = [sys.modules.get(target.rpartition(".")[0]) for target in targets]
+    paths |= {Path(module.__file__) for module in modules if module is not None and module.__file__}
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+class Shelf:
+    """A folder of at most so many bytes; what was used least recently goes first. Any number of processes share it.
+
+    Args:
+        determines: everything that determines scores, as JSON.
+    """
+
+    def __init__(self, folder: Path, limit: int, determines: dict[str, Any]) -> None:
+        self.folder, self.limit, self.determines = folder, limit, determines
+        self.used: str | None = None  # what was taken: "scores" or "mask"
+
+    def _path(self, kind: str, more: dict[str, Any]) -> Path:
+        text = json.dumps([kind, self.determines, more], sort_keys=True)
+        return self.folder / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"
+
+    def take(self, kind: str, more: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Tensors on the CPU and what was noted with them, or None."""
+        from safetensors import SafetensorError, safe_open
+
+        path = self._path(kind, more)
+        try:
+            with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+                notes = json.loads(file.metadata()["notes"])
+            path.touch()
+        except FileNotFoundError:
+            return None
+        except (OSError, SafetensorError) as error:
+            log.warning("%s cannot be read and is computed again: %s", path, error)
+            return None
+        self.used = kind
+        log.info("the %s of an earlier run with the same network and settings are used: %s", kind, path)
+        return tensors, notes
+
+    def put(self, kind: str, more: dict[str, Any], tensors: dict[str, Tensor], notes: dict[str, Any]) -> None:
+        """Keeps tensors; a disk that is full costs no more than a warning."""
+        from safetensors.torch import save
+
+        path = self._path(kind, more)
+        content = save({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, {"notes": json.dumps(notes)})
+        if len(content) > self.limit:
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            files.write_atomically(path, content)
+            self._make_room()
+        except OSError as error:
+            log.warning("%s cannot be kept for other runs: %s", path, error)
+
+    def _make_room(self) -> None:
+        found = []
+        for path in self.folder.glob("*.safetensors"):
+            try:
+                status = path.stat()
+            except FileNotFoundError:  # another process made room
+                continue
+            found.append((status.st_mtime, status.st_size, path))
+        left = self.limit
+        for _, size, path in sorted(found, reverse=True):
+            left -= size
+            if left < 0:
+                path.unlink(missing_ok=True)
+
+
+class Remembered:
+    """A score for all sparsities of one-shot pruning: taken from the shelf, or computed and put there."""
+
+    def __init__(self, score: Score, shelf: Shelf) -> None:
+        self.score, self.shelf = score, shelf
+        self.spared: dict[str, float] = {"seconds": 0.0, "flops": 0}  # what the scores had cost, if they were taken
+
+    def __call__(self, net: Subnetwork, batches: Batches, loss: Loss, generator: Generator) -> Scores:
+        """The scores."""
+        if (found := self.shelf.take("scores", {})) is not None:
+            tensors, self.spared = found
+            return {name: tensors[name].to(weight.device) for name, weight in net.weights.items()}
+        asked = []
+
+        def num_kept() -> int:
+            asked.append(True)
+            return net.num_kept()
+
+        started, counter = time.perf_counter(), measures.CountFlops()
+        with counter:
+            scores = self.score(replace(net, num_kept=num_kept), batches, loss, generator)
+        seconds = time.perf_counter() - started
+        if seconds >= _SECONDS and not asked:  # scores that depend on the number to keep are those of one sparsity
+            self.shelf.put("scores", {}, scores, {"seconds": seconds, "flops": counter.flops})
+        return scores
+
+
+def stored_mask(
+    shelf: Shelf,
+    path: dict[str, Any],
+    model: nn.Module,
+    initial: Weights,
+    record: Callable[[dict[str, float]], None],
+    search: Callable[[Callable[[dict[str, float]], None]], Pruned],
+) -> Pruned:
+    """What a search of several rounds without training finds: taken from the shelf, or searched and put there.
+
+    Args:
+        path: what leads from scores to the mask: the sparsities of the rounds and the allocation.
+        model: is masked, as by the search.
+        record: receives what the rounds of the search record.
+        search: the search, given where to record.
+    """
+    device = next(model.parameters()).device
+    if (found := shelf.take("mask", path)) is not None:
+        tensors, notes = found
+        parts: dict[str, Mask] = {"mask": {}, "companions": {}, "units": {}}
+        for key, tensor in tensors.items():
+            part, _, name = key.partition("/")
+            parts[part][name] = tensor.to(device)
+        mask, companions, units = ({name: parts[p][name] for name in notes["order"][p]} for p in parts)
+        pruned = Pruned(mask, units or mask, companions, **{key: notes[key] for key in _COSTS})
+        masks.apply_(model, pruned.held)
+        for line in notes["lines"]:
+            record(line)
+        return pruned
+    lines: list[dict[str, float]] = []
+
+    def noted(metrics: dict[str, float]) -> None:
+        lines.append(metrics)
+        record(metrics)
+
+    pruned = search(noted)
+    # A search that also changes weights, by rescaling, leaves more than a mask.
+    weights = masks.prunable(model)
+    only_masked = all(torch.equal(weights[name], initial[name] * kept) for name, kept in pruned.mask.items())
+    if pruned.seconds >= _SECONDS and pruned.unbroken is None and only_masked:
+        filters = any(pruned.mask.get(name) is not tensor for name, tensor in pruned.units.items())
+        groups = {"mask": pruned.mask, "companions": pruned.companions, "units": pruned.units if filters else {}}
+        tensors = {f"{group}/{name}": tensor for group, mask in groups.items() for name, tensor in mask.items()}
+        notes = {key: getattr(pruned, key) for key in _COSTS} | {
+            "lines": lines,
+            "order": {group: list(mask) for group, mask in groups.items()},
+        }
+        shelf.put("mask", path, tensors, notes)
+    return pruned
