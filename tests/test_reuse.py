@@ -51,7 +51,8 @@ def test_the_mask_of_a_search_without_images_serves_other_recipes_and_images(pru
     settings = [f"pruner={pruner}", "sparsity=0.6", "schedule=exponential", "schedule.rounds=4"]
     assert run(tmp_path / "a", *settings)["reused"] is None
     more = [*settings, "training.lr=0.05", "dataset.validation=0.1"]
-    assert (row := run(tmp_path / "a", *more))["reused"] == "mask"
+    row = run(tmp_path / "a", *more)
+    assert row["reused"] == "mask"
     assert_same_as_anew(row, tmp_path / "a", tmp_path / "b", *more)
 
 
