@@ -80,10 +80,10 @@ def masking(setting: Setting) -> Iterator[Row]:
     )  # fmt: skip
 
     counted = 3 * 2 * sum(measures.multiply_adds(of.build("init"), of.data.input_shape).values())
-    timed = {name: Steps(of, kept, 2 if setting.quick else 4, clock) for name, kept in held.items()}
+    timed = {name: Steps(of, kept, 2 if setting.quick else 3, clock) for name, kept in held.items()}
     times = in_turn(
         {name: partial(step_seconds, steps) for name, steps in timed.items()},
-        1 if setting.quick else 7,
+        1 if setting.quick else 5,
     )
     yield Row(
         "masked step of resnet20, time over a dense one", times.ratio("masked", "dense"),
