@@ -3,6 +3,7 @@
 import itertools
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
@@ -89,25 +90,34 @@ def subnetwork(of: Parts, model: nn.Module, mask: Mask) -> Subnetwork:
 
 
 Noted = TypeVar("Noted")
+_ENDLESS = 1_000_000  # steps of an epoch, so that a trainer expects a long run and no epoch ends
+
+
+class _EnoughError(Exception):
+    """Ends training after the steps that were asked for."""
 
 
 class Repeated(Generic[Noted]):
-    """A core.Data of one batch, again and again, that notes something whenever a step is over."""
+    """A core.Data of one batch, again and again, that notes something before the first step and after each."""
 
     def __init__(self, data: Data, batch: Batch, num_steps: int, note: Callable[[], Noted]) -> None:
         self.input_shape: Shape = data.input_shape
         self.num_classes, self.checksum = data.num_classes, data.checksum
-        self.batch, self.note = batch, note
-        # A step is over when the next batch is asked for, so there is one batch more than steps that count.
-        self.num_examples = {"train": (num_steps + 1) * len(batch[1]), "validation": 0, "test": 2}
+        self.batch, self.num_steps, self.note = batch, num_steps, note
+        self.num_examples = {"train": _ENDLESS * len(batch[1]), "validation": 0, "test": 2}
         self.notes: list[Noted] = []
 
     def train(self, batch_size: int, order: Generator, augment: Generator, start: int = 0) -> Iterator[Batch]:
-        """The batch, once for each step, and once more."""
-        self.notes.clear()
-        for _ in range(self.num_examples["train"] // batch_size):
-            self.notes.append(self.note())
+        """The batch, once for each step.
+
+        Raises:
+            _EnoughError: the steps are taken.
+        """
+        self.notes = [self.note()]
+        for _ in range(self.num_steps):
             yield self.batch
+            self.notes.append(self.note())
+        raise _EnoughError
 
     def evaluation(self, split: str, batch_size: int) -> Iterator[Batch]:
         """Two images."""
@@ -120,7 +130,7 @@ class Repeated(Generic[Noted]):
 
 
 class Steps(Generic[Noted]):
-    """Steps of training as a run takes them, one epoch of a few at each call, under a mask.
+    """Steps of training as a long run takes them, a few at each call, under a mask.
 
     Args:
         note: called before the first step and after each.
@@ -134,8 +144,9 @@ class Steps(Generic[Noted]):
 
     def __call__(self) -> list[Noted]:
         """Takes the steps, and returns what was noted."""
-        self.trainer.until(self.mask, round(self.trainer.epoch) + 1)
-        return list(self.data.notes)
+        with suppress(_EnoughError):
+            self.trainer.until(self.mask, 1)
+        return self.data.notes
 
 
 def step_seconds(steps: Steps[float]) -> float:

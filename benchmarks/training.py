@@ -115,7 +115,7 @@ def _kept_weights(setting: Setting, small: tuple[str, ...]) -> Row:
         "training.lr=0.01",
     )  # fmt: skip
     mask = random_mask(of, 0.1)
-    steps = Steps(of, mask, num_steps - 1, clock)
+    steps = Steps(of, mask, num_steps, clock)
     published = textbook.Masked(of.build("init"), mask)
     steps()
     images, labels = steps.data.batch
@@ -192,7 +192,6 @@ _COMPACT: dict[tuple[str, str, int], tuple[float, float]] = {
     ("vgg16", "synflow", 100): (2.3, 3.3),
     ("vgg16", "synflow", 1000): (4.5, 7),
 }
-_WORTH = 0.8  # of the multiply-adds left, at most, where the product trains a smaller network
 
 
 def compact(setting: Setting) -> Iterator[Row]:
@@ -225,15 +224,15 @@ def _found(setting: Setting, net: str, method: str, compressions: tuple[int, ...
 
 
 def _compact(setting: Setting, net: str, method: str, compression: int, mask: Mask) -> Row:
-    name = f"compact step of {net}, {method} at {compression}x, over a plain step"
     precision = "bfloat16" if setting.fast_bfloat16 else "float32"
     steps = {}
-    for setting_ in ("auto", "off"):
+    batch_size = 8 if setting.quick else 64
+    for how in ("auto", "off"):
         of = parts(
-            setting.device, f"model={net}", "training=cifar", f"training.compact={setting_}",
-            f"training.precision={precision}", f"training.batch_size={8 if setting.quick else 64}", "training.lr=0.01",
+            setting.device, f"model={net}", "training=cifar", f"training.compact={how}",
+            f"training.precision={precision}", f"training.batch_size={batch_size}", "training.lr=0.01",
         )  # fmt: skip
-        steps[setting_] = Steps(of, mask, 2, clock)
+        steps[how] = Steps(of, mask, 2, clock)
     times = in_turn({name: partial(step_seconds, one) for name, one in steps.items()}, 1)
     small, whole = steps["auto"].trainer.trained, steps["auto"].trainer.model
     costs = [sum(measures.multiply_adds(one, (3, 32, 32)).values()) for one in (small, whole)]
@@ -242,8 +241,10 @@ def _compact(setting: Setting, net: str, method: str, compression: int, mask: Ma
     bar, aim = _COMPACT.get((net, method, compression), (None, None))
     collapsed = masks.collapsed(mask)
     return Row(
-        name, times.ratio("off", "auto"), bar=bar, aim=aim, exact=difference < 1e-12, took=times.seconds("auto"),
-        floor=setting.rates.floor(flops=6 * costs[0] * (8 if setting.quick else 64), precision=precision),
+        f"compact step of {net}, {method} at {compression}x, over a plain step",
+        times.ratio("off", "auto"), bar=bar, aim=aim, exact=None if small is whole else difference < 1e-12,
+        took=times.seconds("auto"),
+        floor=setting.rates.floor(flops=6 * costs[0] * batch_size, precision=precision),
         note=f"{100 * left:.1f} % of the multiply-adds"
         + (f", outputs differ by {difference:.0e}" if small is not whole else ", the whole network is trained")
         + (f"; {len(collapsed)} layers collapsed" if collapsed else ""),
