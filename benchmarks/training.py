@@ -143,7 +143,7 @@ _LOOP: dict[tuple[str, str], tuple[float, float]] = {
 def loop(setting: Setting) -> Iterator[Row]:
     """Whole epochs of masked training, data included, against a DataLoader and weight * mask in float32."""
     for net in ("resnet20",) if setting.quick else ("resnet20", "vgg16"):
-        num_images = 64 if setting.quick else 1280 if net == "resnet20" else 384
+        num_images = 64 if setting.quick else 1280 if net == "resnet20" else 256
         small = (*TINY[net], "training.batch_size=32") if setting.quick else ()
         runs = {
             precision: parts(
