@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 .DEFAULT_GOAL := help
 
-.PHONY: help setup run test lint types format clean
+.PHONY: help setup run test bench lint types format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ run: setup ## prune and train a small network on real digits
 
 test: setup ## run the tests (a few minutes, no GPU, no download)
 	$(BIN)/python -m pytest -n 2
+
+bench: setup ## measure the claims about speed (minutes; nothing else should run)
+	$(BIN)/python -m benchmarks
 
 lint: setup ## check style and formatting
 	$(BIN)/ruff check .

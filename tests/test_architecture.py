@@ -119,6 +119,11 @@ def test_imports_flow_one_way(path: Path) -> None:
     assert ours <= allowed, f"{name} imports {sorted(ours - allowed)}"
 
 
+def test_the_package_does_without_its_benchmarks_and_tests() -> None:
+    for path in MODULES:
+        assert not {"benchmarks", "tests"} & {module.split(".")[0] for module in imports(path)}, path
+
+
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_outside_libraries_have_one_door(path: Path) -> None:
     libraries = {module.split(".")[0] for module in imports(path)}

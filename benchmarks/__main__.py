@@ -1,0 +1,98 @@
+"""Measures the claims about speed, each as a ratio within this run.
+
+    python -m benchmarks                    # all of them, in minutes on two cores
+    python -m benchmarks synflow compact    # some of them
+    python -m benchmarks --gpu              # those of a GPU
+
+Exits with 1 if a bar is missed or something that is claimed to be equal is not.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from benchmarks import data, gpu, measure, scoring, startup, table, training
+from benchmarks.subjects import Setting
+from benchmarks.table import Row
+
+Benchmark = Callable[[Setting], Iterator[Row]]
+
+CPU: dict[str, Benchmark] = {
+    "selection": scoring.selection,
+    "synflow": scoring.synflow,
+    "resnet50": scoring.resnet50,
+    "gradients": scoring.gradients,
+    "memory": scoring.memory,
+    "masks": training.masking,
+    "loop": training.loop,
+    "compact": training.compact,
+    "batches": data.batches,
+    "photographs": data.photographs,
+    "startup": startup.processes,
+    "sweep": startup.sweep,
+    "replicas": gpu.replicas,
+}
+GPU: dict[str, Benchmark] = {
+    "selection": scoring.selection,
+    "synflow": gpu.synflow,
+    "resnet50": scoring.resnet50,
+    "gradients": scoring.gradients,
+    "memory": scoring.memory,
+    "masks": training.masking,
+    "images": gpu.images,
+    "compact": training.compact,
+    "replicas": gpu.replicas,
+}
+
+
+def main() -> None:
+    """Runs what the command line names, prints a table, and exits with 1 if a row fails."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(CPU)}; with --gpu of {', '.join(GPU)}")
+    parser.add_argument("--gpu", action="store_true", help="on a GPU")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="everything small: equality is checked, speed is not judged")
+    size.add_argument("--full", action="store_true", help="SynFlow in its 100 rounds")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows and the machine as JSON")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table as a page")
+    arguments = parser.parse_args()
+    benchmarks = GPU if arguments.gpu else CPU
+    if unknown := [name for name in arguments.names if name not in benchmarks]:
+        parser.error(f"{unknown[0]}: there is no such benchmark; choose from {', '.join(benchmarks)}")
+    if arguments.gpu and not torch.cuda.is_available():
+        print(f"--gpu: torch {torch.__version__} finds no GPU here; leave it out", file=sys.stderr)
+        sys.exit(2)
+    device = torch.device("cuda" if arguments.gpu else "cpu")
+
+    measured = measure.rates(device, arguments.quick)
+    machine = measure.machine(device, measured)
+    for name, value in machine.items():
+        print(f"{name}: {value}")
+    setting = Setting(device, measured, quick=arguments.quick, full=arguments.full)
+    rows: list[Row] = []
+    for name in arguments.names or benchmarks:
+        started = time.perf_counter()
+        rows += benchmarks[name](setting)
+        print(f"{name} took {time.perf_counter() - started:.0f} s", flush=True)
+    speed = not arguments.quick
+    print("", table.text(rows, speed), sep="\n")
+    missed = [row.name for row in rows if not row.passed(speed)]
+    print(f"\n{len(rows) - len(missed)} of {len(rows)} rows pass" + "".join(f"\nmissed: {name}" for name in missed))
+    if arguments.json:
+        found = [asdict(row) | {"passed": row.passed(speed)} for row in rows]
+        arguments.json.write_text(json.dumps({"machine": machine, "rows": found}, indent=1))
+    if arguments.markdown:
+        words = [word for word in sys.argv[1:] if word != str(arguments.markdown)]
+        command = " ".join(["python -m benchmarks", *words, arguments.markdown.name])
+        arguments.markdown.write_text(table.markdown(rows, machine, command))
+    sys.exit(1 if missed else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,256 @@
+"""From a network to a mask: selection, scores, and the memory that they take."""
+
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks import textbook
+from benchmarks.measure import clocked, in_turn, seconds
+from benchmarks.subjects import Setting, flops, parts, pruned, subnetwork, trainer
+from benchmarks.table import Row
+from pai_bench import allocation, cli, devices, masks, measures
+from pai_bench.core import Mask
+from pai_bench.experiment import Parts
+from pai_bench.prune import Pruned
+
+MEGABYTE = 2**20
+
+
+def selection(setting: Setting) -> Iterator[Row]:
+    """The exact threshold of many scores against what the peers call for it."""
+    number = 300_000 if setting.quick else 14_700_000
+    generator = Generator().manual_seed(0)
+    values = torch.randn(number, generator=generator).abs() * torch.exp(3 * torch.randn(number, generator=generator))
+    values = values.to(setting.device)
+    for density in (0.5, 0.1, 0.01):
+        k = round(density * number)
+        found: dict[str, Tensor] = {}
+
+        def ours(k: int = k, found: dict[str, Tensor] = found) -> None:
+            found["ours"] = allocation.kth_largest(values, k)
+
+        def kthvalue(k: int = k, found: dict[str, Tensor] = found) -> None:
+            found["kthvalue"] = torch.kthvalue(values, number - k + 1).values
+
+        variants = {"ours": clocked(ours, setting.device), "kthvalue": clocked(kthvalue, setting.device)}
+        times = in_turn(variants, 1 if setting.quick else 5)
+        yield Row(
+            f"threshold of {number:,} scores, {100 * density:g} % kept, over torch.kthvalue",
+            times.ratio("kthvalue", "ours"), bar=2.5, aim=8, exact=bool(found["ours"] == found["kthvalue"]),
+            took=times.seconds("ours"), floor=setting.rates.floor(moved=values.nbytes),
+        )  # fmt: skip
+
+
+class _Brighter(nn.Module):
+    """A network that multiplies its input by a factor first, which cannot change the order of SynFlow's scores."""
+
+    def __init__(self, model: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.model, self.factor = model, factor
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(images * self.factor)
+        return logits
+
+
+def _moved(one: Mask, other: Mask) -> int:
+    """Kept weights of one mask that another, in the same order, does not keep."""
+    return sum(int((kept & ~also).sum()) for kept, also in zip(one.values(), other.values(), strict=True))
+
+
+# Bars and aims of float32 and float64, by network and by whether all 100 rounds are run.
+_SYNFLOW: dict[tuple[str, bool], list[tuple[float | None, float | None]]] = {
+    ("vgg16", False): [(3.0, 6), (1.5, 4)],
+    ("vgg16", True): [(4.0, 6), (2.2, 4)],
+    ("resnet18", False): [(None, 6), (None, 4)],
+    ("resnet18", True): [(None, 6), (None, 4)],
+    ("resnet20", False): [(1.1, 2), (0.9, 2)],
+    ("resnet20", True): [(1.1, 2), (0.9, 2)],
+}
+
+
+def _synflow_parts(setting: Setting, net: str, dtype: str, rounds: int) -> Parts:
+    return parts(
+        setting.device, f"model={net}", "pruner=synflow", "sparsity=0.99", "training=cifar",
+        f"pruner.score.dtype={dtype}", f"schedule.rounds={rounds}",
+    )  # fmt: skip
+
+
+def _size(model: nn.Module, dtype: str) -> int:
+    """Bytes of the prunable weights in a precision."""
+    return masks.total(masks.prunable(model)) * (8 if dtype == "float64" else 4)
+
+
+def synflow(setting: Setting) -> Iterator[Row]:
+    """Whole SynFlow searches against the published loop, with its masks."""
+    rounds = 3 if setting.quick else 100 if setting.full else 20
+    for net in ("resnet20",) if setting.quick else ("vgg16", "resnet18", "resnet20"):
+        found: dict[str, Pruned] = {}
+        expected: list[Mask] = []
+        runs = {dtype: _synflow_parts(setting, net, dtype, rounds) for dtype in ("float32", "float64")}
+        model = runs["float32"].build("init")
+        num_prunable = masks.total(masks.full(model))
+        counts = [masks.num_kept(r.sparsity, num_prunable) for r in runs["float32"].rounds]
+
+        def published(model: nn.Module = model, counts: list[int] = counts, into: list[Mask] = expected) -> float:
+            copied = textbook.Masked(model)
+            return seconds(lambda: into.append(textbook.synflow(copied, (3, 32, 32), counts)), setting.device)
+
+        def ours(dtype: str, runs: dict[str, Parts] = runs, into: dict[str, Pruned] = found) -> float:
+            training = trainer(runs[dtype])
+            return seconds(lambda: into.update({dtype: pruned(runs[dtype], training)}), setting.device)
+
+        times = in_turn(
+            {"published": published, "float32": lambda: ours("float32"), "float64": lambda: ours("float64")},
+            1 if setting.quick else 2 if net != "resnet20" or setting.full else 5,
+            warm_up=int(net == "resnet20"),
+        )
+        brighter = trainer(runs["float64"])
+        brighter.model = _Brighter(brighter.model, 1.1)
+        moved = _moved(found["float64"].mask, pruned(runs["float64"], brighter).mask)
+        differs = _moved(expected[-1], found["float32"].mask)
+        checks = {"float32": (differs, "differ from the published mask"), "float64": (moved, "move with the input")}
+        for dtype, (bar, aim) in zip(runs, _SYNFLOW[net, setting.full], strict=True):
+            number, what = checks[dtype]
+            yield Row(
+                f"SynFlow {net}, {rounds} rounds, {dtype}, over the published loop", times.ratio("published", dtype),
+                bar=bar, aim=aim, exact=number == 0 and masks.kept(found[dtype].mask) == counts[-1],
+                took=times.seconds(dtype),
+                floor=setting.rates.floor(
+                    flops=found[dtype].flops, precision=dtype, moved=rounds * 5 * _size(model, dtype)
+                ),
+                note=f"{number} of {counts[-1]:,} kept weights {what}",
+            )  # fmt: skip
+
+
+def resnet50(setting: Setting) -> Iterator[Row]:
+    """SynFlow where the published loop overflows and leaves nothing."""
+    # Few rounds reach no high sparsity: they would cut every path at once.
+    rounds, size, sparsity = (2, 64, 0.5) if setting.quick else (100 if setting.full else 10, 224, 0.9)
+    of = parts(
+        setting.device, "model=resnet50", "pruner=synflow", f"sparsity={sparsity}", f"schedule.rounds={rounds}",
+        "training=imagenet", size=size, num_classes=1000, num_train=2,
+    )  # fmt: skip
+    training, found = trainer(of), []
+    took = seconds(lambda: found.append(pruned(of, training)), setting.device)
+    (result,) = found
+    finite = result.scores is not None and all(bool(values.isfinite().all()) for values in result.scores.values())
+    num_kept = masks.num_kept(sparsity, masks.total(result.mask))
+    bound = setting.rates.floor(
+        flops=result.flops, precision="float64", moved=rounds * 5 * _size(training.model, "float64")
+    )
+    yield Row(
+        f"SynFlow resnet50 at {size}, float64, one round", took / rounds, "s",
+        exact=finite and masks.kept(result.mask) == num_kept, took=took / rounds, floor=bound / rounds,
+        note=f"finite, {masks.kept(result.mask):,} of {masks.total(result.mask):,} kept",
+    )  # fmt: skip
+
+
+def gradients(setting: Setting) -> Iterator[Row]:
+    """SNIP against the one pass that it cannot do without, GraSP against two forward passes."""
+    for net in ("resnet20",) if setting.quick else ("vgg16", "resnet20"):
+        few = {"snip": ("pruner.examples.total=20",), "grasp": ("pruner.examples.per_class=2",)}
+        for method, row in (("snip", _snip), ("grasp", _grasp)):
+            more = few[method] if setting.quick else ()
+            yield row(setting, net, parts(setting.device, f"model={net}", f"pruner={method}", "sparsity=0.9", *more))
+
+
+def _snip(setting: Setting, net: str, of: Parts) -> Row:
+    assert of.pruner.score is not None and of.pruner.examples is not None
+    model, score = of.build("init"), of.pruner.score
+    ((images, labels),) = of.data.draw(of.pruner.examples, Generator())
+    subject = subnetwork(of, model, masks.full(model))
+    found: dict[str, dict[str, Tensor]] = {}
+
+    def ours() -> None:
+        found["ours"] = score(subject, [(images, labels)], F.cross_entropy, Generator())
+
+    def plain() -> None:
+        values = zip(masks.prunable(model).items(), textbook.gradients(model, images, labels), strict=True)
+        found["plain"] = {name: gradient for (name, _), gradient in values}
+
+    with measures.mode(model, of.pruner.mode == "train"):
+        variants = {"ours": clocked(ours, setting.device), "plain": clocked(plain, setting.device)}
+        times = in_turn(variants, 1 if setting.quick else 3)
+        counted = flops(ours)
+    weights = masks.prunable(model)
+    exact = all(
+        torch.equal(found["ours"][name], (weights[name].detach() * gradient).abs())
+        for name, gradient in found["plain"].items()
+    )
+    return Row(
+        f"SNIP {net}, {len(labels)} images, time over a forward and backward pass", times.ratio("ours", "plain"),
+        bar=1.15, aim=1.03, at_most=True, exact=exact,
+        took=times.seconds("ours"), floor=setting.rates.floor(flops=counted), note="scores equal |w g|",
+    )  # fmt: skip
+
+
+def _grasp(setting: Setting, net: str, of: Parts) -> Row:
+    assert of.pruner.score is not None and of.pruner.examples is not None
+    model, score = of.build("init"), of.pruner.score
+    ((images, labels),) = of.data.draw(of.pruner.examples, Generator())
+    subject, copied = subnetwork(of, model, masks.full(model)), textbook.Masked(model)
+    found: dict[str, dict[str, Tensor]] = {}
+
+    def ours() -> None:
+        found["ours"] = score(subject, [(images, labels)], F.cross_entropy, Generator())
+
+    def published() -> None:
+        found["published"] = textbook.grasp(copied, images, labels, 200.0)
+
+    with measures.mode(model, True), measures.mode(copied, True):
+        variants = {"ours": clocked(ours, setting.device), "published": clocked(published, setting.device)}
+        times = in_turn(variants, 1 if setting.quick else 2 if net == "vgg16" else 3)
+        counted = flops(ours)
+    difference = max(
+        float((values - found["published"][name]).abs().max() / values.abs().max())
+        for name, values in found["ours"].items()
+    )
+    return Row(
+        f"GraSP {net}, {len(labels)} images, over two forward passes", times.ratio("published", "ours"),
+        bar=1.2, aim=1.5, exact=difference < 1e-3,
+        took=times.seconds("ours"), floor=setting.rates.floor(flops=counted),
+        note=f"scores differ by {difference:.0e} of the largest" if difference else "scores are equal",
+    )  # fmt: skip
+
+
+def memory(setting: Setting) -> Iterator[Row]:
+    """By how much each score raises the peak of a fresh process."""
+    names = sorted(path.stem for path in (cli.CONF / "pruner").glob("*.yaml") if path.stem != "dense")
+    if setting.quick:
+        names = ["snip", "synflow"]
+    # A process that has imported everything and done nothing is the parent of all that are measured.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.scoring"])
+    with ProcessPoolExecutor(2, context, max_tasks_per_child=1) as pool:
+        peaks = pool.map(_peak, names, [str(setting.device)] * len(names))
+        for name, (own, grown) in zip(names, peaks, strict=True):
+            yield Row(
+                f"memory of {name} on resnet20", grown / MEGABYTE, "MB", at_most=True,
+                note=f"the network itself is {own / MEGABYTE:.1f} MB",
+            )  # fmt: skip
+
+
+def _peak(pruner: str, device_name: str) -> tuple[int, int]:
+    """Bytes of the network, and by how many the score of one round raises the peak."""
+    torch.set_num_threads(1)
+    device = torch.device(device_name)
+    of = parts(device, "model=resnet20", f"pruner={pruner}", "sparsity=0.9", "training=cifar", num_train=2560)
+    assert of.pruner.score is not None
+    model = of.build("init")
+    batches = of.data.draw(of.pruner.examples, Generator()) if of.pruner.examples is not None else []
+    subject = subnetwork(of, model, masks.full(model))
+    subject = replace(subject, num_kept=masks.num_kept(0.9, masks.total(subject.mask)))
+    own = sum(parameter.nbytes for parameter in model.parameters())
+    devices.start_memory(device)
+    before = devices.peak_memory_bytes(device)
+    with measures.mode(model, of.pruner.mode == "train"):
+        of.pruner.score(subject, batches, F.cross_entropy, Generator())
+        if of.pruner.transfer is not None:
+            of.pruner.transfer(subject, batches, F.cross_entropy, Generator())
+    return own, devices.peak_memory_bytes(device) - before

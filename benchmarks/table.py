@@ -1,0 +1,84 @@
+"""Rows of figures, each with the bar that it has to pass, and the tables made of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure. A ratio is how many times faster the product is, unless `at_most` says that less is better."""
+
+    name: str
+    figure: float
+    unit: str = "x"
+    bar: float | None = None  # what the figure has to reach
+    aim: float | None = None
+    at_most: bool = False
+    exact: bool | None = None  # whether what was claimed to be equal is equal
+    took: float | None = None  # seconds of the product's side
+    floor: float | None = None  # seconds in which the operations and bytes that it takes could be done at best
+    note: str = ""
+    timed: bool = True  # a bar on something counted holds at any size and under any load
+
+    def passed(self, speed: bool = True) -> bool:
+        """Whether the figure passes its bar, and what is claimed to be equal is.
+
+        Args:
+            speed: judge what was timed, too.
+        """
+        if self.exact is False:
+            return False
+        if self.bar is None or (self.timed and not speed):
+            return True
+        return self.figure <= self.bar if self.at_most else self.figure >= self.bar
+
+    def cells(self, speed: bool = True) -> list[str]:
+        """What stands in the columns of a table."""
+        sign = "<=" if self.at_most else ">="
+        judged = self.bar is not None and (speed or not self.timed)
+        verdict = "missed" if not self.passed(speed) else "ok" if judged or self.exact else ""
+        exact = "" if self.exact is None else "yes" if self.exact else "NO"
+        return [
+            self.name,
+            _number(self.figure) + (self.unit if self.unit == "x" else f" {self.unit}".rstrip()),
+            "" if self.bar is None else f"{sign} {self.bar:g}",
+            "" if self.aim is None else f"{self.aim:g}",
+            _duration(self.took),
+            _duration(self.floor),
+            exact,
+            verdict,
+            self.note,
+        ]
+
+
+HEADINGS = ["", "figure", "bar", "aim", "took", "floor", "exact", "verdict", ""]
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 or value == round(value) else f"{value:.3g}"
+
+
+def _duration(value: float | None) -> str:
+    if value is None:
+        return ""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value * 1e6:.2g} us"
+
+
+def text(rows: Sequence[Row], speed: bool = True) -> str:
+    """The table for a terminal."""
+    lines = [HEADINGS, *(row.cells(speed) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
+    return "\n".join("  ".join(cells).rstrip() for cells in padded)
+
+
+def markdown(rows: Sequence[Row], machine: dict[str, str], command: str) -> str:
+    """The table as a page, with the machine that it was taken on and the command that wrote it."""
+    lines = ["# Figures of one machine", "", f"Written by `{command}`; `performance.md` says how to read it.", ""]
+    lines += [f"- {name}: {value}" for name, value in machine.items()]
+    lines += ["", f"| {' | '.join(HEADINGS)} |", f"|{' --- |' * len(HEADINGS)}"]
+    lines += [f"| {' | '.join(row.cells())} |" for row in rows]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,143 @@
+"""The benchmarks: that they run, that what they claim to be equal is, and how they judge. Nothing here is timed."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+
+from benchmarks import __main__ as command
+from benchmarks import gpu, table, textbook
+from benchmarks.measure import Rates, Times, in_turn
+from benchmarks.subjects import Setting, parts, pruned, trainer
+from benchmarks.table import Row
+from pai_bench import masks
+
+CPU = torch.device("cpu")
+RATES = Rates(*(dict.fromkeys(("float32", "float64", "bfloat16"), 100000000000.0) for _ in range(2)), 1e10)
+FILES = sorted((ROOT / "benchmarks").glob("*.py"))
+
+
+def bench(*arguments: str, folder: Path) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks", *arguments], cwd=folder, capture_output=True, text=True, timeout=600,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, check=False,
+    )  # fmt: skip
+
+
+def test_every_benchmark_runs_and_finds_equal_what_has_to_be(tmp_path: Path) -> None:
+    done = bench("--quick", "--json", "found.json", "--markdown", "table.md", folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    rows = {row["name"]: row for row in found["rows"]}
+    assert all(f"{name} took " in done.stdout for name in command.CPU)
+    assert len(rows) == len(found["rows"]) >= 20
+    assert sum(row["exact"] is True for row in rows.values()) >= 10
+    assert all(row["passed"] and row["figure"] >= 0 for row in rows.values())
+    # A smaller network was trained, or there would be nothing to compare.
+    assert any("compact" in name and "outputs differ" in row["note"] for name, row in rows.items())
+    assert {"processor", "software", "memory, GB/s"} <= found["machine"].keys()
+    page = (tmp_path / "table.md").read_text()
+    assert all(f"| {name} |" in page for name in rows)
+    assert "`python -m benchmarks --quick --json found.json --markdown table.md`" in page
+
+
+def test_the_benchmarks_of_a_gpu_run_where_there_is_none() -> None:
+    setting = Setting(CPU, RATES, quick=True)
+    rows = [*gpu.images(setting), *gpu.synflow(setting)]
+    assert len(rows) == 5 and all(row.passed(speed=False) for row in rows)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_its_set_says_so_in_a_line(tmp_path: Path) -> None:
+    done = bench("--gpu", folder=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == f"--gpu: torch {torch.__version__} finds no GPU here; leave it out\n"
+
+
+@pytest.mark.parametrize(
+    ("row", "passes", "passes_without_speed"),
+    [
+        (Row("", 2.0, bar=1.5), True, True),
+        (Row("", 1.0, bar=1.5), False, True),
+        (Row("", 1.0, bar=1.5, at_most=True), True, True),
+        (Row("", 3, bar=2, at_most=True, timed=False), False, False),
+        (Row("", 9.0, bar=1.5, exact=False), False, False),
+        (Row("", 9.0), True, True),
+    ],
+)
+def test_bars_are_judged(row: Row, passes: bool, passes_without_speed: bool) -> None:
+    assert (row.passed(), row.passed(speed=False)) == (passes, passes_without_speed)
+    assert ("missed" in row.cells()) is not passes
+
+
+def test_a_missed_bar_is_named_and_ends_in_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def slow(setting: Setting) -> Iterator[Row]:
+        yield Row("a claim", 1.0, bar=2.0)
+        yield Row("another", 3.0, bar=2.0)
+
+    monkeypatch.setattr(command, "CPU", {"slow": slow})
+    monkeypatch.setattr(command.measure, "rates", lambda device, quick: RATES)
+    monkeypatch.setattr(sys, "argv", ["benchmarks"])
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert ended.value.code == 1
+    assert capsys.readouterr().out.endswith("1 of 2 rows pass\nmissed: a claim\n")
+
+
+def test_variants_take_turns_and_ratios_are_taken_pair_by_pair() -> None:
+    order = []
+
+    def variant(name: str) -> float:
+        order.append(name)
+        return 1.0
+
+    times = in_turn({"a": lambda: variant("a"), "b": lambda: variant("b")}, 2, warm_up=1)
+    assert order == ["a", "b"] * 3 and times.taken == {"a": [1.0, 1.0], "b": [1.0, 1.0]}
+    # The machine was three times slower in the second round; the ratio does not see it.
+    assert Times({"a": [2.0, 6.0, 2.0], "b": [1.0, 3.0, 1.0]}).ratio("a", "b") == 2.0
+
+
+def test_a_floor_is_what_takes_longer_of_operations_and_bytes() -> None:
+    assert RATES.floor(flops=1e11) == 1.0
+    assert RATES.floor(flops=1e11, moved=2e10) == 2.0
+
+
+def test_the_published_loop_keeps_the_numbers_that_it_is_given() -> None:
+    of = parts(CPU, "pruner=synflow", "sparsity=0.9", "schedule.rounds=3", "model.widths=[4,6]", "model.blocks=[1,1]")
+    model = of.build("init")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    net = textbook.Masked(model)
+    total = masks.total(masks.full(model))
+    for k in (total, total // 2, 7):
+        assert masks.kept(textbook.synflow(net, of.data.input_shape, [k])) == k
+    assert all(torch.equal(value, before[name]) for name, value in net.model.state_dict().items())
+    assert masks.kept(pruned(of, trainer(of)).mask) == masks.num_kept(0.9, total)
+
+
+def test_columns_of_a_table_line_up() -> None:
+    lines = table.text([Row("short", 1.0), Row("a longer name", 2.5, bar=2.0, took=0.002)]).splitlines()
+    assert [line[lines[0].index("figure") :].split()[0] for line in lines] == ["figure", "1x", "2.5x"]
+    assert "2 ms" in lines[2] and lines[2].endswith("ok")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_benchmarks_use_what_the_package_makes_public(path: Path) -> None:
+    """So that they go on to hold when its inner parts are made faster."""
+    tree = ast.parse(path.read_text())
+    ours = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pai_bench"):
+            ours |= {alias.name for alias in node.names}
+    assert not [name for name in ours if name.startswith("_")]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in ours:
+            assert not node.attr.startswith("_"), f"{path.name}: {node.value.id}.{node.attr}"
