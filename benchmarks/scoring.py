@@ -245,7 +245,8 @@ def _peak(pruner: str, device_name: str) -> tuple[int, int]:
     model = of.build("init")
     batches = of.data.draw(of.pruner.examples, Generator()) if of.pruner.examples is not None else []
     subject = subnetwork(of, model, masks.full(model))
-    subject = replace(subject, num_kept=masks.num_kept(0.9, masks.total(subject.mask)))
+    num_kept = masks.num_kept(0.9, masks.total(subject.mask))
+    subject = replace(subject, num_kept=lambda: num_kept)
     own = sum(parameter.nbytes for parameter in model.parameters())
     devices.start_memory(device)
     before = devices.peak_memory_bytes(device)

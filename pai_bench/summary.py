@@ -73,6 +73,9 @@ def closing(row: dict[str, Any], layers: list[dict[str, Any]], directory: Path) 
         )
     dense, masked = row["multiply_adds_dense"], row["multiply_adds_masked"]
     lines.append(f"  {_count(dense)} multiply-adds an image, {_count(masked)} if zeros were free")
+    if row["multiply_adds_trained"] < dense:
+        gain = f": a step took 1/{row['compact_speedup']:.3g} of the time" if row["compact_speedup"] else ""
+        lines.append(f"  {_count(row['multiply_adds_trained'])} were trained, without idle channels{gain}")
     lines += ["", *_layers(layers), ""] if row["num_kept"] < row["num_prunable"] else [""]
     if row["collapsed_layers"]:
         lines.append(f"  LAYER COLLAPSE: nothing is kept in {', '.join(row['collapsed_layers'])}")
