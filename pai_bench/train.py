@@ -388,12 +388,12 @@ class Trainer:
         """Looks for a smaller network under the mask that holds, once, to train on so many images."""
         if self._stand_in is not None or self._examined is self.mask:
             return
-        self._examined = self.mask
-        if not masks.has_empty_slices(self.mask):
-            return
         shape = self.data.input_shape
         full = sum(measures.multiply_adds(self.model, shape).values())
         if 6 * full * num_images < _LONG:  # forward and backward: three times two for each
+            return
+        self._examined = self.mask
+        if not masks.has_empty_slices(self.mask):
             return
         try:
             found = StandIn(self.model, self.mask, shape)

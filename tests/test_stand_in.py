@@ -183,6 +183,10 @@ def test_short_training_is_of_the_whole_network(monkeypatch: pytest.MonkeyPatch)
     model, mask = idle()
     trainer = trained(model, mask, True)
     assert trainer.compact_speedup is None and trainer.trained is trainer.model
+    # Under the same mask for longer it is another matter, whether or not the run was interrupted in between.
+    monkeypatch.setattr("pai_bench.train._LONG", 0)
+    trainer.until(mask, 2)
+    assert trainer.trained is not trainer.model
 
 
 def test_the_gain_is_measured() -> None:
