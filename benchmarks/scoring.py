@@ -14,7 +14,7 @@ from benchmarks.measure import clocked, in_turn, seconds
 from benchmarks.subjects import Setting, flops, parts, pruned, subnetwork, trainer
 from benchmarks.table import Row
 from pai_bench import allocation, cli, devices, masks, measures
-from pai_bench.core import Mask
+from pai_bench.core import Mask, Round
 from pai_bench.experiment import Parts
 from pai_bench.prune import Pruned
 
@@ -32,7 +32,7 @@ def selection(setting: Setting) -> Iterator[Row]:
         found: dict[str, Tensor] = {}
 
         def ours(k: int = k, found: dict[str, Tensor] = found) -> None:
-            found["ours"] = allocation.kth_largest(values, k)
+            found["ours"] = allocation.kth_largest([allocation.Pool(values)], k)
 
         def kthvalue(k: int = k, found: dict[str, Tensor] = found) -> None:
             found["kthvalue"] = torch.kthvalue(values, number - k + 1).values
@@ -220,38 +220,30 @@ def _grasp(setting: Setting, net: str, of: Parts) -> Row:
 
 
 def memory(setting: Setting) -> Iterator[Row]:
-    """By how much each score raises the peak of a fresh process."""
+    """By how much a round of each method raises the peak of a fresh process."""
     names = sorted(path.stem for path in (cli.CONF / "pruner").glob("*.yaml") if path.stem != "dense")
     if setting.quick:
         names = ["snip", "synflow"]
     # A process that has imported everything and done nothing is the parent of all that are measured.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.scoring"])
+    context.set_forkserver_preload(["benchmarks.scoring", "torch_pruning"])
     with ProcessPoolExecutor(2, context, max_tasks_per_child=1) as pool:
         peaks = pool.map(_peak, names, [str(setting.device)] * len(names))
         for name, (own, grown) in zip(names, peaks, strict=True):
             yield Row(
-                f"memory of {name} on resnet20", grown / MEGABYTE, "MB", at_most=True,
+                f"memory of a round of {name} on resnet20", grown / MEGABYTE, "MB", at_most=True,
                 note=f"the network itself is {own / MEGABYTE:.1f} MB",
             )  # fmt: skip
 
 
 def _peak(pruner: str, device_name: str) -> tuple[int, int]:
-    """Bytes of the network, and by how many the score of one round raises the peak."""
+    """Bytes of the network, and by how many one round raises the peak."""
     torch.set_num_threads(1)
     device = torch.device(device_name)
-    of = parts(device, "model=resnet20", f"pruner={pruner}", "sparsity=0.9", "training=cifar", num_train=2560)
-    assert of.pruner.score is not None
-    model = of.build("init")
-    batches = of.data.draw(of.pruner.examples, Generator()) if of.pruner.examples is not None else []
-    subject = subnetwork(of, model, masks.full(model))
-    num_kept = masks.num_kept(0.9, masks.total(subject.mask))
-    subject = replace(subject, num_kept=lambda: num_kept)
-    own = sum(parameter.nbytes for parameter in model.parameters())
+    of = parts(device, "model=resnet20", f"pruner={pruner}", "sparsity=0.5", "training=cifar", num_train=2560)
+    of, training = replace(of, rounds=[Round(0.5)]), trainer(of)
+    own = sum(parameter.nbytes for parameter in training.model.parameters())
     devices.start_memory(device)
     before = devices.peak_memory_bytes(device)
-    with measures.mode(model, of.pruner.mode == "train"):
-        of.pruner.score(subject, batches, F.cross_entropy, Generator())
-        if of.pruner.transfer is not None:
-            of.pruner.transfer(subject, batches, F.cross_entropy, Generator())
+    pruned(of, training)
     return own, devices.peak_memory_bytes(device) - before

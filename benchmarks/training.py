@@ -225,29 +225,29 @@ def _found(setting: Setting, net: str, method: str, compressions: tuple[int, ...
 
 def _compact(setting: Setting, net: str, method: str, compression: int, mask: Mask) -> Row:
     precision = "bfloat16" if setting.fast_bfloat16 else "float32"
+    batch_size = 8 if setting.quick else 64 if net == "vgg16" else 32
     steps = {}
-    batch_size = 8 if setting.quick else 64
     for how in ("auto", "off"):
         of = parts(
             setting.device, f"model={net}", "training=cifar", f"training.compact={how}",
             f"training.precision={precision}", f"training.batch_size={batch_size}", "training.lr=0.01",
         )  # fmt: skip
         steps[how] = Steps(of, mask, 2, clock)
-    times = in_turn({name: partial(step_seconds, one) for name, one in steps.items()}, 1)
+    steps["auto"]()
     small, whole = steps["auto"].trainer.trained, steps["auto"].trainer.model
-    costs = [sum(measures.multiply_adds(one, (3, 32, 32)).values()) for one in (small, whole)]
-    left = costs[0] / costs[1]
-    difference = _difference(whole, small)
-    bar, aim = _COMPACT.get((net, method, compression), (None, None))
+    costs = [sum(measures.multiply_adds(one, of.data.input_shape).values()) for one in (small, whole)]
+    name = f"compact step of {net}, {method} at {compression}x, over a plain step"
     collapsed = masks.collapsed(mask)
+    broken = f"; {len(collapsed)} layers collapsed" if collapsed else ""
+    bar, aim = _COMPACT.get((net, method, compression), (None, None))
+    if small is whole:
+        return Row(name, 1.0, bar=bar, aim=aim, note=f"too little is idle: the whole network is trained{broken}")
+    times = in_turn({how: partial(step_seconds, one) for how, one in steps.items()}, 1, warm_up=0)
+    difference = _difference(whole, small)
     return Row(
-        f"compact step of {net}, {method} at {compression}x, over a plain step",
-        times.ratio("off", "auto"), bar=bar, aim=aim, exact=None if small is whole else difference < 1e-12,
-        took=times.seconds("auto"),
+        name, times.ratio("off", "auto"), bar=bar, aim=aim, exact=difference < 1e-12, took=times.seconds("auto"),
         floor=setting.rates.floor(flops=6 * costs[0] * batch_size, precision=precision),
-        note=f"{100 * left:.1f} % of the multiply-adds"
-        + (f", outputs differ by {difference:.0e}" if small is not whole else ", the whole network is trained")
-        + (f"; {len(collapsed)} layers collapsed" if collapsed else ""),
+        note=f"{100 * costs[0] / costs[1]:.1f} % of the multiply-adds, outputs differ by {difference:.0e}{broken}",
     )  # fmt: skip
 
 
