@@ -355,7 +355,8 @@ class Trainer:
 
     def _gear(self, net: nn.Module, parameters: dict[str, nn.Parameter]) -> _Gear:
         recipe = self.recipe
-        infer: nn.Module = torch.compile(net) if self.compile_model else net  # type: ignore[assignment]
+        mode = "reduce-overhead" if self.device.type == "cuda" else "default"  # the former captures CUDA graphs
+        infer: nn.Module = torch.compile(net, mode=mode) if self.compile_model else net  # type: ignore[assignment]
         decayed = masks.prunable(self.model)
         groups: list[dict[str, nn.Parameter]] = [{}, {}]
         for name, parameter in parameters.items():
