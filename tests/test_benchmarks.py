@@ -45,7 +45,7 @@ def test_every_benchmark_runs_and_finds_equal_what_has_to_be(tmp_path: Path) -> 
     assert {"processor", "software", "memory, GB/s"} <= found["machine"].keys()
     page = (tmp_path / "table.md").read_text()
     assert all(f"| {name} |" in page for name in rows)
-    assert "`python -m benchmarks --quick --json found.json --markdown table.md`" in page
+    assert "`python -m benchmarks --quick --markdown table.md`" in page
 
 
 def test_the_benchmarks_of_a_gpu_run_where_there_is_none() -> None:
