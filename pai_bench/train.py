@@ -130,6 +130,23 @@ class _Gear:
     infer: nn.Module  # the same, perhaps compiled
     forward: nn.Module  # that, perhaps with gradients that are averaged over processes
     optimizer: SGD
+    memory_format: torch.memory_format  # of images and weights
+
+
+def memory_format(net: nn.Module, device: torch.device, channels_last: bool) -> torch.memory_format:
+    """The memory format that a network is trained in, where it is to be `channels_last` if that is safe.
+
+    On the CPU the gradient of a 1x1 convolution with a stride that reads fewer than sixteen channels, laid out with the
+    channels last, overwrites memory that is not its own when the batch is odd (torch 2.15).
+    """
+    narrow = device.type == "cpu" and any(
+        isinstance(layer, nn.Conv2d)
+        and layer.kernel_size == (1, 1)
+        and max(layer.stride) > 1
+        and layer.in_channels < 16
+        for layer in net.modules()
+    )
+    return torch.channels_last if channels_last and not narrow else torch.contiguous_format
 
 
 def _check_shares(recipe: Recipe, data: Data, size: int, compile_model: bool) -> None:
@@ -183,8 +200,8 @@ class Trainer:
         diagnose: Callable[[Mask], dict[str, float]] | None = None,
         checkpoint: Callable[[bool], None] = lambda epoch_ended: None,
     ) -> None:
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.model = model.to(memory_format=self.memory_format)
+        self.channels_last = channels_last
+        self.model = model
         self.data, self.recipe, self.device = data, recipe, device
         self.seed, self.record, self.diagnose, self.checkpoint = seed, record, diagnose, checkpoint
         self.world = world()
@@ -365,7 +382,9 @@ class Trainer:
             list(zip(groups, (recipe.weight_decay, recipe.weight_decay * recipe.decay_norm_and_bias), strict=True)),
             lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov,
         )  # fmt: skip
-        return _Gear(net, infer, distributed.wrapped(infer, self.device), optimizer)
+        form = memory_format(net, self.device, self.channels_last)
+        net.to(memory_format=form)
+        return _Gear(net, infer, distributed.wrapped(infer, self.device), optimizer, form)
 
     @contextmanager
     def _geared(self, target: int) -> Iterator[None]:
@@ -405,7 +424,6 @@ class Trainer:
         if left > _WORTH * full:
             return
         log.info("training without the channels that the mask leaves idle: %.3g of the multiply-adds", left / full)
-        found.model.to(memory_format=self.memory_format)
         self._stand_in, self._small = found, self._gear(found.model, found.parameters())
         self._small.optimizer.hold(found.mask(self.mask))
         if self.world.size == 1:
@@ -416,16 +434,17 @@ class Trainer:
         """Seconds of a forward and backward pass of each network, the median of a few taken in turn."""
         shape, generator = (self.recipe.batch_size, *self.data.input_shape), torch.Generator().manual_seed(0)
         images = torch.randn(shape, generator=generator).to(next(self.model.parameters()))
-        images = images.contiguous(memory_format=self.memory_format)
         labels = torch.zeros(len(images), dtype=torch.int64, device=self.device)
+        formats = [memory_format(net, self.device, self.channels_last) for net in nets]
         nets = [copy.deepcopy(net).train() for net in nets]  # the running statistics of the others stay as they are
         seconds: list[list[float]] = [[] for _ in nets]
         for repeat in range(4):
-            for net, taken in zip(nets, seconds, strict=True):
+            for net, form, taken in zip(nets, formats, seconds, strict=True):
+                batch = images.contiguous(memory_format=form)
                 devices.wait(self.device)
                 started = time.perf_counter()
                 with devices.fast(), autocast(self.device, self.recipe.precision):
-                    loss = F.cross_entropy(net(images), labels)
+                    loss = F.cross_entropy(net(batch), labels)
                 loss.backward()  # type: ignore[no-untyped-call]
                 devices.wait(self.device)
                 if repeat:  # the first call chooses algorithms
@@ -451,7 +470,7 @@ class Trainer:
         )
 
     def _formatted(self, batches: Iterable[Batch]) -> Iterable[Batch]:
-        return ((images.contiguous(memory_format=self.memory_format), labels) for images, labels in batches)
+        return ((images.contiguous(memory_format=self.gear.memory_format), labels) for images, labels in batches)
 
     def _fetched(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The batches of an epoch; when there are no more because SIGTERM took the workers, the moment to save."""
