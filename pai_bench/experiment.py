@@ -152,8 +152,8 @@ def _attempt(cfg: dict[str, Any], device: torch.device, files: store.RunDirector
 
 def _explained(error: BaseException, cfg: dict[str, Any], device: torch.device) -> BaseException:
     """A failure in words that name a remedy, where there is one."""
-    unallocated = isinstance(error, RuntimeError) and "allocate memory" in str(error)
-    unallocated |= str(error) == "PyObject pointer is null"  # what safetensors says when it gets no memory
+    # What torch, the C++ library and safetensors say when they get no memory.
+    unallocated = any(words in str(error) for words in ("allocate memory", "bad_alloc", "PyObject pointer is null"))
     if unallocated or isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         sizes = f"training.batch_size={cfg['training']['batch_size']}"
         if cfg["pruner"]["examples"]:
