@@ -63,7 +63,8 @@ def test_a_results_folder_that_vanishes(tmp_path: Path) -> None:
 
 
 def test_too_little_memory_names_what_to_lower(tmp_path: Path) -> None:
-    cfg = config_of("synflow", tmp_path, "model.widths=[512,512]", "training.batch_size=1400")
+    more = ["model.widths=[512,512]", "training.batch_size=1400", "save_scores=false", "reuse_gb=0"]
+    cfg = config_of("synflow", tmp_path, *more)
 
     def work() -> None:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
