@@ -103,7 +103,7 @@ class Repeated(Generic[Noted]):
     def __init__(self, data: Data, batch: Batch, num_steps: int, note: Callable[[], Noted]) -> None:
         self.input_shape: Shape = data.input_shape
         self.num_classes, self.checksum = data.num_classes, data.checksum
-        self.batch, self.num_steps, self.note = batch, num_steps, note
+        self.data, self.batch, self.num_steps, self.note = data, batch, num_steps, note
         self.num_examples = {"train": _ENDLESS * len(batch[1]), "validation": 0, "test": 2}
         self.notes: list[Noted] = []
 
@@ -125,8 +125,8 @@ class Repeated(Generic[Noted]):
         yield images[:2], labels[:2]
 
     def draw(self, examples: Examples, generator: Generator) -> Batches:
-        """There is nothing to score."""
-        raise NotImplementedError
+        """Training images for scoring, as the dataset draws them."""
+        return self.data.draw(examples, generator)
 
 
 class Steps(Generic[Noted]):

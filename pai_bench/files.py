@@ -4,8 +4,12 @@ import json
 import math
 import os
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what only asks for states imports no torch
+    from torch import Tensor
 
 
 def valid(value: Any) -> Any:
@@ -31,6 +35,20 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def tensor_bytes(tensors: Mapping[str, "Tensor"], notes: str = "") -> bytes:
+    """Tensors by name in the safetensors format, with a text kept beside them.
+
+    Raises:
+        MemoryError: there is too little of it.
+    """
+    from safetensors.torch import save
+
+    there = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # safetensors ends the process where it gets no memory for its two copies; Python can be asked and says no.
+    bytearray(2 * sum(tensor.nbytes for tensor in there.values()))
+    return save(there, {"notes": notes} if notes else None)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -78,18 +78,16 @@ class Shelf:
         return tensors, notes
 
     def put(self, kind: str, more: dict[str, Any], tensors: dict[str, Tensor], notes: dict[str, Any]) -> None:
-        """Keeps tensors; a disk that is full costs no more than a warning."""
-        from safetensors.torch import save
-
+        """Keeps tensors; a disk or a memory that is full costs no more than a warning."""
         path = self._path(kind, more)
-        content = save({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, {"notes": json.dumps(notes)})
-        if len(content) > self.limit:
+        if sum(tensor.nbytes for tensor in tensors.values()) > self.limit:
             return
         try:
+            content = files.tensor_bytes(tensors, json.dumps(notes))
             self.folder.mkdir(parents=True, exist_ok=True)
             files.write_atomically(path, content)
             self._make_room()
-        except OSError as error:
+        except (OSError, MemoryError) as error:
             log.warning("%s cannot be kept for other runs: %s", path, error)
 
     def _make_room(self) -> None:

@@ -215,11 +215,7 @@ class RunDirectory:
 
     def write_tensors(self, name: str, tensors: Mask | Scores | State) -> None:
         """Writes tensors by name in the safetensors format, atomically."""
-        from safetensors.torch import save
-
-        files.write_atomically(
-            self.path / name, save({key: tensor.cpu().contiguous() for key, tensor in tensors.items()})
-        )
+        files.write_atomically(self.path / name, files.tensor_bytes(tensors))
 
     def finish(self, row: dict[str, Any]) -> None:
         """Writes metrics.csv and then result.json, whose appearance is what makes the run finished."""

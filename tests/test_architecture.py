@@ -28,7 +28,8 @@ ALLOWED = {
     "structure": LEAVES | {"masks"},
     "pruners": BASICS | {"structure"},
     "models": LEAVES | {"models.initialization"},
-    "data": LEAVES | {"preemption", "data.resident", "data.listing", "data.decode", "data.crops", "data.shrunk"},
+    "data": LEAVES
+    | {"files", "preemption", "data.resident", "data.listing", "data.decode", "data.crops", "data.shrunk"},
     "prune": LOOPS,
     "sgd": LEAVES,
     "train": LOOPS | {"sgd", "stand_in"},
@@ -79,7 +80,7 @@ DOORS = {
     "torchcodec": {"data.decode"},
     "PIL": {"data.decode"},
     "filelock": {"data.resident", "devices"},
-    "safetensors": {"export", "masks", "reuse", "store"},
+    "safetensors": {"export", "files", "masks", "reuse"},
     "torch_pruning": {"structure"},
     "tqdm": {"train"},
     "submitit": {"slurm"},

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import ROOT, RunCli
 from test_data import photographs
 from test_resume import RUNS, TINY, assert_equal, config_of, directory_of, in_child, outcome, whole
 
-from pai_bench import experiment, status
+from pai_bench import experiment, files, status
 
 __all__ = ["photographs", "whole"]  # fixtures
 
@@ -75,6 +76,20 @@ def test_too_little_memory_names_what_to_lower(tmp_path: Path) -> None:
     found = json.loads((directory_of(tmp_path) / "status.json").read_text())
     assert found["state"] == "failed"
     assert found["error"] == "UserError: out of memory on cpu: lower training.batch_size=1400, or run fewer at once"
+
+
+def test_memory_for_tensors_is_asked_for_before_safetensors_ends_the_process() -> None:
+    tensors = {"a": torch.zeros(2**28, dtype=torch.uint8)}
+
+    def work() -> None:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**28,) * 2)
+        try:
+            files.tensor_bytes(tensors)
+        except MemoryError:
+            os._exit(3)
+
+    assert os.WEXITSTATUS(os.waitpid(in_child(work), 0)[1]) == 3
 
 
 def streamed(photographs: Path, results: Path, *more: str) -> list[str]:

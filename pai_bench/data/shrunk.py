@@ -12,6 +12,7 @@ from pai_bench.data.decode import shrink
 from pai_bench.data.listing import Files, fingerprint, paired_class_folders
 from pai_bench.data.resident import lock
 from pai_bench.errors import DataError
+from pai_bench.files import write_json
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ def build(originals: list[Files], store: Path, side: int, num_threads: int) -> N
         if building.is_dir() and _record(building).get("source") != source:
             shutil.rmtree(building)
         building.mkdir(exist_ok=True)
-        _write(building, {"source": source})
+        write_json(building / _RECORD, {"source": source})
         log.info("copying %d images into %s", sum(map(len, originals)), store)
         for files in originals:
             _copy(files, building / files.root.name, side, num_threads)
@@ -46,7 +47,7 @@ def build(originals: list[Files], store: Path, side: int, num_threads: int) -> N
         for files, copied in zip(originals, copies, strict=True):
             if not np.array_equal(files.names, copied.names):
                 raise DataError(f"{building / files.root.name}: files were added or removed meanwhile; start again")
-        _write(building, {"source": source, "copies": fingerprint(*copies)})
+        write_json(building / _RECORD, {"source": source, "copies": fingerprint(*copies)})
         building.rename(store)
 
 
@@ -73,12 +74,6 @@ def _record(store: Path) -> dict[str, str]:
     except (OSError, ValueError):
         return {}
     return record
-
-
-def _write(store: Path, record: dict[str, str]) -> None:
-    temporary = store / f"{_RECORD}.tmp"
-    temporary.write_text(json.dumps(record))
-    temporary.replace(store / _RECORD)
 
 
 def check(copies: list[Files], store: Path) -> None:
