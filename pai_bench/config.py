@@ -123,6 +123,9 @@ NOT_IDENTITY = {
     "tracker", "results_dir", "data_dir", "download", "save_scores", "save_model", "diagnostics",
     "checkpoint_epochs", "checkpoint_minutes", "device", "num_workers", "channels_last", "compile", "reuse_gb",
 }  # fmt: skip
+# Where on a curve of accuracy against sparsity a run stands, and what makes one curve of its setting.
+_POINT = {"sparsity", "density", "compression", "seed"}
+_OF_METHOD = {"pruner", "allocation", "schedule", "ablation"}
 # Keys of a call that are not arguments of the function: the label, and Hydra's own.
 _NOT_ARGUMENTS = {"name", "_target_"}
 
@@ -454,23 +457,18 @@ def _without(settings: dict[str, Any], *keys: str) -> dict[str, Any]:
 
 
 def _hash(cfg: dict[str, Any], without: set[str]) -> str:
-    counted = _without(cfg, *without)
+    counted = dict(cfg)
     counted["dataset"] = _without(cfg["dataset"], "root")
     counted["training"] = _without(cfg["training"], "compact")
     if isinstance(cfg["allocation"].get("mask"), str):  # what a file holds counts, not where it lies
         counted["allocation"] = cfg["allocation"] | {"mask": _digest(cfg["allocation"]["mask"])}
-    for group in (
-        "training",
-        "allocation",
-        "schedule",
-        "ablation",
-    ):  # their names are labels; what they do is in their settings
-        counted[group] = _without(counted[group], "name")
+    for group in ("training", "allocation", "schedule", "ablation"):
+        counted[group] = _without(counted[group], "name")  # a label; what they do is in their settings
     if cfg["training"]["lr_schedule"] == "cosine":
         counted["training"] = _without(counted["training"], "lr_drop_epochs", "lr_drop_factor")
     if cfg["pruner"]["score"] is None:  # nothing is scored and nothing allocated
         counted = _without(counted, "allocation") | {"pruner": {"name": cfg["pruner"]["name"]}}
-    text = json.dumps(_meaning(counted), sort_keys=True)
+    text = json.dumps(_meaning(_without(counted, *without)), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
@@ -487,7 +485,11 @@ def _named(cfg: dict[str, Any], *ending: str) -> str:
     names = [cfg["dataset"]["name"], cfg["model"]["name"], cfg["pruner"]["name"], f"s{cfg['sparsity']:.12g}"]
     if any(cfg["ablation"][hook] is not None for hook in HOOKS):
         names.append(cfg["ablation"]["name"])
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in "-".join([*names, *ending]))
+    return _safe("-".join([*names, *ending]))
+
+
+def _safe(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
 
 
 def run_id(cfg: dict[str, Any]) -> str:
@@ -513,6 +515,16 @@ def name_decides_images(cfg: dict[str, Any]) -> bool:
 def group_id(cfg: dict[str, Any]) -> str:
     """The name shared by the runs that differ in nothing but their seed."""
     return _named(cfg, _hash(cfg, NOT_IDENTITY | {"seed"}))
+
+
+def setting_id(cfg: dict[str, Any]) -> str:
+    """The name of what runs have in common whose methods can be compared: dataset, model, training and protocol."""
+    return _safe(f"{cfg['dataset']['name']}-{cfg['model']['name']}-{_hash(cfg, NOT_IDENTITY | _OF_METHOD | _POINT)}")
+
+
+def method_id(cfg: dict[str, Any]) -> str:
+    """The name of a method, whatever it is applied to: pruner, allocation, schedule and ablation."""
+    return _safe(f"{cfg['pruner']['name']}-{_hash(cfg, set(cfg) - _OF_METHOD)}")
 
 
 def rerunnable(cfg: dict[str, Any]) -> str:

@@ -501,6 +501,8 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory | 
         row = {
             "id": run_id,
             "group": config.group_id(cfg),
+            "setting": config.setting_id(cfg),
+            "method": config.method_id(cfg),
             "protocol": cfg["protocol"],
             "seed": seed,
             "input_shape": data.input_shape,

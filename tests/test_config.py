@@ -300,6 +300,36 @@ def test_seeds_share_a_group() -> None:
     assert config.run_id(first) != config.run_id(second)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "same"),
+    [
+        (["seed=1"], {"setting_id", "method_id"}),
+        (["sparsity=0.95"], {"setting_id", "method_id"}),
+        (["training.lr=0.2"], {"method_id"}),
+        (["model.init.norm=uniform"], {"method_id"}),
+        (["protocol=99"], {"method_id"}),
+        (["pruner.mode=train"], {"setting_id"}),
+        (["allocation=uniform"], {"setting_id"}),
+        (["schedule=linear"], {"setting_id"}),
+        (["ablation=shuffle_mask"], {"setting_id"}),
+        (["pruner=dense"], {"setting_id"}),
+        (["training.lr=0.2", "ablation=reinit"], set()),
+    ],
+)
+def test_a_run_has_a_setting_and_a_method(overrides: list[str], same: set[str]) -> None:
+    base = ["pruner=snip", "sparsity=0.9"]
+    one, other = composed(*base), composed(*base, *overrides)
+    assert {
+        name for name in ("setting_id", "method_id") if getattr(config, name)(one) == getattr(config, name)(other)
+    } == same
+    assert config.setting_id(one).startswith("digits-resnet20-")
+    assert config.method_id(one).startswith("snip-")
+
+
+def test_a_dense_network_is_one_method_whatever_is_not_used() -> None:
+    assert config.method_id(composed("allocation=uniform")) == config.method_id(composed("sparsity=0.5"))
+
+
 def test_where_a_folder_of_images_lies_is_no_part_of_the_name(tmp_path: Path) -> None:
     here, there = (composed("dataset=image_folder", f"dataset.root={tmp_path / x / 'birds'}") for x in ("a", "b"))
     other = composed("dataset=image_folder", f"dataset.root={tmp_path / 'a' / 'fish'}")
