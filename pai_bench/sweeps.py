@@ -4,7 +4,7 @@ import copy
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -77,7 +77,9 @@ def overrides_of_jobs(
             swept[key] = list(override.sweep_string_iterator())
         else:
             raise ConfigError(f"{override.input_line}: a sweep needs values; use choice() or range()")
-    found = [[f"{key}={value}" for key, value in job.items()] for job in jobs(swept, paired, exclude)]
+    # Hydra's lists are no lists of Python's.
+    rules = OmegaConf.to_container(OmegaConf.create({"paired": list(paired), "exclude": list(exclude)}), resolve=True)
+    found = [[f"{key}={value}" for key, value in job.items()] for job in jobs(swept, **cast(dict[str, Any], rules))]
     if not found:
         raise ConfigError("hydra.sweeper.exclude: it leaves no run; take a rule out")
     return found
