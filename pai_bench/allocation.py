@@ -397,24 +397,22 @@ def _draw(
     return mask, scale
 
 
-def num_tied(scores: Scores, candidates: Mask, mask: Mask) -> int:
-    """Candidates whose score equals the lowest kept score: the ones among which the order decided, if not all stay.
+def num_tied(scores: Scores, dropped: Mask, mask: Mask) -> int:
+    """How many weights have the highest score that was dropped, if some of them stay: the order decided among these.
 
-    Zero when every candidate with that score was kept. Counted over the whole network, so it describes `global_topk`;
-    other allocations decide at a threshold of their own in each layer.
+    Counted over the whole network, so it describes `global_topk`; other allocations decide at a threshold of their own
+    in each layer.
+
+    Args:
+        dropped: the candidates that do not stay.
     """
-    pools = [pool for name, kept in mask.items() if (pool := _pool(scores[name], kept)).number]
-    lowest = min(
-        (pool.values if pool.allowed is None else torch.where(pool.allowed, pool.values, torch.inf)).min()
-        for pool in pools
-    )
-    among_kept = among_all = 0
-    for name, kept in mask.items():
-        equal = scores[name] == lowest
-        if masks.count(equal):
-            among_kept += masks.count(equal & kept)
-            among_all += masks.count(equal & candidates[name])
-    return among_all if among_all > among_kept else 0
+    lost = [pool.every(1) for name, gone in dropped.items() if (pool := _pool(scores[name], gone)).number]
+    if not lost:
+        return 0
+    highest = torch.stack([values.max() for values in lost]).max()
+    pools = [_pool(scores[name], kept) for name, kept in mask.items()]
+    among_kept = sum(masks.count(pool.which(pool.values == highest)) for pool in pools)
+    return among_kept and among_kept + sum(masks.count(values == highest) for values in lost)
 
 
 def check_scores(scores: Scores, candidates: Mask, *, zeros_allowed: bool = False) -> None:

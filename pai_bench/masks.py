@@ -126,6 +126,23 @@ def has_empty_slices(mask: Mask) -> bool:
     return any(not between.any(dim).all() for between in weights for dim in (0, 1))
 
 
+def minus(mask: Mask, other: Mask) -> Mask:
+    """What the second mask does not keep of the first, for the names of the second; all, of what the first lacks."""
+    return {name: mask[name] & ~tensor if name in mask else ~tensor for name, tensor in other.items()}
+
+
+@torch.no_grad()
+def zero_(model: nn.Module, gone: Mask) -> None:
+    """Sets weights of the model to zero, in place: those that are marked."""
+    parameters = dict(model.named_parameters())
+    for name, tensor in gone.items():
+        weight = parameters[name]
+        if weight.is_contiguous() and 4 * count(tensor) < tensor.numel():
+            weight.view(-1).index_fill_(0, positions(tensor), 0)
+        else:
+            weight.masked_fill_(tensor, 0)
+
+
 @torch.no_grad()
 def apply_(model: nn.Module, mask: Mask) -> None:
     """Sets the pruned weights of the model to zero, in place."""

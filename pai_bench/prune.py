@@ -148,7 +148,8 @@ def prune(
             scores = ablation.scores(scores, candidates, generator("ablation"))
         chosen = allocate(scores, candidates, this.sparsity, generator("allocation"))
         units, scale = (chosen.mask, chosen.scale) if isinstance(chosen, Sketch) else (chosen, None)
-        num_tied = allocation.num_tied(scores, candidates, units)
+        dropped = masks.minus(candidates, units)
+        num_tied = allocation.num_tied(scores, dropped, units)
         unbroken = None
         if ablation.mask is not None and number == len(rounds):
             unbroken = units if filters is None else filters.expand(model, units)
@@ -159,7 +160,8 @@ def prune(
             _restore_(model, initial, {name: held[name] & ~kept for name, kept in pruned.held.items()})
         if scale is not None:
             _assign_(model, {name: weight * scale[name] for name, weight in net.weights.items()})
-        masks.apply_(model, held)
+        # What was pruned before is zero already.
+        masks.zero_(model, dropped if held is units and unbroken is None else masks.minus(pruned.held, held))
         if pruner.transfer is not None:
             net = Subnetwork(model, mask, weights, input_shape)
             with scoring("transfer"):

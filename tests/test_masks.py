@@ -76,8 +76,8 @@ def test_ties_go_to_the_first_and_are_counted() -> None:
     mask = allocation.global_topk(scores, candidates, 0.5, GENERATOR, min_density=0.0)
     assert mask["a"].tolist() == [True, True, False, True]
     assert not mask["b"].any()
-    assert allocation.num_tied(scores, candidates, mask) == 4
-    assert allocation.num_tied(scores, candidates, candidates) == 0
+    assert allocation.num_tied(scores, masks.minus(candidates, mask), mask) == 4
+    assert allocation.num_tied(scores, masks.minus(candidates, candidates), candidates) == 0
 
 
 def test_only_candidates_are_kept_even_when_others_score_higher() -> None:
