@@ -28,7 +28,7 @@ def random_pixels(batches: Batches, generator: Generator) -> Batches:
         flat = images.flatten(2)  # (B, C, H * W)
         order = torch.stack([torch.randperm(flat.shape[2], generator=generator) for _ in range(len(flat))])
         shuffled = flat.gather(2, order.to(images.device)[:, None].expand_as(flat))
-        corrupted.append((shuffled.view(images.shape).contiguous(memory_format=torch.channels_last), labels))
+        corrupted.append((torch.empty_like(images).copy_(shuffled.view(images.shape)), labels))
     return corrupted
 
 

@@ -34,6 +34,7 @@ from pai_bench.core import (
     Ablation,
     Allocate,
     Batch,
+    Batches,
     Data,
     Examples,
     Mask,
@@ -50,7 +51,7 @@ from pai_bench.core import (
 from pai_bench.errors import ConfigError, LostWorkerError, OwnedError, PreemptedError, UserError
 from pai_bench.prune import Pruned, prune
 from pai_bench.summary import already, closing
-from pai_bench.train import Recipe, Trainer
+from pai_bench.train import Recipe, Trainer, memory_format
 from pai_bench.world import world
 
 log = logging.getLogger(__name__)
@@ -280,8 +281,9 @@ def _search(
     def search(pruner: Pruner, record: Record) -> Pruned:
         return prune(
             trainer.model, pruner, parts.allocate, parts.rounds, ablation=ablation, initial=initial,
-            input_shape=parts.data.input_shape, draw=parts.data.draw, training=trainer, loss=F.cross_entropy,
-            seed=parts.cfg["seed"], record=record, diagnose=trainer.diagnose, begun=begun, checkpoint=checkpoint,
+            input_shape=parts.data.input_shape, draw=partial(_draw, parts.data, trainer.model), training=trainer,
+            loss=F.cross_entropy, seed=parts.cfg["seed"], record=record, diagnose=trainer.diagnose, begun=begun,
+            checkpoint=checkpoint,
         )  # fmt: skip
 
     pruner, cfg = parts.pruner, parts.cfg
@@ -354,21 +356,27 @@ def _overlap(parts: Parts, pruned: Pruned, unbroken: Mask | None, trainer: Train
     return overlap
 
 
-def _examples_at_random(data: Data, seed: int, stream: str) -> Batch:
+def _draw(data: Data, model: torch.nn.Module, examples: Examples, generator: Generator) -> Batches:
+    """Training images for scoring, laid out as the network can be trained on them."""
+    form = memory_format(model, next(model.parameters()).device, channels_last=True)
+    return [(images.contiguous(memory_format=form), labels) for images, labels in data.draw(examples, generator)]
+
+
+def _examples_at_random(data: Data, model: torch.nn.Module, seed: int, stream: str) -> Batch:
     size = min(128, data.num_examples["train"])
-    (batch,) = data.draw(Examples(None, size, size, False), seeding.generator(seed, stream))
+    (batch,) = _draw(data, model, Examples(None, size, size, False), seeding.generator(seed, stream))
     return batch
 
 
 def _carries_signal(model: torch.nn.Module, data: Data, seed: int) -> bool:
-    batch = _examples_at_random(data, seed, "signal")
+    batch = _examples_at_random(data, model, seed, "signal")
     with seeding.seeded(seed, "signal"):
         return measures.carries_signal(model, batch, F.cross_entropy)
 
 
 def _diagnose(parts: Parts, model: torch.nn.Module) -> Diagnose:
     """Gradient-flow measurements on the same 128 training images every time, in eval mode."""
-    batch = _examples_at_random(parts.data, parts.cfg["seed"], "diagnostics")
+    batch = _examples_at_random(parts.data, model, parts.cfg["seed"], "diagnostics")
 
     def measure(held: Mask) -> dict[str, float]:
         mask = {name: held[name] for name in masks.prunable(model)}

@@ -14,7 +14,7 @@ from conftest import Chain, composed
 from torch import Generator, nn
 from torch.nn import functional as F
 
-from pai_bench import config, devices, masks, measures
+from pai_bench import config, devices, experiment, masks, measures
 from pai_bench.core import Batch, Batches, Examples
 from pai_bench.errors import UserError
 from pai_bench.sgd import SGD
@@ -403,6 +403,10 @@ def test_a_layout_in_which_torch_overwrites_memory_is_avoided(layer: nn.Module, 
     assert memory_format(net, CPU, True) == form
     assert memory_format(net, CPU, False) == torch.contiguous_format
     assert memory_format(net, torch.device("cuda"), True) == torch.channels_last
+    images = torch.zeros(3, 8, 4, 4).contiguous(memory_format=torch.channels_last)
+    drawn = SimpleNamespace(draw=lambda examples, generator: [(images, torch.zeros(3))])
+    for seen, _ in experiment._draw(drawn, net, Examples(None, 3, 3, False), Generator()):
+        assert seen.is_contiguous(memory_format=form)
 
 
 # Signal ---------------------------------------------------------------------------------------------------------------
