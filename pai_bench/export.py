@@ -52,7 +52,7 @@ def initial(directory: Path) -> tuple[nn.Module, Shape]:
     shape: Shape = tuple(row["input_shape"])
     with seeding.seeded(cfg["seed"], "init"):
         model: nn.Module = instantiate(call, _partial_=True, _convert_="all")(shape, row["num_classes"])
-    if cfg["weights"] is not None:
+    if cfg.get("weights") is not None:
         mask_files.load_weights_(model, cfg["weights"])
     return model.eval(), shape
 

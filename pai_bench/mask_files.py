@@ -102,7 +102,7 @@ def fitted(
     from pai_bench.masks import prunable
 
     weights = prunable(model)
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    parameters = dict(model.named_parameters())
     if names == "order":
         masks = _in_order(where, masks, {name: tuple(weight.shape) for name, weight in weights.items()})
     unknown = [name for name in masks if name not in parameters]
