@@ -12,7 +12,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from pai_bench import files, mask_files, masks, measures, seeding, structure
+from pai_bench import config, files, mask_files, masks, measures, seeding, structure
 from pai_bench.core import Mask, Shape, State
 from pai_bench.errors import DataError, UserError
 
@@ -25,7 +25,7 @@ def trained(directory: Path) -> tuple[nn.Module, Shape]:
     """
     from safetensors.torch import load_file
 
-    model, shape = initial(directory)
+    model, shape, _ = _built(directory)
     if not (directory / "model.safetensors").is_file():
         raise DataError(
             f"{directory}: there is no model.safetensors: the weights were not kept; run it again, elsewhere, with "
@@ -36,12 +36,21 @@ def trained(directory: Path) -> tuple[nn.Module, Shape]:
 
 
 def initial(directory: Path) -> tuple[nn.Module, Shape]:
-    """The network of a finished run with the weights that it started from, in eval mode, and the shape of its images.
+    """The network of a finished run with its initialization, in eval mode on the CPU, and the shape of its images.
 
     Raises:
         DataError: the directory holds no finished run.
-        ConfigError: the weights came from a file that is gone or fits no more.
+        ConfigError: the initialization came from a file that is gone or has changed.
     """
+    model, shape, cfg = _built(directory)
+    if cfg.get("weights") is not None:
+        config.identify(cfg, "weights", config.weights_digest(cfg))
+        mask_files.load_weights_(model, cfg["weights"])
+    return model, shape
+
+
+def _built(directory: Path) -> tuple[nn.Module, Shape, dict[str, Any]]:
+    """The network of a finished run as its seed draws it, in eval mode, the shape of its images, and its config."""
     from hydra.utils import instantiate
 
     if not (directory / "result.json").is_file():
@@ -52,9 +61,7 @@ def initial(directory: Path) -> tuple[nn.Module, Shape]:
     shape: Shape = tuple(row["input_shape"])
     with seeding.seeded(cfg["seed"], "init"):
         model: nn.Module = instantiate(call, _partial_=True, _convert_="all")(shape, row["num_classes"])
-    if cfg.get("weights") is not None:
-        mask_files.load_weights_(model, cfg["weights"])
-    return model.eval(), shape
+    return model.eval(), shape, cfg
 
 
 def export_mask(directory: Path, output: Path, weights: Literal["initial", "final"]) -> Mask:
@@ -64,14 +71,15 @@ def export_mask(directory: Path, output: Path, weights: Literal["initial", "fina
     loads into a network that torch.nn.utils.prune has prepared.
 
     Args:
-        weights: which weights the state dict holds: those that the run started from, or those that it ended with.
+        weights: which weights the state dict holds: the initialization, or those that the run ended with.
 
     Raises:
         DataError: the directory holds no finished run, or one without the weights that are asked for.
+        ConfigError: the initialization came from a file that is gone or has changed.
     """
     from safetensors.torch import load_file
 
-    model, _ = trained(directory) if weights == "final" and output.suffix == ".pt" else initial(directory)
+    model, _ = (trained if weights == "final" else initial)(directory)
     mask: Mask = load_file(directory / "mask.safetensors")
     if output.suffix == ".safetensors":
         content = files.tensor_bytes(mask)

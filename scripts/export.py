@@ -4,8 +4,8 @@
     python scripts/export.py results/<run> -o mask.pt    # for torch.nn.utils.prune; also .npz, .safetensors
     python scripts/export.py results/<run> -o small.pt2
 
-A .pt is a state dict with NAME_mask and NAME_orig: the weights that the run started from, or with --weights final those
-that it ended with (save_model=true). A .pt2 is a torch.export program without the pruned filters, which
+A .pt is a state dict with NAME_mask and NAME_orig: the initialization, or with --weights final the weights that the run
+ended with (save_model=true). A .pt2 is a torch.export program without the pruned filters, which
 torch.export.load("small.pt2").module() runs without this package; a table says what it saves.
 """
 

@@ -66,7 +66,7 @@ ALLOWED = {
     "distributed": LEAVES | {"world"},
     "checkpoints": LEAVES | {"world", "preemption", "prune", "store", "train"},
     "row": LOOPS | {"prune"},
-    "export": LOOPS | {"files", "mask_files"},
+    "export": LOOPS | {"config", "files", "mask_files"},
     "sketching": LEAVES,
     "throughput": LOOPS | {"experiment"},
     "cli": {"config", "world", "errors", "experiment", "preemption", "slurm", "status", "summary", "sweeps"},

@@ -154,6 +154,11 @@ def test_training_starts_from_weights_in_a_file(found: Path, tmp_path: Path) -> 
     assert row_of(again)["test_top1"] == row_of(found)["test_top1"]
     assert row_of(again)["test_loss"] == row_of(found)["test_loss"]
     assert row_of(again)["weights"] is not None and row_of(found)["weights"] is None
+    assert torch.equal(initial(again)[0].fc.bias, trained(found)[0].fc.bias)
+    export_mask(found, tmp_path / "m.pt", "initial")
+    with pytest.raises(ConfigError, match=r"m\.pt: it has changed"):
+        initial(again)
+    trained(again)
     other = composed(*TINY, "pruner=snip", "sparsity=0.8", "seed=3", f"weights={found}/model.safetensors")
     assert config.run_id(other) != found.name
     assert config.setting_id(other) != row_of(found)["setting"]
