@@ -387,6 +387,7 @@ def _check_mask_stands_alone(cfg: dict[str, Any], never_prunes: bool) -> None:
         ):
             _require(value == no_effect, setting, value, "there is no mask for it; add mask=PATH")
         return
+    _require(cfg["mask_name"] != "dense", "mask_name", "dense", "that is the unpruned network; give another name")
     if cfg["pruner"]["score"] is not None:
         raise ConfigError(f"mask={mask}: a pruner would compute another mask; leave pruner= or mask= out")
     if not never_prunes:
