@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -137,14 +138,21 @@ def test_an_exported_state_dict_is_one_of_torch_prune(weights: Any, found: Path,
     assert any(not buffer.all() for name, buffer in model.named_buffers() if name.endswith("weight_mask"))
 
 
-def test_export_says_what_it_wrote(found: Path, tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "scripts" / "export.py"), str(found), "-o"]
-    done = subprocess.run([*command, str(tmp_path / "m.npz")], capture_output=True, text=True, check=False)
+def test_export_says_what_it_wrote(
+    found: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def export(*arguments: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["export.py", *arguments])
+        runpy.run_path(str(ROOT / "scripts" / "export.py"), run_name="__main__")
+
+    export(str(found), "-o", str(tmp_path / "m.npz"))
     row = row_of(found)
-    assert done.returncode == 0, done.stderr
-    assert f"keeps {row['num_kept']:,} of {row['num_prunable']:,}; written to" in done.stdout
-    for wrong in ([str(tmp_path / "m.h5")], [str(tmp_path / "m.npz"), "--weights", "final"]):
-        assert subprocess.run([*command, *wrong], capture_output=True, check=False).returncode == 2
+    assert f"keeps {row['num_kept']:,} of {row['num_prunable']:,}; written to" in capsys.readouterr().out
+    for code, wrong in ((2, ["-o", "m.h5"]), (2, ["-o", "m.npz", "--weights", "final"]), (4, ["-o", "m.npz"])):
+        with pytest.raises(SystemExit) as stopped:
+            export(str(found if code == 2 else tmp_path), *wrong)
+        assert stopped.value.code == code
+    assert "it is not the directory of a finished run" in capsys.readouterr().err
 
 
 def test_training_starts_from_weights_in_a_file(found: Path, tmp_path: Path) -> None:
