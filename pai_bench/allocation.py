@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
-from pai_bench import masks
+from pai_bench import mask_files, masks
 from pai_bench.core import Mask, Scores, Sketch
 from pai_bench.errors import ConfigError, UserError
 
@@ -231,15 +231,15 @@ def densities_of(scores: Scores, candidates: Mask, sparsity: float, generator: G
     With pruner=random the positions are random: is it the method's choice of weights that matters, or only its layers?
 
     Args:
-        mask: a mask.safetensors, for example of a finished run of another pruner.
+        mask: a mask.safetensors, for example of a finished run of another pruner, or any file that mask_files reads.
 
     Reference: Frankle et al. 2021, arXiv:2009.08576, section 5; Liu et al. 2022, arXiv:2202.02643, for "SNIP ratio".
 
     Raises:
         ConfigError: the mask is of other layers, or keeps another number of weights.
     """
-    theirs = masks.read(mask)
-    counts = {name: int(theirs[name].count_nonzero()) if name in theirs else -1 for name in candidates}
+    theirs = mask_files.read("allocation.mask", mask, zeros=False)
+    counts = {name: int(theirs[name].sum()) if name in theirs else -1 for name in candidates}
     for name, candidate in candidates.items():
         if name not in theirs or theirs[name].shape != candidate.shape:
             raise ConfigError(f"allocation.mask={mask}: it holds no mask of {name} {tuple(candidate.shape)}")

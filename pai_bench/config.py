@@ -25,6 +25,8 @@ LearningRateSchedule = Literal["step", "cosine"]
 Precision = Literal["float32", "bfloat16", "float16"]
 OnCollapse = Literal["record", "stop"]
 Reduction = Literal["sum", "abs_sum", "l2"]
+Names = Literal["exact", "order"]
+Missing = Literal["refuse", "keep"]
 HOOKS = ("batches", "scores", "mask", "weights")
 Call = dict[str, Any]  # a name, a _target_, and the keyword arguments of that function
 
@@ -86,6 +88,23 @@ class TrainingConfig:
 
 
 @dataclass
+class MaskFileConfig:
+    """How mask_files reads a mask that another framework may have written."""
+
+    names: str = MISSING
+    missing: str = MISSING
+    zeros: bool = MISSING
+
+
+@dataclass
+class DigestsConfig:
+    """Checksums of what files hold, for a run that goes on later."""
+
+    mask: str | None = MISSING
+    weights: str | None = MISSING
+
+
+@dataclass
 class RunConfig:
     """One run. The values live in conf/."""
 
@@ -101,6 +120,11 @@ class RunConfig:
     pruner: PrunerConfig = field(default_factory=PrunerConfig)
     ablation: AblationConfig = field(default_factory=AblationConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    mask: str | None = MISSING
+    mask_name: str | None = MISSING
+    mask_file: MaskFileConfig = field(default_factory=MaskFileConfig)
+    weights: str | None = MISSING
+    digests: DigestsConfig = field(default_factory=DigestsConfig)
     on_collapse: str = MISSING
     tracker: Call = MISSING
     results_dir: str = MISSING
@@ -125,7 +149,7 @@ NOT_IDENTITY = {
 }  # fmt: skip
 # Where on a curve of accuracy against sparsity a run stands, and what makes one curve of its setting.
 _POINT = {"sparsity", "density", "compression", "seed"}
-_OF_METHOD = {"pruner", "allocation", "schedule", "ablation"}
+_OF_METHOD = {"pruner", "allocation", "schedule", "ablation", "mask", "mask_file"}
 # Keys of a call that are not arguments of the function: the label, and Hydra's own.
 _NOT_ARGUMENTS = {"name", "_target_"}
 
@@ -180,7 +204,7 @@ def complete(composed: DictConfig) -> dict[str, Any]:
 
     Raises:
         ConfigError: a key is unknown or missing, a value has the wrong type or lies outside its range, or two settings
-            exclude each other.
+            exclude each other; or a file with a mask or weights cannot be used.
     """
     unknown = sorted(set(composed) - {f.name for f in fields(RunConfig)})
     if unknown:
@@ -201,8 +225,12 @@ def complete(composed: DictConfig) -> dict[str, Any]:
         name = cfg[group]["name"]
         _require(isinstance(name, str) and name != "", f"{group}.name", name, "give a word (quote a number: \"'7'\")")
     cfg["training"]["compact"] = "off" if cfg["training"]["compact"] is False else cfg["training"]["compact"]
+    if cfg["mask"] is not None:
+        cfg["pruner"]["name"] = cfg["mask_name"] or "mask"
     _check_ranges(cfg)
-    cfg["sparsity"] = _sparsity(cfg)
+    cfg["sparsity"] = _sparsity(cfg) if cfg["mask"] is None else _of_mask(cfg)
+    if cfg["weights"] is not None and not _is_stored(cfg, "weights"):
+        identify(cfg, "weights", weights_digest(cfg))
     cfg["density"] = cfg["compression"] = None
     return cfg
 
@@ -251,6 +279,8 @@ def _check_ranges(cfg: dict[str, Any]) -> None:
         ("pruner.mode", pruner["mode"], get_args(Mode)),
         ("pruner.reduce", pruner["reduce"], (None, *get_args(Reduction))),
         ("on_collapse", cfg["on_collapse"], get_args(OnCollapse)),
+        ("mask_file.names", cfg["mask_file"]["names"], get_args(Names)),
+        ("mask_file.missing", cfg["mask_file"]["missing"], get_args(Missing)),
     ):
         _require(value in choices, setting, value, "give one of " + ", ".join(choice or "null" for choice in choices))
     if "padding" in dataset:
@@ -295,15 +325,18 @@ def _check_ranges(cfg: dict[str, Any]) -> None:
 
 def _check_fits_together(cfg: dict[str, Any]) -> None:
     """Refuses settings that exclude each other."""
+    if cfg["weights"] is None:
+        _require(cfg["digests"]["weights"] is None, "digests.weights", cfg["digests"]["weights"], "add weights=PATH")
     training, pruner, schedule = cfg["training"], cfg["pruner"], cfg["schedule"]
     never_prunes = cfg["schedule"]["_target_"].endswith(".none")
+    _check_mask_stands_alone(cfg, never_prunes)
     if never_prunes and pruner["score"] is not None:
         raise ConfigError(f"schedule={cfg['schedule']['name']}: it never prunes; use pruner=dense or another schedule")
     if not never_prunes and pruner["score"] is None:
         raise ConfigError(f"schedule={cfg['schedule']['name']}: pruner={pruner['name']} has no score to prune by")
     ablation = cfg["ablation"]
     broken = [hook for hook in HOOKS if ablation[hook] is not None]
-    if broken and never_prunes:
+    if broken and never_prunes and cfg["mask"] is None:
         raise ConfigError(f"ablation={ablation['name']}: a dense network has nothing to break; choose a pruner")
     if ablation["batches"] is not None and pruner["examples"] is None:
         raise ConfigError(f"ablation={ablation['name']}: pruner={pruner['name']} looks at no images; choose another")
@@ -339,6 +372,59 @@ def _check_fits_together(cfg: dict[str, Any]) -> None:
                 f"schedule.epochs={schedule['epochs']}: the last learning rate holds for {training['epochs'] - last} "
                 "epochs; give at most that, or use schedule=lr_rewind"
             )
+
+
+def _check_mask_stands_alone(cfg: dict[str, Any], never_prunes: bool) -> None:
+    """Refuses what would compute another mask than the given one, and settings of a mask where none is given."""
+    mask, file = cfg["mask"], cfg["mask_file"]
+    if mask is None:
+        for setting, value, no_effect in (
+            ("mask_name", cfg["mask_name"], None),
+            ("mask_file.names", file["names"], "exact"),
+            ("mask_file.missing", file["missing"], "refuse"),
+            ("mask_file.zeros", file["zeros"], False),
+            ("digests.mask", cfg["digests"]["mask"], None),
+        ):
+            _require(value == no_effect, setting, value, "there is no mask for it; add mask=PATH")
+        return
+    _require(cfg["mask_name"] != "dense", "mask_name", "dense", "that is the unpruned network; give another name")
+    if cfg["pruner"]["score"] is not None:
+        raise ConfigError(f"mask={mask}: a pruner would compute another mask; leave pruner= or mask= out")
+    if not never_prunes:
+        raise ConfigError(
+            f"mask={mask}: schedule={cfg['schedule']['name']} would compute another mask; leave schedule= or mask= out"
+        )
+    if cfg["ablation"]["scores"] is not None or cfg["ablation"]["batches"] is not None:
+        raise ConfigError(
+            f"ablation={cfg['ablation']['name']}: mask={mask} comes without scores; "
+            "choose an ablation of the mask or the weights"
+        )
+    if file["names"] == "order":
+        _require(file["missing"] == "refuse", "mask_file.missing", "keep", "by order every layer needs its mask")
+        if mask.endswith(".safetensors"):
+            raise ConfigError(f"mask={mask}: it is sorted by name; with mask_file.names=order give a .pt or .npz")
+
+
+def _is_stored(cfg: dict[str, Any], key: str) -> bool:
+    """Whether this is the config of a run whose file is gone: it has its name, and asks for the file when it runs."""
+    return cfg["digests"][key] is not None and not Path(cfg[key]).is_file()
+
+
+def _of_mask(cfg: dict[str, Any]) -> float:
+    """The sparsity of the mask that is given. Notes what the mask is."""
+    from pai_bench import mask_files
+
+    path, file = cfg["mask"], cfg["mask_file"]
+    if _is_stored(cfg, "mask") and cfg["sparsity"] is not None:
+        return float(cfg["sparsity"])
+    masks = mask_files.read("mask", path, zeros=file["zeros"])
+    again = cfg["digests"]["mask"] is not None  # the config of a run, which has its sparsity
+    identify(cfg, "mask", mask_files.digest(masks, file["names"]))
+    sparsity = mask_files.sparsity(masks)
+    for key in ("sparsity", "density", "compression"):
+        if cfg[key] is not None and not (again and cfg[key] == sparsity):
+            raise ConfigError(f"{key}={cfg[key]:g}: mask={path} has a sparsity of its own; leave {key}= out")
+    return sparsity
 
 
 def _sparsity(cfg: dict[str, Any]) -> float:
@@ -461,7 +547,11 @@ def _hash(cfg: dict[str, Any], without: set[str]) -> str:
     counted["dataset"] = _without(cfg["dataset"], "root")
     counted["training"] = _without(cfg["training"], "compact")
     if isinstance(cfg["allocation"].get("mask"), str):  # what a file holds counts, not where it lies
-        counted["allocation"] = cfg["allocation"] | {"mask": _digest(cfg["allocation"]["mask"])}
+        found = _digest("allocation.mask", cfg["allocation"]["mask"], "a mask.safetensors")
+        counted["allocation"] = cfg["allocation"] | {"mask": found}
+    counted |= cfg["digests"]
+    counted["mask_file"] = _without(cfg["mask_file"], "zeros") if cfg["mask"] is not None else None
+    counted = _without(counted, "digests", "mask_name")
     for group in ("training", "allocation", "schedule", "ablation"):
         counted[group] = _without(counted[group], "name")  # a label; what they do is in their settings
     if cfg["training"]["lr_schedule"] == "cosine":
@@ -472,13 +562,31 @@ def _hash(cfg: dict[str, Any], without: set[str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _digest(path: str) -> str:
+def _digest(setting: str, path: str, wanted: str) -> str:
     try:
         return hashlib.sha256(Path(path).read_bytes()).hexdigest()
     except OSError as error:
+        raise ConfigError(f"{setting}={path}: it cannot be read ({error.strerror}); give {wanted}") from error
+
+
+def weights_digest(cfg: dict[str, Any]) -> str:
+    """The checksum of the file with the weights to start from."""
+    return _digest("weights", cfg["weights"], "a state dict")
+
+
+def identify(cfg: dict[str, Any], key: str, digest: str) -> None:
+    """Notes the checksum of what a file holds, or compares it with the one that was noted before.
+
+    Raises:
+        ConfigError: they differ.
+    """
+    noted = cfg["digests"][key]
+    if noted is not None and noted != digest:
         raise ConfigError(
-            f"allocation.mask={path}: it cannot be read ({error.strerror}); give a mask.safetensors"
-        ) from error
+            f"{key}={cfg[key]}: it has changed since the run was composed (checksum {noted[:8]}, now {digest[:8]}); "
+            f"put the earlier file back, or start a new run with {key}={cfg[key]}"
+        )
+    cfg["digests"][key] = digest
 
 
 def _named(cfg: dict[str, Any], *ending: str) -> str:
@@ -514,7 +622,7 @@ def name_decides_images(cfg: dict[str, Any]) -> bool:
 
 def group_id(cfg: dict[str, Any]) -> str:
     """The name shared by the runs that differ in nothing but their seed."""
-    return _named(cfg, _hash(cfg, NOT_IDENTITY | {"seed"}))
+    return _named(cfg, _hash(cfg, NOT_IDENTITY | {"seed"} | _told_apart_by_name(cfg)))
 
 
 def setting_id(cfg: dict[str, Any]) -> str:
@@ -524,7 +632,12 @@ def setting_id(cfg: dict[str, Any]) -> str:
 
 def method_id(cfg: dict[str, Any]) -> str:
     """The name of a method, whatever it is applied to: pruner, allocation, schedule and ablation."""
-    return _safe(f"{cfg['pruner']['name']}-{_hash(cfg, set(cfg) - _OF_METHOD)}")
+    return _safe(f"{cfg['pruner']['name']}-{_hash(cfg, set(cfg) - _OF_METHOD | _told_apart_by_name(cfg))}")
+
+
+def _told_apart_by_name(cfg: dict[str, Any]) -> set[str]:
+    """The mask itself, where the user gave it a name: masks of one name are one method's, for several seeds, say."""
+    return {"mask"} if cfg["mask_name"] else set()
 
 
 def rerunnable(cfg: dict[str, Any]) -> str:

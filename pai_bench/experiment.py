@@ -18,6 +18,7 @@ from pai_bench import (
     config,
     devices,
     distributed,
+    mask_files,
     masks,
     measures,
     preemption,
@@ -49,7 +50,7 @@ from pai_bench.core import (
     Weights,
 )
 from pai_bench.errors import ConfigError, LostWorkerError, OwnedError, PreemptedError, UserError
-from pai_bench.prune import Pruned, prune
+from pai_bench.prune import Pruned, impose, prune
 from pai_bench.summary import already, closing
 from pai_bench.train import Recipe, Trainer, memory_format
 from pai_bench.world import world
@@ -215,6 +216,9 @@ def assembled(cfg: dict[str, Any], device: torch.device) -> Parts:
         # On the CPU, so that the weights are the same on every device.
         with seeding.seeded(cfg["seed"], stream):
             model: torch.nn.Module = _function(cfg["model"])(data.input_shape, data.num_classes)
+        if cfg["weights"] is not None and stream == "init":
+            config.identify(cfg, "weights", config.weights_digest(cfg))
+            mask_files.load_weights_(model, cfg["weights"])
         return model.to(device)
 
     recipe = Recipe(**{key: value for key, value in cfg["training"].items() if key not in ("name", "compact")})
@@ -242,6 +246,19 @@ def trainer_for(
         keep_epochs=[r.rewind_epoch for r in rounds if r.rewind_epoch is not None and r.rewind_weights],
         diagnose=diagnose, **settings,
     )  # fmt: skip
+
+
+def given_mask(cfg: dict[str, Any], model: torch.nn.Module) -> tuple[Mask, Mask]:
+    """The mask of `mask=PATH` on a model: of its prunable weights, and of other parameters that are held at zero.
+
+    Raises:
+        ConfigError: it is of another model, or has changed since the config was completed.
+    """
+    settings = cfg["mask_file"]
+    read = mask_files.read("mask", cfg["mask"], zeros=settings["zeros"])
+    config.identify(cfg, "mask", mask_files.digest(read, settings["names"]))
+    where = f"mask={cfg['mask']}"
+    return mask_files.fitted(where, read, model, names=settings["names"], missing=settings["missing"])
 
 
 def _shelf(parts: Parts, model: torch.nn.Module, ablation: Ablation) -> reuse.Shelf | None:
@@ -275,8 +292,13 @@ def _search(
     record: Record,
     begun: Pruned | None,
     checkpoint: Callable[[Pruned], None],
+    given: tuple[Mask, Mask] | None = None,
 ) -> tuple[Pruned, str | None]:
     """Finds the mask of the trainer's model; and what of it an earlier run had computed: "scores" or "mask"."""
+    if given is not None:
+        pruned = begun or impose(trainer.model, *given, ablation=ablation, seed=parts.cfg["seed"], record=record)
+        checkpoint(pruned)
+        return pruned, None
 
     def search(pruner: Pruner, record: Record) -> Pruned:
         return prune(
@@ -402,6 +424,9 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory | 
     parts = assembled(cfg, device)
     data, recipe = parts.data, parts.recipe
     model = parts.build("init")
+    given = given_mask(cfg, model) if cfg["mask"] is not None else None
+    if given is not None:
+        sparsity = masks.sparsity(given[0])  # whole layers that the file leaves out count too
     target = rows.kept(masks.full(model)) | {"rounds": len(parts.rounds)}
     if parts.pruner.reduce is None:
         num_kept = masks.num_kept(sparsity, target["num_prunable"])
@@ -461,7 +486,7 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory | 
             reached["pruned"] = stored(pruned if cfg["save_scores"] else replace(pruned, scores=None))
             checkpoints.offer()
 
-        pruned, reused = _search(parts, trainer, initial, parts.ablation, record, pruned, checkpoint)
+        pruned, reused = _search(parts, trainer, initial, parts.ablation, record, pruned, checkpoint, given)
         reached["reused"] = reached["reused"] or reused
         num_units = masks.num_kept(sparsity, masks.total(pruned.units))
         assert masks.kept(pruned.units) == num_units, "the allocation did not keep the exact number"
@@ -516,9 +541,10 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory | 
             "input_shape": data.input_shape,
             "num_classes": data.num_classes,
             **{group: cfg[group]["name"] for group in groups},
+            **cfg["digests"],
             **rows.kept(pruned.mask),
             "sparsity": masks.sparsity(pruned.mask),
-            "target_sparsity": sparsity,
+            "target_sparsity": cfg["sparsity"],
             **rows.of_filters(pruned, parts.pruner.reduce is not None),
             "num_effective": masks.kept(effective),
             "effective_sparsity": masks.sparsity(effective),

@@ -1,17 +1,19 @@
-"""The physically smaller network of a finished run: built, checked against the masked one, measured and written."""
+"""What other programs can use of a finished run: its mask, and the physically smaller network, checked and measured."""
 
+import io
 import json
 import statistics
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from pai_bench import masks, measures, structure
-from pai_bench.core import Shape
+from pai_bench import config, files, mask_files, masks, measures, seeding, structure
+from pai_bench.core import Mask, Shape, State
 from pai_bench.errors import DataError, UserError
 
 
@@ -21,22 +23,87 @@ def trained(directory: Path) -> tuple[nn.Module, Shape]:
     Raises:
         DataError: the directory holds no finished run, or one without its weights.
     """
-    from hydra.utils import instantiate
     from safetensors.torch import load_file
 
-    for name, remedy in (
-        ("result.json", "it is not the directory of a finished run"),
-        ("model.safetensors", "the weights were not kept; run it again, elsewhere, with save_model=true"),
-    ):
-        if not (directory / name).is_file():
-            raise DataError(f"{directory}: there is no {name}: {remedy}")
-    row = json.loads((directory / "result.json").read_text())
-    call: Any = OmegaConf.to_container(OmegaConf.load(directory / "config.yaml").model)
-    call.pop("name")
-    shape: Shape = tuple(row["input_shape"])
-    model: nn.Module = instantiate(call, _partial_=True, _convert_="all")(shape, row["num_classes"])
+    model, shape, _ = _built(directory)
+    if not (directory / "model.safetensors").is_file():
+        raise DataError(
+            f"{directory}: there is no model.safetensors: the weights were not kept; run it again, elsewhere, with "
+            "save_model=true"
+        )
     model.load_state_dict(load_file(directory / "model.safetensors"))
-    return model.eval(), shape
+    return model, shape
+
+
+def initial(directory: Path) -> tuple[nn.Module, Shape]:
+    """The network of a finished run with its initialization, in eval mode on the CPU, and the shape of its images.
+
+    Raises:
+        DataError: the directory holds no finished run.
+        ConfigError: the initialization came from a file that is gone or has changed.
+    """
+    model, shape, cfg = _built(directory)
+    if cfg.get("weights") is not None:
+        config.identify(cfg, "weights", config.weights_digest(cfg))
+        mask_files.load_weights_(model, cfg["weights"])
+    return model, shape
+
+
+def _built(directory: Path) -> tuple[nn.Module, Shape, dict[str, Any]]:
+    """The network of a finished run as its seed draws it, in eval mode, the shape of its images, and its config."""
+    from hydra.utils import instantiate
+
+    if not (directory / "result.json").is_file():
+        raise DataError(f"{directory}: there is no result.json: it is not the directory of a finished run")
+    row = json.loads((directory / "result.json").read_text())
+    cfg: Any = OmegaConf.to_container(OmegaConf.load(directory / "config.yaml"))
+    call = {key: value for key, value in cfg["model"].items() if key != "name"}
+    shape: Shape = tuple(row["input_shape"])
+    with seeding.seeded(cfg["seed"], "init"):
+        model: nn.Module = instantiate(call, _partial_=True, _convert_="all")(shape, row["num_classes"])
+    return model.eval(), shape, cfg
+
+
+def export_mask(directory: Path, output: Path, weights: Literal["initial", "final"]) -> Mask:
+    """Writes the mask of a run for other programs, and returns it; the ending says in which format.
+
+    .safetensors and .npz hold bool arrays by parameter name; .pt holds a state dict with NAME_mask and NAME_orig, which
+    loads into a network that torch.nn.utils.prune has prepared.
+
+    Args:
+        weights: which weights the state dict holds: the initialization, or those that the run ended with.
+
+    Raises:
+        DataError: the directory holds no finished run, or one without the weights that are asked for.
+        ConfigError: the initialization came from a file that is gone or has changed.
+    """
+    from safetensors.torch import load_file
+
+    model, _ = (trained if weights == "final" else initial)(directory)
+    mask: Mask = load_file(directory / "mask.safetensors")
+    if output.suffix == ".safetensors":
+        content = files.tensor_bytes(mask)
+    else:
+        buffer = io.BytesIO()
+        if output.suffix == ".npz":
+            order = [*masks.prunable(model), *(name for name in mask if name not in masks.prunable(model))]
+            np.savez_compressed(buffer, **{name: mask[name].numpy() for name in order})  # type: ignore[arg-type]
+        else:
+            torch.save(_as_torch_prunes(model.state_dict(), mask), buffer)
+        content = buffer.getvalue()
+    files.write_atomically(output, content)
+    return mask
+
+
+def _as_torch_prunes(state: State, mask: Mask) -> State:
+    """A state dict as that of a network under torch.nn.utils.prune."""
+    pruned: State = {}
+    for name, value in state.items():
+        if name in mask:
+            pruned |= {f"{name}_orig": value, f"{name}_mask": mask[name].to(value.dtype)}
+        else:
+            pruned[name] = value
+    return pruned
 
 
 def latencies(models: list[nn.Module], shape: Shape, batch_size: int, repeats: int) -> list[float]:

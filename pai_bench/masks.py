@@ -26,22 +26,6 @@ def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
     return found
 
 
-def read(path: str) -> Mask:
-    """A mask from a safetensors file, such as the mask.safetensors of a run.
-
-    Raises:
-        ConfigError: there is no such file, or it holds something else.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{path}: no mask can be read from it ({error}); give a mask.safetensors") from error
-    return {name: tensor.bool() for name, tensor in tensors.items()}
-
-
 def full(model: nn.Module) -> Mask:
     """The mask that keeps every prunable weight."""
     return {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable(model).items()}

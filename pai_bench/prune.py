@@ -192,6 +192,29 @@ def prune(
     return pruned
 
 
+def impose(model: nn.Module, mask: Mask, companions: Mask, *, ablation: Ablation, seed: int, record: Record) -> Pruned:
+    """Prunes a model in place by a mask that is given: nothing is scored, and it costs nothing.
+
+    Args:
+        companions: other parameters that are held at zero.
+
+    Raises:
+        ConfigError: the mask is to be ablated, and other parameters would not go with it.
+    """
+    chosen = mask
+    if ablation.mask is not None:
+        if companions:
+            raise ConfigError(
+                f"ablation of the mask: {next(iter(companions))} is held at zero too, which is no weight to move; give "
+                "a mask of weights alone"
+            )
+        chosen = ablation.mask(mask, seeding.generator(seed, "ablation", 1))
+    masks.apply_(model, chosen | companions)
+    layers = {f"layer/{name}/density": density for name, density in masks.densities(chosen).items()}
+    record({"prune/round": 0, "prune/sparsity": masks.sparsity(chosen)} | layers, 0.0)
+    return Pruned(chosen, chosen, companions, mask if ablation.mask is not None else None)
+
+
 def _returns(this: Round) -> bool:
     return this.rewind_epoch is not None and this.rewind_weights
 

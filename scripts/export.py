@@ -1,29 +1,44 @@
-"""Writes the physically smaller network of a finished run, and says what it saves.
+"""Writes what other programs can use of a finished run: its mask, or the physically smaller network.
 
     python run.py pruner=filter_magnitude sparsity=0.5 save_model=true
+    python scripts/export.py results/<run> -o mask.pt    # for torch.nn.utils.prune; also .npz, .safetensors
     python scripts/export.py results/<run> -o small.pt2
 
-The file is a torch.export program: torch.export.load("small.pt2").module() runs it, without this package.
+A .pt is a state dict with NAME_mask and NAME_orig: the initialization, or with --weights final the weights that the run
+ended with (save_model=true). A .pt2 is a torch.export program without the pruned filters, which
+torch.export.load("small.pt2").module() runs without this package; a table says what it saves.
 """
 
 import argparse
 from pathlib import Path
 
-from pai_bench import cli
-from pai_bench.export import export
+from pai_bench import cli, masks
+from pai_bench.export import export, export_mask
+
+ENDINGS = (".pt2", ".pt", ".npz", ".safetensors")
 
 
 def main() -> None:
-    """Exports one run and prints a table of the masked and the small network."""
+    """Exports one run, and says what was written."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="directory of a run with save_model=true")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="file to write, .pt2")
+    parser.add_argument("run", type=Path, help="directory of a run; for .pt2 one with save_model=true")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="file to write: " + ", ".join(ENDINGS))
+    parser.add_argument("--weights", choices=("initial", "final"), help="what a .pt holds")
     parser.add_argument("--batch-size", type=int, default=64, help="images in the measured batch")
     parser.add_argument("--repeats", type=int, default=20, help="measured forward passes, of which the median counts")
     arguments = parser.parse_args()
     if arguments.batch_size < 1 or arguments.repeats < 1:
         parser.error("--batch-size and --repeats: give 1 or more")
+    if arguments.output.suffix not in ENDINGS:
+        parser.error(f"-o {arguments.output}: it must end in one of {', '.join(ENDINGS)}")
+    if arguments.weights and arguments.output.suffix != ".pt":
+        parser.error(f"--weights {arguments.weights}: only a .pt holds weights beside a mask")
     with cli.one_line_errors():
+        if arguments.output.suffix != ".pt2":
+            mask = export_mask(arguments.run, arguments.output, arguments.weights or "initial")
+            kept, total = masks.kept(mask), masks.total(mask)
+            print(f"a mask of {len(mask)} tensors that keeps {kept:,} of {total:,}; written to {arguments.output}")
+            return
         masked, small = export(arguments.run, arguments.output, arguments.batch_size, arguments.repeats)
         print(f"{'':14}{'masked':>15}{'small':>15}{'ratio':>9}")
         for key, digits in (

@@ -1,0 +1,470 @@
+"""Masks from elsewhere: read from any format, fitted to the network, trained as if they had been found here."""
+
+import json
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, composed
+from safetensors.torch import load_file, save_file
+from test_config import HEAVY, imported
+from test_resume import TINY, directory_of, outcome
+from torch import Tensor, nn
+from torch.nn.utils import prune as torch_prune
+
+from pai_bench import cli, config, experiment, mask_files, masks, preemption, store
+from pai_bench.errors import ConfigError, PreemptedError
+from pai_bench.export import export_mask, initial, trained
+
+Tensors = dict[str, Tensor]
+
+
+def run(results: Path, *overrides: str) -> Path:
+    experiment.run(composed(*TINY, *overrides, f"results_dir={results}"))
+    return directory_of(results)
+
+
+def row_of(directory: Path) -> dict[str, Any]:
+    row: dict[str, Any] = json.loads((directory / "result.json").read_text())
+    return row
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose mask is trained again; its directory."""
+    torch.set_num_threads(1)  # as every test has it
+    return run(tmp_path_factory.mktemp("found"), "pruner=snip", "sparsity=0.8", "seed=3", "reuse_gb=0")
+
+
+@pytest.fixture
+def mask(found: Path) -> Tensors:
+    return load_file(found / "mask.safetensors")
+
+
+def in_model_order(mask: Tensors, directory: Path) -> Tensors:
+    return {name: mask[name] for name in masks.prunable(initial(directory)[0])}
+
+
+# Round trips ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", ["npz", "pt"])
+def test_the_mask_of_a_run_trains_as_in_the_run(ending: str, found: Path, tmp_path: Path) -> None:
+    export_mask(found, tmp_path / f"m.{ending}", "initial")
+    again = run(tmp_path / "again", f"mask={tmp_path}/m.{ending}", "seed=3")
+    theirs, ours = outcome_of(found), outcome_of(again)
+    for kind in ("mask", "model"):
+        assert theirs[kind].keys() == ours[kind].keys()
+        assert all(torch.equal(ours[kind][name], tensor) for name, tensor in theirs[kind].items()), kind
+    assert evaluated(theirs) == evaluated(ours) and len(evaluated(ours)) == 3
+    same = (
+        "test_top1",
+        "best_test_top1",
+        "test_loss",
+        "train_loss",
+        "num_kept",
+        "sparsity",
+        "target_sparsity",
+        "setting",
+    )
+    row, other = ours["row"], theirs["row"]
+    assert {key: row[key] for key in same} == {key: other[key] for key in same}
+    assert (row["pruner"], row["score_examples"], row["score_flops"], row["num_rounds"]) == ("mask", 0, 0, 0)
+    assert row_of(again)["prune_seconds"] == 0
+    assert row["mask"] == cli.stored(again)["digests"]["mask"] != other["mask"]
+    assert re.fullmatch(r"digits-resnet20-mask-s0\.8-seed3-[0-9a-f]{8}", again.name)
+
+
+def outcome_of(directory: Path) -> dict[str, Any]:
+    """What test_resume compares, of a run that saved no scores."""
+    save = directory / "scores.safetensors"
+    if not save.is_file():
+        save_file({"none": torch.zeros(1)}, save)
+    return outcome(directory.parent)
+
+
+def evaluated(outcome: dict[str, Any]) -> list[dict[str, float]]:
+    return [line for line in outcome["curve"] if "test/top1" in line]
+
+
+def test_a_mask_of_filters_holds_their_norms_too(tmp_path: Path) -> None:
+    settings = ["pruner=filter_magnitude", "sparsity=0.5", "schedule=one_shot"]
+    theirs = run(tmp_path / "theirs", *settings)
+    held = load_file(theirs / "mask.safetensors")
+    assert any(tensor.ndim == 1 and not tensor.all() for tensor in held.values())
+    ours = run(tmp_path / "ours", f"mask={theirs}/mask.safetensors")
+    weights = [load_file(directory / "model.safetensors") for directory in (theirs, ours)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert load_file(ours / "mask.safetensors").keys() == held.keys()
+    with pytest.raises(ConfigError, match="is held at zero too"):
+        run(tmp_path / "shuffled", f"mask={theirs}/mask.safetensors", "ablation=shuffle_mask")
+
+
+@pytest.mark.parametrize("ablation", ["shuffle_mask", "shuffle_weights"])
+def test_a_sanity_check_of_a_given_mask_is_that_of_the_method(ablation: str, found: Path, tmp_path: Path) -> None:
+    settings = ["seed=3", f"ablation={ablation}", "training.epochs=1"]
+    theirs = run(tmp_path / "theirs", "pruner=snip", "sparsity=0.8", *settings)
+    ours = run(tmp_path / "ours", f"mask={found}/mask.safetensors", *settings)
+    assert row_of(ours)["ablation_overlap"] == row_of(theirs)["ablation_overlap"] < 1
+    weights = [load_file(directory / "model.safetensors") for directory in (theirs, ours)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert ours.name.split("-")[4] == ablation
+
+
+@pytest.mark.parametrize("weights", ["initial", "final"])
+def test_an_exported_state_dict_is_one_of_torch_prune(weights: Any, found: Path, tmp_path: Path) -> None:
+    export_mask(found, tmp_path / "m.pt", weights)
+    model, shape = initial(found)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            torch_prune.identity(module, "weight")
+    model.load_state_dict(torch.load(tmp_path / "m.pt", weights_only=True), strict=True)
+    expected, _ = initial(found) if weights == "initial" else trained(found)
+    masks.apply_(expected, load_file(found / "mask.safetensors"))
+    images = torch.randn(4, *shape)
+    assert torch.equal(model(images), expected(images))
+    assert any(not buffer.all() for name, buffer in model.named_buffers() if name.endswith("weight_mask"))
+
+
+def test_export_says_what_it_wrote(
+    found: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def export(*arguments: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["export.py", *arguments])
+        runpy.run_path(str(ROOT / "scripts" / "export.py"), run_name="__main__")
+
+    export(str(found), "-o", str(tmp_path / "m.npz"))
+    row = row_of(found)
+    assert f"keeps {row['num_kept']:,} of {row['num_prunable']:,}; written to" in capsys.readouterr().out
+    for code, wrong in ((2, ["-o", "m.h5"]), (2, ["-o", "m.npz", "--weights", "final"]), (4, ["-o", "m.npz"])):
+        with pytest.raises(SystemExit) as stopped:
+            export(str(found if code == 2 else tmp_path), *wrong)
+        assert stopped.value.code == code
+    assert "it is not the directory of a finished run" in capsys.readouterr().err
+
+
+def test_training_starts_from_weights_in_a_file(found: Path, tmp_path: Path) -> None:
+    """Of a network that is not trained further the accuracy is that of the run that trained it."""
+    export_mask(found, tmp_path / "m.pt", "final")
+    again = run(tmp_path / "again", f"mask={tmp_path}/m.pt", f"weights={tmp_path}/m.pt", "training.epochs=0", "seed=7")
+    assert row_of(again)["test_top1"] == row_of(found)["test_top1"]
+    assert row_of(again)["test_loss"] == row_of(found)["test_loss"]
+    assert row_of(again)["weights"] is not None and row_of(found)["weights"] is None
+    assert torch.equal(initial(again)[0].fc.bias, trained(found)[0].fc.bias)
+    export_mask(found, tmp_path / "m.pt", "initial")
+    with pytest.raises(ConfigError, match=r"m\.pt: it has changed"):
+        initial(again)
+    trained(again)
+    other = composed(*TINY, "pruner=snip", "sparsity=0.8", "seed=3", f"weights={found}/model.safetensors")
+    assert config.run_id(other) != found.name
+    assert config.setting_id(other) != row_of(found)["setting"]
+    assert config.method_id(other) == row_of(found)["method"]
+
+
+# Formats --------------------------------------------------------------------------------------------------------------
+
+
+def pruned_by_torch(mask: Tensors, directory: Path) -> Tensors:
+    model, _ = initial(directory)
+    for name, module in model.named_modules():
+        if f"{name}.weight" in mask:
+            torch_prune.custom_from_mask(module, "weight", mask[f"{name}.weight"])
+    return model.state_dict()
+
+
+def like_synaptic_flow(mask: Tensors, directory: Path) -> Tensors:
+    """Every parameter with a mask in a buffer beside it, those of biases and norms all ones."""
+    state = initial(directory)[0].state_dict()
+    beside = {f"{name}_mask": mask.get(name, torch.ones_like(value)).float() for name, value in state.items()}
+    return state | {name: value for name, value in beside.items() if "running" not in name and "num" not in name}
+
+
+def save_npz(tensors: Tensors, path: Path) -> None:
+    np.savez(path, **{name: tensor.numpy() for name, tensor in tensors.items()})
+
+
+FORMATS: dict[str, Callable[[Tensors, Path, Path], Path]] = {
+    "bool.safetensors": lambda mask, run, path: save_file(mask, path),
+    "half.safetensors": lambda mask, run, path: save_file({n: t.half() for n, t in mask.items()}, path),
+    "bfloat16.safetensors": lambda mask, run, path: save_file({n: t.bfloat16() for n, t in mask.items()}, path),
+    "uint8.npz": lambda mask, run, path: save_npz({n: t.byte() for n, t in mask.items()}, path),
+    "ints.pth": lambda mask, run, path: torch.save({n: t.int() for n, t in mask.items()}, path),
+    "sparse.pt": lambda mask, run, path: torch.save({n: t.float().to_sparse() for n, t in mask.items()}, path),
+    "prune.pt": lambda mask, run, path: torch.save(pruned_by_torch(mask, run), path),
+    "synflow.pt": lambda mask, run, path: torch.save(like_synaptic_flow(mask, run), path),
+    "parallel.pt": lambda mask, run, path: torch.save({f"module.{n}": t for n, t in mask.items()}, path),
+    "compiled.pt": lambda mask, run, path: torch.save({f"_orig_mod.module.{n}": t for n, t in mask.items()}, path),
+    "checkpoint.tar": lambda mask, run, path: torch.save({"epoch": 3, "opt": {}, "state_dict": mask}, path),
+    "old.pth": lambda mask, run, path: torch.save(mask, path, _use_new_zipfile_serialization=False),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_one_mask_is_one_run_in_whatever_format_and_place(
+    name: str, mask: Tensors, found: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    FORMATS[name](mask, found, tmp_path / "elsewhere" / name)
+    one, other = (
+        composed(*TINY, f"mask={path}", "seed=3")
+        for path in (tmp_path / "elsewhere" / name, found / "mask.safetensors")
+    )
+    assert one["sparsity"] == 0.8 and one["pruner"]["name"] == "mask"
+    for identity in (config.run_id, config.group_id, config.method_id, config.setting_id):
+        assert identity(one) == identity(other)
+    given, others = experiment.given_mask(one, initial(found)[0])
+    assert others == {} and list(given) == list(in_model_order(mask, found))
+    assert all(torch.equal(given[key], tensor) for key, tensor in mask.items())
+
+
+def test_zeros_of_weights_are_a_mask_when_told_so(mask: Tensors, found: Path, tmp_path: Path) -> None:
+    model, _ = initial(found)
+    masks.apply_(model, mask)
+    torch.save(model.state_dict(), tmp_path / "w.pt")
+    given, others = experiment.given_mask(
+        composed(*TINY, f"mask={tmp_path}/w.pt", "mask_file.zeros=true"), initial(found)[0]
+    )
+    assert others == {}, "zeros of biases are no mask"
+    assert all(torch.equal(given[key], tensor) for key, tensor in mask.items())
+
+
+@pytest.mark.parametrize("save", [save_npz, torch.save], ids=["npz", "pt"])
+def test_masks_under_other_names_are_matched_by_order(
+    save: Any, mask: Tensors, found: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    renamed = {f"net.{99 - i}.w": tensor for i, tensor in enumerate(in_model_order(mask, found).values())}
+    path = tmp_path / f"m.{'npz' if save is save_npz else 'pt'}"
+    save(renamed | {"norm": torch.ones(3)}, path)
+    with pytest.raises(
+        ConfigError, match=r"the model has no net.99.w, net.98.w, net.97.w and \d+ more, and there is no"
+    ):
+        experiment.given_mask(composed(*TINY, f"mask={path}"), initial(found)[0])
+    cfg = composed(*TINY, f"mask={path}", "mask_file.names=order")
+    with caplog.at_level("DEBUG", "pai_bench"):
+        given, _ = experiment.given_mask(cfg, initial(found)[0])
+    assert all(torch.equal(given[key], tensor) for key, tensor in mask.items())
+    assert f"the mask of {next(iter(given))} is that of net.99.w" in caplog.text
+    assert config.run_id(cfg) != config.run_id(composed(*TINY, f"mask={found}/mask.safetensors"))
+    path = path.with_stem("reversed")
+    save(dict(reversed(renamed.items())), path)
+    with pytest.raises(ConfigError, match=r"by order net.\d+.w \(10, 6\) would be the mask of"):
+        experiment.given_mask(composed(*TINY, f"mask={path}", "mask_file.names=order"), initial(found)[0])
+
+
+def test_layers_without_a_mask_stay_whole_when_told_so(mask: Tensors, found: Path, tmp_path: Path) -> None:
+    rest = {name: tensor for name, tensor in mask.items() if name != "fc.weight"}
+    save_file(rest, tmp_path / "m.safetensors")
+    settings = [f"mask={tmp_path}/m.safetensors", "training.epochs=0"]
+    with pytest.raises(ConfigError, match=r"there is no mask of fc.weight; mask_file.missing=keep"):
+        run(tmp_path / "refused", *settings)
+    assert not list((tmp_path / "refused").iterdir())
+    kept = run(tmp_path / "kept", *settings, "mask_file.missing=keep")
+    assert load_file(kept / "mask.safetensors")["fc.weight"].all()
+    row = row_of(kept)
+    assert row["num_kept"] == sum(int(t.sum()) for t in rest.values()) + mask["fc.weight"].numel()
+    assert row["sparsity"] == pytest.approx(1 - row["num_kept"] / row["num_prunable"])
+    assert row["target_sparsity"] == mask_files.sparsity({name: tensor.numpy() for name, tensor in rest.items()})
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.98, 0.966666666667, 0.9999])
+def test_the_sparsity_of_a_mask_is_the_shortest_that_keeps_as_many(sparsity: float) -> None:
+    total = 270_896
+    kept = masks.num_kept(sparsity, total)
+    mask = np.zeros((total, 1), dtype=bool)
+    mask[:kept] = True
+    found = mask_files.sparsity({"a": mask, "norm": np.zeros(5, dtype=bool)})
+    assert masks.num_kept(found, total) == kept
+    assert len(str(found)) <= len(str(sparsity))
+
+
+# Refusals -------------------------------------------------------------------------------------------------------------
+
+
+class _Module(nn.Linear):
+    """Something that only a pickle can hold."""
+
+
+def write(path: Path, content: Any) -> None:
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif path.suffix == ".npz":
+        np.savez(path, **content)
+    elif path.suffix == ".safetensors":
+        save_file(content, path)
+    else:
+        torch.save(content, path)
+
+
+ONE = torch.ones(2, 2)
+WRONG: dict[str, tuple[str, Any, list[str], str]] = {
+    "absent": ("x.pt", None, [], "mask=x.pt: there is no such file"),
+    "not torch": ("x.pt", b"no mask", [], "mask=x.pt: it .*cannot be read"),
+    "not safetensors": ("x.safetensors", b"no mask", [], "cannot be read as a safetensors file"),
+    "torn safetensors": ("x.safetensors", b"\x10\0\0\0\0\0\0\0{", [], "cannot be read as a safetensors file"),
+    "not npz": ("x.npz", b"no mask", [], "cannot be read as a npz file"),
+    "pickled modules": ("x.pt", {_Module(2, 2): ONE}, [], "pickled modules, .*GraSP"),
+    "pickled arrays": ("x.npz", {"a": np.array([{}], dtype=object)}, [], "cannot be read as a npz file"),
+    "a tensor": ("x.pt", ONE, [], "holds a Tensor and not tensors by name"),
+    "no tensors": ("x.pt", {"epoch": 3}, [], r"no single state dict can be told in it \(there is epoch\)"),
+    "two state dicts": ("x.pt", {"a": {"w": ONE}, "b": {"w": ONE}}, [], r"no single .*\(there is a, b\)"),
+    "nothing": ("x.npz", {}, [], "it holds no tensors"),
+    "weights": ("x.pt", {"w": ONE / 3}, [], "w holds 0.333333, and a mask only 0 and 1; .*mask_file.zeros=true"),
+    "not a number": ("x.npz", {"w": np.full((2, 2), np.nan)}, [], "w holds nan, and a mask only 0 and 1"),
+    "not a number among weights": ("x.pt", {"w": ONE * torch.nan}, ["mask_file.zeros=true"], "w holds nan; give"),
+    "words": ("x.npz", {"w": np.array([["a"]])}, [], "w holds <U1, and a mask 0 and 1"),
+    "keeps nothing": ("x.pt", {"w": 0 * ONE}, [], "it keeps nothing"),
+    "only a norm": ("x.pt", {"norm": torch.tensor([1, 0])}, [], "it holds no mask of a kernel or a matrix"),
+    "twice": ("x.pt", {"w": ONE, "module.w": ONE}, [], "it holds w twice"),
+    "masks and zeros": ("x.pt", {"w_mask": ONE}, ["mask_file.zeros=true"], r"holds masks \(w_mask\); take"),
+    "shape": ("x.pt", "fc", [], r"the mask of fc.weight is \(2, 2\), the weight \(10, 6\)"),
+    "number": ("x.pt", {"w": ONE}, ["mask_file.names=order"], r"holds masks of 1 kernels and matrices,"),
+    "order of sorted names": ("x.safetensors", {"w": ONE}, ["mask_file.names=order"], "it is sorted by name"),
+    "order of some": ("x.pt", {"w": ONE}, ["mask_file.names=order", "mask_file.missing=keep"], "every layer needs"),
+    "biases by order": ("x.pt", {"w": ONE, "b": torch.tensor([1, 0])}, ["mask_file.names=order"], "b is pruned too"),
+    "sparsity": ("x.pt", {"w": ONE}, ["sparsity=0.5"], "sparsity=0.5: mask=x.pt has a sparsity of its own; leave"),
+    "compression": ("x.pt", {"w": ONE}, ["compression=10"], "compression=10: mask=x.pt has a sparsity of its own"),
+    "pruner": ("x.pt", {"w": ONE}, ["pruner=snip"], "mask=x.pt: a pruner would compute another mask"),
+    "schedule": ("x.pt", {"w": ONE}, ["schedule=rewind"], "mask=x.pt: schedule=rewind would compute another mask"),
+    "scores": ("x.pt", {"w": ONE}, ["ablation=invert_scores"], "ablation=invert_scores: mask=x.pt comes without"),
+    "labels": ("x.pt", {"w": ONE}, ["ablation=random_labels"], "ablation=random_labels: mask=x.pt comes without"),
+    "choice": ("x.pt", {"w": ONE}, ["mask_file.names=regex"], "mask_file.names=regex: give one of exact, order"),
+    "no such setting": ("x.pt", {"w": ONE}, ["mask_file.order=1"], "mask_file.order"),
+    "name without": ("x.pt", None, ["mask=null", "mask_name=a"], "mask_name=a: there is no mask for it; add mask=PATH"),
+    "a taken name": ("x.pt", {"w": ONE}, ["mask_name=dense"], "mask_name=dense: that is the unpruned network"),
+    "zeros without": ("x.pt", None, ["mask=null", "mask_file.zeros=true"], "mask_file.zeros=True: there is no mask"),
+    "no weights": ("x.pt", "all", ["weights=y.pt"], "weights=y.pt: it cannot be read"),
+    "other weights": ("x.pt", "all", ["weights=x.pt"], "weights=x.pt: there is no .*; give a state dict"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", list(WRONG))
+def test_what_is_wrong_is_refused_in_one_line(
+    case: str, mask: Tensors, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from hydra.core.global_hydra import GlobalHydra
+
+    name, content, overrides, message = WRONG[case]
+    monkeypatch.chdir(tmp_path)
+    content = {"all": mask, "fc": mask | {"fc.weight": ONE}}[content] if isinstance(content, str) else content
+    if content is not None:
+        write(Path(name), content)
+    GlobalHydra.instance().clear()
+    monkeypatch.setattr(sys, "argv", ["run.py", *TINY, f"mask={name}", *overrides])
+    if "mask=null" in overrides:
+        sys.argv.remove(f"mask={name}")
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    said = capsys.readouterr()
+    assert stopped.value.code == 2, said
+    assert re.fullmatch(f"config error: .*{message}.*\n", said.err), said.err
+    assert not list(tmp_path.glob("results/*"))
+
+
+def test_a_mask_is_checked_without_torch(found: Path, tmp_path: Path) -> None:
+    shutil.copy(found / "mask.safetensors", tmp_path / "m.safetensors")
+    arguments = ["-m", "mask=m.safetensors", "sparsity=0.5,0.6"]
+    assert imported("run.py", arguments, HEAVY, tmp_path) <= {"numpy", "safetensors"}
+
+
+# Identity -------------------------------------------------------------------------------------------------------------
+
+
+def test_another_mask_is_another_run_and_a_name_makes_masks_one_method(
+    mask: Tensors, found: Path, tmp_path: Path
+) -> None:
+    other = {name: tensor.flip(0) for name, tensor in mask.items()}
+    save_file(other, tmp_path / "m.safetensors")
+    paths = [f"mask={found}/mask.safetensors", f"mask={tmp_path}/m.safetensors"]
+    for label, equal in ((None, False), ("prospr", True)):
+        named = [f"mask_name={label}"] if label else []
+        one, two = (composed(*TINY, path, *named) for path in paths)
+        assert config.run_id(one) != config.run_id(two)
+        assert config.setting_id(one) == config.setting_id(two)
+        assert (config.group_id(one) == config.group_id(two)) == equal
+        assert (config.method_id(one) == config.method_id(two)) == equal
+        assert config.method_id(one).startswith(f"{label or 'mask'}-") and f"-{label or 'mask'}-s0.8-" in config.run_id(
+            one
+        )
+
+
+def test_a_stored_run_notices_that_its_mask_has_changed(found: Path, mask: Tensors, tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    shutil.copy(found / "mask.safetensors", path)
+    cfg = composed(*TINY, f"mask={path}", f"results_dir={tmp_path}/results")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(config.rerunnable(cfg))
+    assert config.run_id(cli.stored(tmp_path / "run")) == config.run_id(cfg)
+    path.rename(tmp_path / "gone")
+    assert config.run_id(cli.stored(tmp_path / "run")) == config.run_id(cfg), "its name needs no file"
+    with pytest.raises(ConfigError, match="there is no such file"):
+        experiment.run(cli.stored(tmp_path / "run"))
+    save_file({name: ~tensor for name, tensor in mask.items()}, path)
+    for attempt in (lambda: cli.stored(tmp_path / "run"), lambda: experiment.run(cfg)):
+        with pytest.raises(ConfigError, match=r"m.safetensors: it has changed since the run was composed \(checksum"):
+            attempt()
+    assert not list((tmp_path / "results").iterdir())
+
+
+def test_a_preempted_run_goes_on_with_its_mask(
+    found: Path, mask: Tensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "m.safetensors"
+    shutil.copy(found / "mask.safetensors", path)
+    whole = run(tmp_path / "whole", f"mask={path}", f"weights={found}/model.safetensors")
+    cfg = composed(
+        *TINY, f"mask={path}", f"weights={found}/model.safetensors", f"results_dir={tmp_path}/results",
+        "checkpoint_minutes=0",
+    )  # fmt: skip
+    record = store.RunDirectory.record
+
+    def interrupted(self: store.RunDirectory, metrics: dict[str, float], epoch: float) -> None:
+        record(self, metrics, epoch)
+        if epoch == 1:
+            monkeypatch.setattr(preemption, "_received", ["SIGTERM"])
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store.RunDirectory, "record", interrupted)
+        with pytest.raises(PreemptedError):
+            experiment.run(cfg)
+    monkeypatch.setattr(preemption, "_received", [])
+    save_file({name: ~tensor for name, tensor in mask.items()}, path)
+    with pytest.raises(ConfigError, match="it has changed"):
+        experiment.run(cfg)
+    directory = directory_of(tmp_path / "results")
+    assert (directory / "checkpoint.pt").is_file(), "nothing is lost"
+    shutil.copy(found / "mask.safetensors", path)
+    experiment.run(cfg)
+    assert json.loads((directory / "status.json").read_text())["attempt"] > 1
+    one, other = outcome_of(whole), outcome_of(directory)
+    assert one["row"] == other["row"] and one["curve"] == other["curve"]
+    assert all(torch.equal(other["model"][name], tensor) for name, tensor in one["model"].items())
+
+
+def test_two_processes_train_a_given_mask_as_one_does(found: Path, tmp_path: Path) -> None:
+    settings = [*TINY, f"mask={found}/mask.safetensors", "training.batch_size=101", "training.lr=0.001"]
+    one = run(tmp_path / "one", *settings[len(TINY) :])
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", str(ROOT / "run.py"),
+            *settings, f"results_dir={tmp_path / 'two'}",
+        ],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    two = directory_of(tmp_path / "two")
+    assert one.name == two.name and row_of(two)["num_processes"] == 2
+    a, b = load_file(one / "mask.safetensors"), load_file(two / "mask.safetensors")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert row_of(two)["test_loss"] == pytest.approx(row_of(one)["test_loss"], abs=1e-3)
