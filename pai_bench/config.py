@@ -38,6 +38,7 @@ class ExamplesConfig:
     total: int | None = MISSING
     batch_size: int = MISSING
     augment: bool = MISSING
+    balanced: bool | None = None
 
 
 @dataclass

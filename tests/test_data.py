@@ -194,9 +194,21 @@ def test_scoring_examples_in_all_are_drawn_whatever_their_class() -> None:
     assert len({int(image[0].max().round()) for image in batches[0][0]}) == 60
 
 
+def test_a_total_can_be_balanced_and_a_number_per_class_need_not_be() -> None:
+    data = numbered(60)
+    ((_, labels),) = data.draw(Examples(None, 14, 60, False, balanced=True), Generator().manual_seed(0))
+    assert torch.bincount(labels).tolist() == [4, 4, 4]
+    unbalanced = data.draw(Examples(4, None, 60, False, balanced=False), Generator().manual_seed(0))
+    in_all = data.draw(Examples(None, 12, 60, False), Generator().manual_seed(0))
+    assert torch.equal(unbalanced[0][0], in_all[0][0])
+    assert torch.bincount(unbalanced[0][1]).tolist() != [4, 4, 4]
+
+
 @pytest.mark.parametrize(
     ("examples", "message"),
     [
+        (Examples(None, 2, 5, False, balanced=True), "pruner.examples.total=2: there are 3 classes; give more"),
+        (Examples(21, None, 5, False, balanced=False), "pruner.examples.per_class=21: there are 60 training images"),
         (Examples(21, None, 5, False), "pruner.examples.per_class=21: class 0 has 20 training images"),
         (Examples(None, 61, 5, False), "pruner.examples.total=61: there are 60 training images"),
     ],
