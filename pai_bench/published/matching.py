@@ -1,0 +1,257 @@
+"""Which runs stand beside which published number: those whose whole config is that of the recipe, but for the seed."""
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pai_bench import cli, config
+from pai_bench.errors import ConfigError, DataError
+from pai_bench.published.numbers import NETWORK, Number
+from pai_bench.published.verdicts import REPRODUCED, Rule, Sample, Verdict, judge, judge_exactly, sample
+
+NOT_COMPARABLE = "NOT COMPARABLE"
+MISSING = "MISSING"
+NO_EXPERIMENT = "NO EXPERIMENT"
+
+Config = dict[str, Any]
+Row = dict[str, Any]
+Differences = dict[str, tuple[Any, Any]]  # setting -> here, in the recipe
+
+_SAME_DENSITY = 0.002  # relative: papers and recipes round, and 1.778 stands for 10^0.25
+_AFTER_THE_MASK = ("training", "on_collapse")  # a mask that is found before training does not depend on them
+_GRID_STEP = 0.25  # the widest gap, in log10 compression, within which a collapse may lie
+_CHANCE = 3.0  # standard deviations of a binomial count by which the density of a layer may be off as well
+_MOST_TOLD = 4  # settings that are named where two configs differ
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A published number and what became of it."""
+
+    number: Number
+    name: str  # one of verdicts' three or of the three above
+    ours: Sample | None = None
+    verdict: Verdict | None = None
+    reason: str = ""
+    groups: tuple[str, ...] = ()  # the names of the runs, without their seeds
+
+
+@dataclass
+class Group:
+    """Finished runs that differ in nothing but the seed."""
+
+    root: Path  # where their directories lie
+    rows: list[Row] = field(default_factory=list)
+
+    def config(self) -> Config:
+        """The config of the first run.
+
+        Raises:
+            DataError: it is gone or damaged.
+        """
+        cfg: Config = _read(self.root / str(self.rows[0]["id"]) / "config.yaml")
+        return cfg
+
+    @property
+    def density(self) -> float:
+        """What the runs were asked to keep."""
+        return 1.0 - float(self.rows[0]["target_sparsity"])
+
+
+class Recipes:
+    """The configs that published numbers ask for; each is composed once, and none before it is asked for."""
+
+    def __init__(self) -> None:
+        self._composed: dict[tuple[str, ...], list[Config]] = {}
+
+    def of(self, number: Number) -> list[Config]:
+        """The config of a number with a target, or those of a whole curve, at one seed.
+
+        Raises:
+            ConfigError: the recipe does not compose, or has no run for the number.
+        """
+        table = number.table
+        overrides = (*(table.recipe or ()), *(f"{key}={value}" for key, value in settings(number).items()), "seed=0")
+        if overrides not in self._composed:
+            try:
+                self._composed[overrides] = cli.expand(list(overrides))[0]
+            except Exception as error:
+                error.add_note(f"in the recipe of {table.paper}, {table.name}: {' '.join(overrides)}")
+                raise
+        cfgs = self._composed[overrides]
+        if number.density is not None:
+            cfgs = [cfg for cfg in cfgs if _same(1 - cfg["sparsity"], number.density)]
+            if len(cfgs) != 1:
+                raise ConfigError(
+                    f"{table.paper}, {table.name}: its recipe has {len(cfgs)} runs for {number.label}, where one is "
+                    f"needed; see {' '.join(overrides)}"
+                )
+        return cfgs
+
+
+def settings(number: Number) -> dict[str, str]:
+    """The settings of a number on the command line. A network of density 1 is the dense one, whatever the pruner."""
+    return {**number.settings, "pruner": "dense"} if number.density == 1 else dict(number.settings)
+
+
+def compare(numbers: Sequence[Number], rows: Sequence[Row], root: Path, rule: Rule) -> list[Comparison]:
+    """What became of each number, in order. No more recipes are composed than runs are there for.
+
+    Args:
+        rows: of finished runs.
+        root: where their directories lie.
+
+    Raises:
+        ConfigError: as `Recipes.of`.
+        DataError: what a run left is damaged.
+    """
+    groups: dict[str, Group] = {}
+    for row in rows:
+        groups.setdefault(row["group"], Group(root)).rows.append(row)
+    of_network: dict[tuple[str, ...], dict[str, Group]] = defaultdict(dict)
+    for name, group in groups.items():
+        of_network[tuple(str(group.rows[0][key]) for key in NETWORK)][name] = group
+    recipes = Recipes()
+    configs: dict[str, Config] = {}
+
+    def compared(number: Number) -> Comparison:
+        if number.table.recipe is None:
+            return Comparison(number, NO_EXPERIMENT, reason=number.table.no_recipe or "")
+        wanted = settings(number)
+        near = {
+            name: group
+            for name, group in of_network[tuple(wanted[key] for key in NETWORK)].items()
+            if number.density is None or _same(group.density, number.density)
+        }
+        if not near:
+            return Comparison(number, MISSING)
+        here: dict[str, Group] = {}
+        elsewhere: dict[str, str] = {}
+        for name, group in near.items():
+            if name not in configs:
+                configs[name] = group.config()
+            before_training = not number.table.is_accuracy and not group.rows[0]["search_train_examples"]
+            ignored = _AFTER_THE_MASK if before_training else ()
+            found = [(config.differences(configs[name], cfg, ignored), cfg) for cfg in recipes.of(number)]
+            different, cfg = min(found, key=lambda pair: len(pair[0]))
+            if not different:
+                here[name] = group
+            elif configs[name]["ablation"]["name"] in ("none", cfg["ablation"]["name"]):  # or it is another experiment
+                elsewhere[name] = _told(different)
+        if here:
+            return _judged(number, here, rule)
+        if not elsewhere:
+            return Comparison(number, MISSING)
+        reason = " | ".join(dict.fromkeys(elsewhere.values()))
+        return Comparison(number, NOT_COMPARABLE, reason=reason, groups=tuple(elsewhere))
+
+    return [compared(number) for number in numbers]
+
+
+def not_reproduced(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Those with an experiment here that did not get REPRODUCED, if only for want of runs; recalled ones are spared."""
+    spared = (REPRODUCED, NO_EXPERIMENT)
+    return [c for c in comparisons if c.name not in spared and c.number.table.evidence != "R"]
+
+
+def _judged(number: Number, groups: dict[str, Group], rule: Rule) -> Comparison:
+    values, chance = _measured(number, list(groups.values()))
+    if not values:
+        gap = f"no seed has a run without and one with an empty layer within {_GRID_STEP:g} of log10 compression"
+        return Comparison(number, MISSING, reason=gap, groups=tuple(groups))
+    ours = sample(values)
+    tolerance = number.table.tolerance
+    if tolerance is None:
+        verdict = judge(ours, Sample(number.value, number.sd, number.num_runs), rule)
+    else:
+        allowed = tolerance.absolute + tolerance.relative * number.value + chance
+        verdict = judge_exactly(ours.mean, number.value, allowed, number.rounding)
+    return Comparison(number, verdict.name, ours, verdict, verdict.reason, tuple(groups))
+
+
+# What runs say on a quantity ------------------------------------------------------------------------------------------
+
+
+def _measured(number: Number, groups: list[Group]) -> tuple[list[float], float]:
+    """The values of the runs, and by how much chance alone moves one."""
+    rows = [(group, row) for group in groups for row in group.rows]
+    match number.table.quantity:
+        case "layer_density":
+            layers = [_layer(number, group.root / str(row["id"]) / "mask.json") for group, row in rows]
+            chance = _CHANCE * math.sqrt(number.value * (1 - number.value) / layers[0]["size"])
+            return [layer["density"] for layer in layers], chance
+        case "multiply_adds":
+            return [row["multiply_adds_masked"] / row["multiply_adds_dense"] for _, row in rows], 0.0
+        case "critical_compression":
+            return [whole for whole, _ in _collapses(rows)], 0.0
+        case "collapse_threshold":
+            return [min(max(number.value, whole), emptied) for whole, emptied in _collapses(rows)], 0.0
+        case accuracy:
+            if any(row[accuracy] is None for _, row in rows):
+                raise ConfigError(f"{number.table.paper}, {number.table.name}: runs of its recipe have no {accuracy}")
+            return [row[accuracy] for _, row in rows], 0.0
+
+
+def _layer(number: Number, path: Path) -> dict[str, Any]:
+    layers = _read(path)["layers"]
+    assert number.layer is not None
+    if number.layer > len(layers):
+        raise DataError(f"{path}: it has {len(layers)} layers; {number.table.paper} tells of layer {number.layer}")
+    layer: dict[str, Any] = layers[number.layer - 1]
+    return layer
+
+
+def _collapses(rows: list[tuple[Group, Row]]) -> list[tuple[float, float]]:
+    """Of each seed the last log10 compression without an empty layer and the first with one, where these are near."""
+    curves: dict[int, list[tuple[float, bool]]] = defaultdict(list)
+    for group, row in rows:
+        curves[row["seed"]].append((-math.log10(group.density), bool(row["collapsed_layers"])))
+    found = []
+    for curve in curves.values():
+        emptied = min((compression for compression, empty in curve if empty), default=math.inf)
+        whole = max((compression for compression, empty in curve if not empty and compression < emptied), default=None)
+        if whole is not None and emptied - whole < _GRID_STEP * 1.01:
+            found.append((whole, emptied))
+    return found
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def _same(density: float, other: float) -> bool:
+    return math.isclose(density, other, rel_tol=_SAME_DENSITY)
+
+
+def _told(different: Differences) -> str:
+    words = [f"{key}={_plain(here)}, published {_plain(there)}" for key, (here, there) in different.items()]
+    more = len(words) - _MOST_TOLD
+    return "; ".join([*words[:_MOST_TOLD], *([f"and {more} more settings"] if more > 0 else [])])
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.10g}"
+    if isinstance(value, list):
+        return f"[{','.join(map(_plain, value))}]"
+    return "unset" if value is None else str(value)
+
+
+def _read(path: Path) -> Any:
+    try:
+        text = path.read_text(encoding="utf-8")
+        found = (
+            json.loads(text)
+            if path.suffix == ".json"
+            else yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        )
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise DataError(
+            f"{path}: it cannot be read ({' '.join(str(error).split())}); run it again, or take it away"
+        ) from error
+    return found
