@@ -80,7 +80,7 @@ DOORS = {
     "omegaconf": {"cli", "config", "experiment", "export", "sweeps"},
     "wandb": {"tracking"},
     "timm": {"models.timm_zoo"},
-    "torchvision": {"data.cifar", "data.tiny_imagenet"},
+    "torchvision": {"data.cifar", "data.mnist", "data.tiny_imagenet"},
     "torchcodec": {"data.decode"},
     "PIL": {"data.decode"},
     "filelock": {"data.resident", "devices"},

@@ -279,6 +279,44 @@ def test_missing_cifar_says_what_to_run(name: str, tmp_path: Path) -> None:
         load(f"dataset={name}", data_dir=tmp_path)
 
 
+# MNIST ----------------------------------------------------------------------------------------------------------------
+
+
+def mnist_files(root: Path) -> np.ndarray:
+    """The four unpacked files, with thirty training and twenty test images; returns the latter."""
+    folder = root / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for name, number in (("train", 30), ("t10k", 20)):
+        pixels = generator.integers(0, 256, (number, 28, 28), dtype=np.uint8)
+        for kind, array in (("images-idx3", pixels), ("labels-idx1", (np.arange(number) % 10).astype(np.uint8))):
+            header = np.array([0x0800 + array.ndim, *array.shape], dtype=">i4").tobytes()
+            (folder / f"{name}-{kind}-ubyte").write_bytes(header + array.tobytes())
+    return pixels
+
+
+def test_mnist_reads_the_original_layout(tmp_path: Path) -> None:
+    pixels = mnist_files(tmp_path)
+    data = load("dataset=mnist", "dataset.verify=false", data_dir=tmp_path)
+    assert data.num_examples == {"train": 30, "validation": 0, "test": 20}
+    assert (data.input_shape, data.num_classes) == ((1, 28, 28), 10)
+    torch.testing.assert_close(all_images(data, "test"), (torch.as_tensor(pixels)[:, None] / 255 - 0.1307) / 0.3081)
+    assert [int(y) for _, labels in data.evaluation("test", 5) for y in labels] == [*range(10), *range(10)]
+
+
+def test_mnist_that_is_missing_damaged_or_another_is_refused(tmp_path: Path) -> None:
+    remedy = "dataset=mnist: .*missing or damaged.*prepare_data.py mnist --data-dir"
+    with pytest.raises(DataError, match=remedy):
+        load("dataset=mnist", data_dir=tmp_path)
+    mnist_files(tmp_path)
+    with pytest.raises(DataError, match=remedy):
+        load("dataset=mnist", data_dir=tmp_path)
+    images = tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte"
+    images.write_bytes(images.read_bytes()[:-5])
+    with pytest.raises(DataError, match=remedy):
+        load("dataset=mnist", "dataset.verify=false", data_dir=tmp_path)
+
+
 # Folders of images ----------------------------------------------------------------------------------------------------
 
 
