@@ -176,8 +176,11 @@ def _without_hydra(composed: DictConfig) -> DictConfig:
     return composed
 
 
-def expand(overrides: list[str]) -> tuple[list[dict[str, Any]], DictConfig]:
+def expand(overrides: list[str], at_most: int | None = None) -> tuple[list[dict[str, Any]], DictConfig]:
     """The completed configs of all runs of `python run.py -m` with these overrides, and hydra.launcher.
+
+    Args:
+        at_most: compose no more runs than that, the first ones.
 
     Raises:
         ConfigError: and Hydra's own errors, for a wrong override.
@@ -199,7 +202,7 @@ def expand(overrides: list[str]) -> tuple[list[dict[str, Any]], DictConfig]:
             swept, sweeper.paired or [], sweeper.exclude or [], sweeper.drop or [], sweeper.scale, given
         )
         loader = sweeps.SweepLoader(GlobalHydra.instance().config_loader().get_search_path())
-        cfgs = [config.complete(_without_hydra(loader.load_sweep_config(base, job))) for job in jobs]
+        cfgs = [config.complete(_without_hydra(loader.load_sweep_config(base, job))) for job in jobs[:at_most]]
         launcher = OmegaConf.create(OmegaConf.to_container(base.hydra.launcher, resolve=True))
         assert isinstance(launcher, DictConfig)
         return cfgs, launcher

@@ -48,6 +48,7 @@ class Group:
 
     root: Path  # where their directories lie
     rows: list[Row] = field(default_factory=list)
+    _layers: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     def config(self) -> Config:
         """The config of the first run.
@@ -55,8 +56,26 @@ class Group:
         Raises:
             DataError: it is gone or damaged.
         """
-        cfg: Config = _read(self.root / str(self.rows[0]["id"]) / "config.yaml")
-        return cfg
+        path = self.root / str(self.rows[0]["id"]) / "config.yaml"
+        cfg = _read(path)
+        if not isinstance(cfg, dict):
+            raise DataError(f"{path}: it holds no config; take the run away, or make it anew")
+        return {key: value for key, value in cfg.items() if key != "defaults"}  # which are for Hydra
+
+    def layer(self, row: Row, number: Number) -> dict[str, Any]:
+        """What mask.json says of the layer that a number is of.
+
+        Raises:
+            DataError: the file is gone or damaged, or there is no such layer.
+        """
+        run_id = str(row["id"])
+        path = self.root / run_id / "mask.json"
+        if run_id not in self._layers:
+            self._layers[run_id] = _read(path)["layers"]
+        layers, position = self._layers[run_id], number.layer or 0
+        if position > len(layers):
+            raise DataError(f"{path}: it has {len(layers)} layers; {number.table.paper} tells of layer {position}")
+        return layers[position - 1]
 
     @property
     def density(self) -> float:
@@ -68,31 +87,30 @@ class Recipes:
     """The configs that published numbers ask for; each is composed once, and none before it is asked for."""
 
     def __init__(self) -> None:
-        self._composed: dict[tuple[str, ...], list[Config]] = {}
+        self._composed: dict[tuple[str, ...], Config] = {}
 
-    def of(self, number: Number) -> list[Config]:
-        """The config of a number with a target, or those of a whole curve, at one seed.
+    def of(self, number: Number) -> Config:
+        """The config of a number at some target and seed: those of its curve differ in nothing else.
 
         Raises:
-            ConfigError: the recipe does not compose, or has no run for the number.
+            ConfigError: and Hydra's own errors, where the recipe does not compose.
         """
-        table = number.table
-        overrides = (*(table.recipe or ()), *(f"{key}={value}" for key, value in settings(number).items()), "seed=0")
-        if overrides not in self._composed:
+        words = overrides(number)
+        if words not in self._composed:
             try:
-                self._composed[overrides] = cli.expand(list(overrides))[0]
+                self._composed[words] = cli.expand(list(words), at_most=1)[0][0]
             except Exception as error:
-                error.add_note(f"in the recipe of {table.paper}, {table.name}: {' '.join(overrides)}")
+                error.add_note(f"in the recipe of {number.table.paper}, {number.table.name}: {' '.join(words)}")
                 raise
-        cfgs = self._composed[overrides]
-        if number.density is not None:
-            cfgs = [cfg for cfg in cfgs if _same(1 - cfg["sparsity"], number.density)]
-            if len(cfgs) != 1:
-                raise ConfigError(
-                    f"{table.paper}, {table.name}: its recipe has {len(cfgs)} runs for {number.label}, where one is "
-                    f"needed; see {' '.join(overrides)}"
-                )
-        return cfgs
+        return self._composed[words]
+
+
+def overrides(number: Number) -> tuple[str, ...]:
+    """What the command line says for the curve that a number lies on, at one seed."""
+    words = [*(number.table.recipe or ()), *(f"{key}={value}" for key, value in settings(number).items()), "seed=0"]
+    if number.density is not None and not any(word.startswith("experiment=") for word in words):
+        words.append(f"density={number.density!r}")
+    return tuple(words)
 
 
 def settings(number: Number) -> dict[str, str]:
@@ -133,13 +151,13 @@ def compare(numbers: Sequence[Number], rows: Sequence[Row], root: Path, rule: Ru
             return Comparison(number, MISSING)
         here: dict[str, Group] = {}
         elsewhere: dict[str, str] = {}
+        cfg = recipes.of(number)
         for name, group in near.items():
             if name not in configs:
                 configs[name] = group.config()
             before_training = not number.table.is_accuracy and not group.rows[0]["search_train_examples"]
-            ignored = _AFTER_THE_MASK if before_training else ()
-            found = [(config.differences(configs[name], cfg, ignored), cfg) for cfg in recipes.of(number)]
-            different, cfg = min(found, key=lambda pair: len(pair[0]))
+            ignored = ("sparsity", *(_AFTER_THE_MASK if before_training else ()))  # sparsities are near, as was seen
+            different = config.differences(configs[name], cfg, ignored)
             if not different:
                 here[name] = group
             elif configs[name]["ablation"]["name"] in ("none", cfg["ablation"]["name"]):  # or it is another experiment
@@ -183,8 +201,9 @@ def _measured(number: Number, groups: list[Group]) -> tuple[list[float], float]:
     rows = [(group, row) for group in groups for row in group.rows]
     match number.table.quantity:
         case "layer_density":
-            layers = [_layer(number, group.root / str(row["id"]) / "mask.json") for group, row in rows]
-            chance = _CHANCE * math.sqrt(number.value * (1 - number.value) / layers[0]["size"])
+            layers = [group.layer(row, number) for group, row in rows]
+            share = min(number.value + number.rounding, 1.0)
+            chance = _CHANCE * math.sqrt(share * (1 - share) / layers[0]["size"])
             return [layer["density"] for layer in layers], chance
         case "multiply_adds":
             return [row["multiply_adds_masked"] / row["multiply_adds_dense"] for _, row in rows], 0.0
@@ -196,15 +215,6 @@ def _measured(number: Number, groups: list[Group]) -> tuple[list[float], float]:
             if any(row[accuracy] is None for _, row in rows):
                 raise ConfigError(f"{number.table.paper}, {number.table.name}: runs of its recipe have no {accuracy}")
             return [row[accuracy] for _, row in rows], 0.0
-
-
-def _layer(number: Number, path: Path) -> dict[str, Any]:
-    layers = _read(path)["layers"]
-    assert number.layer is not None
-    if number.layer > len(layers):
-        raise DataError(f"{path}: it has {len(layers)} layers; {number.table.paper} tells of layer {number.layer}")
-    layer: dict[str, Any] = layers[number.layer - 1]
-    return layer
 
 
 def _collapses(rows: list[tuple[Group, Row]]) -> list[tuple[float, float]]:
@@ -250,8 +260,9 @@ def _read(path: Path) -> Any:
             if path.suffix == ".json"
             else yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         )
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise DataError(
-            f"{path}: it cannot be read ({' '.join(str(error).split())}); run it again, or take it away"
-        ) from error
+    except OSError as error:
+        raise DataError(f"{path}: it cannot be read ({error.strerror}); take the run away, or make it anew") from error
+    except (ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path}: it is damaged ({reason}); take the run away, or make it anew") from error
     return found
