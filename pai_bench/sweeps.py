@@ -130,8 +130,8 @@ def scaled(found: Sequence[Job], scale: Scale, given: Collection[str]) -> list[J
         }
         job = groups | {key: value for key, value in job.items() if key in given or key.partition(".")[0] not in groups}
         for key in set(job) - set(given):
-            if key in scale.at_most:
-                job[key] = _text(min(yaml.safe_load(job[key]), scale.at_most[key]))
+            if key in scale.at_most and (value := yaml.safe_load(job[key])) is not None:
+                job[key] = _text(min(value, scale.at_most[key]))
             if key in scale.points:
                 points = scale.points[key]
                 job[key] = _text(points[values[key].index(job[key]) * len(points) // len(values[key])])
