@@ -37,7 +37,7 @@ ALLOWED = {
     "reuse": LOOPS | {"files", "prune"},
     "files": set(),
     "ownership": {"errors"},
-    "status": {"files", "ownership"},
+    "status": {"errors", "files", "ownership"},
     "store": LOOPS | {"files", "ownership", "status"},
     "sweeps": {"errors"},
     "slurm": {"cli", "config", "errors", "ownership", "preemption", "status"},

@@ -25,7 +25,7 @@ Differences = dict[str, tuple[Any, Any]]  # setting -> here, in the recipe
 
 _SAME_DENSITY = 0.002  # relative: papers and recipes round, and 1.778 stands for 10^0.25
 _AFTER_THE_MASK = ("training", "on_collapse")  # a mask that is found before training does not depend on them
-_GRID_STEP = 0.25  # the widest gap, in log10 compression, within which a collapse may lie
+_GRID_STEP = 0.2501  # how closely, in log10 compression, it must be known where a layer empties
 _CHANCE = 3.0  # standard deviations of a binomial count by which the density of a layer may be off as well
 _MOST_TOLD = 4  # settings that are named where two configs differ
 
@@ -62,20 +62,16 @@ class Group:
             raise DataError(f"{path}: it holds no config; take the run away, or make it anew")
         return {key: value for key, value in cfg.items() if key != "defaults"}  # which are for Hydra
 
-    def layer(self, row: Row, number: Number) -> dict[str, Any]:
-        """What mask.json says of the layer that a number is of.
+    def layers(self, row: Row) -> list[dict[str, Any]]:
+        """What mask.json says of the layers of one of the runs.
 
         Raises:
-            DataError: the file is gone or damaged, or there is no such layer.
+            DataError: it is gone or damaged.
         """
         run_id = str(row["id"])
-        path = self.root / run_id / "mask.json"
         if run_id not in self._layers:
-            self._layers[run_id] = _read(path)["layers"]
-        layers, position = self._layers[run_id], number.layer or 0
-        if position > len(layers):
-            raise DataError(f"{path}: it has {len(layers)} layers; {number.table.paper} tells of layer {position}")
-        return layers[position - 1]
+            self._layers[run_id] = _read(self.root / run_id / "mask.json")["layers"]
+        return self._layers[run_id]
 
     @property
     def density(self) -> float:
@@ -179,10 +175,28 @@ def not_reproduced(comparisons: Sequence[Comparison]) -> list[Comparison]:
 
 
 def _judged(number: Number, groups: dict[str, Group], rule: Rule) -> Comparison:
-    values, chance = _measured(number, list(groups.values()))
-    if not values:
-        gap = f"no seed has a run without and one with an empty layer within {_GRID_STEP:g} of log10 compression"
-        return Comparison(number, MISSING, reason=gap, groups=tuple(groups))
+    rows = [(group, row) for group in groups.values() for row in group.rows]
+    chance = 0.0
+    match number.table.quantity:
+        case "layer_density":
+            layers = [_layer(number, group, row) for group, row in rows]
+            values = [layer["density"] for layer in layers]
+            share = min(number.value + number.rounding, 1.0)
+            chance = _CHANCE * math.sqrt(share * (1 - share) / layers[0]["size"])
+        case "multiply_adds":
+            values = [row["multiply_adds_masked"] / row["multiply_adds_dense"] for _, row in rows]
+        case "critical_compression" | "collapse_threshold" as quantity:
+            brackets = _collapses(rows)
+            wide = [f"{seed}: {low:g} to {high:g}" for seed, (low, high) in brackets.items() if high - low > _GRID_STEP]
+            if wide:
+                reason = f"log10 of where a layer empties is known too roughly; seed {', '.join(wide)}"
+                return Comparison(number, MISSING, reason=reason, groups=tuple(groups))
+            low_ends = quantity == "critical_compression"
+            values = [low if low_ends else min(max(number.value, low), high) for low, high in brackets.values()]
+        case accuracy:
+            if any(row[accuracy] is None for _, row in rows):
+                raise ConfigError(f"{number.table.paper}, {number.table.name}: runs of its recipe have no {accuracy}")
+            values = [row[accuracy] for _, row in rows]
     ours = sample(values)
     tolerance = number.table.tolerance
     if tolerance is None:
@@ -193,45 +207,26 @@ def _judged(number: Number, groups: dict[str, Group], rule: Rule) -> Comparison:
     return Comparison(number, verdict.name, ours, verdict, verdict.reason, tuple(groups))
 
 
-# What runs say on a quantity ------------------------------------------------------------------------------------------
+def _layer(number: Number, group: Group, row: Row) -> dict[str, Any]:
+    layers, position = group.layers(row), number.layer or 0
+    if position > len(layers):
+        raise DataError(f"{row['id']}: it has {len(layers)} layers; {number.table.paper} tells of layer {position}")
+    return layers[position - 1]
 
 
-def _measured(number: Number, groups: list[Group]) -> tuple[list[float], float]:
-    """The values of the runs, and by how much chance alone moves one."""
-    rows = [(group, row) for group in groups for row in group.rows]
-    match number.table.quantity:
-        case "layer_density":
-            layers = [group.layer(row, number) for group, row in rows]
-            share = min(number.value + number.rounding, 1.0)
-            chance = _CHANCE * math.sqrt(share * (1 - share) / layers[0]["size"])
-            return [layer["density"] for layer in layers], chance
-        case "multiply_adds":
-            return [row["multiply_adds_masked"] / row["multiply_adds_dense"] for _, row in rows], 0.0
-        case "critical_compression":
-            return [whole for whole, _ in _collapses(rows)], 0.0
-        case "collapse_threshold":
-            return [min(max(number.value, whole), emptied) for whole, emptied in _collapses(rows)], 0.0
-        case accuracy:
-            if any(row[accuracy] is None for _, row in rows):
-                raise ConfigError(f"{number.table.paper}, {number.table.name}: runs of its recipe have no {accuracy}")
-            return [row[accuracy] for _, row in rows], 0.0
-
-
-def _collapses(rows: list[tuple[Group, Row]]) -> list[tuple[float, float]]:
-    """Of each seed the last log10 compression without an empty layer and the first with one, where these are near."""
+def _collapses(rows: list[tuple[Group, Row]]) -> dict[int, tuple[float, float]]:
+    """Of each seed the last log10 compression without an empty layer, and the first with one."""
     curves: dict[int, list[tuple[float, bool]]] = defaultdict(list)
+    ends: dict[int, float] = {}
     for group, row in rows:
-        curves[row["seed"]].append((-math.log10(group.density), bool(row["collapsed_layers"])))
-    found = []
-    for curve in curves.values():
-        emptied = min((compression for compression, empty in curve if empty), default=math.inf)
-        whole = max((compression for compression, empty in curve if not empty and compression < emptied), default=None)
-        if whole is not None and emptied - whole < _GRID_STEP * 1.01:
-            found.append((whole, emptied))
+        curves[row["seed"]].append((round(-math.log10(group.density), 9), bool(row["collapsed_layers"])))
+        ends[row["seed"]] = math.log10(row["num_prunable"] / len(group.layers(row)))  # fewer weights than layers
+    found = {}
+    for seed, curve in sorted(curves.items()):
+        high = min((compression for compression, empty in curve if empty), default=math.inf)
+        low = max((compression for compression, empty in curve if not empty and compression < high), default=0.0)
+        found[seed] = low, min(high, max(ends[seed], low))
     return found
-
-
-# ----------------------------------------------------------------------------------------------------------------------
 
 
 def _same(density: float, other: float) -> bool:
