@@ -5,6 +5,7 @@ import csv
 import json
 import math
 import random
+import re
 import runpy
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from scipy import stats
 
 from pai_bench import cli, config
 from pai_bench.errors import ConfigError, DataError
-from pai_bench.published import matching, numbers
+from pai_bench.published import matching, numbers, pages
 from pai_bench.published.matching import MISSING, NO_EXPERIMENT, NOT_COMPARABLE, Recipes
 from pai_bench.published.numbers import Number
 from pai_bench.published.verdicts import (
@@ -549,6 +550,19 @@ def test_a_paper_is_added_by_a_file(tmp_path: Path) -> None:
     assert number.density == pytest.approx(0.1) and number.rounding == pytest.approx(0.0005)
     cfg = Recipes().of(number)
     assert cfg["training"]["epochs"] == 7 and cfg["allocation"]["name"] == "uniform"
+
+
+def test_the_page_on_published_numbers_tells_the_truth(tmp_path: Path) -> None:
+    """Its example is a paper, and its tables list what there is."""
+    page = (ROOT / "docs" / "published.md").read_text()
+    example = re.search(r"```yaml\n(.*?)```", page, re.S)
+    assert example
+    (tmp_path / "somebody.yaml").write_text(example[1])
+    found = numbers.read(tmp_path)
+    assert [n.value for n in found] == pytest.approx([0.936, 0.921, 0.909, 0.894])
+    assert Recipes().of(found[1])["allocation"]["name"] == "uniform"
+    listed = set(re.findall(r"^\| `?([A-Za-z_0-9 ]+?)`? \|", page, re.M))
+    assert listed - {"verdict", "quantity", "evidence"} == {*numbers.QUANTITIES, *numbers.EVIDENCE, *pages.ORDER}
 
 
 @pytest.mark.parametrize(
