@@ -446,6 +446,22 @@ def test_densities_of_layers_are_verified_whatever_the_training(write: Write, tm
     assert compared(rows, tmp_path, layers[:1]).popitem()[1].name == NOT_COMPARABLE
 
 
+def test_a_mask_that_was_trained_twice_counts_once(write: Write, tmp_path: Path) -> None:
+    rows = write(DENSITIES[0], [0.1, 0.2]) + write(DENSITIES[0], [0.1], {"training.epochs": 1})
+    mask_json(rows, tmp_path, [(1728, DENSITIES[0].value)])
+    comparison = compared(rows, tmp_path, DENSITIES[:1]).popitem()[1]
+    assert comparison.ours and comparison.ours.num == 2 and len(comparison.groups) == 2
+
+
+def test_a_run_whose_mask_file_is_gone_is_no_reason_to_stop(write: Write, tmp_path: Path) -> None:
+    mask = tmp_path / "mask.safetensors"
+    mask.write_bytes(b"a mask")
+    rows = write(SYNFLOW, [0.72], {"allocation.mask": str(mask)})
+    mask.unlink()
+    comparison = compared(rows, tmp_path, [SYNFLOW]).popitem()[1]
+    assert comparison.name == NOT_COMPARABLE and "cannot be read" in comparison.reason
+
+
 def test_chance_moves_small_layers(write: Write, tmp_path: Path) -> None:
     layer = DENSITIES[-1]
     rows = write(layer, [0.1])
@@ -584,6 +600,15 @@ def test_the_page_on_published_numbers_tells_the_truth(tmp_path: Path) -> None:
         ("digits, resnet20", "digits, ", "model is missing"),
         ("tables:", "tables: [", "cannot be read"),
         ("- name", "- nane", "nane: there is no such entry"),
+        ("recipe: [training.epochs=7]", "recipe: training.epochs=7", "recipe=training.epochs=7: give a list"),
+        ("source: page 3", "source: 3", "source=3: put it in quotes"),
+        ("tables:", "arxiv: 2006.05467\ntables:", "arxiv=2006.05467: put it in quotes"),
+        ("97.3±0.4", "97.3±-0.4", "no number"),
+        ("across: sparsity", "across: schedule.levels", "needs one target"),
+        ("allocation, 0", "layer, 0", "layer=uniform"),
+        ("quantity: test_top1", "quantity: layer_density\n    tolerance: {absolute: 0.1}", "needs a layer"),
+        ("quantity: test_top1", "quantity: multiply_adds\n    tolerance: {absolute: -1}", "of 0 or more"),
+        ("quantity: test_top1", "quantity: critical_compression\n    tolerance: {absolute: 1}", "has a target"),
     ],
 )
 def test_a_paper_with_a_mistake_is_refused_in_one_line(old: str, new: str, says: str, tmp_path: Path) -> None:

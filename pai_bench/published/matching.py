@@ -153,7 +153,11 @@ def compare(numbers: Sequence[Number], rows: Sequence[Row], root: Path, rule: Ru
                 configs[name] = group.config()
             before_training = not number.table.is_accuracy and not group.rows[0]["search_train_examples"]
             ignored = ("sparsity", *(_AFTER_THE_MASK if before_training else ()))  # sparsities are near, as was seen
-            different = config.differences(configs[name], cfg, ignored)
+            try:
+                different = config.differences(configs[name], cfg, ignored)
+            except ConfigError as error:  # a file that the run was made of is gone
+                elsewhere[name] = str(error)
+                continue
             if not different:
                 here[name] = group
             elif configs[name]["ablation"]["name"] in ("none", cfg["ablation"]["name"]):  # or it is another experiment
@@ -175,7 +179,9 @@ def not_reproduced(comparisons: Sequence[Comparison]) -> list[Comparison]:
 
 
 def _judged(number: Number, groups: dict[str, Group], rule: Rule) -> Comparison:
-    rows = [(group, row) for group in groups.values() for row in group.rows]
+    # Runs of one mask and other trainings say the same of it: a seed counts once.
+    once = {(row["seed"], group.density): (group, row) for group in groups.values() for row in group.rows}
+    rows = list(once.values())
     chance = 0.0
     match number.table.quantity:
         case "layer_density":

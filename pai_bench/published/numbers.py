@@ -26,6 +26,7 @@ QUANTITIES = {
     "critical_compression": (MASK, "log10 of the greatest compression on the grid that leaves no layer empty"),
     "collapse_threshold": (MASK, "log10 of the compression at which a layer is emptied"),
 }
+WITHOUT_TARGET = ("critical_compression", "collapse_threshold")  # they are of a whole curve
 EVIDENCE = {
     "V": "read in a data file or a table of a public repository",
     "T": "read off a picture of the paper's table",
@@ -124,7 +125,7 @@ def choose(numbers: Sequence[Number], words: Sequence[str]) -> list[Number]:
 
     found = [number for number in numbers if all(fits(number, word) for word in words)]
     if not found:
-        raise ConfigError(f"--only {' '.join(words)}: no published number fits; see --all")
+        raise ConfigError(f"--only {' '.join(words)}: no published number fits all of it; take a word away")
     return found
 
 
@@ -136,11 +137,14 @@ def _paper(path: Path) -> list[Number]:
     _require(isinstance(content, dict), path, f"a mapping with {', '.join(sorted(_OF_PAPER))} is needed")
     _check_keys(content, _OF_PAPER, {"paper", "tables"}, path)
     _require(isinstance(content["tables"], list), path, "tables: a list is needed")
+    _check_texts(content, ("paper", "arxiv"), path)
     found = []
     for number, entry in enumerate(content["tables"], start=1):
         _require(isinstance(entry, dict), path, f"table {number}: a mapping is needed")
         where = f"{path}: {entry.get('name', f'table {number}')}"
         _check_keys(entry, _OF_TABLE, {"name", "quantity", "evidence", "source", "values"}, where)
+        texts = ("name", "quantity", "evidence", "source", "values", "across", "no_recipe", "note")
+        _check_texts(entry, texts, where)
         found += _numbers(_table(path, content, entry, where), entry, where)
     return found
 
@@ -157,18 +161,25 @@ def _check_keys(entry: dict[str, Any], known: set[str], needed: set[str], where:
         _require(entry.get(key) not in (None, ""), where, f"{key} is missing")
 
 
+def _check_texts(entry: dict[str, Any], keys: Sequence[str], where: Path | str) -> None:
+    for key in keys:
+        _require(isinstance(entry.get(key), str | None), where, f"{key}={entry.get(key)}: put it in quotes, as a text")
+
+
 def _table(path: Path, paper: dict[str, Any], entry: dict[str, Any], where: str) -> Table:
     quantity, evidence = entry["quantity"], entry["evidence"]
     _require(quantity in QUANTITIES, where, f"quantity={quantity}: give one of {', '.join(QUANTITIES)}")
     _require(evidence in EVIDENCE, where, f"evidence={evidence}: give one of {', '.join(EVIDENCE)}")
     recipe = entry.get("recipe")
     _require((recipe is None) != (entry.get("no_recipe") is None), where, "give either recipe or no_recipe, the reason")
+    texts = recipe is None or (isinstance(recipe, list) and all(isinstance(word, str) for word in recipe))
+    _require(texts, where, f"recipe={recipe}: give a list of overrides")
     tolerance = None
     if (given := entry.get("tolerance")) is not None:
-        numbers = isinstance(given, dict) and all(isinstance(value, (int, float)) for value in given.values())
+        numbers = isinstance(given, dict) and all(isinstance(v, int | float) and v >= 0 for v in given.values())
         _require(
             numbers and set(given) <= {"absolute", "relative"}, where,
-            f"tolerance={given}: give absolute, relative or both as numbers",
+            f"tolerance={given}: give absolute, relative or both as numbers of 0 or more",
         )  # fmt: skip
         tolerance = Tolerance(**given)
     table = Table(
@@ -224,8 +235,16 @@ def _number(table: Table, words: dict[str, str], cell: str, num_runs: int | None
     settings = {key: word for key, word in words.items() if key not in (*TARGETS, "layer")}
     for key in NETWORK:
         _require(key in settings, where, f"values: {key} is missing in {words}")
+    without = table.quantity in WITHOUT_TARGET
+    _require(
+        (target is None) == without,
+        where,
+        f"values: {words} {'has a' if without else 'needs one'} target, one of {', '.join(TARGETS)}",
+    )
+    of_layer = table.quantity == "layer_density"
+    _require((layer is not None) == of_layer, where, f"values: {words} {'needs a' if of_layer else 'has a'} layer")
     mean, _, deviation = cell.partition("±")
-    numbers = _is_number(mean) and (not deviation or _is_number(deviation))
+    numbers = _is_number(mean) and (not deviation or (_is_number(deviation) and float(deviation) >= 0))
     _require(numbers, where, f"values: {cell!r} is no number, nor mean±deviation")
     scale = 100 if table.is_accuracy else 1
     value = float(mean) / scale
