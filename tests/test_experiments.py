@@ -95,6 +95,19 @@ def test_an_experiment_runs_at_smoke_scale(run_cli: RunCli, tmp_path: Path) -> N
     assert not published & {row["setting"] for row in rows}
 
 
+def test_a_run_of_an_exported_experiment_is_run_once(run_cli: RunCli, tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    slurm = ["hydra/launcher=slurm_cpu", "hydra.launcher.timeout_min=5", f"hydra.launcher.export={sweep}"]
+    words = ["experiment=lottery_lenet", "scale=smoke", "tracker=none", "training.epochs=1"]
+    assert run_cli(*words, *slurm).returncode == 0
+    assert len(list((sweep / "args").iterdir())) == 7
+    (dense,) = (path for path in (sweep / "args").iterdir() if "pruner=dense\n" in path.read_text())
+    done = run_cli(*dense.read_text().splitlines())
+    assert done.returncode == 0, done.stderr
+    (row,) = status.read(tmp_path / "results")
+    assert (row["pruner"], row["dataset"]) == ("dense", "digits")
+
+
 def test_scores_of_figure_6_see_what_those_of_the_paper_saw() -> None:
     cfgs = runs("synflow_fig6", "compression=100", "seed=0", "dataset=cifar100,tiny_imagenet", "model=resnet18")
     of = {(cfg["dataset"]["name"], cfg["pruner"]["name"]): cfg for cfg in cfgs}
