@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -176,11 +176,13 @@ def _without_hydra(composed: DictConfig) -> DictConfig:
     return composed
 
 
-def expand(overrides: list[str], at_most: int | None = None) -> tuple[list[dict[str, Any]], DictConfig]:
+def expand(
+    overrides: list[str], choose: Callable[[list[list[str]]], list[list[str]]] = list
+) -> tuple[list[dict[str, Any]], DictConfig]:
     """The completed configs of all runs of `python run.py -m` with these overrides, and hydra.launcher.
 
     Args:
-        at_most: compose no more runs than that, the first ones.
+        choose: which of the runs, given the overrides of each; to compose one takes some hundredths of a second.
 
     Raises:
         ConfigError: and Hydra's own errors, for a wrong override.
@@ -202,7 +204,7 @@ def expand(overrides: list[str], at_most: int | None = None) -> tuple[list[dict[
             swept, sweeper.paired or [], sweeper.exclude or [], sweeper.drop or [], sweeper.scale, given
         )
         loader = sweeps.SweepLoader(GlobalHydra.instance().config_loader().get_search_path())
-        cfgs = [config.complete(_without_hydra(loader.load_sweep_config(base, job))) for job in jobs[:at_most]]
+        cfgs = [config.complete(_without_hydra(loader.load_sweep_config(base, job))) for job in choose(jobs)]
         launcher = OmegaConf.create(OmegaConf.to_container(base.hydra.launcher, resolve=True))
         assert isinstance(launcher, DictConfig)
         return cfgs, launcher

@@ -4,7 +4,7 @@ import copy
 import itertools
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, cast
 
 import yaml
@@ -130,7 +130,7 @@ def scaled(found: Sequence[Job], scale: Scale, given: Collection[str]) -> list[J
         }
         job = groups | {key: value for key, value in job.items() if key in given or key.partition(".")[0] not in groups}
         for key in set(job) - set(given):
-            if key in scale.at_most and (value := yaml.safe_load(job[key])) is not None:
+            if key in scale.at_most and isinstance(value := yaml.safe_load(job[key]), (int, float)):
                 job[key] = _text(min(value, scale.at_most[key]))
             if key in scale.points:
                 points = scale.points[key]
@@ -169,6 +169,9 @@ def overrides_of_jobs(
     if not found:
         raise ConfigError("hydra.sweeper.exclude: it leaves no run; take a rule out")
     if scale:
+        unknown = sorted(set(scale) - {f.name for f in fields(Scale)})
+        if unknown:
+            raise ConfigError(f"hydra.sweeper.scale.{unknown[0]}: there is no such rule; see conf/scale/smoke.yaml")
         found = scaled(found, Scale(**_plain(scale)), given)
     return [[f"{key}={value}" for key, value in job.items()] for job in found]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import hydra
 import pytest
-from conftest import CONF, ROOT, RunCli, options
+from conftest import CONF, ROOT, RunCli
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
@@ -89,6 +89,8 @@ def test_a_scale_without_an_experiment_is_refused(words: list[str], run_cli: Run
     done = run_cli(*words, "scale=smoke")
     assert done.returncode == 2 and "scale=smoke: it makes an experiment smaller; add experiment=NAME" in done.stderr
     assert not (tmp_path / "results").exists()
+    with pytest.raises(ConfigError, match=r"hydra.sweeper.scale.half: there is no such rule"):
+        cli.expand(["experiment=digits_baselines", "scale=smoke", "+hydra.sweeper.scale.half=1"])
     for call in (cli.compose, cli.expand):
         with pytest.raises(ConfigError, match="scale=smoke"):
             call(["sparsity=0.9", "pruner=snip", "scale=smoke"])
@@ -175,12 +177,6 @@ def test_runs_that_differ_in_values_alone_are_composed_once(monkeypatch: pytest.
     cfgs, _ = cli.expand(["pruner=snip,synflow", "sparsity=0.5,0.8", "training.lr=0.1,0.2", "seed=range(5)"])
     assert composed == [[], ["pruner=snip"], ["pruner=synflow"]]
     assert len({config.run_id(cfg) for cfg in cfgs}) == len(cfgs) == 40
-
-
-@pytest.mark.parametrize("name", options("experiment"))
-def test_every_experiment_composes(name: str) -> None:
-    cfgs, _ = cli.expand([f"experiment={name}"])
-    assert cfgs
 
 
 def test_an_experiment_is_a_sweep_that_the_command_line_can_narrow() -> None:

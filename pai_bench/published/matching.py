@@ -94,7 +94,7 @@ class Recipes:
         words = overrides(number)
         if words not in self._composed:
             try:
-                self._composed[words] = cli.expand(list(words), at_most=1)[0][0]
+                self._composed[words] = cli.expand(list(words), lambda jobs: jobs[:1])[0][0]
             except Exception as error:
                 error.add_note(f"in the recipe of {number.table.paper}, {number.table.name}: {' '.join(words)}")
                 raise
