@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -61,6 +62,7 @@ def _run(composed: DictConfig) -> float | None:
         count(PreemptedError.exit_code)
         return None
     try:
+        sweeps.check_scale(HydraConfig.get().runtime.choices)
         completed = config.complete(composed)
         directory = config.directory(completed)
     except Exception as error:
@@ -163,11 +165,24 @@ def compose(overrides: list[str]) -> dict[str, Any]:
     """
     config.register()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return config.complete(hydra.compose("config", overrides))
+        composed = hydra.compose("config", overrides, return_hydra_config=True)
+        sweeps.check_scale(composed.hydra.runtime.choices)
+        return config.complete(_without_hydra(composed))
 
 
-def expand(overrides: list[str]) -> tuple[list[dict[str, Any]], DictConfig]:
+def _without_hydra(composed: DictConfig) -> DictConfig:
+    with open_dict(composed):
+        del composed["hydra"]
+    return composed
+
+
+def expand(
+    overrides: list[str], choose: Callable[[list[list[str]]], list[list[str]]] = list
+) -> tuple[list[dict[str, Any]], DictConfig]:
     """The completed configs of all runs of `python run.py -m` with these overrides, and hydra.launcher.
+
+    Args:
+        choose: which of the runs, given the overrides of each; to compose one takes some hundredths of a second.
 
     Raises:
         ConfigError: and Hydra's own errors, for a wrong override.
@@ -183,14 +198,13 @@ def expand(overrides: list[str]) -> tuple[list[dict[str, Any]], DictConfig]:
         of_hydra = [o.input_line for o in parsed if o.key_or_group.startswith("hydra") and o.input_line]
         params = [f"{key}={value}" for key, value in (base.hydra.sweeper.params or {}).items()]
         swept = parser.parse_overrides([*params, *(line for line in overrides if line not in of_hydra)])
-        jobs = sweeps.overrides_of_jobs(swept, base.hydra.sweeper.paired or [], base.hydra.sweeper.exclude or [])
+        sweeps.check_scale(base.hydra.runtime.choices)
+        sweeper, given = base.hydra.sweeper, {override.get_key_element() for override in parsed}
+        jobs = sweeps.overrides_of_jobs(
+            swept, sweeper.paired or [], sweeper.exclude or [], sweeper.drop or [], sweeper.scale, given
+        )
         loader = sweeps.SweepLoader(GlobalHydra.instance().config_loader().get_search_path())
-        cfgs = []
-        for job in jobs:
-            composed = loader.load_sweep_config(base, job)
-            with open_dict(composed):
-                del composed["hydra"]
-            cfgs.append(config.complete(composed))
+        cfgs = [config.complete(_without_hydra(loader.load_sweep_config(base, job))) for job in choose(jobs)]
         launcher = OmegaConf.create(OmegaConf.to_container(base.hydra.launcher, resolve=True))
         assert isinstance(launcher, DictConfig)
         return cfgs, launcher

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import tempfile
+from collections.abc import Collection
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
@@ -39,6 +40,7 @@ class ExamplesConfig:
     total: int | None = MISSING
     batch_size: int = MISSING
     augment: bool = MISSING
+    balanced: bool | None = None
 
 
 @dataclass
@@ -542,7 +544,8 @@ def _without(settings: dict[str, Any], *keys: str) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key not in keys}
 
 
-def _hash(cfg: dict[str, Any], without: set[str]) -> str:
+def _counted(cfg: dict[str, Any], without: set[str]) -> dict[str, Any]:
+    """The settings that can change a result, less those named."""
     counted = dict(cfg)
     counted["dataset"] = _without(cfg["dataset"], "root")
     counted["training"] = _without(cfg["training"], "compact")
@@ -558,8 +561,12 @@ def _hash(cfg: dict[str, Any], without: set[str]) -> str:
         counted["training"] = _without(counted["training"], "lr_drop_epochs", "lr_drop_factor")
     if cfg["pruner"]["score"] is None:  # nothing is scored and nothing allocated
         counted = _without(counted, "allocation") | {"pruner": {"name": cfg["pruner"]["name"]}}
-    text = json.dumps(_meaning(_without(counted, *without)), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    meaning: dict[str, Any] = _meaning(_without(counted, *without))
+    return meaning
+
+
+def _hash(cfg: dict[str, Any], without: set[str]) -> str:
+    return hashlib.sha256(json.dumps(_counted(cfg, without), sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _digest(setting: str, path: str, wanted: str) -> str:
@@ -638,6 +645,32 @@ def method_id(cfg: dict[str, Any]) -> str:
 def _told_apart_by_name(cfg: dict[str, Any]) -> set[str]:
     """The mask itself, where the user gave it a name: masks of one name are one method's, for several seeds, say."""
     return {"mask"} if cfg["mask_name"] else set()
+
+
+def differences(
+    cfg: dict[str, Any], other: dict[str, Any], ignored: Collection[str] = ()
+) -> dict[str, tuple[Any, Any]]:
+    """The settings in which two runs differ that can change a result, seeds aside: none where their group is one.
+
+    Args:
+        cfg: what `complete` returned.
+        other: the same of another run.
+        ignored: groups and settings, by their first name, that are not looked at.
+
+    Returns:
+        Of each dotted setting the values here and there, None where it is not set.
+    """
+    without = NOT_IDENTITY | {"seed", *ignored}
+    ours, theirs = _leaves(_counted(cfg, without)), _leaves(_counted(other, without))
+    keys = sorted(ours.keys() | theirs.keys())
+    return {key: (ours.get(key), theirs.get(key)) for key in keys if ours.get(key) != theirs.get(key)}
+
+
+def _leaves(settings: dict[str, Any], path: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found |= _leaves(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
+    return found
 
 
 def rerunnable(cfg: dict[str, Any]) -> str:

@@ -63,12 +63,16 @@ class Subnetwork:
 
 @dataclass(frozen=True)
 class Examples:
-    """Which training images a score looks at: `per_class` of each class, or `total` whatever their class."""
+    """Which training images a score looks at: `per_class` of each class, or `total` whatever their class.
+
+    `balanced` says otherwise: as many of each class as `total` allows, or `per_class` for each in all.
+    """
 
     per_class: int | None
     total: int | None
     batch_size: int
     augment: bool
+    balanced: bool | None = None  # None: per_class is balanced and total is not
 
 
 class Score(Protocol):

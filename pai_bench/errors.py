@@ -19,6 +19,12 @@ class DataError(UserError):
     exit_code = 4
 
 
+class NotReproducedError(UserError):
+    """A published number was asked to be reproduced and was not."""
+
+    exit_code = 5
+
+
 class OwnedError(UserError):
     """Another live process is working on the run."""
 

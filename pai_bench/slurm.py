@@ -199,7 +199,8 @@ def export(jobs: Sequence[Sequence[str]], folder: Path, *, max_requeues: int, **
     for start in range(0, len(jobs), size):
         part = jobs[start : start + size]
         for number, overrides in enumerate(part, start=start):
-            (folder / "args" / str(number)).write_text("".join(f"{override}\n" for override in overrides))
+            words = [*overrides, "hydra.mode=RUN"]  # an experiment among them has been expanded
+            (folder / "args" / str(number)).write_text("".join(f"{word}\n" for word in words))
         here = shlex.quote(str(folder))
         read = f"mapfile -t ARGS < {here}/args/$(({start} + ${{SLURM_ARRAY_TASK_ID:-0}}))"
         script = folder / ("array.sh" if len(jobs) <= size else f"array-{start // size}.sh")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pai_bench import files
+from pai_bench.errors import DataError
 from pai_bench.ownership import claimed
 
 RESULT = "result.json"
@@ -74,6 +75,15 @@ def mark_queued(directory: Path, job: str, since: float, text: str) -> None:
 
 
 def read(root: Path) -> list[dict[str, Any]]:
-    """The result rows of every finished run below a folder, sorted by id."""
-    rows = [json.loads(path.read_text()) for path in root.glob(f"*/{RESULT}")]
+    """The result rows of every finished run below a folder, sorted by id.
+
+    Raises:
+        DataError: one of them cannot be read.
+    """
+    rows: list[dict[str, Any]] = []
+    for path in root.glob(f"*/{RESULT}"):
+        try:
+            rows.append(json.loads(path.read_text()))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path}: it is damaged ({error}); take the run away, or make it anew") from error
     return sorted(rows, key=lambda row: str(row["id"]))

@@ -1,9 +1,10 @@
-"""Which runs a sweep consists of: the product of its settings, with settings that go in pairs and exclusions."""
+"""Which runs a sweep consists of: the product of its settings, with settings in pairs, what is left out, a scale."""
 
 import copy
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, cast
 
 import yaml
@@ -17,53 +18,139 @@ from omegaconf.errors import OmegaConfBaseException
 from pai_bench.errors import ConfigError
 
 Job = dict[str, str]  # setting -> value, as on the command line
+Columns = Mapping[str, Sequence[Any]]  # settings with as many values each
+Rows = Sequence[Mapping[str, Any]]  # values of settings, which need not be the same in all rows
 
 
 def jobs(
     swept: Mapping[str, Sequence[str]],
-    paired: Sequence[Mapping[str, Sequence[Any]]] = (),
+    paired: Sequence[Columns | Rows] = (),
     exclude: Sequence[Mapping[str, Any]] = (),
+    drop: Sequence[Mapping[str, Any]] = (),
 ) -> list[Job]:
-    """The runs of a sweep, in the order of their settings.
+    """The runs of a sweep, in the order of their settings. Those that do not differ are one.
 
     Args:
         swept: the values of each setting, which are combined each with each.
-        paired: settings whose first values go together, their second values, and so on; one that is swept as well
-            keeps only those of its pairs.
+        paired: settings whose first values go together, their second values, and so on, or a list of what goes
+            together; one that is swept as well keeps only those of its pairs.
         exclude: combinations to leave out: a value, or a list of values, for each of some settings.
+        drop: `settings` that play no part `where` others have some value, or one of a list of values.
 
     Raises:
-        ConfigError: paired settings have different numbers of values, or exclusions or pairs name what is not swept.
+        ConfigError: paired settings have different numbers of values, or exclusions or pairs name what is not swept, or
+            something to drop is not said in full.
     """
     axes = []
-    taken = {key for group in paired for key in group}
+    taken = set()
     for group in paired:
-        lengths = {key: len(values) for key, values in group.items()}
-        if len(set(lengths.values())) > 1:
-            numbers = ", ".join(f"{key} has {number}" for key, number in lengths.items())
-            raise ConfigError(f"hydra.sweeper.paired: as many values for each setting are needed; {numbers}")
-        rows = [dict(zip(group, map(_text, row), strict=True)) for row in zip(*group.values(), strict=True)]
-        chosen = [row for row in rows if all(_among(row[key], swept[key]) for key in row if key in swept)]
+        rows = _rows(group)
+        keys = list(dict.fromkeys(key for row in rows for key in row))
+        given = [key for key in keys if key in swept]
+        chosen = [row for row in rows if all(key in row and _among(row[key], swept[key]) for key in given)]
         if not chosen:
-            given = ", ".join(f"{key}={','.join(swept[key])}" for key in group if key in swept)
-            raise ConfigError(f"{given}: none of the pairs of hydra.sweeper.paired has it; see {list(group)} there")
+            said = ", ".join(f"{key}={','.join(swept[key])}" for key in given)
+            raise ConfigError(f"{said}: none of the pairs of hydra.sweeper.paired has it; see {keys} there")
         axes.append(chosen)
+        taken |= set(keys)
     axes += [[{key: value} for value in values] for key, values in swept.items() if key not in taken]
     found = [{key: value for part in parts for key, value in part.items()} for parts in itertools.product(*axes)]
+    known = taken | set(swept)
     for rule in exclude:
-        unknown = [key for key in rule if found and key not in found[0]]
-        if unknown:
-            raise ConfigError(f"hydra.sweeper.exclude: {unknown[0]} is not in the sweep; add it there or drop the rule")
-        found = [job for job in found if not all(_among(job[key], _values(value)) for key, value in rule.items())]
-    return found
+        _check_known("exclude", rule, known)
+        found = [job for job in found if not _matches(job, rule)]
+    for rule in drop:
+        if set(rule) != {"where", "settings"}:
+            raise ConfigError(f"hydra.sweeper.drop: {dict(rule)}: give `where` and `settings`, and nothing else")
+        _check_known("drop", rule["where"], known)
+        dropped = set(_values(rule["settings"]))
+        found = [
+            {key: value for key, value in job.items() if key not in dropped} if _matches(job, rule["where"]) else job
+            for job in found
+        ]
+    return _unique(found)
+
+
+def _check_known(name: str, rule: Mapping[str, Any], known: Collection[str]) -> None:
+    unknown = [key for key in rule if key not in known]
+    if unknown:
+        raise ConfigError(f"hydra.sweeper.{name}: {unknown[0]} is not in the sweep; add it there or drop the rule")
+
+
+def _matches(job: Job, rule: Mapping[str, Any]) -> bool:
+    return all(key in job and _among(job[key], _values(value)) for key, value in rule.items())
+
+
+def _unique(found: Sequence[Job]) -> list[Job]:
+    return list({frozenset(job.items()): job for job in found}.values())
+
+
+def _rows(group: Columns | Rows) -> list[Job]:
+    """What goes together, in the words of the command line."""
+    if not isinstance(group, Mapping):
+        return [{key: _text(value) for key, value in row.items()} for row in group]
+    lengths = {key: len(values) for key, values in group.items()}
+    if len(set(lengths.values())) > 1:
+        numbers = ", ".join(f"{key} has {number}" for key, number in lengths.items())
+        raise ConfigError(f"hydra.sweeper.paired: as many values for each setting are needed; {numbers}")
+    return [dict(zip(group, map(_text, row), strict=True)) for row in zip(*group.values(), strict=True)]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How the runs of an experiment are made smaller; conf/scale/ has its values. What the command line says stays.
+
+    Args:
+        replace: options of groups that every run takes; the experiment's own settings of such a group go with it.
+        keep: options of those groups that are small as they are.
+        at_most: the greatest value of a setting that the experiment names.
+        points: values for a setting that the experiment names, in place of its own in their order: of two, the first
+            for the first half of them and the second for the second.
+    """
+
+    replace: Mapping[str, str] = field(default_factory=dict)
+    keep: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    at_most: Mapping[str, float] = field(default_factory=dict)
+    points: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+
+def scaled(found: Sequence[Job], scale: Scale, given: Collection[str]) -> list[Job]:
+    """The runs of an experiment at a scale. Those that no longer differ are one.
+
+    Args:
+        given: the settings that the command line names, which stay as they are.
+    """
+    values = {key: list(dict.fromkeys(job[key] for job in found if key in job)) for key in scale.points}
+    small: list[Job] = []
+    for job in found:
+        groups = {
+            group: option
+            for group, option in scale.replace.items()
+            if group not in given and job.get(group) not in scale.keep.get(group, ())
+        }
+        job = groups | {key: value for key, value in job.items() if key in given or key.partition(".")[0] not in groups}
+        for key in set(job) - set(given):
+            if key in scale.at_most and isinstance(value := yaml.safe_load(job[key]), (int, float)):
+                job[key] = _text(min(value, scale.at_most[key]))
+            if key in scale.points:
+                points = scale.points[key]
+                job[key] = _text(points[values[key].index(job[key]) * len(points) // len(values[key])])
+        small.append(job)
+    return _unique(small)
 
 
 def overrides_of_jobs(
     overrides: Sequence[Override],
-    paired: Sequence[Mapping[str, Sequence[Any]]] = (),
+    paired: Sequence[Columns | Rows] = (),
     exclude: Sequence[Mapping[str, Any]] = (),
+    drop: Sequence[Mapping[str, Any]] = (),
+    scale: Mapping[str, Any] | None = None,
+    given: Collection[str] = (),
 ) -> list[list[str]]:
-    """The overrides of every run of a sweep, from those of its command line: `jobs` in Hydra's words.
+    """The overrides of every run of a sweep, from those of its command line: `jobs` and `scaled` in Hydra's words.
+
+    Args:
+        given: the settings that the command line names itself.
 
     Raises:
         ConfigError: as `jobs`, a sweep over an interval, or nothing is left.
@@ -77,12 +164,35 @@ def overrides_of_jobs(
             swept[key] = list(override.sweep_string_iterator())
         else:
             raise ConfigError(f"{override.input_line}: a sweep needs values; use choice() or range()")
-    # Hydra's lists are no lists of Python's.
-    rules = OmegaConf.to_container(OmegaConf.create({"paired": list(paired), "exclude": list(exclude)}), resolve=True)
-    found = [[f"{key}={value}" for key, value in job.items()] for job in jobs(swept, **cast(dict[str, Any], rules))]
+    grid = {"paired": list(paired), "exclude": list(exclude), "drop": list(drop)}
+    found = jobs(swept, **_plain(grid))
     if not found:
         raise ConfigError("hydra.sweeper.exclude: it leaves no run; take a rule out")
-    return found
+    if scale:
+        unknown = sorted(set(scale) - {f.name for f in fields(Scale)})
+        if unknown:
+            raise ConfigError(f"hydra.sweeper.scale.{unknown[0]}: there is no such rule; see conf/scale/smoke.yaml")
+        found = scaled(found, Scale(**_plain(scale)), given)
+    return [[f"{key}={value}" for key, value in job.items()] for job in found]
+
+
+def _plain(settings: Any) -> dict[str, Any]:
+    """What Hydra hands over, whose lists are no lists of Python's."""
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(settings), resolve=True))
+
+
+def check_scale(choices: Mapping[str, str | None]) -> None:
+    """Refuses a scale where there is no experiment to scale.
+
+    Args:
+        choices: the options of config groups.
+
+    Raises:
+        ConfigError: it is so.
+    """
+    scale = choices.get("scale")
+    if scale not in (None, "full") and choices.get("experiment") is None:
+        raise ConfigError(f"scale={scale}: it makes an experiment smaller; add experiment=NAME, or leave it out")
 
 
 class SweepLoader(ConfigLoaderImpl):

@@ -301,6 +301,25 @@ def test_seeds_share_a_group() -> None:
 
 
 @pytest.mark.parametrize(
+    ("overrides", "different"),
+    [
+        (["seed=1", "device=cpu", "training.compact=off"], {}),
+        (["training.epochs=2"], {"training.epochs": (20.0, 2.0)}),
+        (["pruner=random"], {"pruner.name": ("synflow", "random")}),
+        (["sparsity=0.8", "model.init.norm=uniform"], {"sparsity": (0.9, 0.8), "model.init.norm": ("ones", "uniform")}),
+    ],
+)
+def test_runs_are_told_apart_by_their_settings(
+    overrides: list[str], different: dict[str, tuple[object, object]]
+) -> None:
+    cfg, other = composed("pruner=synflow", "sparsity=0.9"), composed("pruner=synflow", "sparsity=0.9", *overrides)
+    found = config.differences(cfg, other)
+    assert different.items() <= found.items()
+    assert (config.group_id(cfg) == config.group_id(other)) == (found == {})
+    assert "training.epochs" not in config.differences(cfg, other, {"training"})
+
+
+@pytest.mark.parametrize(
     ("overrides", "same"),
     [
         (["seed=1"], {"setting_id", "method_id"}),

@@ -194,9 +194,21 @@ def test_scoring_examples_in_all_are_drawn_whatever_their_class() -> None:
     assert len({int(image[0].max().round()) for image in batches[0][0]}) == 60
 
 
+def test_a_total_can_be_balanced_and_a_number_per_class_need_not_be() -> None:
+    data = numbered(60)
+    ((_, labels),) = data.draw(Examples(None, 14, 60, False, balanced=True), Generator().manual_seed(0))
+    assert torch.bincount(labels).tolist() == [4, 4, 4]
+    unbalanced = data.draw(Examples(4, None, 60, False, balanced=False), Generator().manual_seed(0))
+    in_all = data.draw(Examples(None, 12, 60, False), Generator().manual_seed(0))
+    assert torch.equal(unbalanced[0][0], in_all[0][0])
+    assert torch.bincount(unbalanced[0][1]).tolist() != [4, 4, 4]
+
+
 @pytest.mark.parametrize(
     ("examples", "message"),
     [
+        (Examples(None, 2, 5, False, balanced=True), "pruner.examples.total=2: there are 3 classes; give more"),
+        (Examples(21, None, 5, False, balanced=False), "pruner.examples.per_class=21: there are 60 training images"),
         (Examples(21, None, 5, False), "pruner.examples.per_class=21: class 0 has 20 training images"),
         (Examples(None, 61, 5, False), "pruner.examples.total=61: there are 60 training images"),
     ],
@@ -265,6 +277,44 @@ def test_cifar_checks_the_published_checksums(tmp_path: Path) -> None:
 def test_missing_cifar_says_what_to_run(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=f"dataset={name}: .*prepare_data.py {name}"):
         load(f"dataset={name}", data_dir=tmp_path)
+
+
+# MNIST ----------------------------------------------------------------------------------------------------------------
+
+
+def mnist_files(root: Path) -> np.ndarray:
+    """The four unpacked files, with thirty training and twenty test images; returns the latter."""
+    folder = root / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for name, number in (("train", 30), ("t10k", 20)):
+        pixels = generator.integers(0, 256, (number, 28, 28), dtype=np.uint8)
+        for kind, array in (("images-idx3", pixels), ("labels-idx1", (np.arange(number) % 10).astype(np.uint8))):
+            header = np.array([0x0800 + array.ndim, *array.shape], dtype=">i4").tobytes()
+            (folder / f"{name}-{kind}-ubyte").write_bytes(header + array.tobytes())
+    return pixels
+
+
+def test_mnist_reads_the_original_layout(tmp_path: Path) -> None:
+    pixels = mnist_files(tmp_path)
+    data = load("dataset=mnist", "dataset.verify=false", data_dir=tmp_path)
+    assert data.num_examples == {"train": 30, "validation": 0, "test": 20}
+    assert (data.input_shape, data.num_classes) == ((1, 28, 28), 10)
+    torch.testing.assert_close(all_images(data, "test"), (torch.as_tensor(pixels)[:, None] / 255 - 0.1307) / 0.3081)
+    assert [int(y) for _, labels in data.evaluation("test", 5) for y in labels] == [*range(10), *range(10)]
+
+
+def test_mnist_that_is_missing_damaged_or_another_is_refused(tmp_path: Path) -> None:
+    remedy = "dataset=mnist: .*missing or damaged.*prepare_data.py mnist --data-dir"
+    with pytest.raises(DataError, match=remedy):
+        load("dataset=mnist", data_dir=tmp_path)
+    mnist_files(tmp_path)
+    with pytest.raises(DataError, match=remedy):
+        load("dataset=mnist", data_dir=tmp_path)
+    images = tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte"
+    images.write_bytes(images.read_bytes()[:-5])
+    with pytest.raises(DataError, match=remedy):
+        load("dataset=mnist", "dataset.verify=false", data_dir=tmp_path)
 
 
 # Folders of images ----------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from pai_bench import allocation, experiment, masks, measures, seeding
 from pai_bench.core import Shape, Subnetwork
 from pai_bench.errors import ConfigError
 
-CIFAR, TINY, IMAGENET = (3, 32, 32), (3, 64, 64), (3, 224, 224)
+MNIST, CIFAR, TINY, IMAGENET = (1, 28, 28), (3, 32, 32), (3, 64, 64), (3, 224, 224)
 
 
 def build(*overrides: str, shape: Shape = CIFAR, num_classes: int = 10, seed: int = 0) -> nn.Module:
@@ -21,6 +21,8 @@ def build(*overrides: str, shape: Shape = CIFAR, num_classes: int = 10, seed: in
 
 
 def shape_of(name: str) -> Shape:
+    if name.startswith("lenet"):
+        return MNIST
     return TINY if name.endswith("_tiny") else IMAGENET if name in ("resnet50", "vgg16_bn", "timm") else CIFAR
 
 
@@ -42,6 +44,13 @@ def shape_of(name: str) -> Shape:
         ("vgg19", CIFAR, 100, 20_070_080),
         ("vgg19", TINY, 200, 20_121_280),
         ("resnet50", IMAGENET, 1000, 25_502_912),
+        # The one for ImageNet less its 7x7 stem and its classifier, plus those for CIFAR.
+        ("resnet50_cifar", CIFAR, 10, 25_502_912 - 64 * 3 * 49 - 2048 * 1000 + 64 * 3 * 9 + 2048 * 10),
+        ("lenet300", MNIST, 10, 266_200),
+        ("lenet5", MNIST, 10, 430_500),
+        ("conv2", CIFAR, 10, 4_300_992),
+        ("conv4", CIFAR, 10, 2_425_024),
+        ("conv6", CIFAR, 10, 2_261_184),
     ],
 )
 def test_prunable_counts_are_the_published_ones(name: str, shape: Shape, num_classes: int, num_prunable: int) -> None:

@@ -9,17 +9,17 @@ from conftest import composed, pruned_as
 from torch import Generator, nn
 
 from pai_bench import allocation, experiment, masks, measures, seeding
+from pai_bench.published import numbers
 
-# VGG-16 on CIFAR-100, density of conv 1 to 13 and the classifier, mean of three seeds: the results released with
-# SynFlow (Tanaka et al. 2020, arXiv:2006.05467). Between seeds the densities differ by 0.001 to 0.005.
-PUBLISHED = {
-    ("magnitude", 10): [0.8827, 0.5182, 0.5158, 0.3575, 0.3571, 0.1929, 0.1932, 0.1935, *[0.0658] * 5, 0.5424],
-    ("magnitude", 100): [0.8003, 0.2473, 0.2472, 0.1016, 0.1004, 0.0205, 0.0203, 0.0203, *[0.00104] * 5, 0.2741],
-    ("synflow", 100): [
-        0.9354, 0.3038, 0.1540, 0.0778, 0.0385, 0.0198, 0.0193, 0.00986, 0.00499, 0.00484, 0.00463, 0.00433, 0.00484,
-        0.1995,
-    ],
-}  # fmt: skip
+NUMBERS = numbers.read(numbers.PAPERS)
+
+
+def densities(pruner: str, compression: int) -> list[float]:
+    """Of VGG-16 on CIFAR-100, conv 1 to 13 and the classifier; between seeds they differ by 0.001 to 0.005."""
+    wanted = {"dataset": "cifar100", "model": "vgg16", "pruner": pruner}
+    target = f"log10_compression={math.log10(compression):g}"
+    of_layers = [n for n in NUMBERS if n.table.quantity == "layer_density" and n.settings == wanted]
+    return [n.value for n in of_layers if n.target == target]
 
 
 def vgg16() -> nn.Module:
@@ -31,11 +31,11 @@ def pruned(model: nn.Module, pruner: str, compression: float, input_shape: tuple
     return pruned_as(model, input_shape, f"pruner={pruner}", f"compression={compression}").mask
 
 
-@pytest.mark.parametrize(("pruner", "compression"), list(PUBLISHED))
+@pytest.mark.parametrize(("pruner", "compression"), [("magnitude", 10), ("magnitude", 100), ("synflow", 100)])
 def test_layer_densities_of_vgg16_on_cifar100(pruner: str, compression: int) -> None:
     mask = pruned(vgg16(), pruner, compression, (3, 32, 32))
     assert masks.kept(mask) == round(14_761_664 / compression)
-    ours, theirs = list(masks.densities(mask).values()), PUBLISHED[pruner, compression]
+    ours, theirs = list(masks.densities(mask).values()), densities(pruner, compression)
     sizes = [tensor.numel() for tensor in mask.values()]
     for density, expected, size in zip(ours, theirs, sizes, strict=True):
         chance = 3 * math.sqrt(expected * (1 - expected) / size)
@@ -95,8 +95,8 @@ def test_synflow_keeps_every_layer_where_one_shot_pruning_collapses() -> None:
     assert masks.collapsed(pruned(model, "magnitude", compression, (3, 8, 8))) != []
 
 
-# RigL's README: the share of ResNet-50's multiply-adds that Erdos-Renyi-kernel and uniform densities leave.
-RIGL = {("erk", 0.8): 0.42, ("erk", 0.9): 0.24, ("erk", 0.95): 0.12, ("erk", 0.965): 0.09}
+# The share of ResNet-50's multiply-adds that Erdos-Renyi-kernel densities leave.
+ERK = [n for n in NUMBERS if n.table.quantity == "multiply_adds" and n.settings["allocation"] == "erk"]
 
 
 @pytest.fixture(scope="module")
@@ -104,15 +104,15 @@ def resnet50() -> nn.Module:
     return experiment._function(composed("model=resnet50")["model"])((3, 224, 224), 1000)
 
 
-@pytest.mark.parametrize(("allocate", "sparsity"), list(RIGL))
-def test_erk_leaves_the_published_share_of_multiply_adds(allocate: str, sparsity: float, resnet50: nn.Module) -> None:
+@pytest.mark.parametrize("number", ERK, ids=lambda number: number.target)
+def test_erk_leaves_the_published_share_of_multiply_adds(number: numbers.Number, resnet50: nn.Module) -> None:
     scores = {name: weight.detach().abs() for name, weight in masks.prunable(resnet50).items()}
-    function = experiment._function(composed(f"allocation={allocate}")["allocation"])
-    mask = function(scores, masks.full(resnet50), sparsity, Generator())
+    assert number.density is not None
+    mask = allocation.erk(scores, masks.full(resnet50), 1 - number.density, Generator(), kernel=True)
     counts = measures.multiply_adds(resnet50, (3, 224, 224))
     assert sum(counts.values()) == pytest.approx(4.089e9, rel=1e-3)
     share = measures.masked_multiply_adds(counts, mask) / sum(counts.values())
-    assert share == pytest.approx(RIGL[allocate, sparsity], abs=0.0065)
+    assert share == pytest.approx(number.value, abs=0.0065)
 
 
 def test_uniform_with_a_dense_first_layer_leaves_the_published_share(resnet50: nn.Module) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import hydra
 import pytest
-from conftest import CONF, ROOT, RunCli, options
+from conftest import CONF, ROOT, RunCli
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
@@ -42,12 +42,79 @@ def test_a_paired_setting_on_the_command_line_chooses_its_pairs() -> None:
         sweeps.jobs({"model": ["mobilenet"]}, paired)
 
 
+def test_pairs_in_rows_need_not_name_the_same_settings() -> None:
+    paired = [[{"pruner": "snip"}, {"pruner": "magnitude", "schedule": "rewind", "schedule.levels": 3}]]
+    rewound = {"pruner": "magnitude", "schedule": "rewind", "schedule.levels": "3"}
+    assert sweeps.jobs({}, paired) == [{"pruner": "snip"}, rewound]
+    assert sweeps.jobs({"schedule": ["rewind"]}, paired) == [rewound]
+    assert sweeps.jobs({"seed": ["0"]}, paired, [{"schedule": "rewind"}]) == [{"pruner": "snip", "seed": "0"}]
+    with pytest.raises(ConfigError, match=r"schedule\.levels=4: none of the pairs"):
+        sweeps.jobs({"schedule.levels": ["4"]}, paired)
+
+
+SCALE = sweeps.Scale(
+    replace={"model": "small", "training": "short"}, keep={"model": ["tiny"]},
+    at_most={"seed": 0, "schedule.levels": 2}, points={"sparsity": [0.5, 0.9]},
+)  # fmt: skip
+
+
+def test_a_scale_makes_the_runs_of_an_experiment_smaller() -> None:
+    swept = {"model": ["large", "tiny"], "training.lr": ["0.1"], "model.depth": ["9"], "seed": ["0", "1"]}
+    assert sweeps.scaled(sweeps.jobs(swept), SCALE, ()) == [
+        {"model": "small", "training": "short", "seed": "0"},
+        {"training": "short", "model": "tiny", "model.depth": "9", "seed": "0"},
+    ]
+    swept = {"sparsity": ["0.2", "0.4", "0.6"], "schedule.levels": ["1", "5"]}
+    found = [(job["sparsity"], job["schedule.levels"]) for job in sweeps.scaled(sweeps.jobs(swept), SCALE, ())]
+    assert found == [("0.5", "1"), ("0.5", "2"), ("0.9", "1"), ("0.9", "2")]
+
+
+def test_what_the_command_line_says_is_not_scaled() -> None:
+    swept = {"model": ["large"], "model.depth": ["9"], "seed": ["7"], "sparsity": ["0.3"], "training.lr": ["0.2"]}
+    found = sweeps.scaled(sweeps.jobs(swept), SCALE, {"model", "seed", "sparsity", "training.lr"})
+    assert found == [
+        {
+            "training": "short",
+            "model": "large",
+            "model.depth": "9",
+            "seed": "7",
+            "sparsity": "0.3",
+            "training.lr": "0.2",
+        }
+    ]
+
+
+@pytest.mark.parametrize("words", [["sparsity=0.9", "pruner=snip"], ["-m", "sparsity=0.5,0.9", "pruner=snip"]])
+def test_a_scale_without_an_experiment_is_refused(words: list[str], run_cli: RunCli, tmp_path: Path) -> None:
+    done = run_cli(*words, "scale=smoke")
+    assert done.returncode == 2 and "scale=smoke: it makes an experiment smaller; add experiment=NAME" in done.stderr
+    assert not (tmp_path / "results").exists()
+    with pytest.raises(ConfigError, match=r"hydra.sweeper.scale.half: there is no such rule"):
+        cli.expand(["experiment=digits_baselines", "scale=smoke", "+hydra.sweeper.scale.half=1"])
+    for call in (cli.compose, cli.expand):
+        with pytest.raises(ConfigError, match="scale=smoke"):
+            call(["sparsity=0.9", "pruner=snip", "scale=smoke"])
+
+
 def test_exclusions_leave_combinations_out() -> None:
     swept = {"pruner": ["snip", "grasp"], "sparsity": ["0.5", "0.90", "0.99"]}
     found = sweeps.jobs(swept, (), [{"pruner": "grasp", "sparsity": [0.9, 0.99]}])
     assert [(job["pruner"], job["sparsity"]) for job in found] == [
         ("snip", "0.5"), ("snip", "0.90"), ("snip", "0.99"), ("grasp", "0.5"),
     ]  # fmt: skip
+
+
+def test_a_setting_that_plays_no_part_is_dropped_and_its_runs_are_one() -> None:
+    swept = {"pruner": ["dense", "snip", "grasp"], "sparsity": ["0.5", "0.9"], "seed": ["0", "1"]}
+    found = sweeps.jobs(swept, drop=[{"where": {"pruner": ["dense", "none"]}, "settings": ["sparsity"]}])
+    assert len(found) == (1 + 2 * 2) * 2
+    assert [job for job in found if job["pruner"] == "dense"] == [{"pruner": "dense", "seed": s} for s in "01"]
+    for wrong, message in (
+        ({"pruner": "dense"}, "give `where` and `settings`"),
+        ({"where": {"x": 1}, "settings": []}, "x is not"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            sweeps.jobs(swept, drop=[wrong])
 
 
 @pytest.mark.parametrize(
@@ -110,12 +177,6 @@ def test_runs_that_differ_in_values_alone_are_composed_once(monkeypatch: pytest.
     cfgs, _ = cli.expand(["pruner=snip,synflow", "sparsity=0.5,0.8", "training.lr=0.1,0.2", "seed=range(5)"])
     assert composed == [[], ["pruner=snip"], ["pruner=synflow"]]
     assert len({config.run_id(cfg) for cfg in cfgs}) == len(cfgs) == 40
-
-
-@pytest.mark.parametrize("name", options("experiment"))
-def test_every_experiment_composes(name: str) -> None:
-    cfgs, _ = cli.expand([f"experiment={name}"])
-    assert cfgs
 
 
 def test_an_experiment_is_a_sweep_that_the_command_line_can_narrow() -> None:

@@ -1,10 +1,11 @@
-"""Hydra's basic sweeper, with settings that go in pairs and exclusions."""
+"""Hydra's basic sweeper, with settings that go in pairs, what is left out, and a scale."""
 
 from dataclasses import dataclass
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
@@ -17,8 +18,10 @@ class GridSweeperConf:
     _target_: str = "hydra_plugins.pai_bench_plugins.grid.GridSweeper"
     max_batch_size: int | None = None
     params: dict[str, str] | None = None
-    paired: list[dict[str, Any]] | None = None
+    paired: list[Any] | None = None
     exclude: list[dict[str, Any]] | None = None
+    drop: list[dict[str, Any]] | None = None
+    scale: dict[str, Any] | None = None
 
 
 ConfigStore.instance().store(group="hydra/sweeper", name="grid", node=GridSweeperConf, provider="pai_bench")
@@ -27,9 +30,9 @@ ConfigStore.instance().store(group="hydra/sweeper", name="grid", node=GridSweepe
 class GridSweeper(BasicSweeper):
     """Runs pai_bench.sweeps.jobs."""
 
-    def __init__(self, paired: Any, exclude: Any, **settings: Any) -> None:
+    def __init__(self, paired: Any, exclude: Any, drop: Any, scale: Any, **settings: Any) -> None:
         super().__init__(**settings)
-        self.paired, self.exclude = paired or [], exclude or []
+        self.rules = (paired or [], exclude or [], drop or [], scale)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra."""
@@ -39,11 +42,17 @@ class GridSweeper(BasicSweeper):
         context = HydraContext(loader, hydra_context.callbacks)
         super().setup(hydra_context=context, task_function=task_function, config=config)
 
+    def sweep(self, arguments: list[str]) -> Any:
+        """Called by Hydra with the words of the command line."""
+        parsed = OverridesParser.create().parse_overrides(arguments)
+        self.given = {override.get_key_element() for override in parsed}
+        return super().sweep(arguments)
+
     def split_arguments(self, overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:  # type: ignore[override]
         """The overrides of every job, in batches."""
         from pai_bench import sweeps
 
-        found = sweeps.overrides_of_jobs(overrides, self.paired, self.exclude)
+        found = sweeps.overrides_of_jobs(overrides, *self.rules, self.given)
         return list(self.split_overrides_to_chunks(found, max_batch_size))
 
     def validate_batch_is_legal(self, batch: Any) -> None:

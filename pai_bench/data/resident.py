@@ -50,19 +50,27 @@ def choose_examples(labels: Tensor, num_classes: int, examples: Examples, genera
     order = torch.randperm(len(labels), generator=generator)
     if examples.per_class is None:
         wanted = examples.total or 0
+        setting, of_class = f"pruner.examples.total={wanted}", wanted // num_classes
+    else:
+        of_class, wanted = examples.per_class, examples.per_class * num_classes
+        setting = f"pruner.examples.per_class={of_class}"
+    balanced = examples.per_class is not None if examples.balanced is None else examples.balanced
+    if not balanced:
         if len(labels) < wanted:
-            raise ConfigError(f"pruner.examples.total={wanted}: there are {len(labels)} training images; give fewer")
+            raise ConfigError(f"{setting}: there are {len(labels)} training images; give fewer")
         return order[:wanted]
+    if of_class == 0:
+        raise ConfigError(f"{setting}: there are {num_classes} classes; give more, or pruner.examples.balanced=false")
     shuffled = labels[order]
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     for label in range(num_classes):
         members = (shuffled == label).nonzero().squeeze(1)
-        if len(members) < examples.per_class:
+        if len(members) < of_class:
             raise ConfigError(
-                f"pruner.examples.per_class={examples.per_class}: class {label} has {len(members)} training images; "
-                "give fewer, or pruner.examples.total instead"
+                f"{setting}: class {label} has {len(members)} training images; give fewer, or images whatever their "
+                "class (pruner.examples.balanced=false)"
             )
-        chosen[members[: examples.per_class]] = True
+        chosen[members[:of_class]] = True
     return order[chosen]
 
 

@@ -1,4 +1,6 @@
-"""Residual networks for small images: a 3x3 stem, basic blocks, projection shortcuts, no max-pooling."""
+"""Residual networks for small images: a 3x3 stem, two kinds of block, projection shortcuts, no max-pooling."""
+
+from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -8,6 +10,12 @@ from pai_bench.errors import ConfigError
 from pai_bench.models.initialization import initialize_
 
 
+def _shortcut(num_in: int, num_out: int, stride: int) -> nn.Module:
+    if stride == 1 and num_in == num_out:
+        return nn.Identity()
+    return nn.Sequential(nn.Conv2d(num_in, num_out, 1, stride, bias=False), nn.BatchNorm2d(num_out))
+
+
 def _conv3x3(num_in: int, num_out: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(num_in, num_out, 3, stride, padding=1, bias=False)
 
@@ -15,14 +23,13 @@ def _conv3x3(num_in: int, num_out: int, stride: int = 1) -> nn.Conv2d:
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions around an identity, or around a 1x1 projection where the shape changes."""
 
+    expansion = 1
+
     def __init__(self, num_in: int, num_out: int, stride: int) -> None:
         super().__init__()
         self.conv1, self.bn1 = _conv3x3(num_in, num_out, stride), nn.BatchNorm2d(num_out)
         self.conv2, self.bn2 = _conv3x3(num_out, num_out), nn.BatchNorm2d(num_out)
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or num_in != num_out:
-            projection = nn.Conv2d(num_in, num_out, 1, stride, bias=False)
-            self.shortcut = nn.Sequential(projection, nn.BatchNorm2d(num_out))
+        self.shortcut = _shortcut(num_in, num_out, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, num_in, H, W) -> (B, num_out, H / stride, W / stride)."""
@@ -30,20 +37,47 @@ class BasicBlock(nn.Module):
         return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
 
 
-class ResNet(nn.Module):
-    """Stem, stages of basic blocks, global average pooling, one linear layer."""
+class Bottleneck(nn.Module):
+    """A 3x3 convolution, which has the stride, between two of 1x1 to and from a quarter of the channels."""
 
-    def __init__(self, num_channels: int, num_classes: int, widths: list[int], blocks: list[int]) -> None:
+    expansion = 4
+
+    def __init__(self, num_in: int, num_out: int, stride: int) -> None:
+        super().__init__()
+        width = num_out // self.expansion
+        self.conv1, self.bn1 = nn.Conv2d(num_in, width, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = _conv3x3(width, width, stride), nn.BatchNorm2d(width)
+        self.conv3, self.bn3 = nn.Conv2d(width, num_out, 1, bias=False), nn.BatchNorm2d(num_out)
+        self.shortcut = _shortcut(num_in, num_out, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, num_in, H, W) -> (B, num_out, H / stride, W / stride)."""
+        out = F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
+        return F.relu(self.bn3(self.conv3(out)) + self.shortcut(x))
+
+
+class ResNet(nn.Module):
+    """Stem, stages of blocks, global average pooling, one linear layer."""
+
+    def __init__(
+        self,
+        num_channels: int,
+        num_classes: int,
+        widths: list[int],
+        blocks: list[int],
+        block: type[BasicBlock] | type[Bottleneck] = BasicBlock,
+    ) -> None:
         super().__init__()
         self.conv, self.bn = _conv3x3(num_channels, widths[0]), nn.BatchNorm2d(widths[0])
         stages: list[nn.Module] = []
         num_in = widths[0]
         for stage, (width, num_blocks) in enumerate(zip(widths, blocks, strict=True)):
             strides = [1 if stage == 0 else 2] + [1] * (num_blocks - 1)
+            num_out = width * block.expansion
             stages.append(
-                nn.Sequential(*(BasicBlock(num_in if i == 0 else width, width, s) for i, s in enumerate(strides)))
+                nn.Sequential(*(block(num_in if i == 0 else num_out, num_out, s) for i, s in enumerate(strides)))
             )
-            num_in = width
+            num_in = num_out
         self.stages = nn.Sequential(*stages)
         self.fc = nn.Linear(num_in, num_classes)
 
@@ -54,11 +88,18 @@ class ResNet(nn.Module):
 
 
 def resnet(
-    input_shape: Shape, num_classes: int, *, widths: list[int], blocks: list[int], init: dict[str, str]
+    input_shape: Shape,
+    num_classes: int,
+    *,
+    widths: list[int],
+    blocks: list[int],
+    init: dict[str, str],
+    block: Literal["basic", "bottleneck"] = "basic",
 ) -> nn.Module:
-    """A residual network: `blocks[i]` basic blocks of `widths[i]` channels in stage i; later stages halve the image.
+    """A residual network: `blocks[i]` blocks of `widths[i]` channels in stage i; later stages halve the image.
 
-    ResNet-20 is widths [16, 32, 64] with blocks [3, 3, 3]; ResNet-18 is [64, 128, 256, 512] with [2, 2, 2, 2].
+    ResNet-20 is widths [16, 32, 64] with blocks [3, 3, 3]; ResNet-18 is [64, 128, 256, 512] with [2, 2, 2, 2];
+    ResNet-50 is that with [3, 4, 6, 3] bottlenecks, which give out four times their width.
 
     Raises:
         ConfigError: there are not as many widths as blocks.
@@ -69,4 +110,5 @@ def resnet(
     """
     if len(widths) != len(blocks):
         raise ConfigError(f"model.widths={widths}: give one for each stage of model.blocks={blocks}")
-    return initialize_(ResNet(input_shape[0], num_classes, widths, blocks), init)
+    kind = Bottleneck if block == "bottleneck" else BasicBlock
+    return initialize_(ResNet(input_shape[0], num_classes, widths, blocks, kind), init)

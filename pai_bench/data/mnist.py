@@ -1,0 +1,71 @@
+"""MNIST through torchvision, in the layout of the original files."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pai_bench.core import Place
+from pai_bench.data.resident import Images, Resident, lock
+from pai_bench.errors import DataError
+
+# MD5 of the unpacked files; torchvision knows those of the packed ones alone.
+_FILES = {
+    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+}
+
+
+def mnist(
+    place: Place, *, validation: float, mean: list[float], std: list[float], padding: int, flip: bool, verify: bool
+) -> Resident:
+    """MNIST: 60,000 training and 10,000 test images of 28x28, greyscale, ten classes.
+
+    Args:
+        verify: check the files against the published checksums; false accepts other files in the same layout.
+
+    Raises:
+        DataError: the files are missing or damaged.
+
+    Reference: LeCun et al. 1998, Gradient-based learning applied to document recognition.
+    """
+    train, test = _read(place, verify)
+    return Resident(train, test, 10, place, validation=validation, mean=mean, std=std, padding=padding, flip=flip)
+
+
+def _read(place: Place, verify: bool) -> tuple[Images, Images]:
+    """The training and the test images."""
+    from torchvision.datasets import MNIST
+
+    folder = place.data_dir / "MNIST" / "raw"
+    try:
+        if place.download:
+            with lock(place.data_dir, "mnist"):
+                MNIST(place.data_dir, download=True)
+        train, test = (MNIST(place.data_dir, train=part) for part in (True, False))
+        if verify:
+            _check(folder)
+    except (RuntimeError, ValueError, AssertionError, OSError) as error:
+        if place.download:
+            raise DataError(
+                f"dataset=mnist: it cannot be fetched ({error}); fetch it elsewhere and run "
+                "python scripts/prepare_data.py mnist --from MNIST, the folder that holds raw/ with the four files"
+            ) from error
+        raise DataError(
+            f"dataset=mnist: {folder} is missing or damaged; run "
+            f"python scripts/prepare_data.py mnist --data-dir {place.data_dir}, or say where it is with data_dir="
+        ) from error
+    return _arrays(train), _arrays(test)
+
+
+def _check(folder: Path) -> None:
+    for name, published in _FILES.items():
+        if hashlib.md5((folder / name).read_bytes(), usedforsecurity=False).hexdigest() != published:
+            raise OSError(f"{folder / name} is not the published file")
+
+
+def _arrays(part: Any) -> Images:
+    return part.data.numpy()[..., np.newaxis], part.targets.numpy()

@@ -1,0 +1,269 @@
+"""Which runs stand beside which published number: those whose whole config is that of the recipe, but for the seed."""
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pai_bench import cli, config
+from pai_bench.errors import ConfigError, DataError
+from pai_bench.published.numbers import NETWORK, Number
+from pai_bench.published.verdicts import REPRODUCED, Rule, Sample, Verdict, judge, judge_exactly, sample
+
+NOT_COMPARABLE = "NOT COMPARABLE"
+MISSING = "MISSING"
+NO_EXPERIMENT = "NO EXPERIMENT"
+
+Config = dict[str, Any]
+Row = dict[str, Any]
+Differences = dict[str, tuple[Any, Any]]  # setting -> here, in the recipe
+
+_SAME_DENSITY = 0.002  # relative: papers and recipes round, and 1.778 stands for 10^0.25
+_AFTER_THE_MASK = ("training", "on_collapse")  # a mask that is found before training does not depend on them
+_GRID_STEP = 0.2501  # how closely, in log10 compression, it must be known where a layer empties
+_CHANCE = 3.0  # standard deviations of a binomial count by which the density of a layer may be off as well
+_MOST_TOLD = 4  # settings that are named where two configs differ
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A published number and what became of it."""
+
+    number: Number
+    name: str  # one of verdicts' three or of the three above
+    ours: Sample | None = None
+    verdict: Verdict | None = None
+    reason: str = ""
+    groups: tuple[str, ...] = ()  # the names of the runs, without their seeds
+
+
+@dataclass
+class Group:
+    """Finished runs that differ in nothing but the seed."""
+
+    root: Path  # where their directories lie
+    rows: list[Row] = field(default_factory=list)
+    _layers: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+    def config(self) -> Config:
+        """The config of the first run.
+
+        Raises:
+            DataError: it is gone or damaged.
+        """
+        path = self.root / str(self.rows[0]["id"]) / "config.yaml"
+        cfg = _read(path)
+        if not isinstance(cfg, dict):
+            raise DataError(f"{path}: it holds no config; take the run away, or make it anew")
+        return {key: value for key, value in cfg.items() if key != "defaults"}  # which are for Hydra
+
+    def layers(self, row: Row) -> list[dict[str, Any]]:
+        """What mask.json says of the layers of one of the runs.
+
+        Raises:
+            DataError: it is gone or damaged.
+        """
+        run_id = str(row["id"])
+        if run_id not in self._layers:
+            self._layers[run_id] = _read(self.root / run_id / "mask.json")["layers"]
+        return self._layers[run_id]
+
+    @property
+    def density(self) -> float:
+        """What the runs were asked to keep."""
+        return 1.0 - float(self.rows[0]["target_sparsity"])
+
+
+class Recipes:
+    """The configs that published numbers ask for; each is composed once, and none before it is asked for."""
+
+    def __init__(self) -> None:
+        self._composed: dict[tuple[str, ...], Config] = {}
+
+    def of(self, number: Number) -> Config:
+        """The config of a number at some target and seed: those of its curve differ in nothing else.
+
+        Raises:
+            ConfigError: and Hydra's own errors, where the recipe does not compose.
+        """
+        words = overrides(number)
+        if words not in self._composed:
+            try:
+                self._composed[words] = cli.expand(list(words), lambda jobs: jobs[:1])[0][0]
+            except Exception as error:
+                error.add_note(f"in the recipe of {number.table.paper}, {number.table.name}: {' '.join(words)}")
+                raise
+        return self._composed[words]
+
+
+def overrides(number: Number) -> tuple[str, ...]:
+    """What the command line says for the curve that a number lies on, at one seed."""
+    words = [*(number.table.recipe or ()), *(f"{key}={value}" for key, value in settings(number).items()), "seed=0"]
+    if number.density is not None and not any(word.startswith("experiment=") for word in words):
+        words.append(f"density={number.density!r}")
+    return tuple(words)
+
+
+def settings(number: Number) -> dict[str, str]:
+    """The settings of a number on the command line. A network of density 1 is the dense one, whatever the pruner."""
+    return {**number.settings, "pruner": "dense"} if number.density == 1 else dict(number.settings)
+
+
+def compare(numbers: Sequence[Number], rows: Sequence[Row], root: Path, rule: Rule) -> list[Comparison]:
+    """What became of each number, in order. No more recipes are composed than runs are there for.
+
+    Args:
+        rows: of finished runs.
+        root: where their directories lie.
+
+    Raises:
+        ConfigError: as `Recipes.of`.
+        DataError: what a run left is damaged.
+    """
+    groups: dict[str, Group] = {}
+    for row in rows:
+        groups.setdefault(row["group"], Group(root)).rows.append(row)
+    of_network: dict[tuple[str, ...], dict[str, Group]] = defaultdict(dict)
+    for name, group in groups.items():
+        of_network[tuple(str(group.rows[0][key]) for key in NETWORK)][name] = group
+    recipes = Recipes()
+    configs: dict[str, Config] = {}
+
+    def compared(number: Number) -> Comparison:
+        if number.table.recipe is None:
+            return Comparison(number, NO_EXPERIMENT, reason=number.table.no_recipe or "")
+        wanted = settings(number)
+        near = {
+            name: group
+            for name, group in of_network[tuple(wanted[key] for key in NETWORK)].items()
+            if number.density is None or _same(group.density, number.density)
+        }
+        if not near:
+            return Comparison(number, MISSING)
+        here: dict[str, Group] = {}
+        elsewhere: dict[str, str] = {}
+        cfg = recipes.of(number)
+        for name, group in near.items():
+            if name not in configs:
+                configs[name] = group.config()
+            before_training = not number.table.is_accuracy and not group.rows[0]["search_train_examples"]
+            ignored = ("sparsity", *(_AFTER_THE_MASK if before_training else ()))  # sparsities are near, as was seen
+            try:
+                different = config.differences(configs[name], cfg, ignored)
+            except ConfigError as error:  # a file that the run was made of is gone
+                elsewhere[name] = str(error)
+                continue
+            if not different:
+                here[name] = group
+            elif configs[name]["ablation"]["name"] in ("none", cfg["ablation"]["name"]):  # or it is another experiment
+                elsewhere[name] = _told(different)
+        if here:
+            return _judged(number, here, rule)
+        if not elsewhere:
+            return Comparison(number, MISSING)
+        reason = " | ".join(dict.fromkeys(elsewhere.values()))
+        return Comparison(number, NOT_COMPARABLE, reason=reason, groups=tuple(elsewhere))
+
+    return [compared(number) for number in numbers]
+
+
+def not_reproduced(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Those with an experiment here that did not get REPRODUCED, if only for want of runs; recalled ones are spared."""
+    spared = (REPRODUCED, NO_EXPERIMENT)
+    return [c for c in comparisons if c.name not in spared and c.number.table.evidence != "R"]
+
+
+def _judged(number: Number, groups: dict[str, Group], rule: Rule) -> Comparison:
+    # Runs of one mask and other trainings say the same of it: a seed counts once.
+    once = {(row["seed"], group.density): (group, row) for group in groups.values() for row in group.rows}
+    rows = list(once.values())
+    chance = 0.0
+    match number.table.quantity:
+        case "layer_density":
+            layers = [_layer(number, group, row) for group, row in rows]
+            values = [layer["density"] for layer in layers]
+            share = min(number.value + number.rounding, 1.0)
+            chance = _CHANCE * math.sqrt(share * (1 - share) / layers[0]["size"])
+        case "multiply_adds":
+            values = [row["multiply_adds_masked"] / row["multiply_adds_dense"] for _, row in rows]
+        case "critical_compression" | "collapse_threshold" as quantity:
+            brackets = _collapses(rows)
+            wide = [f"{seed}: {low:g} to {high:g}" for seed, (low, high) in brackets.items() if high - low > _GRID_STEP]
+            if wide:
+                reason = f"log10 of where a layer empties is known too roughly; seed {', '.join(wide)}"
+                return Comparison(number, MISSING, reason=reason, groups=tuple(groups))
+            low_ends = quantity == "critical_compression"
+            values = [low if low_ends else min(max(number.value, low), high) for low, high in brackets.values()]
+        case accuracy:
+            if any(row[accuracy] is None for _, row in rows):
+                raise ConfigError(f"{number.table.paper}, {number.table.name}: runs of its recipe have no {accuracy}")
+            values = [row[accuracy] for _, row in rows]
+    ours = sample(values)
+    tolerance = number.table.tolerance
+    if tolerance is None:
+        verdict = judge(ours, Sample(number.value, number.sd, number.num_runs), rule)
+    else:
+        allowed = tolerance.absolute + tolerance.relative * number.value + chance
+        verdict = judge_exactly(ours.mean, number.value, allowed, number.rounding)
+    return Comparison(number, verdict.name, ours, verdict, verdict.reason, tuple(groups))
+
+
+def _layer(number: Number, group: Group, row: Row) -> dict[str, Any]:
+    layers, position = group.layers(row), number.layer or 0
+    if position > len(layers):
+        raise DataError(f"{row['id']}: it has {len(layers)} layers; {number.table.paper} tells of layer {position}")
+    return layers[position - 1]
+
+
+def _collapses(rows: list[tuple[Group, Row]]) -> dict[int, tuple[float, float]]:
+    """Of each seed the last log10 compression without an empty layer, and the first with one."""
+    curves: dict[int, list[tuple[float, bool]]] = defaultdict(list)
+    ends: dict[int, float] = {}
+    for group, row in rows:
+        curves[row["seed"]].append((round(-math.log10(group.density), 9), bool(row["collapsed_layers"])))
+        ends[row["seed"]] = math.log10(row["num_prunable"] / len(group.layers(row)))  # fewer weights than layers
+    found = {}
+    for seed, curve in sorted(curves.items()):
+        high = min((compression for compression, empty in curve if empty), default=math.inf)
+        low = max((compression for compression, empty in curve if not empty and compression < high), default=0.0)
+        found[seed] = low, min(high, max(ends[seed], low))
+    return found
+
+
+def _same(density: float, other: float) -> bool:
+    return math.isclose(density, other, rel_tol=_SAME_DENSITY)
+
+
+def _told(different: Differences) -> str:
+    words = [f"{key}={_plain(here)}, published {_plain(there)}" for key, (here, there) in different.items()]
+    more = len(words) - _MOST_TOLD
+    return "; ".join([*words[:_MOST_TOLD], *([f"and {more} more settings"] if more > 0 else [])])
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.10g}"
+    if isinstance(value, list):
+        return f"[{','.join(map(_plain, value))}]"
+    return "unset" if value is None else str(value)
+
+
+def _read(path: Path) -> Any:
+    try:
+        text = path.read_text(encoding="utf-8")
+        found = (
+            json.loads(text)
+            if path.suffix == ".json"
+            else yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        )
+    except OSError as error:
+        raise DataError(f"{path}: it cannot be read ({error.strerror}); take the run away, or make it anew") from error
+    except (ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path}: it is damaged ({reason}); take the run away, or make it anew") from error
+    return found

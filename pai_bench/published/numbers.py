@@ -1,0 +1,278 @@
+"""Numbers from papers: what was published of which network, method and target, and where it stands. Reads `papers/`."""
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pai_bench.errors import ConfigError
+
+PAPERS = Path(__file__).parent / "papers"
+
+ACCURACY = "accuracy"
+MASK = "mask"
+# What a number measures: what decides it, and what it is called. Accuracies are printed in percent and fractions here.
+QUANTITIES = {
+    "test_top1": (ACCURACY, "test accuracy after the last epoch, %"),
+    "best_test_top1": (ACCURACY, "test accuracy in the best test epoch, %"),
+    "selected_test_top1": (ACCURACY, "test accuracy in the epoch best on the validation split, %"),
+    "test_top5": (ACCURACY, "top-5 test accuracy after the last epoch, %"),
+    "layer_density": (MASK, "density of a layer"),
+    "multiply_adds": (MASK, "multiply-adds left, as a share of the dense network's"),
+    "critical_compression": (MASK, "log10 of the greatest compression on the grid that leaves no layer empty"),
+    "collapse_threshold": (MASK, "log10 of the compression at which a layer is emptied"),
+}
+WITHOUT_TARGET = ("critical_compression", "collapse_threshold")  # they are of a whole curve
+EVIDENCE = {
+    "V": "read in a data file or a table of a public repository",
+    "T": "read off a picture of the paper's table",
+    "C": "the recipe is in released code, the number was not read",
+    "R": "recalled; check it against the paper before you rely on it",
+    "D": "derived from published definitions, not printed in the paper",
+}
+TARGETS = ("sparsity", "density", "compression", "log10_compression")
+NETWORK = ("dataset", "model", "pruner")
+
+_OF_PAPER = {"paper", "arxiv", "tables"}
+_OF_TABLE = {
+    "name", "quantity", "evidence", "source", "num_runs", "across", "values", "recipe", "no_recipe", "tolerance",
+    "note",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """By how much a number that needs no training may differ: the sum of what is given."""
+
+    absolute: float = 0.0
+    relative: float = 0.0  # of the published number
+
+
+@dataclass(frozen=True)
+class Table:
+    """What the numbers of a table or a figure have in common."""
+
+    paper: str  # the file's name
+    title: str  # authors, year, title
+    arxiv: str | None
+    name: str
+    quantity: str
+    evidence: str
+    source: str
+    recipe: tuple[str, ...] | None  # overrides of run.py, to which the settings of a number are added
+    no_recipe: str | None  # or why there are none
+    tolerance: Tolerance | None  # set: the verdict is by this alone
+    note: str | None
+
+    @property
+    def is_accuracy(self) -> bool:
+        """Whether training decides it."""
+        return QUANTITIES[self.quantity][0] == ACCURACY
+
+
+@dataclass(frozen=True)
+class Number:
+    """One published number."""
+
+    table: Table
+    settings: Mapping[str, str]  # as on the command line; dataset, model and pruner are always there
+    target: str | None  # as printed, "sparsity=0.95"
+    density: float | None  # what the target means
+    layer: int | None  # counted from 1, of a layer's density
+    value: float  # accuracies are fractions
+    sd: float | None  # sample standard deviation over runs
+    num_runs: int | None
+    rounding: float  # half of the last digit that was printed
+
+    @property
+    def label(self) -> str:
+        """What the number is of, in the words of the command line."""
+        words = [f"{key}={value}" for key, value in self.settings.items()]
+        words += [self.target] if self.target else []
+        return " ".join(words + ([f"layer={self.layer}"] if self.layer else []))
+
+
+def read(*folders: Path) -> list[Number]:
+    """Every number in the yaml files of some folders, in the order of files and tables. Their form: docs/published.md.
+
+    Raises:
+        ConfigError: a folder has no such file, or a file is not as it should be.
+    """
+    found = []
+    for folder in folders:
+        paths = sorted(folder.glob("*.yaml"))
+        if not paths:
+            raise ConfigError(f"{folder}: there are no papers (*.yaml); give a folder that has some")
+        for path in paths:
+            found += _paper(path)
+    return found
+
+
+def choose(numbers: Sequence[Number], words: Sequence[str]) -> list[Number]:
+    """The numbers that every word fits: as a part of the paper's or the table's name, or as a value of a setting.
+
+    Raises:
+        ConfigError: there is none.
+    """
+
+    def fits(number: Number, word: str) -> bool:
+        names = f"{number.table.paper} {number.table.title} {number.table.name}".lower()
+        return word.lower() in names or word in (*number.settings.values(), number.target)
+
+    found = [number for number in numbers if all(fits(number, word) for word in words)]
+    if not found:
+        raise ConfigError(f"--only {' '.join(words)}: no published number fits all of it; take a word away")
+    return found
+
+
+def _paper(path: Path) -> list[Number]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: it cannot be read; {' '.join(str(error).split())}") from error
+    _require(isinstance(content, dict), path, f"a mapping with {', '.join(sorted(_OF_PAPER))} is needed")
+    _check_keys(content, _OF_PAPER, {"paper", "tables"}, path)
+    _require(isinstance(content["tables"], list), path, "tables: a list is needed")
+    _check_texts(content, ("paper", "arxiv"), path)
+    found = []
+    for number, entry in enumerate(content["tables"], start=1):
+        _require(isinstance(entry, dict), path, f"table {number}: a mapping is needed")
+        where = f"{path}: {entry.get('name', f'table {number}')}"
+        _check_keys(entry, _OF_TABLE, {"name", "quantity", "evidence", "source", "values"}, where)
+        texts = ("name", "quantity", "evidence", "source", "values", "across", "no_recipe", "note")
+        _check_texts(entry, texts, where)
+        found += _numbers(_table(path, content, entry, where), entry, where)
+    return found
+
+
+def _require(condition: bool, where: Path | str, problem: str) -> None:
+    if not condition:
+        raise ConfigError(f"{where}: {problem}")
+
+
+def _check_keys(entry: dict[str, Any], known: set[str], needed: set[str], where: Path | str) -> None:
+    for key in entry:
+        _require(key in known, where, f"{key}: there is no such entry; there are {', '.join(sorted(known))}")
+    for key in sorted(needed):
+        _require(entry.get(key) not in (None, ""), where, f"{key} is missing")
+
+
+def _check_texts(entry: dict[str, Any], keys: Sequence[str], where: Path | str) -> None:
+    for key in keys:
+        _require(isinstance(entry.get(key), str | None), where, f"{key}={entry.get(key)}: put it in quotes, as a text")
+
+
+def _table(path: Path, paper: dict[str, Any], entry: dict[str, Any], where: str) -> Table:
+    quantity, evidence = entry["quantity"], entry["evidence"]
+    _require(quantity in QUANTITIES, where, f"quantity={quantity}: give one of {', '.join(QUANTITIES)}")
+    _require(evidence in EVIDENCE, where, f"evidence={evidence}: give one of {', '.join(EVIDENCE)}")
+    recipe = entry.get("recipe")
+    _require((recipe is None) != (entry.get("no_recipe") is None), where, "give either recipe or no_recipe, the reason")
+    texts = recipe is None or (isinstance(recipe, list) and all(isinstance(word, str) for word in recipe))
+    _require(texts, where, f"recipe={recipe}: give a list of overrides")
+    tolerance = None
+    if (given := entry.get("tolerance")) is not None:
+        numbers = isinstance(given, dict) and all(isinstance(v, int | float) and v >= 0 for v in given.values())
+        _require(
+            numbers and set(given) <= {"absolute", "relative"}, where,
+            f"tolerance={given}: give absolute, relative or both as numbers of 0 or more",
+        )  # fmt: skip
+        tolerance = Tolerance(**given)
+    table = Table(
+        paper=path.stem, title=paper["paper"], arxiv=paper.get("arxiv"), name=entry["name"], quantity=quantity,
+        evidence=evidence, source=entry["source"], recipe=None if recipe is None else tuple(recipe),
+        no_recipe=entry.get("no_recipe"), tolerance=tolerance, note=entry.get("note"),
+    )  # fmt: skip
+    _require(
+        table.is_accuracy == (tolerance is None), where, "tolerance: numbers that need no training have one, others not"
+    )
+    return table
+
+
+def _numbers(table: Table, entry: dict[str, Any], where: str) -> list[Number]:
+    """The cells of a table, whose first columns are settings and whose others are values of the setting `across`."""
+    lines = [line for line in csv.reader(entry["values"].splitlines(), skipinitialspace=True) if line]
+    _require(len(lines) > 1, where, "values: a line of names and a line of numbers are the least")
+    header, rows = [word.strip() for word in lines[0]], lines[1:]
+    across = entry.get("across")
+    # Names of settings come first. What follows are values of one more, or the one word "value".
+    num_settings = next((i for i, word in enumerate(header) if word == "value" or _is_number(word)), len(header))
+    columns = header[num_settings:]
+    _require(bool(columns), where, f"values: {header} has no columns of numbers")
+    _require(
+        (columns == ["value"]) if across is None else all(map(_is_number, columns)), where,
+        f"values: with across={across} the columns after the settings are "
+        + ("the one called value" if across is None else "numbers"),
+    )  # fmt: skip
+    num_runs = entry.get("num_runs")
+    _require(
+        num_runs is None or (isinstance(num_runs, int) and num_runs >= 1), where, f"num_runs={num_runs}: give 1 or more"
+    )
+    found = []
+    for row in rows:
+        _require(len(row) == len(header), where, f"values: {row} has {len(row)} cells, its header {len(header)}")
+        for column, cell in zip(columns, row[num_settings:], strict=True):
+            if not cell.strip():
+                continue  # the paper leaves it out
+            words = {key: word.strip() for key, word in zip(header, row[:num_settings], strict=False) if word.strip()}
+            if across is not None:
+                words[across] = column
+            found.append(_number(table, words, cell.strip(), num_runs, where))
+    return found
+
+
+def _number(table: Table, words: dict[str, str], cell: str, num_runs: int | None, where: str) -> Number:
+    targets = [key for key in TARGETS if key in words]
+    _require(len(targets) < 2, where, f"values: {' and '.join(targets)} say the same thing; give one of them")
+    target = targets[0] if targets else None
+    density = _density(target, words[target], where) if target else None
+    layer = words.get("layer")
+    _require(layer is None or (layer.isdigit() and int(layer) >= 1), where, f"values: layer={layer}: give 1 or more")
+    settings = {key: word for key, word in words.items() if key not in (*TARGETS, "layer")}
+    for key in NETWORK:
+        _require(key in settings, where, f"values: {key} is missing in {words}")
+    without = table.quantity in WITHOUT_TARGET
+    _require(
+        (target is None) == without,
+        where,
+        f"values: {words} {'has a' if without else 'needs one'} target, one of {', '.join(TARGETS)}",
+    )
+    of_layer = table.quantity == "layer_density"
+    _require((layer is not None) == of_layer, where, f"values: {words} {'needs a' if of_layer else 'has a'} layer")
+    mean, _, deviation = cell.partition("±")
+    numbers = _is_number(mean) and (not deviation or (_is_number(deviation) and float(deviation) >= 0))
+    _require(numbers, where, f"values: {cell!r} is no number, nor mean±deviation")
+    scale = 100 if table.is_accuracy else 1
+    value = float(mean) / scale
+    if table.is_accuracy:
+        _require(0 <= value <= 1, where, f"values: {cell} is no accuracy in percent")
+    return Number(
+        table, settings, f"{target}={words[target]}" if target else None, density, int(layer) if layer else None,
+        value, float(deviation) / scale if deviation else None, num_runs, _half_digit(mean) / scale,
+    )  # fmt: skip
+
+
+def _density(target: str, text: str, where: str) -> float:
+    _require(_is_number(text), where, f"values: {target}={text} is no number")
+    given = float(text)
+    density = {
+        "density": given, "sparsity": 1 - given, "compression": 1 / given if given else math.inf,
+        "log10_compression": 10**-given,
+    }[target]  # fmt: skip
+    _require(0 < density <= 1, where, f"values: {target}={text} leaves nothing, or more than there is")
+    return density
+
+
+def _half_digit(text: str) -> float:
+    return 0.5 * 10.0 ** -len(text.strip().partition(".")[2])
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False

@@ -1,0 +1,138 @@
+"""Whether a number was reproduced: the difference of two means, how certain it is, and how much of it is tolerable."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+from pai_bench.errors import ConfigError
+
+REPRODUCED = "REPRODUCED"
+DEVIATES = "DEVIATES"
+UNDERPOWERED = "UNDERPOWERED"
+
+_MOST_RUNS = 1000  # that anyone would be told to make
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A mean over runs."""
+
+    mean: float
+    sd: float | None  # None: not known, as for one run
+    num: int | None  # None: the paper does not say
+
+
+@dataclass(frozen=True)
+class Rule:
+    """When two means are called the same. Accuracies are fractions.
+
+    Args:
+        margin: what a difference may be.
+        spread: it may be that many published standard deviations, where these are more.
+        confidence: of the interval of the difference.
+    """
+
+    margin: float = 0.005
+    spread: float = 2.0
+    confidence: float = 0.95
+
+    def check(self) -> None:
+        """Makes sure that the settings make sense.
+
+        Raises:
+            ConfigError: one does not.
+        """
+        if not 0 <= self.margin < math.inf:
+            raise ConfigError(f"--margin {100 * self.margin:g}: give 0 or more percentage points")
+        if not 0 <= self.spread < math.inf:
+            raise ConfigError(f"--spread {self.spread:g}: give 0 or more standard deviations")
+        if not 0 < self.confidence < 1:
+            raise ConfigError(f"--confidence {self.confidence:g}: give a probability between 0 and 1")
+
+    def margin_for(self, theirs: Sample) -> float:
+        """The margin for one number."""
+        return max(self.margin, self.spread * (theirs.sd or 0.0))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a comparison; differences are ours less theirs."""
+
+    name: str
+    difference: float
+    margin: float
+    interval: tuple[float, float] | None = None  # None: there is no spread to make one of, or none is needed
+    num_needed: int | None = None  # runs of ours that would decide, at the present difference and spread
+    reason: str = ""
+
+
+def sample(values: Sequence[float]) -> Sample:
+    """The mean of some runs, and their sample standard deviation where there are two or more."""
+    return Sample(fmean(values), stdev(values) if len(values) > 1 else None, len(values))
+
+
+def judge(ours: Sample, theirs: Sample, rule: Rule) -> Verdict:
+    """The verdict on two means of runs.
+
+    The interval is Student's for two samples with one variance, which both contribute to: what is asked is whether
+    both are runs of one experiment, and three published runs by themselves say little about their spread. Where only
+    one side has a spread it stands for the other, and a side that does not tell its number of runs counts as one.
+
+    REPRODUCED: the interval lies within the margin. DEVIATES: it leaves out zero, and the difference exceeds the
+    margin. UNDERPOWERED: the runs decide neither.
+    """
+    difference, margin = ours.mean - theirs.mean, rule.margin_for(theirs)
+    pooled = _pooled(ours, theirs)
+    if pooled is None:
+        return Verdict(
+            UNDERPOWERED, difference, margin, reason="neither side has a spread; two runs of ours are the least"
+        )
+    sd, _ = pooled
+    half = _half_width(sd, ours.num or 1, theirs, rule.confidence)
+    interval = difference - half, difference + half
+    if max(map(abs, interval)) <= margin:
+        return Verdict(REPRODUCED, difference, margin, interval)
+    if abs(difference) > margin and half < abs(difference):
+        return Verdict(DEVIATES, difference, margin, interval)
+    needed = num_needed(sd, theirs, difference, margin, rule.confidence)
+    reason = f"{needed} runs would decide" if needed else f"not even {_MOST_RUNS} runs would decide"
+    return Verdict(UNDERPOWERED, difference, margin, interval, needed, reason)
+
+
+def judge_exactly(ours: float, published: float, allowed: float, unit: float = 0.0) -> Verdict:
+    """The verdict on a number that needs no training: whether the difference is within what is allowed.
+
+    Args:
+        unit: half of the last digit that was printed, which is allowed in addition.
+    """
+    difference, margin = ours - published, allowed + unit
+    within = abs(difference) <= margin or math.isclose(abs(difference), margin)
+    return Verdict(REPRODUCED if within else DEVIATES, difference, margin)
+
+
+def num_needed(sd: float, theirs: Sample, difference: float, margin: float, confidence: float) -> int | None:
+    """How many runs of ours would decide if difference and spread stayed as they are; None: too many to be told."""
+    room = margin - abs(difference) if abs(difference) <= margin else abs(difference)
+    for num in range(2, _MOST_RUNS + 1):
+        if _half_width(sd, num, theirs, confidence) <= room:
+            return num
+    return None
+
+
+def _pooled(ours: Sample, theirs: Sample) -> tuple[float, int] | None:
+    """The common standard deviation and its degrees of freedom, None where no side has one."""
+    parts = [(side.sd, (side.num or 1) - 1) for side in (ours, theirs) if side.sd is not None]
+    freedom = sum(number for _, number in parts)
+    if not freedom:
+        return None
+    return math.sqrt(sum(number * sd**2 for sd, number in parts) / freedom), freedom
+
+
+def _half_width(sd: float, num: int, theirs: Sample, confidence: float) -> float:
+    from scipy.special import stdtrit
+
+    num_theirs = theirs.num or 1
+    freedom = num - 1 + (num_theirs - 1 if theirs.sd is not None else 0)
+    quantile = float(stdtrit(freedom, (1 + confidence) / 2))
+    return quantile * sd * math.sqrt(1 / num + 1 / num_theirs)

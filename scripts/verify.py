@@ -1,0 +1,83 @@
+"""Sets finished runs beside the numbers of papers and says of each whether it was reproduced.
+
+  python scripts/verify.py results
+  python scripts/verify.py results --only synflow "Figure 6" vgg16      # some of them
+  python scripts/verify.py results --all                                # those without runs or experiment here, too
+  python scripts/verify.py results --strict -o verdicts.csv             # or .md, .json
+
+A run counts only if its whole config, but for the seed, is that of the paper's recipe; what comes near is listed with
+the settings in which it differs. docs/published.md says how a verdict is reached and how papers are added.
+"""
+
+import argparse
+from pathlib import Path
+
+from pai_bench import cli, status
+from pai_bench.errors import DataError, NotReproducedError
+from pai_bench.published import matching, numbers, pages
+from pai_bench.published.verdicts import Rule
+
+
+def main() -> None:
+    """Prints the comparisons. With --strict, exits with 5 if one of the numbers was not reproduced."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="a results folder")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="WORD",
+        help="numbers that every word fits: part of a paper's or a table's name, or a value",
+    )
+    parser.add_argument("--all", action="store_true", help="list the numbers that no run stands beside, too")
+    parser.add_argument(
+        "--margin",
+        type=float,
+        default=100 * Rule.margin,
+        metavar="POINTS",
+        help="what a difference may be, in percentage points (%(default)g)",
+    )
+    parser.add_argument(
+        "--spread",
+        type=float,
+        default=Rule.spread,
+        metavar="N",
+        help="or so many published standard deviations, where these are more (%(default)g)",
+    )
+    parser.add_argument(
+        "--confidence", type=float, default=Rule.confidence, metavar="P", help="of the intervals (%(default)g)"
+    )
+    parser.add_argument(
+        "--papers", type=Path, action="append", default=[], metavar="FOLDER", help="with papers of your own"
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="exit with 5 unless every number with an experiment here was reproduced"
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="write what is listed, too: .csv, .md or .json"
+    )
+    arguments = parser.parse_args()
+    cli.start_process()
+    with cli.one_line_errors():
+        rule = Rule(arguments.margin / 100, arguments.spread, arguments.confidence)
+        rule.check()
+        if arguments.output:
+            pages.check_format(arguments.output)
+        chosen = numbers.choose(numbers.read(numbers.PAPERS, *arguments.papers), arguments.only)
+        rows = status.read(arguments.folder)
+        if not rows:
+            raise DataError(f"{arguments.folder}: there are no finished runs; give a results folder that has some")
+        comparisons = matching.compare(chosen, rows, arguments.folder, rule)
+        listed = [comparison for comparison in comparisons if arguments.all or comparison.groups]
+        print(pages.text(listed, rule) if listed else "no run here stands beside a published number\n")
+        print(f"{pages.stated(rule)}\n{pages.counted(comparisons)}")
+        if arguments.output:
+            pages.write(listed, arguments.output, rule)
+            print(f"written: {arguments.output}")
+        failing = matching.not_reproduced(comparisons)
+        if arguments.strict and failing:
+            raise NotReproducedError(f"{len(failing)} of {len(comparisons)} numbers were not reproduced")
+
+
+if __name__ == "__main__":
+    main()

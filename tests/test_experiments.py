@@ -1,0 +1,185 @@
+"""Published figures and tables by name: how many runs each has, what they are, and that docs/reproducing.md says so."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import CONF, ROOT, RunCli, options
+
+from pai_bench import cli, config, status
+
+DOCS = (ROOT / "docs" / "reproducing.md").read_text()
+HEADER = re.compile(
+    r"# Runs        (?P<runs>\d+): .*?\n# GPU-hours   (?P<hours>[\d.]+).*?\n# Statistic   (?P<statistic>\w+).*?\n"
+    r"# Reproduced  (?P<reproduced>.*?)\.?\n",
+    re.S,
+)
+
+
+def header(name: str) -> dict[str, str]:
+    """What the comment at the top of an experiment says."""
+    found = HEADER.search((CONF / "experiment" / f"{name}.yaml").read_text())
+    assert found, f"{name} has no header"
+    return found.groupdict()
+
+
+GROUPS = {path.name for path in CONF.iterdir() if path.is_dir()}
+
+
+def is_option(word: str) -> bool:
+    return word.partition("=")[0] in GROUPS
+
+
+def covering(jobs: list[list[str]]) -> list[list[str]]:
+    """A few runs, which name every setting and every option but models and datasets, and what goes with those."""
+    chosen: dict[tuple[str, ...], list[list[str]]] = {}
+    settings_seen: set[str] = set()
+    words_seen: set[str] = set()
+    for job in jobs:
+        names_no_option = [word for word in job if not is_option(word) or word.startswith(("model=", "dataset="))]
+        settings = {word.partition("=")[0] if word in names_no_option else word for word in job}
+        combination = tuple(word for word in job if is_option(word))
+        if not settings <= settings_seen:
+            settings_seen |= settings
+            chosen.setdefault(combination, [])
+        if combination in chosen and not words_seen.issuperset(job):
+            words_seen.update(job)
+            chosen[combination].append(job)
+    return [job for some in chosen.values() for job in some]
+
+
+def planned(name: str, *narrowed: str) -> list[dict[str, str]]:
+    """The settings of every run of an experiment, uncomposed."""
+    jobs: list[list[str]] = []
+    cli.expand([f"experiment={name}", *narrowed], lambda found: jobs.extend(found) or [])
+    return [dict(word.split("=", 1) for word in job) for job in jobs]
+
+
+def runs(name: str, *narrowed: str) -> list[dict[str, Any]]:
+    return cli.expand([f"experiment={name}", *narrowed])[0]
+
+
+@pytest.mark.parametrize("name", options("experiment"))
+def test_an_experiment_composes_at_both_scales(name: str) -> None:
+    full: list[list[str]] = []
+    cfgs, _ = cli.expand([f"experiment={name}"], lambda jobs: full.extend(jobs) or covering(jobs))
+    said = header(name)
+    assert len(full) == int(said["runs"])
+    assert len({config.run_id(cfg) for cfg in cfgs}) == len(cfgs)
+    for word in {word for job in full for word in job}:
+        group, _, option = word.partition("=")
+        assert not is_option(word) or (CONF / group / f"{option}.yaml").is_file(), word
+    assert said["statistic"] in ("test_top1", "best_test_top1", "selected_test_top1")
+    held_out = {cfg["dataset"]["validation"] > 0 for cfg in cfgs}
+    assert said["statistic"] != "selected_test_top1" or held_out == {True}
+
+    smoke, kept = planned(name, "scale=smoke"), [dict(word.split("=", 1) for word in job) for job in full]
+    assert len(smoke) <= 40
+    for job in smoke:
+        assert (job["dataset"], job["training"], job["seed"]) == ("digits", "smoke", "0")
+        assert job["model"] in ("resnet8_thin", "lenet300", "lenet5")
+        assert int(job.get("schedule.levels", 1)) <= 2
+    for group in ("pruner", "schedule", "allocation", "ablation", "pruner.score.temperature"):
+        assert {job.get(group) for job in smoke} == {job.get(group) for job in kept}, group
+
+
+def test_an_experiment_runs_at_smoke_scale(run_cli: RunCli, tmp_path: Path) -> None:
+    words = ["+experiment=sketching", "scale=smoke", "tracker=none", "training.epochs=1", "pruner=dense,magnitude"]
+    done = run_cli(*words, "compression=5")
+    assert done.returncode == 0 and "4 done, 0 skipped, 0 failed" in done.stdout, done.stderr
+    rows = status.read(tmp_path / "results")
+    assert {(row["dataset"], row["model"], row["epochs"]) for row in rows} == {("digits", "resnet8_thin", 1)}
+    assert sorted(round(row["sparsity"], 2) for row in rows) == [0.0, 0.8, 0.8, 0.8]
+    published = {config.setting_id(cfg) for cfg in runs("sketching", "pruner=magnitude", "compression=5")}
+    assert not published & {row["setting"] for row in rows}
+
+
+def test_a_run_of_an_exported_experiment_is_run_once(run_cli: RunCli, tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    slurm = ["hydra/launcher=slurm_cpu", "hydra.launcher.timeout_min=5", f"hydra.launcher.export={sweep}"]
+    words = ["experiment=lottery_lenet", "scale=smoke", "tracker=none", "training.epochs=1"]
+    assert run_cli(*words, *slurm).returncode == 0
+    assert len(list((sweep / "args").iterdir())) == 7
+    (dense,) = (path for path in (sweep / "args").iterdir() if "pruner=dense\n" in path.read_text())
+    done = run_cli(*dense.read_text().splitlines())
+    assert done.returncode == 0, done.stderr
+    (row,) = status.read(tmp_path / "results")
+    assert (row["pruner"], row["dataset"]) == ("dense", "digits")
+
+
+def test_scores_of_figure_6_see_what_those_of_the_paper_saw() -> None:
+    cfgs = runs("synflow_fig6", "compression=100", "seed=0", "dataset=cifar100,tiny_imagenet", "model=resnet18")
+    of = {(cfg["dataset"]["name"], cfg["pruner"]["name"]): cfg for cfg in cfgs}
+    assert len(of) == len(cfgs) == 12
+    for method in ("snip", "grasp"):
+        pruner = of["cifar100", method]["pruner"]
+        seen = {"per_class": 10, "total": None, "balanced": False, "batch_size": 256, "augment": True}
+        assert (pruner["mode"], pruner["examples"]) == ("eval", seen)
+    assert of["cifar100", "grasp"]["pruner"]["score"]["temperature"] == 200
+    assert of["cifar100", "snip"]["schedule"]["name"] == "one_shot"
+    assert of["cifar100", "synflow"]["schedule"]["rounds"] == 100
+    recipe = of["cifar100", "snip"]["training"]
+    assert (recipe["epochs"], recipe["lr"], recipe["lr_drop_epochs"], recipe["lr_drop_factor"]) == (
+        160,
+        0.01,
+        [60, 120],
+        0.2,
+    )
+    assert (recipe["weight_decay"], recipe["batch_size"], recipe["nesterov"]) == (0.0005, 128, True)
+    tiny = of["tiny_imagenet", "snip"]["training"]
+    assert (tiny["epochs"], tiny["lr"], tiny["lr_drop_epochs"], tiny["lr_drop_factor"]) == (
+        100,
+        0.01,
+        [30, 60, 80],
+        0.2,
+    )
+
+
+def test_figure_1_shares_its_runs_with_figure_6() -> None:
+    narrowed = ["pruner=dense,synflow", "compression=10,100", "seed=0"]
+    one, six = (runs("synflow_fig1", *narrowed), runs("synflow_fig6", "dataset=cifar100", "model=vgg16", *narrowed))
+    assert len(one) == 3 and [config.run_id(cfg) for cfg in one] == [config.run_id(cfg) for cfg in six]
+
+
+def test_images_go_with_the_dataset_and_only_to_the_scores_that_look_at_them() -> None:
+    cfgs = runs("force_curves", "model=vgg19", "sparsity=0.99", "seed=0")
+    totals = {(c["dataset"]["name"], c["pruner"]["name"]): (c["pruner"]["examples"] or {}).get("total") for c in cfgs}
+    for dataset, total in (("cifar10", 128), ("cifar100", 1280), ("tiny_imagenet", 2560)):
+        assert [totals[dataset, name] for name in ("snip", "iter_snip", "force_released")] == [total] * 3
+        assert totals[dataset, "dense"] is None and totals[dataset, "grasp_released"] is None
+    assert {cfg["schedule"]["rounds"] for cfg in cfgs if cfg["pruner"]["name"] == "force_released"} == {60}
+
+
+def test_a_schedule_that_an_experiment_names_takes_the_place_of_the_pruners_own() -> None:
+    cfgs = runs("missing_mark_early", "model=resnet20", "pruner=synflow", "seed=0", "density=0.107374")
+    assert {(c["schedule"]["_target_"].rpartition(".")[2], c["schedule"]["rounds"]) for c in cfgs} == {("early", 100)}
+    assert sorted(cfg["schedule"]["step"] for cfg in cfgs)[:2] == [0, 250]
+
+
+@pytest.mark.parametrize("name", ["lottery_lenet", "lottery_conv", "lottery_cifar", "rewinding_steps"])
+def test_levels_prune_a_fifth_each(name: str) -> None:
+    tickets = [job for job in planned(name) if job["pruner"] != "dense"]
+    assert tickets
+    for job in tickets:
+        assert float(job["density"]) == pytest.approx(0.8 ** int(job["schedule.levels"]), rel=1e-5)
+
+
+# docs/reproducing.md --------------------------------------------------------------------------------------------------
+
+
+def test_the_table_lists_every_experiment_with_its_numbers() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|[^|]*\| ([\d,]+) \| ([\d,.]+) \| `(\w+)` \| ([^|]*?) \|$", DOCS, re.M)
+    assert [row[0] for row in rows] == sorted(row[0] for row in rows) == options("experiment")
+    for name, num_runs, hours, statistic, reproduced in rows:
+        said = header(name)
+        assert (num_runs.replace(",", ""), hours.replace(",", "")) == (said["runs"], said["hours"])
+        assert (statistic, reproduced) == (said["statistic"], said["reproduced"])
+
+
+@pytest.mark.parametrize("command", re.findall(r"^    python (?:run|scripts/status)\.py (.*)$", DOCS, re.M))
+def test_commands_of_the_page_compose(command: str) -> None:
+    import shlex
+
+    words = [cli.without_plus(word) for word in shlex.split(command, comments=True) if not word.startswith("-")]
+    assert cli.expand(words, lambda jobs: jobs[:1])[0]
