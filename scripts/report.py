@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, help="the folder to write to; made if need be")
     parser.add_argument(
         "--statistic", choices=list(cells.STATISTICS), default="last",
-        help="which accuracy: of the last epoch, of the best test epoch, or of the epoch selected on a validation split",
+        help="which accuracy: of the last epoch, the best test epoch, or the epoch selected on a validation split",
     )  # fmt: skip
     for name, what in (("setting", "ids of settings"), ("dataset", "names"), ("model", "names")):
         parser.add_argument(f"--{name}", nargs="+", default=[], metavar="NAME", help=f"{what}; all if not given")

@@ -75,7 +75,7 @@ class Cell:
     @property
     def dense(self) -> bool:
         """Whether nothing was pruned: a network without rounds."""
-        return self.rows[0]["num_rounds"] == 0
+        return bool(self.rows[0]["num_rounds"] == 0)
 
     @property
     def filters(self) -> bool:

@@ -10,6 +10,7 @@ from pai_bench.report.plots import Axis, Figure, Lines, Matrix, Series
 _MARKERS = {
     "circle": "o", "square": "s", "triangle": "^", "diamond": "D", "cross": "x", "down": "v", "plus": "P", "none": "",
 }  # fmt: skip
+_DASHES: dict[str, Any] = {"solid": "-", "dashed": (0, (4, 2)), "dotted": ":"}
 _DENSE = "#222222"
 
 
@@ -25,10 +26,8 @@ def files(figure: Figure, looks: Mapping[str, Look]) -> dict[str, bytes]:
         "svg.hashsalt": "pai_bench", "svg.fonttype": "none",
     }  # fmt: skip
     with matplotlib.rc_context(settings):
-        if isinstance(figure.panels[0], Lines):
-            canvas = _lines(figure, looks, Canvas)
-        else:
-            canvas = _matrices(figure, Canvas)
+        draw: Any = _lines if isinstance(figure.panels[0], Lines) else _matrices
+        canvas = draw(figure, looks, Canvas)
         FigureCanvasAgg(canvas)
         found = {}
         for suffix in ("png", "svg"):
@@ -67,7 +66,7 @@ def _lines(figure: Figure, looks: Mapping[str, Look], new: Any) -> Any:
     for axes in grid[number:]:
         axes.set_visible(False)
     handles = [
-        Line2D([], [], color=_colour(look), linestyle=look.dash, marker=_MARKERS[look.marker], markersize=4.5,
+        Line2D([], [], color=_colour(look), linestyle=_DASHES[look.dash], marker=_MARKERS[look.marker], markersize=4.5,
                linewidth=1.5, label=look.label)
         for look in (looks[method] for method in figure.methods)
     ]  # fmt: skip
@@ -78,25 +77,22 @@ def _lines(figure: Figure, looks: Mapping[str, Look], new: Any) -> Any:
 def _series(axes: Any, panel: Lines, series: Series, look: Look) -> None:
     colour, zorder = _colour(look), 2 if series.flat else 3
     points = [(panel.x.shown(point.x), panel.y.shown(point.y)) for point in series.points]
-    banded = [
-        (panel.x.shown(p.x), panel.y.shown(p.low), panel.y.shown(p.high))
-        for p in series.points
-        if p.low is not None and p.high is not None
-    ]
     marker = _MARKERS[look.marker] if series.markers else ""
     drawn: dict[str, Any] = {
         "color": colour, "marker": marker, "markersize": 4.2, "linewidth": 0.8 if series.bars else 1.5,
-        "linestyle": "dashed" if series.flat else look.dash, "zorder": zorder,
+        "linestyle": _DASHES["dashed" if series.flat else look.dash], "zorder": zorder,
     }  # fmt: skip
     if marker not in ("", "x"):
         drawn |= {"markeredgecolor": "white", "markeredgewidth": 0.5}
     axes.plot(*zip(*points, strict=True), **drawn)
-    if series.bars and banded:
-        axes.vlines(*zip(*banded, strict=True), color=colour, linewidth=1)
-    elif len(banded) > 1:
-        axes.fill_between(*zip(*banded, strict=True), color=colour, alpha=0.14, linewidth=0)
-
-
+    for piece in series.bands():
+        across, lows, highs = zip(*piece, strict=True)
+        x = [panel.x.shown(value) for value in across]
+        low, high = ([panel.y.shown(value) for value in ends] for ends in (lows, highs))
+        if series.bars:
+            axes.vlines(x, low, high, color=colour, linewidth=1)
+        else:
+            axes.fill_between(x, low, high, color=colour, alpha=0.14, linewidth=0)
 
 
 def _axis(axes: Any, which: str, axis: Axis) -> None:
@@ -110,7 +106,7 @@ def _axis(axes: Any, which: str, axis: Axis) -> None:
     getattr(axes, f"set_{which}label")(axis.label)
 
 
-def _matrices(figure: Figure, new: Any) -> Any:
+def _matrices(figure: Figure, looks: Mapping[str, Look], new: Any) -> Any:
     from matplotlib.patches import Rectangle
 
     panels = [panel for panel in figure.panels if isinstance(panel, Matrix)]
@@ -130,7 +126,7 @@ def _matrices(figure: Figure, new: Any) -> Any:
                 value = square.value or 0.0
                 box = {"facecolor": panel.colour, "alpha": value} if square.value is not None else {"facecolor": "0.95"}
                 axes.add_patch(Rectangle((j, i), 1, 1, linewidth=0, **box))
-                colour = "white" if value > 0.5 else "0.15"
+                colour = "white" if value > 0.65 else "0.15"
                 axes.text(j + 0.5, i + 0.5, square.written, ha="center", va="center", fontsize=7.5, color=colour)
         for j in range(len(panel.columns) + 1):
             axes.axvline(j, color="white", linewidth=1.5)

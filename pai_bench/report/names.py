@@ -1,5 +1,6 @@
 """What methods and settings are called, and the colour and marker that a method has everywhere in a report."""
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -149,8 +150,10 @@ def percent(fraction: float, digits: int = 2) -> str:
 
 
 def sparsity(level: float) -> str:
-    """A sparsity in percent, with as many digits as it takes."""
-    return f"{100 * level:.6g} %"
+    """A sparsity in percent, with as many digits as the density needs: 99.67 %."""
+    digits = max(0, 1 - math.floor(math.log10(100 * (1 - level)) + 1e-9))
+    text = f"{100 * level:.{digits}f}"
+    return f"{text.rstrip('0').rstrip('.') if '.' in text else text} %"
 
 
 def amount(number: float) -> str:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pai_bench.report import evidence, names
@@ -16,17 +16,18 @@ _MOST_IN_MATRIX = 24  # methods
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis; on a logarithmic one zero lies at the low end."""
+    """One axis; a logarithmic one may have a place for zero."""
 
     label: str
     low: float
     high: float
     ticks: tuple[tuple[float, str], ...]
     log: bool = False
+    zero: float | None = None  # where zero, and what lies below that place, is drawn on a logarithmic axis
 
     def shown(self, value: float) -> float:
-        """The value, or the low end for what a logarithmic axis does not reach."""
-        return max(value, self.low) if self.log else value
+        """What is drawn for a value: the value itself, unless a logarithmic axis does not reach it."""
+        return max(value, self.zero or self.low) if self.log else value
 
     def place(self, value: float) -> float:
         """Where a value lies, from 0 at the low end to 1."""
@@ -55,6 +56,16 @@ class Series:
     markers: bool = True
     flat: bool = False  # one value from end to end: the dense network's
     bars: bool = False  # instead of a band
+
+    def bands(self) -> list[list[tuple[float, float, float]]]:
+        """x, low and high of neighbouring points that have a band, in pieces where others lie between them."""
+        pieces: list[list[tuple[float, float, float]]] = [[]]
+        for point in self.points:
+            if point.low is None or point.high is None:
+                pieces.append([])
+            else:
+                pieces[-1].append((point.x, point.low, point.high))
+        return [piece for piece in pieces if piece]
 
 
 @dataclass(frozen=True)
@@ -96,7 +107,6 @@ class Figure:
     caption: str
     panels: tuple[Lines | Matrix, ...]
     methods: tuple[str, ...] = ()  # of the legend
-    notes: tuple[str, ...] = field(default_factory=tuple)
 
 
 # Axes -----------------------------------------------------------------------------------------------------------------
@@ -118,7 +128,7 @@ def _linear(label: str, low: float, high: float, least: float = -math.inf, most:
 
 
 def _decades(label: str, values: Sequence[float], written: Callable[[float], str]) -> Axis:
-    """A logarithmic axis over the positive values; where others are zero, its low end is called 0."""
+    """A logarithmic axis over the positive values, with a place for zero where some are zero."""
     positive = [value for value in values if value > 0] or [1.0]
     first, last = math.floor(math.log10(min(positive)) + 1e-9), math.ceil(math.log10(max(positive)) - 1e-9)
     last = max(last, first + 1)
@@ -127,7 +137,8 @@ def _decades(label: str, values: Sequence[float], written: Callable[[float], str
     ticks = [(10.0**i, written(10.0**i)) for i in range(first, last + 1, step)]
     if zero:
         ticks.insert(0, (10.0 ** (first - step), "0"))
-    return Axis(label, ticks[0][0], 10.0**last, tuple(ticks), log=True)
+    margin = (10.0**last / ticks[0][0]) ** 0.03
+    return Axis(label, ticks[0][0] / margin, 10.0**last * margin, tuple(ticks), True, ticks[0][0] if zero else None)
 
 
 def _of_compression(grid: Grid) -> Axis:
@@ -138,7 +149,7 @@ def _of_compression(grid: Grid) -> Axis:
     low, high = (low / 1.5, high * 1.5) if low == high else (low, high)
     ticks: list[tuple[float, str]] = []
     for level, ratio in zip(grid.levels, ratios, strict=False):
-        if not ticks or math.log(ratio / ticks[-1][0]) > 0.075 * math.log(high / low):
+        if not ticks or math.log(ratio / ticks[-1][0]) > 0.1 * math.log(high / low):
             ticks.append((ratio, names.compression(level)))
     margin = (high / low) ** 0.035
     return Axis(label, low / margin, high * margin, tuple(ticks), log=True)
@@ -168,13 +179,16 @@ def _seeds(seeds: Sequence[int]) -> str:
 
 def _point(x: float, cell: Cell, text: str) -> Point:
     mean, sd = 100 * (cell.mean or 0.0), cell.sd
-    band = (None, None) if sd is None else (max(0.0, mean - 100 * sd), min(100.0, mean + 100 * sd))
-    return Point(x, mean, *band, text)
+    if sd is None:
+        return Point(x, mean, None, None, text)
+    return Point(x, mean, max(0.0, mean - 100 * sd), min(100.0, mean + 100 * sd), text)
 
 
 def _from_measured(x: float, value: Measured, text: str) -> Point:
-    band = (None, None) if value.sd is None else (100 * (value.mean - value.sd), 100 * (value.mean + value.sd))
-    return Point(x, 100 * value.mean, *band, text)
+    if value.sd is None:
+        return Point(x, 100 * value.mean, None, None, text)
+    low, high = max(0.0, value.mean - value.sd), min(1.0, value.mean + value.sd)
+    return Point(x, 100 * value.mean, 100 * low, 100 * high, text)
 
 
 def _extent(series: Sequence[Series]) -> tuple[float, float]:
@@ -211,10 +225,13 @@ def accuracy(grid: Grid, looks: Mapping[str, Look]) -> Figure | None:
         near = [p for line in series for p in line.points if p.y > best - 10]
         bottom = min([p.low if p.low is not None else p.y for p in near] + [best - 1])
         top = max(p.high if p.high is not None else p.y for p in near)
-        panels = [
-            Lines("whole range", x, panels[0].y, tuple(series)),
-            Lines("upper end", x, _linear(label, max(bottom, best - 12), top, 0, 100), tuple(series)),
+        y = _linear(label, max(bottom, best - 12), top, 0, 100)
+        # The band of a point far below would cover the others.
+        visible = [
+            replace(s, points=tuple(p if p.y >= y.low else replace(p, low=None, high=None) for p in s.points))
+            for s in series
         ]
+        panels = [Lines("whole range", x, panels[0].y, tuple(series)), Lines("upper end", x, y, tuple(visible))]
     caption = f"{_BAND}; the dashed line is the dense network. Means of untrained runs are not shown."
     return Figure("accuracy", "Accuracy against compression", caption, tuple(panels), _legend(grid, series))
 
@@ -230,9 +247,7 @@ def _levels_note(grid: Grid, shown: Sequence[float]) -> str:
     return f" Shown are {len(shown)} of {len(grid.levels)} compressions."
 
 
-def layers(
-    grid: Grid, looks: Mapping[str, Look], found: Mapping[tuple[str, float], Sequence[Layer]]
-) -> Figure | None:
+def layers(grid: Grid, looks: Mapping[str, Look], found: Mapping[tuple[str, float], Sequence[Layer]]) -> Figure | None:
     """Density of each layer at some sparsities.
 
     Args:
@@ -340,9 +355,8 @@ def collapse(grid: Grid, looks: Mapping[str, Look]) -> Figure | None:
                 line.append(Square(None, "–", f"{where}\nno run"))
                 continue
             either = cell.share("either")
-            text = (
-                f"{where}\ncollapsed layer: {_of(cell, 'collapsed')}\nno signal: {_of(cell, 'no_signal')}"
-                + (f"\nnot trained: {len(cell.untrained)}" if cell.untrained else "")
+            text = f"{where}\ncollapsed layer: {_of(cell, 'collapsed')}\nno signal: {_of(cell, 'no_signal')}" + (
+                f"\nnot trained: {len(cell.untrained)}" if cell.untrained else ""
             )
             line.append(Square(either, f"{100 * either:.0f}", text))
         squares.append(tuple(line))
@@ -362,33 +376,33 @@ def _of(cell: Cell, happened: str) -> str:
 
 def costs(grid: Grid, looks: Mapping[str, Look]) -> Figure | None:
     """Accuracy against what finding the mask took, at some sparsities."""
-    levels = spread(grid.levels, evidence.LEVELS_SHOWN)
+    if not grid.cells:
+        return None
+    levels = sorted({grid.levels[len(grid.levels) // 2], grid.levels[-1]})
     panels, used = [], []
-    for cost, unit in COSTS.items():
-        series = []
-        for method in grid.methods:
-            cells = [grid.cells[method, level] for level in levels if (method, level) in grid.cells]
-            points = [
-                _point(c.search(cost), c, f"{said(c, looks[method].label)}\n{names.amount(c.search(cost))} {unit}")
-                for c in cells
-                if c.mean is not None
-            ]
-            if points:
-                series.append(Series(method, tuple(points), bars=True))
-        if not series:
-            return None
-        x = _decades(f"{unit} to find the mask", [p.x for line in series for p in line.points], names.amount)
-        low, high = _extent(series)
-        panels.append(Lines(unit, x, _linear("test accuracy (%)", low, high, 0, 100), tuple(series)))
-        used += series
+    for level in levels:
+        cells = [cell for cell in grid.at(level) if not cell.dense and cell.mean is not None]
+        for cost, unit in COSTS.items():
+            series = [Series(c.method, (_costing(c, cost, looks),), bars=True) for c in cells]
+            if series:
+                x = _decades(f"{unit} to find the mask", [line.points[0].x for line in series], names.amount)
+                low, high = _extent(series)
+                y = _linear("test accuracy (%)", low, high, 0, 100)
+                panels.append(Lines(f"{names.compression(level)}: {unit}", x, y, tuple(series)))
+                used += series
     machines = sorted({row["hardware"] for cell in grid.cells.values() for row in cell.rows})
     mixed = f" Seconds are of {len(machines)} kinds of machine and not comparable." if len(machines) > 1 else ""
     caption = (
-        "Each line joins the compressions of one method; bars are one sample standard deviation to either side. "
+        "Bars are one sample standard deviation to either side. "
         "Images and operations count scoring and training before the mask, a multiply-add as two operations and a step "
         f"of training as three forward passes.{mixed}{_levels_note(grid, levels)}"
     )
     return Figure("cost", "Accuracy against the cost of the mask", caption, tuple(panels), _legend(grid, used))
+
+
+def _costing(cell: Cell, cost: str, looks: Mapping[str, Look]) -> Point:
+    spent = cell.search(cost)
+    return _point(spent, cell, f"{said(cell, looks[cell.method].label)}\n{names.amount(spent)} {COSTS[cost]}")
 
 
 def overlap(
@@ -415,7 +429,7 @@ def overlap(
                     line.append(Square(None, "", looks[row].label if i == j else "not comparable"))
                 else:
                     value = pair.jaccard if i < j else pair.jaccard_by_chance
-                    line.append(Square(value, f"{100 * value:.0f}", _said_of_overlap(pair, looks)))
+                    line.append(Square(value, _brief(100 * value), _said_of_overlap(pair, looks)))
             squares.append(tuple(line))
         labels = tuple(looks[method].label for method in methods)
         title = f"{names.compression(level)}, seed {seed}"
@@ -428,6 +442,10 @@ def overlap(
         f"{_levels_note(grid, list(found))}"
     )
     return Figure("overlap", "What masks have in common", caption, tuple(panels))
+
+
+def _brief(percent: float) -> str:
+    return f"{percent:.0f}" if percent >= 9.95 else f"{percent:.1f}"
 
 
 def _said_of_overlap(pair: Overlap, looks: Mapping[str, Look]) -> str:

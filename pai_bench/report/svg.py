@@ -52,7 +52,7 @@ _DASH = {"solid": "", "dashed": ' stroke-dasharray="6 4"', "dotted": ' stroke-da
 
 def _mark(x: float, y: float, look: Look, r: float = 3.6) -> str:
     """The marker of a method around a point."""
-    shapes = {
+    shapes: dict[str, list[tuple[float, float]]] = {
         "square": [(-1, -1), (1, -1), (1, 1), (-1, 1)],
         "triangle": [(0, -1.2), (1.15, 0.9), (-1.15, 0.9)],
         "down": [(0, 1.2), (1.15, -0.9), (-1.15, -0.9)],
@@ -90,11 +90,11 @@ def _lines(drawn: Lines, looks: Mapping[str, Look]) -> Drawn:
     parts += _frame(drawn.x, drawn.y, right, bottom)
     points: list[list[Any]] = []
     groups = [_series(series, looks[series.method], at, points, (_TOP, bottom)) for series in drawn.series]
-    box = f'{_LEFT - 5} {_TOP - 5} {right - _LEFT + 10} {bottom - _TOP + 10}'
+    box = f"{_LEFT - 5} {_TOP - 5} {right - _LEFT + 10} {bottom - _TOP + 10}"
     x, y, width, height = box.split()
     # An inner SVG cuts off what lies outside of it.
     inner = f'<svg x="{x}" y="{y}" width="{width}" height="{height}" viewBox="{box}">'
-    parts.append(f'{inner}{"".join(groups)}</svg>')
+    parts.append(f"{inner}{''.join(groups)}</svg>")
     words = f"{drawn.title}: {drawn.y.label} against {drawn.x.label}"
     return Drawn(_framed(_WIDTH, _HEIGHT, words, parts), _json(points))
 
@@ -108,7 +108,7 @@ def _frame(x: Axis, y: Axis, right: float, bottom: float) -> list[str]:
     parts.append(f'<line class="axis" x1="{_LEFT}" y1="{_n(bottom)}" x2="{_n(right)}" y2="{_n(bottom)}"/>')
     for value, words in x.ticks:
         across = _LEFT + x.place(value) * (right - _LEFT)
-        parts.append(f'<line class="axis" x1="{_n(across)}" y1="{_n(bottom)}" x2="{_n(across)}" y2="{_n(bottom + 4)}"/>')
+        parts.append(f'<path class="axis" d="M{_n(across)} {_n(bottom)}v4"/>')
         parts.append(_text(across, bottom + 17, words, "middle", "tick"))
     parts.append(_text((_LEFT + right) / 2, _HEIGHT - 7, x.label, "middle", "label"))
     middle = (_TOP + bottom) / 2
@@ -116,23 +116,19 @@ def _frame(x: Axis, y: Axis, right: float, bottom: float) -> list[str]:
     return parts
 
 
-def _series(
-    series: Series, look: Look, at: Any, points: list[list[Any]], inside: tuple[float, float]
-) -> str:
+def _series(series: Series, look: Look, at: Any, points: list[list[Any]], inside: tuple[float, float]) -> str:
     """One method's band or bars, line and markers; adds to `points` what the pointer finds."""
     colour = _colour(look)
     places = [(at(point.x, point.y), point) for point in series.points]
-    ends = [
-        (at(p.x, p.low), at(p.x, p.high)) for _, p in places if p.low is not None and p.high is not None
-    ]
     parts = []
-    if series.bars:
-        bars = "".join(f"M{_n(low[0])} {_n(low[1])}V{_n(high[1])}" for low, high in ends)
-        parts.append(f'<path d="{bars}" stroke="{colour}" stroke-width="1.2" fill="none"/>' if bars else "")
-    elif len(ends) > 1:
-        outline = [high for _, high in ends] + [low for low, _ in reversed(ends)]
-        path = " ".join(f"{_n(x)},{_n(y)}" for x, y in outline)
-        parts.append(f'<polygon points="{path}" fill="{colour}" opacity="0.14"/>')
+    for piece in series.bands():
+        lows, highs = [at(x, low) for x, low, _ in piece], [at(x, high) for x, _, high in piece]
+        if series.bars:
+            bars = "".join(f"M{_n(x)} {_n(y)}V{_n(top)}" for (x, y), (_, top) in zip(lows, highs, strict=True))
+            parts.append(f'<path d="{bars}" stroke="{colour}" stroke-width="1.2" fill="none"/>')
+        elif len(piece) > 1:
+            outline = " ".join(f"{_n(x)},{_n(y)}" for x, y in [*highs, *reversed(lows)])
+            parts.append(f'<polygon points="{outline}" fill="{colour}" opacity="0.14"/>')
     path = " ".join(f"{_n(x)},{_n(y)}" for (x, y), _ in places)
     width = 1 if series.bars else 1.8
     dash = _DASH["dashed"] if series.flat else _DASH[look.dash]
@@ -174,7 +170,7 @@ def _matrix(drawn: Matrix) -> Drawn:
             else:
                 parts.append(f'<rect class="ground" {box}/>')
                 parts.append(f'<rect fill="{drawn.colour}" fill-opacity="{square.value:.3f}" {box}/>')
-            strong = "tick strong" if (square.value or 0) > 0.5 else "tick value"
+            strong = "tick strong" if (square.value or 0) > 0.65 else "tick value"
             parts.append(_text(middle[0], middle[1] + 4, square.written, "middle", strong))
             if square.text and square.written:
                 points.append([round(middle[0], 1), round(middle[1], 1), "", square.text])

@@ -84,7 +84,7 @@ def _notes(grid: Grid, entries: Sequence[Entry], statistic: str, looks: Mapping[
     if any(entry.bold for entry in entries):
         notes.append(
             "Bold: the best mean of a column, and every method that a paired t test does not find worse at 5 % (Holm, "
-            "over all pairs of the column). No column has bold figures in which that would be all methods."
+            "over all pairs of the column), which few seeds often cannot; nothing is bold where that would be all."
         )
     elif full > 1 and len(grid.methods) > 1:
         notes.append("Nothing is bold: in no column does a paired test (Holm, 5 %) tell a method from the best.")
