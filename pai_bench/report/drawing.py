@@ -32,6 +32,8 @@ def files(figure: Figure, looks: Mapping[str, Look]) -> dict[str, bytes]:
         found = {}
         for suffix in ("png", "svg"):
             buffer = io.BytesIO()
+            if found:
+                canvas.set_layout_engine("none")  # the layout stands; finding it again takes as long as drawing
             # Without the date that matplotlib writes by default.
             canvas.savefig(buffer, format=suffix, dpi=200, metadata={"Date": None} if suffix == "svg" else None)
             found[suffix] = buffer.getvalue()

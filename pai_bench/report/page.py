@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median_low
 from typing import Any
 
 from pai_bench.report import names, svg, tables
@@ -14,6 +15,7 @@ from pai_bench.report.plots import Figure, Shown
 from pai_bench.report.tables import Table
 
 _HERE = Path(__file__).parent
+_NUMBERS_OF_SEEDS = (2, 3, 5, 10, 20)
 _MOST_COMPARISONS = 150  # on the page, of one grid; comparisons.csv has all
 
 
@@ -61,6 +63,7 @@ def render(
         heading=heading,
         sections=[_described(section, looks, directories) for section in sections],
         looks=looks,
+        numbers_of_seeds=_NUMBERS_OF_SEEDS,
         swatch=svg.swatch,
         style=(_HERE / "page.css").read_text(),
         script=(_HERE / "page.js").read_text(),
@@ -131,20 +134,15 @@ def _compared(level: float, d: Difference, looks: Mapping[str, Look]) -> dict[st
     }  # fmt: skip
 
 
-def _resolution(section: Section) -> list[str]:
-    """What so many seeds can tell apart, in a sentence for each sparsity."""
+def _resolution(section: Section) -> list[dict[str, Any]]:
+    """What so many seeds can tell apart at each sparsity, at the median spread of the paired differences there."""
     lines = []
     for level, group in section.differences.items():
         tested = sorted(d.sd for d in group if d.p is not None and d.sd is not None)
-        counts = sorted({len(d.seeds) for d in group if d.p is not None})
         if tested:
-            sd, n = tested[len(tested) // 2], counts[0]
-            lines.append(
-                f"{names.compression(level)}: {n} seeds find a difference of {100 * sd * resolvable(n):.2f} points "
-                f"between two methods with a probability of 80 %, at the median spread of paired differences "
-                f"({100 * sd:.2f} points); 5 seeds would find {100 * sd * resolvable(5):.2f}, "
-                f"10 seeds {100 * sd * resolvable(10):.2f}."
-            )
+            sd = median_low(tested)
+            found = [100 * sd * resolvable(n) for n in _NUMBERS_OF_SEEDS]
+            lines.append({"ratio": names.compression(level), "sd": 100 * sd, "pairs": len(tested), "found": found})
     return lines
 
 
