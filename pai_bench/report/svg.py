@@ -179,7 +179,8 @@ def _matrix(drawn: Matrix) -> Drawn:
 
 
 def _framed(width: float, height: float, words: str, parts: Sequence[str]) -> str:
+    widest = 1.35 * width if width >= _WIDTH else 1.12 * width
     return (
-        f'<svg viewBox="0 0 {_n(width)} {_n(height)}" style="max-width:{_n(1.12 * width if width < _WIDTH else 1.35 * width)}px" role="img" tabindex="0" '
+        f'<svg viewBox="0 0 {_n(width)} {_n(height)}" style="max-width:{_n(widest)}px" role="img" tabindex="0" '
         f'aria-label="{escape(words)}">{"".join(parts)}<circle class="here" r="7" cx="-20" cy="-20"/></svg>'
     )
