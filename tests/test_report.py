@@ -293,8 +293,8 @@ def directory(parent: Path, run: dict[str, Any], mask: dict[str, Any] | None = N
     (path / "mask.json").write_text(json.dumps({"layers": layers}))
     norms = {"norm.weight": np.ones(2, bool)}  # held at zero too where filters are pruned
     save_file({name: m.astype(bool) for name, m in mask.items()} | norms, path / "mask.safetensors")
-    lines = [{"epoch": 0.0, "prune/sparsity": 0.9}, *({"epoch": e, "test/top1": a} for e, a in curve)]
-    (path / "curve.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    lines = ["epoch,test/loss,test/top1", *(f"{epoch},1.5,{accuracy}" for epoch, accuracy in curve)]
+    (path / "metrics.csv").write_text("\n".join(lines) + "\n")
     return path
 
 

@@ -380,7 +380,7 @@ def test_only_what_is_shown_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(Path, "open", lambda self, *a, **k: opened.append(self.name) or keep(self, *a, **k))
     (grid,) = grids(cells(runs))
     plots.look_up(grid, {run["id"]: folder / run["id"] for run in runs}, plots.KINDS, Unreadable())
-    assert opened.count("curve.jsonl") == 2 * 4 * 5  # methods, compressions and seeds that are shown
+    assert opened.count("metrics.csv") == 2 * 4 * 5  # methods, compressions and seeds that are shown
 
 
 # Real runs ------------------------------------------------------------------------------------------------------------

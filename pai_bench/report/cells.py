@@ -2,10 +2,10 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from pai_bench.errors import ConfigError
@@ -13,6 +13,14 @@ from pai_bench.errors import ConfigError
 STATISTICS = {"last": "test_top1", "best": "best_test_top1", "selected": "selected_test_top1"}
 
 Row = Mapping[str, Any]
+
+
+def deviation(values: Collection[float]) -> float | None:
+    """Standard deviation of a sample (n - 1), None of fewer than two values."""
+    if len(values) < 2:
+        return None
+    mean = fmean(values)  # statistics.stdev computes with fractions, at fifty times the price
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,7 @@ class Cell:
     @cached_property
     def sd(self) -> float | None:
         """Standard deviation of the sample (n - 1), None of fewer than two seeds."""
-        return stdev(self.values.values()) if self.n > 1 else None
+        return deviation(self.values.values())
 
     @property
     def untrained(self) -> list[int]:

@@ -3,15 +3,15 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache
 from itertools import combinations
-from statistics import fmean, stdev
+from statistics import fmean
 
-from pai_bench.report.cells import Cell, Grid
+from pai_bench.report.cells import Cell, Grid, deviation
 
 LEVEL = 0.05  # of significance, two-sided; intervals hold the rest
 POWER = 0.8
-_MOST_SEEDS = 10_000
+_MOST_SEEDS = 1000
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def difference(first: Cell, second: Cell) -> Difference | None:
     found = Difference(first.method, second.method, seeds, fmean(pairs))
     if len(pairs) == 1:
         return replace(found, remark="one seed: no interval and no test")
-    sd = stdev(pairs)
+    sd = deviation(pairs) or 0.0
     if sd <= 1e-9 * max(1e-12, abs(found.mean)) or sd < 1e-12:  # equal but for rounding
         return replace(found, sd=0.0, remark="the same difference for every seed: its spread is unknown, no test")
     from scipy.special import stdtr
@@ -65,7 +65,7 @@ def difference(first: Cell, second: Cell) -> Difference | None:
     )
 
 
-@lru_cache
+@cache
 def critical(n: int) -> float:
     """The two-sided 5 % point of Student's t with n - 1 degrees of freedom."""
     from scipy.special import stdtrit
@@ -87,7 +87,7 @@ def power(effect: float, n: int) -> float:
     return float(nct.sf(point, n - 1, shift) + other)
 
 
-@lru_cache
+@cache
 def resolvable(n: int) -> float:
     """The difference that n >= 2 seeds find with a probability of 80 %, over the standard deviation of the pairs."""
     from scipy.optimize import brentq
@@ -97,7 +97,7 @@ def resolvable(n: int) -> float:
 
 
 def seeds_needed(effect: float) -> int | None:
-    """How many seeds find a difference with a probability of 80 %; None if ten thousand do not.
+    """How many seeds find a difference with a probability of 80 %; None if a thousand do not.
 
     Args:
         effect: as for `power`.

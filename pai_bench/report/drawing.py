@@ -29,7 +29,7 @@ def files(figure: Figure, looks: Mapping[str, Look]) -> dict[str, bytes]:
         draw: Any = _lines if isinstance(figure.panels[0], Lines) else _matrices
         canvas = draw(figure, looks, Canvas)
         FigureCanvasAgg(canvas)
-        found = {}
+        found: dict[str, bytes] = {}
         for suffix in ("png", "svg"):
             buffer = io.BytesIO()
             if found:

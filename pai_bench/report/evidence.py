@@ -1,14 +1,15 @@
 """What lies beside the rows, read only for what is shown: layers' densities, training curves, masks."""
 
+import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
-from pai_bench.report.cells import Cell, Grid
+from pai_bench.report.cells import Cell, Grid, deviation
 
 LEVELS_SHOWN = 4  # sparsities at which layers, curves and overlaps are shown
 SEEDS_SHOWN = 5  # seeds whose layers and curves are read
@@ -37,8 +38,7 @@ class Measured:
 
 def measured(values: Mapping[int, float]) -> Measured:
     """Mean and sample standard deviation of a value by seed."""
-    sd = stdev(values.values()) if len(values) > 1 else None
-    return Measured(fmean(values.values()), sd, tuple(values))
+    return Measured(fmean(values.values()), deviation(values.values()), tuple(values))
 
 
 @dataclass(frozen=True)
@@ -70,22 +70,23 @@ def layers(cell: Cell, directories: Mapping[str, Path], unreadable: Unreadable) 
 
 
 def curve(cell: Cell, directories: Mapping[str, Path], unreadable: Unreadable) -> dict[float, Measured]:
-    """Test accuracy by epoch, over the seeds that have a record of that epoch, from curve.jsonl.
+    """Test accuracy by epoch, over the seeds that have a record of that epoch, from metrics.csv.
 
     Of a long training evenly spaced epochs, the first and the last among them. Epochs count all training, that before
     the mask included.
     """
     by_epoch: dict[float, dict[int, float]] = {}
     for row in _shown(cell):
-        path = directories[row["id"]] / "curve.jsonl"
+        path = directories[row["id"]] / "metrics.csv"
         try:
-            with path.open() as file:
-                for line in file:
-                    if '"test/top1"' in line:
-                        record = json.loads(line)
-                        if record["test/top1"] is not None:
-                            by_epoch.setdefault(float(record["epoch"]), {})[row["seed"]] = float(record["test/top1"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            with path.open(newline="") as file:
+                lines = csv.reader(file)
+                header = next(lines, [])
+                epoch, accuracy = header.index("epoch"), header.index("test/top1")
+                for line in lines:
+                    if line[accuracy]:
+                        by_epoch.setdefault(float(line[epoch]), {})[row["seed"]] = float(line[accuracy])
+        except (OSError, ValueError, IndexError) as error:
             unreadable.note(path, error)
     epochs = sorted(by_epoch)
     if len(epochs) > EPOCHS_SHOWN:
