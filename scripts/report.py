@@ -39,10 +39,14 @@ def main() -> None:
             given.statistic, given.setting, given.dataset, given.model, given.pruner, given.figures, not given.no_images
         )
         report = writing.write(given.results, given.output, options)
-        for line in report.unfinished:
-            print(f"not finished: {line}")
-        for line in report.problems:
-            print(f"left out: {line}", file=sys.stderr)
+        for word, lines, file in (
+            ("not finished", report.unfinished, sys.stdout),
+            ("left out", report.problems, sys.stderr),
+        ):
+            for line in lines[:20]:
+                print(f"{word}: {line}", file=file)
+            if len(lines) > 20:
+                print(f"{word}: {len(lines) - 20} more, which the page names", file=file)
         print(f"{report.num_rows} runs, {report.num_cells} cells, {report.num_settings} settings: {report.page}")
         sys.exit(1 if report.problems else 0)
 

@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from statistics import fmean
 from typing import Any
 
@@ -101,11 +102,10 @@ class Cell:
         return 1 / (1 - self.sparsity)
 
     def share(self, happened: str) -> float:
-        """Fraction of all runs, trained or not, with a `collapsed` layer or `no_signal`, or `either`."""
-        collapsed, silent = ([bool(row["collapsed_layers"]) for row in self.rows],
-                             [not row["carries_signal"] for row in self.rows])  # fmt: skip
-        either = [a or b for a, b in zip(collapsed, silent, strict=True)]
-        return fmean({"collapsed": collapsed, "no_signal": silent, "either": either}[happened])
+        """Fraction of all runs, trained or not, with a "collapsed" layer, or "no_signal", or "either"."""
+        seen = [(bool(row["collapsed_layers"]), not row["carries_signal"]) for row in self.rows]
+        chosen = {"collapsed": lambda pair: pair[0], "no_signal": lambda pair: pair[1], "either": any}[happened]
+        return fmean(map(chosen, seen))
 
     def average(self, column: str) -> float:
         """Mean of a numeric column over all runs."""
@@ -140,7 +140,7 @@ class Grid:
     filters: bool
 
     @property
-    def any(self) -> Cell:
+    def first(self) -> Cell:
         """One of the cells."""
         return next(iter(self.cells.values())) if self.cells else self.dense[0]
 
@@ -165,10 +165,10 @@ class Grid:
 
     def missing(self) -> list[tuple[str, float, list[int]]]:
         """Method, sparsity and the seeds that some other cell of the grid has and this one has not."""
-        places = [(cell.method, 0.0, cell) for cell in self.dense]
-        places += [(method, level, self.cells.get((method, level))) for method in self.methods for level in self.levels]  # type: ignore[misc]
+        expected: dict[tuple[str, float], Cell | None] = {(cell.method, 0.0): cell for cell in self.dense}
+        expected |= {place: self.cells.get(place) for place in product(self.methods, self.levels)}
         found = []
-        for method, level, cell in places:
+        for (method, level), cell in expected.items():
             there = {row["seed"] for row in cell.rows} if cell else set()
             if absent := [seed for seed in self.seeds if seed not in there]:
                 found.append((method, level, absent))

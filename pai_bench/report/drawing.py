@@ -91,7 +91,7 @@ def _series(axes: Any, panel: Lines, series: Series, look: Look) -> None:
         across, lows, highs = zip(*piece, strict=True)
         x = [panel.x.shown(value) for value in across]
         low, high = ([panel.y.shown(value) for value in ends] for ends in (lows, highs))
-        if series.bars:
+        if series.bars or len(piece) == 1:
             axes.vlines(x, low, high, color=colour, linewidth=1)
         else:
             axes.fill_between(x, low, high, color=colour, alpha=0.14, linewidth=0)

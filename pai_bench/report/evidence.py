@@ -24,7 +24,8 @@ class Unreadable:
 
     def note(self, path: Path, error: Exception) -> None:
         """Remembers a file and why."""
-        self.paths[path] = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        gone = isinstance(error, FileNotFoundError)  # safetensors raises it without strerror
+        self.paths[path] = "No such file" if gone else f"it cannot be read ({error})"
 
 
 @dataclass(frozen=True)

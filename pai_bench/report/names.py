@@ -66,8 +66,8 @@ def settings(grids: Sequence[Grid], directories: Mapping[str, Path]) -> dict[tup
     """What tables are called, by setting and checksum: dataset and model, and what tells namesakes apart."""
     labels, places = {}, {}
     for grid in grids:
-        row = grid.any.rows[0]
-        key = (grid.any.setting, grid.any.checksum)
+        row = grid.first.rows[0]
+        key = (grid.first.setting, grid.first.checksum)
         labels[key] = f"{row['dataset']}, {row['model']}"
         places[key] = directories[row["id"]]
     found = _told_apart(labels, places, _OF_SETTING)

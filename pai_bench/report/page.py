@@ -73,7 +73,7 @@ def render(
 def _described(section: Section, looks: Mapping[str, Look], directories: Mapping[str, Path]) -> dict[str, Any]:
     """A section with everything in the words and numbers that the template prints."""
     grid = section.grid
-    row = grid.any.rows[0]
+    row = grid.first.rows[0]
     every = [*grid.dense, *grid.cells.values()]
     differences, left_out = _chosen(section)
     return {
@@ -88,7 +88,14 @@ def _described(section: Section, looks: Mapping[str, Look], directories: Mapping
             ("images", row["dataset_checksum"][:8]),
         ],
         "figures": [
-            (figure, [svg.panel(panel, looks) for panel in figure.panels], section.commands[figure.kind])
+            (
+                figure,
+                [
+                    svg.panel(panel, looks, svg.NARROW if figure.kind == "cost" else svg.WIDTH)
+                    for panel in figure.panels
+                ],
+                section.commands[figure.kind],
+            )
             for figure in section.figures
         ],
         "comparisons": [_compared(level, found, looks) for level, found in differences],

@@ -12,6 +12,7 @@ from pai_bench.report.names import Look
 
 COSTS = {"examples": "images", "flops": "FLOPs", "seconds": "seconds"}
 _MOST_IN_MATRIX = 24  # methods
+_NARROWEST = 0.1  # range of a linear axis: a tenth of a percent, or of an epoch
 
 
 @dataclass(frozen=True)
@@ -114,12 +115,12 @@ class Figure:
 
 def _linear(label: str, low: float, high: float, least: float = -math.inf, most: float = math.inf) -> Axis:
     """A linear axis from one round number to another around a range, but not beyond what is possible."""
-    width = max(high - low, 1e-9 * max(1, abs(high)))
+    missing = max(0.0, _NARROWEST - (high - low))
+    low, high = low - missing / 2, high + missing / 2
+    width = high - low
     step = 10 ** math.floor(math.log10(width / 3))
     step *= next(factor for factor in (1, 2, 5, 10) if width / (step * factor) <= 6)
     bottom, top = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
-    if top <= bottom:
-        top = bottom + step
     number = round((top - bottom) / step)
     digits = max(0, -math.floor(math.log10(step) + 1e-9))
     ticks = tuple((bottom + i * step, f"{bottom + i * step:.{digits}f}") for i in range(number + 1))
@@ -132,7 +133,7 @@ def _decades(label: str, values: Sequence[float], written: Callable[[float], str
     positive = [value for value in values if value > 0] or [1.0]
     first, last = math.floor(math.log10(min(positive)) + 1e-9), math.ceil(math.log10(max(positive)) - 1e-9)
     last = max(last, first + 1)
-    zero = len(positive) < len(values)
+    zero = any(value <= 0 for value in values)
     step = max(1, math.ceil((last - first) / 5))
     ticks = [(10.0**i, written(10.0**i)) for i in range(first, last + 1, step)]
     if zero:
@@ -149,8 +150,9 @@ def _of_compression(grid: Grid) -> Axis:
     low, high = (low / 1.5, high * 1.5) if low == high else (low, high)
     ticks: list[tuple[float, str]] = []
     for level, ratio in zip(grid.levels, ratios, strict=False):
-        if not ticks or math.log(ratio / ticks[-1][0]) > 0.1 * math.log(high / low):
-            ticks.append((ratio, names.compression(level)))
+        words = names.compression(level)
+        if not ticks or math.log(ratio / ticks[-1][0]) > 0.017 * len(words + ticks[-1][1]) * math.log(high / low):
+            ticks.append((ratio, words))
     margin = (high / low) ** 0.035
     return Axis(label, low / margin, high * margin, tuple(ticks), log=True)
 

@@ -76,8 +76,10 @@ def read(folder: Path, wanted: Callable[[Row], bool] = lambda row: True) -> Resu
         if wanted(row):
             results.rows.append(row)
             results.directories[row["id"]] = directory
+    if seen and not results.rows:
+        raise DataError(f"{folder}: no run has the setting, dataset, model or pruner asked for; give another")
     if not (results.rows or results.refused or results.unfinished):
-        raise DataError(f"{folder}: there are no runs{' that these options leave' if seen else ''}; give another")
+        raise DataError(f"{folder}: there are no runs; give another results folder")
     results.rows.sort(key=lambda row: str(row["id"]))
     return results
 

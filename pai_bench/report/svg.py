@@ -9,7 +9,8 @@ from typing import Any
 from pai_bench.report.names import Look
 from pai_bench.report.plots import Axis, Lines, Matrix, Series
 
-_WIDTH, _HEIGHT = 480, 310
+WIDTH, NARROW = 480, 350
+_HEIGHT = 310
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 14, 28, 46
 _SQUARE = 30
 _LETTER = 6.4  # width of a letter of a label
@@ -23,9 +24,13 @@ class Drawn:
     points: str
 
 
-def panel(drawn: Lines | Matrix, looks: Mapping[str, Look]) -> Drawn:
-    """Draws a panel."""
-    return _lines(drawn, looks) if isinstance(drawn, Lines) else _matrix(drawn)
+def panel(drawn: Lines | Matrix, looks: Mapping[str, Look], width: int = WIDTH) -> Drawn:
+    """Draws a panel.
+
+    Args:
+        width: of a panel with lines, in the units in which its letters are 12 high.
+    """
+    return _lines(drawn, looks, width) if isinstance(drawn, Lines) else _matrix(drawn)
 
 
 def _json(value: Any) -> str:
@@ -78,8 +83,8 @@ def swatch(look: Look) -> str:
     return f'<svg width="30" height="14" viewBox="0 0 30 14" aria-hidden="true">{line}{mark}</svg>'
 
 
-def _lines(drawn: Lines, looks: Mapping[str, Look]) -> Drawn:
-    right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
+def _lines(drawn: Lines, looks: Mapping[str, Look], width: int) -> Drawn:
+    right, bottom = width - _RIGHT, _HEIGHT - _BOTTOM
 
     def at(x: float, y: float) -> tuple[float, float]:
         across = _LEFT + drawn.x.place(x) * (right - _LEFT)
@@ -91,12 +96,12 @@ def _lines(drawn: Lines, looks: Mapping[str, Look]) -> Drawn:
     points: list[list[Any]] = []
     groups = [_series(series, looks[series.method], at, points, (_TOP, bottom)) for series in drawn.series]
     box = f"{_LEFT - 5} {_TOP - 5} {right - _LEFT + 10} {bottom - _TOP + 10}"
-    x, y, width, height = box.split()
+    left, top, across, down = box.split()
     # An inner SVG cuts off what lies outside of it.
-    inner = f'<svg x="{x}" y="{y}" width="{width}" height="{height}" viewBox="{box}">'
+    inner = f'<svg x="{left}" y="{top}" width="{across}" height="{down}" viewBox="{box}">'
     parts.append(f"{inner}{''.join(groups)}</svg>")
     words = f"{drawn.title}: {drawn.y.label} against {drawn.x.label}"
-    return Drawn(_framed(_WIDTH, _HEIGHT, words, parts), _json(points))
+    return Drawn(_framed(width, _HEIGHT, words, parts), _json(points))
 
 
 def _frame(x: Axis, y: Axis, right: float, bottom: float) -> list[str]:
@@ -123,10 +128,10 @@ def _series(series: Series, look: Look, at: Any, points: list[list[Any]], inside
     parts = []
     for piece in series.bands():
         lows, highs = [at(x, low) for x, low, _ in piece], [at(x, high) for x, _, high in piece]
-        if series.bars:
+        if series.bars or len(piece) == 1:
             bars = "".join(f"M{_n(x)} {_n(y)}V{_n(top)}" for (x, y), (_, top) in zip(lows, highs, strict=True))
             parts.append(f'<path d="{bars}" stroke="{colour}" stroke-width="1.2" fill="none"/>')
-        elif len(piece) > 1:
+        else:
             outline = " ".join(f"{_n(x)},{_n(y)}" for x, y in [*highs, *reversed(lows)])
             parts.append(f'<polygon points="{outline}" fill="{colour}" opacity="0.14"/>')
     path = " ".join(f"{_n(x)},{_n(y)}" for (x, y), _ in places)
@@ -179,7 +184,7 @@ def _matrix(drawn: Matrix) -> Drawn:
 
 
 def _framed(width: float, height: float, words: str, parts: Sequence[str]) -> str:
-    widest = 1.35 * width if width >= _WIDTH else 1.12 * width
+    widest = 1.35 * width if width == WIDTH else 1.12 * width
     return (
         f'<svg viewBox="0 0 {_n(width)} {_n(height)}" style="max-width:{_n(widest)}px" role="img" tabindex="0" '
         f'aria-label="{escape(words)}">{"".join(parts)}<circle class="here" r="7" cx="-20" cy="-20"/></svg>'

@@ -260,7 +260,7 @@ OVERLAP_COLUMNS = (
 def _place(grid: Grid, level: float) -> dict[str, Any]:
     pruned = "filters" if grid.filters else "weights"
     return {
-        "setting": grid.any.setting, "dataset_checksum": grid.any.checksum, "pruned": pruned, "sparsity": level,
+        "setting": grid.first.setting, "dataset_checksum": grid.first.checksum, "pruned": pruned, "sparsity": level,
         "compression": 1 / (1 - level),
     }  # fmt: skip
 

@@ -81,12 +81,12 @@ def write(folder: Path, output: Path, options: Options) -> Report:
 
     sections = []
     for grid in compared:
-        title = titles[grid.any.setting, grid.any.checksum] + (", by filters" if grid.filters else "")
+        title = titles[grid.first.setting, grid.first.checksum] + (", by filters" if grid.filters else "")
         differences = {level: comparison.comparisons(grid.at(level)) for level in grid.levels}
         shown = plots.look_up(grid, results.directories, options.figures, unreadable)
         figures = plots.figures(grid, looks, shown, options.figures)
         table = tables.accuracy(grid, title, differences, options.statistic, looks)
-        commands = {f.kind: options.command(folder, output, grid.any.setting, f.kind) for f in figures}
+        commands = {f.kind: options.command(folder, output, grid.first.setting, f.kind) for f in figures}
         stem = _stem(grid, compared)
         sections.append(Section(stem, grid, table, differences, shown, figures, commands))
 
@@ -158,10 +158,10 @@ def _write(path: Path, content: str | bytes) -> None:
 
 def _stem(grid: Grid, among: Sequence[Grid]) -> str:
     """What files of a grid are called: the setting, and what tells it from others of the same setting."""
-    others = [other for other in among if other.any.setting == grid.any.setting]
-    words = [grid.any.setting]
-    if len({other.any.checksum for other in others}) > 1:
-        words.append(grid.any.checksum[:8])
+    others = [other for other in among if other.first.setting == grid.first.setting]
+    words = [grid.first.setting]
+    if len({other.first.checksum for other in others}) > 1:
+        words.append(grid.first.checksum[:8])
     if grid.filters:
         words.append("filters")
     return "-".join(words)
