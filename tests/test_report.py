@@ -62,7 +62,8 @@ def test_a_cell_is_mean_and_sample_deviation_over_seeds() -> None:
     assert cell.values == {0: 0.8, 1: 0.94, 2: 0.9} and cell.n == 3
     assert cell.mean == pytest.approx(np.mean([0.8, 0.94, 0.9]))
     assert cell.sd == pytest.approx(np.std([0.8, 0.94, 0.9], ddof=1))
-    assert cell.compression == pytest.approx(10)
+    assert cell.compression == 10
+    assert [cells([row(sparsity=s)])[0].compression for s in (0.966666666667, 0.996666666667)] == [30, 300]
 
 
 def test_one_seed_has_no_deviation() -> None:

@@ -16,6 +16,11 @@ STATISTICS = {"last": "test_top1", "best": "best_test_top1", "selected": "select
 Row = Mapping[str, Any]
 
 
+def compression(sparsity: float) -> float:
+    """1 / (1 - sparsity), without what the rounding of sparsities to twelve digits adds: 0.966666666667 is 30."""
+    return float(f"{1 / (1 - sparsity):.8g}")
+
+
 def deviation(values: Collection[float]) -> float | None:
     """Standard deviation of a sample (n - 1), None of fewer than two values."""
     if len(values) < 2:
@@ -99,7 +104,7 @@ class Cell:
     @property
     def compression(self) -> float:
         """1 / (1 - sparsity)."""
-        return 1 / (1 - self.sparsity)
+        return compression(self.sparsity)
 
     def share(self, happened: str) -> float:
         """Fraction of all runs, trained or not, with a "collapsed" layer, or "no_signal", or "either"."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pai_bench.report import cells
 from pai_bench.report.cells import Cell, Grid
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; without their yellow, which is faint on white.
@@ -28,23 +29,23 @@ class Look:
     dash: str
 
 
-def looks(cells: Sequence[Cell], directories: Mapping[str, Path]) -> dict[str, Look]:
+def looks(found: Sequence[Cell], directories: Mapping[str, Path]) -> dict[str, Look]:
     """The look of each method, by its id: none has the same colour and marker as another, up to 42 of them."""
     of_method: dict[str, Cell] = {}
-    for cell in cells:
+    for cell in found:
         of_method.setdefault(cell.method, cell)
     labels = _method_labels(of_method, directories)
-    found = {}
+    made = {}
     pruned = sorted((method for method, cell in of_method.items() if not cell.dense), key=labels.__getitem__)
     for index, method in enumerate(pruned):
         # 6 and 7 have no common divisor, so their combinations come back after 42.
         colour, marker = _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]
         dash = _DASHES[index // (len(_COLOURS) * len(_MARKERS)) % len(_DASHES)]
-        found[method] = Look(labels[method], colour, marker, dash)
+        made[method] = Look(labels[method], colour, marker, dash)
     for method, cell in of_method.items():
         if cell.dense:
-            found[method] = Look(labels[method], "dense", "none", "dashed")
-    return found
+            made[method] = Look(labels[method], "dense", "none", "dashed")
+    return made
 
 
 def _method_labels(of_method: Mapping[str, Cell], directories: Mapping[str, Path]) -> dict[str, str]:
@@ -140,7 +141,7 @@ def _short(value: object) -> str:
 
 def compression(level: float) -> str:
     """A sparsity as a compression: 0.9 is 10×."""
-    ratio = round(1 / (1 - level), 6)
+    ratio = cells.compression(level)
     return f"{ratio:,.0f}×" if ratio >= 9999.5 else f"{ratio:.4g}×"
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pai_bench.report import evidence, names
-from pai_bench.report.cells import Cell, Grid, spread
+from pai_bench.report.cells import Cell, Grid, compression, spread
 from pai_bench.report.evidence import Layer, Measured, Overlap, Unreadable
 from pai_bench.report.names import Look
 
@@ -145,7 +145,7 @@ def _decades(label: str, values: Sequence[float], written: Callable[[float], str
 def _of_compression(grid: Grid) -> Axis:
     """The axis of compression, with a tick at the levels, as many as there is room for."""
     label = "compression of filters (1 / share kept)" if grid.filters else "compression (1 / density)"
-    ratios = [1 / (1 - level) for level in grid.levels] or [1.0, 10.0]
+    ratios = [compression(level) for level in grid.levels] or [1.0, 10.0]
     low, high = min(ratios), max(ratios)
     low, high = (low / 1.5, high * 1.5) if low == high else (low, high)
     ticks: list[tuple[float, str]] = []

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pai_bench.report import names
-from pai_bench.report.cells import Cell, Grid
+from pai_bench.report.cells import Cell, Grid, compression
 from pai_bench.report.comparison import Difference, critical, leaders
 from pai_bench.report.names import Look
 from pai_bench.report.plots import Shown
@@ -261,7 +261,7 @@ def _place(grid: Grid, level: float) -> dict[str, Any]:
     pruned = "filters" if grid.filters else "weights"
     return {
         "setting": grid.first.setting, "dataset_checksum": grid.first.checksum, "pruned": pruned, "sparsity": level,
-        "compression": 1 / (1 - level),
+        "compression": compression(level),
     }  # fmt: skip
 
 
