@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 .DEFAULT_GOAL := help
 
-.PHONY: help setup run test bench lint types format clean
+.PHONY: help setup run report test bench lint types format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,6 +18,9 @@ setup: .venv/installed ## create .venv and install the package with its tools
 
 run: setup ## prune and train a small network on real digits
 	$(BIN)/python run.py pruner=synflow sparsity=0.98
+
+report: setup ## tables, figures and a page of results/, in report/
+	$(BIN)/python scripts/report.py results -o report
 
 test: setup ## run the tests (a few minutes, no GPU, no download)
 	$(BIN)/python -m pytest -n 2

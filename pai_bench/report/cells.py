@@ -1,0 +1,230 @@
+"""Rows -> cells: the runs of one method at one sparsity that differ in their seed, and what they say together."""
+
+import math
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from statistics import fmean
+from typing import Any
+
+from pai_bench.errors import ConfigError
+
+STATISTICS = {"last": "test_top1", "best": "best_test_top1", "selected": "selected_test_top1"}
+
+Row = Mapping[str, Any]
+
+
+def compression(sparsity: float) -> float:
+    """1 / (1 - sparsity), without what the rounding of sparsities to twelve digits adds: 0.966666666667 is 30."""
+    return float(f"{1 / (1 - sparsity):.8g}")
+
+
+def deviation(values: Collection[float]) -> float | None:
+    """Standard deviation of a sample (n - 1), None of fewer than two values."""
+    if len(values) < 2:
+        return None
+    mean = fmean(values)  # statistics.stdev computes with fractions, at fifty times the price
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The runs of a method at a sparsity in a setting, one for each seed, sorted by seed.
+
+    Runs that `on_collapse=stop` left untrained, and runs without the accuracy asked for, are in `rows` and not in
+    `values`.
+    """
+
+    rows: tuple[Row, ...]
+    statistic: str  # a key of STATISTICS
+
+    @cached_property
+    def values(self) -> dict[int, float]:
+        """Accuracy, a fraction, of each seed that was trained."""
+        column = STATISTICS[self.statistic]
+        return {row["seed"]: row[column] for row in self.rows if not row["stopped"] and row[column] is not None}
+
+    @property
+    def n(self) -> int:
+        """How many seeds the statistics are of."""
+        return len(self.values)
+
+    @cached_property
+    def mean(self) -> float | None:
+        """Mean accuracy over the seeds, None if there are none."""
+        return fmean(self.values.values()) if self.values else None
+
+    @cached_property
+    def sd(self) -> float | None:
+        """Standard deviation of the sample (n - 1), None of fewer than two seeds."""
+        return deviation(self.values.values())
+
+    @property
+    def untrained(self) -> list[int]:
+        """Seeds whose network was not trained: on_collapse=stop."""
+        return [row["seed"] for row in self.rows if row["stopped"]]
+
+    @property
+    def without_value(self) -> list[int]:
+        """Seeds that were trained and lack the accuracy asked for: there was no validation split."""
+        return [row["seed"] for row in self.rows if not row["stopped"] and row["seed"] not in self.values]
+
+    @property
+    def method(self) -> str:
+        """The method's id."""
+        return str(self.rows[0]["method"])
+
+    @property
+    def setting(self) -> str:
+        """The setting's id."""
+        return str(self.rows[0]["setting"])
+
+    @property
+    def checksum(self) -> str:
+        """Of the dataset."""
+        return str(self.rows[0]["dataset_checksum"])
+
+    @property
+    def dense(self) -> bool:
+        """Whether nothing was pruned: a network without rounds."""
+        return bool(self.rows[0]["num_rounds"] == 0)
+
+    @property
+    def filters(self) -> bool:
+        """Whether the sparsity is one of filters."""
+        return self.rows[0]["filter_sparsity"] is not None
+
+    @property
+    def sparsity(self) -> float:
+        """What was asked for, of the weights or of the filters."""
+        return float(self.rows[0]["target_sparsity"])
+
+    @property
+    def compression(self) -> float:
+        """1 / (1 - sparsity)."""
+        return compression(self.sparsity)
+
+    def share(self, happened: str) -> float:
+        """Fraction of all runs, trained or not, with a "collapsed" layer, or "no_signal", or "either"."""
+        seen = [(bool(row["collapsed_layers"]), not row["carries_signal"]) for row in self.rows]
+        chosen = {"collapsed": lambda pair: pair[0], "no_signal": lambda pair: pair[1], "either": any}[happened]
+        return fmean(map(chosen, seen))
+
+    def average(self, column: str) -> float:
+        """Mean of a numeric column over all runs."""
+        return fmean(row[column] for row in self.rows)
+
+    def search(self, cost: str) -> float:
+        """Mean over all runs of what finding the mask took, in `examples`, `flops` or `seconds`.
+
+        Training before the mask counts. Its seconds are not recorded apart, and are taken to be as large a part of
+        those of all training as its images are of all images.
+        """
+        if cost != "seconds":
+            return self.average(f"score_{cost}") + self.average(f"search_train_{cost}")
+        return fmean(
+            row["prune_seconds"]
+            + row["train_seconds"]
+            * row["search_train_examples"]
+            / max(1, row["search_train_examples"] + row["train_examples"])
+            for row in self.rows
+        )
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The cells of runs that may stand in one table, by method and sparsity.
+
+    One setting, on the same images, pruned by weights or by filters.
+    """
+
+    cells: dict[tuple[str, float], Cell]
+    dense: tuple[Cell, ...]  # of the same setting and images
+    filters: bool
+
+    @property
+    def first(self) -> Cell:
+        """One of the cells."""
+        return next(iter(self.cells.values())) if self.cells else self.dense[0]
+
+    @cached_property
+    def methods(self) -> list[str]:
+        """Ids of what was pruned, in the order of the cells."""
+        return list(dict.fromkeys(method for method, _ in self.cells))
+
+    @cached_property
+    def levels(self) -> list[float]:
+        """Sparsities, rising."""
+        return sorted({level for _, level in self.cells})
+
+    @cached_property
+    def seeds(self) -> list[int]:
+        """Every seed that some cell has."""
+        return sorted({row["seed"] for cell in [*self.cells.values(), *self.dense] for row in cell.rows})
+
+    def at(self, level: float) -> list[Cell]:
+        """The cells at a sparsity, and the dense ones before them."""
+        return [*self.dense, *(cell for (_, sparsity), cell in self.cells.items() if sparsity == level)]
+
+    def missing(self) -> list[tuple[str, float, list[int]]]:
+        """Method, sparsity and the seeds that some other cell of the grid has and this one has not."""
+        expected: dict[tuple[str, float], Cell | None] = {(cell.method, 0.0): cell for cell in self.dense}
+        expected |= {place: self.cells.get(place) for place in product(self.methods, self.levels)}
+        found = []
+        for (method, level), cell in expected.items():
+            there = {row["seed"] for row in cell.rows} if cell else set()
+            if absent := [seed for seed in self.seeds if seed not in there]:
+                found.append((method, level, absent))
+        return found
+
+
+def cells(rows: Iterable[Row], statistic: str = "last") -> list[Cell]:
+    """Groups rows into cells: dense first, then by pruner, method and rising sparsity, within each setting.
+
+    Runs of different settings, protocols or images never share a cell. This is what reports and comparisons with
+    published numbers rest on.
+
+    Args:
+        rows: of `status.read`; at most one for each seed of a cell.
+        statistic: "last" epoch, "best" test epoch, or the epoch "selected" on a validation split.
+
+    Raises:
+        ConfigError: no trained run has that accuracy.
+    """
+    groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        places = ("setting", "protocol", "dataset_checksum", "pruner", "method", "target_sparsity")
+        groups[tuple(row[key] for key in places) + (row["filter_sparsity"] is not None,)].append(row)
+    found = [Cell(tuple(sorted(group, key=lambda row: row["seed"])), statistic) for _, group in sorted(groups.items())]
+    found.sort(key=lambda cell: (cell.setting, cell.rows[0]["protocol"], cell.checksum, not cell.dense))
+    trained = [cell for cell in found if len(cell.untrained) < len(cell.rows)]
+    if trained and not any(cell.values for cell in trained):
+        raise ConfigError(
+            f"--statistic {statistic}: no run has {STATISTICS[statistic]}, which takes a validation split; "
+            "run with dataset.validation=0.1, or give last or best"
+        )
+    return found
+
+
+def grids(cells: Sequence[Cell]) -> list[Grid]:
+    """One grid for each setting, set of images, and kind of sparsity (of weights, of filters)."""
+    settings: dict[tuple[Any, ...], list[Cell]] = defaultdict(list)
+    for cell in cells:
+        settings[cell.setting, cell.rows[0]["protocol"], cell.checksum].append(cell)
+    found = []
+    for group in settings.values():
+        dense = tuple(cell for cell in group if cell.dense)
+        kinds = sorted({cell.filters for cell in group if not cell.dense}) or [False]
+        for filters in kinds:
+            pruned = [cell for cell in group if not cell.dense and cell.filters == filters]
+            found.append(Grid({(cell.method, cell.sparsity): cell for cell in pruned}, dense, filters))
+    return found
+
+
+def spread(levels: Sequence[float], number: int) -> list[float]:
+    """At most so many of the levels, the first and the last among them, evenly spaced."""
+    if len(levels) <= number:
+        return list(levels)
+    return [levels[math.floor(i * (len(levels) - 1) / (number - 1) + 0.5)] for i in range(number)]

@@ -1,0 +1,152 @@
+"""Is one method better than another? Differences paired by seed, corrected for how many were looked at."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import combinations
+from statistics import fmean
+
+from pai_bench.report.cells import Cell, Grid, deviation
+
+LEVEL = 0.05  # of significance, two-sided; intervals hold the rest
+POWER = 0.8
+_MOST_SEEDS = 1000
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Accuracy of one method minus another's, over the seeds that both have.
+
+    Numbers that so few seeds do not determine are None, and `remark` says why.
+    """
+
+    first: str
+    second: str
+    seeds: tuple[int, ...]
+    mean: float
+    sd: float | None = None  # of the paired differences
+    interval: tuple[float, float] | None = None  # 95 %, of Student's t, for this difference alone
+    p: float | None = None  # of the paired t test, two-sided
+    p_holm: float | None = None  # the same, corrected for all comparisons at the sparsity
+    resolvable: float | None = None  # the true difference that so many seeds find with a probability of 80 %
+    seeds_needed: int | None = None  # to find a true difference as large as the one seen with that probability
+    remark: str = ""
+
+    @property
+    def significant(self) -> bool:
+        """Whether it stands at 5 % after the correction."""
+        return self.p_holm is not None and self.p_holm < LEVEL
+
+
+def difference(first: Cell, second: Cell) -> Difference | None:
+    """The paired difference of two cells, uncorrected; None where no seed is in both."""
+    seeds = tuple(seed for seed in first.values if seed in second.values)
+    if not seeds:
+        return None
+    pairs = [first.values[seed] - second.values[seed] for seed in seeds]
+    found = Difference(first.method, second.method, seeds, fmean(pairs))
+    if len(pairs) == 1:
+        return replace(found, remark="one seed: no interval and no test")
+    sd = deviation(pairs) or 0.0
+    if sd <= 1e-9 * max(1e-12, abs(found.mean)) or sd < 1e-12:  # equal but for rounding
+        return replace(found, sd=0.0, remark="the same difference for every seed: its spread is unknown, no test")
+    from scipy.special import stdtr
+
+    n, error = len(pairs), sd / math.sqrt(len(pairs))
+    half = critical(n) * error
+    return replace(
+        found,
+        sd=sd,
+        interval=(found.mean - half, found.mean + half),
+        p=float(2 * stdtr(n - 1, -abs(found.mean) / error)),
+        resolvable=sd * resolvable(n),
+        seeds_needed=seeds_needed(abs(found.mean) / sd),
+    )
+
+
+@cache
+def critical(n: int) -> float:
+    """The two-sided 5 % point of Student's t with n - 1 degrees of freedom."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(n - 1, 1 - LEVEL / 2))
+
+
+def power(effect: float, n: int) -> float:
+    """Probability that a paired t test of n seeds finds a difference.
+
+    Args:
+        effect: the true mean difference over the standard deviation of the paired differences.
+    """
+    from scipy.stats import nct
+
+    point, shift = critical(n), effect * math.sqrt(n)
+    # Further out the other tail holds less than a millionth, and scipy's figure for it may be NaN.
+    other = nct.cdf(-point, n - 1, shift) if shift < 5 else 0.0
+    return float(nct.sf(point, n - 1, shift) + other)
+
+
+@cache
+def resolvable(n: int) -> float:
+    """The difference that n >= 2 seeds find with a probability of 80 %, over the standard deviation of the pairs."""
+    from scipy.optimize import brentq
+
+    high = 2 * critical(n) / math.sqrt(n)  # found with more than 80 %, whatever n
+    return float(brentq(lambda effect: power(effect, n) - POWER, 0, high))
+
+
+def seeds_needed(effect: float) -> int | None:
+    """How many seeds find a difference with a probability of 80 %; None if a thousand do not.
+
+    Args:
+        effect: as for `power`.
+    """
+    if effect <= 0 or resolvable(_MOST_SEEDS) > effect:
+        return None
+    low, high = 1, 2  # low is too few
+    while resolvable(high) > effect:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if resolvable(middle) > effect else (low, middle)
+    return high
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P values corrected for their number by Holm's step-down procedure, in the order given."""
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    corrected, highest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = highest
+    return corrected
+
+
+def comparisons(cells: Sequence[Cell]) -> list[Difference]:
+    """Every pair of cells at one sparsity, corrected for the number of tests among them.
+
+    A cell in which some runs were not trained takes no part: the others are the seeds that went well.
+    """
+    pairs = combinations([cell for cell in cells if not cell.untrained], 2)
+    found = [pair for first, second in pairs if (pair := difference(first, second)) is not None]
+    tested = [pair for pair in found if pair.p is not None]
+    corrected = dict(zip(map(id, tested), holm([pair.p for pair in tested if pair.p is not None]), strict=True))
+    return [replace(pair, p_holm=corrected.get(id(pair))) for pair in found]
+
+
+def leaders(grid: Grid, level: float, differences: Sequence[Difference]) -> set[str]:
+    """The methods to print bold: the best mean, and all that a test does not find worse after the correction.
+
+    None where nothing was tested against the best, or where that would be every method. The dense network is no
+    method.
+    """
+    there = [cell for cell in grid.at(level) if not cell.dense and cell.mean is not None and not cell.untrained]
+    if not there:
+        return set()
+    best = max(there, key=lambda cell: cell.mean or 0.0).method
+    against = {(d.first if d.second == best else d.second): d for d in differences if best in (d.first, d.second)}
+    tested = {method: d for method, d in against.items() if d.p_holm is not None}
+    found = {best} | {cell.method for cell in there if cell.method in tested and not tested[cell.method].significant}
+    others_tested = any(cell.method in tested for cell in there)
+    return found if others_tested and len(found) < len(there) else set()

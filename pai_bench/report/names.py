@@ -1,0 +1,165 @@
+"""What methods and settings are called, and the colour and marker that a method has everywhere in a report."""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pai_bench.report import cells
+from pai_bench.report.cells import Cell, Grid
+
+# Okabe and Ito's colours, which colour-blind readers tell apart; without their yellow, which is faint on white.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_MARKERS = ("circle", "square", "triangle", "diamond", "cross", "down", "plus")
+_DASHES = ("solid", "dashed", "dotted")
+_PARTS = ("allocation", "schedule", "ablation")
+_OF_METHOD = ("pruner", *_PARTS)
+_OF_SETTING = ("dataset", "model", "training", "on_collapse", "protocol")
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a method is drawn; the colour of the dense network is that of text."""
+
+    label: str
+    colour: str
+    marker: str
+    dash: str
+
+
+def looks(found: Sequence[Cell], directories: Mapping[str, Path]) -> dict[str, Look]:
+    """The look of each method, by its id: none has the same colour and marker as another, up to 42 of them."""
+    of_method: dict[str, Cell] = {}
+    for cell in found:
+        of_method.setdefault(cell.method, cell)
+    labels = _method_labels(of_method, directories)
+    made = {}
+    pruned = sorted((method for method, cell in of_method.items() if not cell.dense), key=labels.__getitem__)
+    for index, method in enumerate(pruned):
+        # 6 and 7 have no common divisor, so their combinations come back after 42.
+        colour, marker = _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]
+        dash = _DASHES[index // (len(_COLOURS) * len(_MARKERS)) % len(_DASHES)]
+        made[method] = Look(labels[method], colour, marker, dash)
+    for method, cell in of_method.items():
+        if cell.dense:
+            made[method] = Look(labels[method], "dense", "none", "dashed")
+    return made
+
+
+def _method_labels(of_method: Mapping[str, Cell], directories: Mapping[str, Path]) -> dict[str, str]:
+    """The pruner, and of its allocation, schedule, ablation and settings those by which namesakes differ."""
+    namesakes: dict[str, list[str]] = defaultdict(list)
+    for method, cell in of_method.items():
+        namesakes[cell.rows[0]["pruner"]].append(method)
+    labels = {}
+    for pruner, methods in namesakes.items():
+        rows = {method: of_method[method].rows[0] for method in methods}
+        differing = [part for part in _PARTS if len({row[part] for row in rows.values()}) > 1]
+        for method, row in rows.items():
+            words = [row[part] for part in differing if not (part == "ablation" and row[part] == "none")]
+            labels[method] = ", ".join([pruner, *words])
+    return _told_apart(labels, {m: directories[of_method[m].rows[0]["id"]] for m in labels}, _OF_METHOD)
+
+
+def settings(grids: Sequence[Grid], directories: Mapping[str, Path]) -> dict[tuple[str, str], str]:
+    """What tables are called, by setting and checksum: dataset and model, and what tells namesakes apart."""
+    labels, places = {}, {}
+    for grid in grids:
+        row = grid.first.rows[0]
+        key = (grid.first.setting, grid.first.checksum)
+        labels[key] = f"{row['dataset']}, {row['model']}"
+        places[key] = directories[row["id"]]
+    found = _told_apart(labels, places, _OF_SETTING)
+    images: dict[str, set[str]] = defaultdict(set)
+    for setting, checksum in labels:
+        images[setting].add(checksum)
+    return {
+        (setting, checksum): f"{label}, images {checksum[:8]}" if len(images[setting]) > 1 else label
+        for (setting, checksum), label in found.items()
+    }
+
+
+def _told_apart(labels: dict[Any, str], directories: Mapping[Any, Path], groups: Sequence[str]) -> dict[Any, str]:
+    """Adds to labels that several have the settings by which their configs differ, or else the end of their ids."""
+    by_label: dict[str, list[Any]] = defaultdict(list)
+    for key, label in labels.items():
+        by_label[label].append(key)
+    found = dict(labels)
+    for label, keys in by_label.items():
+        ids = {key: key[0] if isinstance(key, tuple) else key for key in keys}
+        if len(set(ids.values())) == 1:
+            continue
+        configs = {key: _flat(_config(directories[key]), groups) for key in keys}
+        names = dict.fromkeys(name for config in configs.values() for name in config)
+        differing = [n for n in names if len({repr(config.get(n)) for config in configs.values()}) > 1]
+        shown = [name for name in differing if name.rpartition(".")[2] not in ("_target_", "name")] or differing
+        for key in keys:
+            words = ", ".join(f"{name}={_short(configs[key].get(name))}" for name in shown[:3])
+            found[key] = f"{label}, {words}" if words else label
+        if len({found[key] for key in keys}) < len(set(ids.values())):
+            for key in keys:
+                found[key] = f"{found[key]}, {ids[key].rpartition('-')[2]}"
+    return found
+
+
+def _config(directory: Path) -> dict[str, Any]:
+    """The config of a run as it lies there; empty if it cannot be read, and then ids tell runs apart."""
+    import yaml
+
+    try:
+        found = yaml.safe_load((directory / "config.yaml").read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _flat(config: Mapping[str, Any], groups: Sequence[str]) -> dict[str, Any]:
+    """Dotted names and values of the settings in some groups."""
+    found: dict[str, Any] = {}
+
+    def walk(name: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, item in value.items():
+                walk(f"{name}.{key}", item)
+        else:
+            found[name] = value
+
+    for group in groups:
+        if group in config:
+            walk(group, config[group])
+    return {name: value for name, value in found.items() if name not in ("dataset.root", "training.compact")}
+
+
+def _short(value: object) -> str:
+    if value is None:
+        return "null"
+    text = f"{value:.6g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
+    return text if len(text) <= 24 else f"{text[:21]}..."
+
+
+def compression(level: float) -> str:
+    """A sparsity as a compression: 0.9 is 10×."""
+    ratio = cells.compression(level)
+    return f"{ratio:,.0f}×" if ratio >= 9999.5 else f"{ratio:.4g}×"
+
+
+def percent(fraction: float, digits: int = 2) -> str:
+    """A fraction as a number of percent."""
+    return f"{100 * fraction:.{digits}f}"
+
+
+def sparsity(level: float) -> str:
+    """A sparsity in percent, with as many digits as the density needs: 99.67 %."""
+    digits = max(0, 1 - math.floor(math.log10(100 * (1 - level)) + 1e-9))
+    text = f"{100 * level:.{digits}f}"
+    return f"{text.rstrip('0').rstrip('.') if '.' in text else text} %"
+
+
+def amount(number: float) -> str:
+    """A count or a time with a unit prefix: 1.2 M."""
+    for unit, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.3g}"

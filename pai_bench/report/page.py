@@ -1,0 +1,181 @@
+"""The page of a report: one HTML file that needs no network and no other file."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median_low
+from typing import Any
+
+from pai_bench.report import names, svg, tables
+from pai_bench.report.cells import Cell, Grid
+from pai_bench.report.comparison import Difference, resolvable
+from pai_bench.report.names import Look
+from pai_bench.report.plots import Figure, Shown
+from pai_bench.report.tables import Table
+
+_HERE = Path(__file__).parent
+_NUMBERS_OF_SEEDS = (2, 3, 5, 10, 20)
+_MOST_COMPARISONS = 150  # on the page, of one grid; comparisons.csv has all
+
+
+@dataclass(frozen=True)
+class Section:
+    """What a report says of one grid."""
+
+    stem: str
+    grid: Grid
+    table: Table
+    differences: Mapping[float, Sequence[Difference]]  # by sparsity
+    shown: Shown
+    figures: Sequence[Figure]
+    commands: Mapping[str, str]  # by kind of figure
+
+
+@dataclass(frozen=True)
+class Heading:
+    """What a report says of itself."""
+
+    folder: str
+    date: str
+    command: str
+    statistic: str
+    num_rows: int
+    num_cells: int
+    unfinished: tuple[str, ...]
+    problems: tuple[str, ...]
+    images: bool
+
+
+def render(
+    heading: Heading, sections: Sequence[Section], looks: Mapping[str, Look], directories: Mapping[str, Path]
+) -> str:
+    """The whole page."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters["number"] = tables.number
+    template = environment.get_template("page.html")
+    return template.render(
+        heading=heading,
+        sections=[_described(section, looks, directories) for section in sections],
+        looks=looks,
+        numbers_of_seeds=_NUMBERS_OF_SEEDS,
+        swatch=svg.swatch,
+        style=(_HERE / "page.css").read_text(),
+        script=(_HERE / "page.js").read_text(),
+    )
+
+
+def _described(section: Section, looks: Mapping[str, Look], directories: Mapping[str, Path]) -> dict[str, Any]:
+    """A section with everything in the words and numbers that the template prints."""
+    grid = section.grid
+    row = grid.first.rows[0]
+    every = [*grid.dense, *grid.cells.values()]
+    differences, left_out = _chosen(section)
+    return {
+        "stem": section.stem,
+        "table": section.table,
+        "facts": [
+            ("training", f"{row['training']}, {row['epochs']} epochs"),
+            ("seeds", ", ".join(map(str, grid.seeds[:20])) + (" ..." if len(grid.seeds) > 20 else "")),
+            ("runs", f"{sum(len(cell.rows) for cell in every):,} in {len(every):,} cells"),
+            ("protocol", str(row["protocol"])),
+            ("setting", row["setting"]),
+            ("images", row["dataset_checksum"][:8]),
+        ],
+        "figures": [
+            (
+                figure,
+                [
+                    svg.panel(panel, looks, svg.NARROW if figure.kind == "cost" else svg.WIDTH)
+                    for panel in figure.panels
+                ],
+                section.commands[figure.kind],
+            )
+            for figure in section.figures
+        ],
+        "comparisons": [_compared(level, found, looks) for level, found in differences],
+        "left_out": left_out,
+        "resolution": _resolution(section),
+        "costs": [_cost(cell, looks) for cell in every],
+        "missing": [
+            (looks[method].label, names.compression(level) if level else "", ", ".join(map(str, seeds)), len(seeds))
+            for method, level, seeds in grid.missing()
+        ],
+        "origin": _origin(grid, directories),
+    }
+
+
+def _chosen(section: Section) -> tuple[list[tuple[float, Difference]], int]:
+    """The comparisons for the page, by sparsity: all, or if they are many those with the best method and the dense.
+
+    The better of two comes first. Also how many are left out.
+    """
+    found = [(level, difference) for level, group in section.differences.items() for difference in group]
+    shown = found
+    if len(found) > _MOST_COMPARISONS:
+        special = {(level, cell.method) for level in section.grid.levels for cell in section.grid.dense}
+        for level in section.grid.levels:
+            means = {c.method: c.mean for c in section.grid.at(level) if c.mean is not None and not c.dense}
+            if means:
+                special.add((level, max(means, key=means.__getitem__)))
+        shown = [(level, d) for level, d in found if {(level, d.first), (level, d.second)} & special]
+    return shown, len(found) - len(shown)
+
+
+def _compared(level: float, d: Difference, looks: Mapping[str, Look]) -> dict[str, Any]:
+    first, second, sign = (d.first, d.second, 1) if d.mean >= 0 else (d.second, d.first, -1)
+    interval = None
+    if d.interval is not None:
+        interval = tuple(sorted(100 * sign * end for end in d.interval))
+    return {
+        "ratio": names.compression(level), "level": level, "first": looks[first].label, "second": looks[second].label,
+        "n": len(d.seeds), "mean": 100 * sign * d.mean, "sd": None if d.sd is None else 100 * d.sd,
+        "interval": interval, "p": d.p, "p_holm": d.p_holm, "significant": d.significant,
+        "resolvable": None if d.resolvable is None else 100 * d.resolvable, "seeds_needed": d.seeds_needed,
+        "remark": d.remark,
+    }  # fmt: skip
+
+
+def _resolution(section: Section) -> list[dict[str, Any]]:
+    """What so many seeds can tell apart at each sparsity, at the median spread of the paired differences there."""
+    lines = []
+    for level, group in section.differences.items():
+        tested = sorted(d.sd for d in group if d.p is not None and d.sd is not None)
+        if tested:
+            sd = median_low(tested)
+            found = [100 * sd * resolvable(n) for n in _NUMBERS_OF_SEEDS]
+            lines.append({"ratio": names.compression(level), "sd": 100 * sd, "pairs": len(tested), "found": found})
+    return lines
+
+
+def _cost(cell: Cell, looks: Mapping[str, Look]) -> dict[str, Any]:
+    values = {
+        "examples": cell.search("examples"), "flops": cell.search("flops"), "seconds": cell.search("seconds"),
+        "total": cell.average("total_seconds"), "multiply_adds": cell.average("multiply_adds_masked"),
+    }  # fmt: skip
+    return {
+        "label": looks[cell.method].label, "level": cell.sparsity, "ratio": names.compression(cell.sparsity),
+        "values": [(value, names.amount(value)) for value in values.values()],
+        "density": 100 * cell.average("density"), "effective": 100 * (1 - cell.average("effective_sparsity")),
+        "mean": cell.mean,
+    }  # fmt: skip
+
+
+def _origin(grid: Grid, directories: Mapping[str, Path]) -> dict[str, list[str]]:
+    """Commands, commits and machines of one run of each method."""
+    commands: dict[str, None] = {}
+    commits: dict[str, None] = {}
+    for cell in {cell.method: cell for cell in [*grid.dense, *grid.cells.values()]}.values():
+        try:
+            found = json.loads((directories[cell.rows[0]["id"]] / "provenance.json").read_text())
+            commands[" ".join(["python", *map(str, found["command"])])] = None
+            commits[f"{(found['commit'] or 'unknown')[:12]}{', with changes' if found['dirty'] else ''}"] = None
+        except (OSError, ValueError, KeyError, TypeError):
+            commits["unknown: a run has no provenance.json"] = None
+    machines = sorted({row["hardware"] for cell in [*grid.dense, *grid.cells.values()] for row in cell.rows})
+    return {"commands": list(commands)[:12], "commits": list(commits), "machines": machines}

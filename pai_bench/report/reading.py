@@ -1,0 +1,104 @@
+"""The rows of a results folder, and a word on every run directory that has none to give."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pai_bench import status
+from pai_bench.errors import DataError
+
+Row = dict[str, Any]
+
+_WORDS = (
+    "id", "group", "setting", "method", "dataset", "model", "pruner", "allocation", "schedule", "ablation", "training",
+    "dataset_checksum", "hardware",
+)  # fmt: skip
+_NUMBERS = (
+    "protocol", "seed", "target_sparsity", "sparsity", "density", "effective_sparsity", "num_rounds", "epochs",
+    "score_examples", "search_train_examples", "train_examples", "score_flops", "search_train_flops", "train_flops",
+    "prune_seconds", "train_seconds", "total_seconds", "multiply_adds_masked", "test_top1", "best_test_top1",
+)  # fmt: skip
+_NUMBERS_OR_NULL = ("selected_test_top1", "filter_sparsity")
+
+
+@dataclass
+class Results:
+    """What a results folder holds."""
+
+    folder: Path
+    rows: list[Row] = field(default_factory=list)
+    directories: dict[str, Path] = field(default_factory=dict)  # by the id of a row
+    refused: dict[str, str] = field(default_factory=dict)  # the name of a run directory -> why its row is left out
+    unfinished: dict[str, status.RunState] = field(default_factory=dict)  # by the name of the run directory
+
+
+def read(folder: Path, wanted: Callable[[Row], bool] = lambda row: True) -> Results:
+    """The rows below a folder, sorted by id.
+
+    Args:
+        wanted: which rows to take.
+
+    Raises:
+        DataError: there is no such folder, or no run in it.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: there is no such folder; give a results folder")
+    if (folder / status.RESULT).is_file():
+        raise DataError(f"{folder}: it is a run's own directory; give the folder that it lies in")
+    results = Results(folder)
+    seen: dict[tuple[object, ...], str] = {}
+    try:
+        directories = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"{folder}: it cannot be read ({error.strerror}); give another results folder") from error
+    for directory in directories:
+        path = directory / status.RESULT
+        if not path.is_file():
+            if (state := status.state(directory)).name != "missing" or (directory / "config.yaml").is_file():
+                results.unfinished[directory.name] = state
+            continue
+        try:
+            row = json.loads(path.read_text())
+            fault = _fault(row)
+        except (OSError, ValueError) as error:
+            row, fault = {}, f"it cannot be read ({error})"
+        if fault:
+            results.refused[directory.name] = f"{path}: {fault}; remove that directory and run it again"
+            continue
+        place = tuple(row[key] for key in ("setting", "dataset_checksum", "method", "target_sparsity", "seed"))
+        if place in seen:
+            results.refused[directory.name] = f"{path}: {seen[place]} holds the same run; remove one of the two"
+            continue
+        seen[place] = directory.name
+        if wanted(row):
+            results.rows.append(row)
+            results.directories[row["id"]] = directory
+    if seen and not results.rows:
+        raise DataError(f"{folder}: no run has the setting, dataset, model or pruner asked for; give another")
+    if not (results.rows or results.refused or results.unfinished):
+        raise DataError(f"{folder}: there are no runs; give another results folder")
+    results.rows.sort(key=lambda row: str(row["id"]))
+    return results
+
+
+def _fault(row: Any) -> str | None:
+    """What is wrong with a row, in a few words; None if nothing is."""
+    if not isinstance(row, dict):
+        return "it holds no row"
+    for names, accepted in ((_WORDS, str), (_NUMBERS, (int, float)), (_NUMBERS_OR_NULL, (int, float, type(None)))):
+        for name in names:
+            if name not in row:
+                return f"it has no {name}"
+            value = row[name]
+            if not isinstance(value, accepted) or isinstance(value, bool):  # type: ignore[arg-type]
+                return f"its {name} is {value!r}"
+            if isinstance(value, float) and not math.isfinite(value):
+                return f"its {name} is {value!r}"
+    if not 0 <= row["target_sparsity"] < 1:
+        return f"its target_sparsity is {row['target_sparsity']!r}"
+    if not isinstance(row.get("collapsed_layers"), list) or not isinstance(row.get("carries_signal"), bool):
+        return "it does not say which layers collapsed and whether it carries signal"
+    return None

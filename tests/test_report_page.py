@@ -1,0 +1,416 @@
+"""Reports as files: tables, figures and the page, from made-up rows and from real runs."""
+
+import csv
+import importlib.util
+import json
+import re
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from conftest import ROOT, RunCli
+from test_report import directory, row, rows
+
+from pai_bench.errors import ConfigError
+from pai_bench.report import names, plots, svg, tables, writing
+from pai_bench.report.cells import Grid, cells, grids
+from pai_bench.report.comparison import comparisons
+from pai_bench.report.evidence import Unreadable
+
+DENSITIES = {"dense": 1.0, "random": 0.3, "snip": 0.2, "synflow": 0.1}
+
+
+def results(parent: Path, runs: list[dict[str, Any]]) -> Path:
+    """A results folder; masks are random, of one density for each pruner."""
+    rng = np.random.default_rng(0)
+    for run in runs:
+        density = DENSITIES.get(run["pruner"], 0.5)
+        mask = {f"{i}.weight": rng.random(60) < density for i in range(3)}
+        mask["3.weight"] = np.zeros(60, bool) if run["collapsed_layers"] else np.ones(60, bool)
+        accuracy = run["test_top1"] or 0.0
+        directory(parent, run, mask, [(float(epoch), accuracy * epoch / 4) for epoch in range(5)])
+    return parent
+
+
+def many() -> list[dict[str, Any]]:
+    """Three methods and the dense network, two compressions, three seeds; some collapse, one run is missing."""
+    runs = rows((0.9, 0.99), snip=[0.93, 0.935, 0.931], synflow=[0.90, 0.907, 0.905], random=[0.1, 0.85, 0.86])
+    runs += rows(dense=[0.95, 0.952, 0.957])
+    for run in runs:
+        if run["pruner"] == "random" and run["seed"] == 0:
+            run |= {"collapsed_layers": ["3.weight"], "carries_signal": False}
+    return [run for run in runs if not (run["pruner"] == "snip" and run["seed"] == 2 and run["sparsity"] == 0.99)]
+
+
+def write(folder: Path, output: Path, **options: Any) -> writing.Report:
+    return writing.write(folder, output, writing.Options(**options))
+
+
+def table(output: Path, name: str) -> list[dict[str, str]]:
+    with (output / f"{name}.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+class Page(HTMLParser):
+    """What a page refers to, and whether its tags are closed."""
+
+    VOID = frozenset({"meta", "link", "br", "img", "input", "hr"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.references: list[str] = []
+        self.ids: list[str] = []
+        self.open: list[str] = []
+        self.scripts: list[str] = []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        named = dict(attrs)
+        self.references += [value for key in ("src", "href") if (value := named.get(key))]
+        self.ids += [value for value in [named.get("id")] if value]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "script":
+            self.scripts.append(data)
+
+
+# Files ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_report_is_whole(tmp_path: Path) -> None:
+    output = tmp_path / "report"
+    report = write(results(tmp_path / "results", many()), output)
+    assert (report.num_rows, report.num_cells, report.num_settings, report.problems) == (20, 7, 1, ())
+    stem = "digits-resnet20-0000aaaa"
+    assert {str(path.relative_to(output)) for path in output.rglob("*.*")} == {
+        "index.html", f"tables/{stem}.md", f"tables/{stem}.tex",
+        *(f"{name}.csv" for name in ("cells", "comparisons", "missing", "layers", "curves", "overlaps")),
+        *(f"figures/{stem}-{kind}.{suffix}" for kind in plots.KINDS for suffix in ("png", "svg")),
+    }  # fmt: skip
+    page = Page((output / "index.html").read_text())
+    local = {reference for reference in page.references if not reference.startswith("#")}
+    assert local and all((output / reference).is_file() for reference in local)
+    assert len(set(page.ids)) == len(page.ids)
+    for path in (output / "figures").iterdir():
+        if path.suffix == ".svg":
+            ElementTree.parse(path)
+        else:
+            assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_asks_for_nothing_from_elsewhere(tmp_path: Path) -> None:
+    write(results(tmp_path / "results", many()), tmp_path / "report", images=False)
+    text = (tmp_path / "report" / "index.html").read_text()
+    assert not re.search(r"https?:|@import|url\((?!#)|<link|src=|fetch\(|XMLHttpRequest", text)
+
+
+def test_the_same_runs_give_the_same_bytes(tmp_path: Path) -> None:
+    folder = results(tmp_path / "results", many())
+    first, second = tmp_path / "1" / "report", tmp_path / "2" / "report"
+    for output in (first, second):
+        write(folder, output, figures=["accuracy", "collapse"])
+    for path in first.rglob("*.*"):
+        ours, theirs = path.read_bytes(), (second / path.relative_to(first)).read_bytes()
+        if path.name == "index.html":  # which names its own folder
+            theirs = theirs.replace(bytes(second), bytes(first))
+        assert ours == theirs, path.name
+
+
+def test_what_is_drawn_can_be_chosen(tmp_path: Path) -> None:
+    folder, output = results(tmp_path / "results", many()), tmp_path / "report"
+    write(folder, output, figures=["collapse"], pruner=["snip"], images=False)
+    assert not list(output.rglob("*.png")) and not table(output, "overlaps") and not table(output, "layers")
+    assert {line["label"] for line in table(output, "cells")} == {"dense", "snip"}
+    assert set(re.findall(r'<figure id="[^"]*" class="(\w+)"', (output / "index.html").read_text())) == {"collapse"}
+
+
+def test_the_command_below_a_figure_makes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, output = results(tmp_path / "results", many()), tmp_path / "report"
+    write(folder, output)
+    commands = re.findall(
+        r"<code>python (scripts/report.py [^<]*--figures accuracy)</code>", (output / "index.html").read_text()
+    )
+    figure = output / "figures" / "digits-resnet20-0000aaaa-accuracy.png"
+    before = figure.read_bytes()
+    figure.unlink()
+    (command,) = commands
+    assert script(monkeypatch, *command.split()[1:]) == 0
+    assert figure.read_bytes() == before
+
+
+def script(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The exit code of scripts/report.py."""
+    spec = importlib.util.spec_from_file_location("report_script", ROOT / "scripts" / "report.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(sys, "argv", ["report.py", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        module.main()
+    return int(ended.value.code or 0)
+
+
+# What a user may do wrong ---------------------------------------------------------------------------------------------
+
+
+def test_exit_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, output = results(tmp_path / "results", [row("snip"), row("dense")]), str(tmp_path / "report")
+
+    def ends(*arguments: str) -> tuple[int, str]:
+        code = script(monkeypatch, *arguments, "--no-images")
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
+
+    assert ends(str(folder), "-o", output)[0] == 0
+    (tmp_path / "empty").mkdir()
+    code, said = ends(str(tmp_path / "empty"), "-o", str(tmp_path / "other"))
+    assert code == 4 and said.count("\n") == 1 and "there are no runs" in said and not (tmp_path / "other").exists()
+    (tmp_path / "file").write_text("")
+    code, said = ends(str(folder), "-o", str(tmp_path / "file" / "report"))
+    assert code == 2 and said.count("\n") == 1 and "--output" in said
+    code, said = ends(str(folder), "-o", str(folder))
+    assert code == 2 and "the results folder" in said
+    code, said = ends(str(folder), "-o", output, "--statistic", "selected")
+    assert code == 2 and "dataset.validation" in said
+    code, said = ends(str(folder), "-o", output, "--dataset", "cifar10")
+    assert code == 4 and "no run has the setting" in said
+
+
+def test_a_broken_row_is_named_and_the_report_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = results(tmp_path / "results", [row("snip"), row("synflow")])
+    broken = directory(folder, row("grasp"))
+    (broken / "result.json").write_text('{"id": ')
+    output = tmp_path / "report"
+    assert script(monkeypatch, str(folder), "-o", str(output), "--no-images") == 1
+    assert f"left out: {broken / 'result.json'}: it cannot be read" in capsys.readouterr().err
+    assert broken.name in (output / "index.html").read_text()
+    assert {line["label"] for line in table(output, "cells")} == {"snip", "synflow"}
+
+
+def test_an_unwritable_output_is_one_line(tmp_path: Path) -> None:
+    folder = results(tmp_path / "results", [row("snip")])
+    (tmp_path / "report" / "index.html").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"--output .*: it cannot be written to"):
+        write(folder, tmp_path / "report", images=False)
+
+
+def test_only_unfinished_runs_make_a_page_that_says_so(tmp_path: Path) -> None:
+    (tmp_path / "results" / "one").mkdir(parents=True)
+    (tmp_path / "results" / "one" / "status.json").write_text('{"state": "failed", "error": "no luck\\nat all"}')
+    report = write(tmp_path / "results", tmp_path / "report")
+    assert report.unfinished == ("one: failed, no luck",)
+    assert "one: failed, no luck" in (tmp_path / "report" / "index.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [
+        [row("dense")],
+        [row("snip")],
+        [row("snip", 0, 0.1, collapsed_layers=["3.weight"], carries_signal=False, stopped="collapse")],
+        rows(snip=[0.1, 0.1, 0.1], random=[0.1, 0.1, 0.1]),
+        [row("snip", 0, 0.9, sparsity=0.0), row("snip", 0, 0.0, sparsity=0.5)],
+        [row("snip", hardware="a"), row("random", hardware="b", score_examples=0, score_flops=0, prune_seconds=0.0)],
+    ],
+    ids=["dense", "one run", "not trained", "no variance", "sparsity 0", "no cost"],
+)
+def test_small_folders_make_reports(tmp_path: Path, runs: list[dict[str, Any]]) -> None:
+    write(results(tmp_path / "results", runs), tmp_path / "report")
+    text = (tmp_path / "report" / "index.html").read_text()
+    Page(text)
+    assert not re.search(r"\b(nan|inf|None)\b", text)
+
+
+def test_runs_without_masks_and_curves_make_a_report_that_says_so(tmp_path: Path) -> None:
+    folder = results(tmp_path / "results", [row("snip"), row("random")])
+    for path in folder.glob("*/*"):
+        if path.name != "result.json":
+            path.unlink()
+    report = write(folder, tmp_path / "report", images=False)
+    assert len(report.problems) == 4 and all(line.endswith("No such file") for line in report.problems)
+    kinds = set(re.findall(r'<figure id="[^"]*" class="(\w+)"', (tmp_path / "report" / "index.html").read_text()))
+    assert kinds == {"accuracy", "collapse", "cost"}
+
+
+def test_names_cannot_break_the_page(tmp_path: Path) -> None:
+    name = "</script><b onclick='x'>&_%"
+    runs = [row("snip", 0), row("snip", 0) | {"pruner": name, "method": "odd-00001111", "id": "odd"}]
+    write(results(tmp_path / "results", runs), tmp_path / "report")
+    text = (tmp_path / "report" / "index.html").read_text()
+    assert name not in text and "<b onclick" not in text
+    page = Page(text)
+    said = [point[3] for script in page.scripts if script.startswith("[") for point in json.loads(script)]
+    assert any(name in text for text in said)
+    latex = (tmp_path / "report" / "tables" / "digits-resnet20-0000aaaa.tex").read_text()
+    assert r"\&\_\%" in latex
+
+
+# Tables ---------------------------------------------------------------------------------------------------------------
+
+
+def made(runs: list[dict[str, Any]]) -> tuple[Grid, tables.Table, dict[str, names.Look]]:
+    found = cells(runs)
+    looks = names.looks(found, {run["id"]: Path("nowhere") for run in runs})
+    (grid,) = grids(found)
+    differences = {level: comparisons(grid.at(level)) for level in grid.levels}
+    return grid, tables.accuracy(grid, "digits, resnet20", differences, "last", looks), looks
+
+
+def test_markdown_shows_means_deviations_and_what_is_missing() -> None:
+    _, table, looks = made(many())
+    lines = tables.markdown(table, looks).splitlines()
+    assert "dense: 95.30 ± 0.36" in lines
+    assert "| method | 10× (90 %) | 100× (99 %) |" in lines
+    (snip,) = (line for line in lines if line.startswith("| snip"))
+    mean, sd = 100 * np.mean([0.93, 0.935]), 100 * np.std([0.93, 0.935], ddof=1)
+    assert f"{mean:.2f} ± {sd:.2f} (n = 2)" in snip
+    (noisy,) = (line for line in lines if line.startswith("| random"))
+    assert noisy.count("\\*") == 2
+    assert "Seeds that are missing: snip at 100× without seed 2." in "\n".join(lines)
+
+
+def test_cells_without_a_run_are_dashes_and_untrained_ones_marked() -> None:
+    runs = [row("snip", 0), row("snip", 1, 0.1, stopped="collapse"), row("synflow", 0, sparsity=0.99)]
+    _, table, looks = made(runs)
+    text = tables.markdown(table, looks)
+    assert "| snip | 90.00 (n = 1) † | – |" in text and "| synflow | – | 90.00 (n = 1) |" in text
+    assert "left runs untrained" in text and "A dash is a cell without a run" in text
+
+
+def test_latex_is_a_booktabs_table_with_its_cells_in_place() -> None:
+    _, table, looks = made(many())
+    text = tables.latex(table, looks)
+    assert text.count(r"\toprule") == text.count(r"\bottomrule") == 1 and r"\begin{tabular}{lrr}" in text
+    (line,) = (line for line in text.splitlines() if line.strip().startswith("synflow"))
+    means = re.findall(r"(\d+\.\d+) \\pm", line)
+    assert means == ["90.40", "90.40"] and line.count("&") == 2
+    assert not re.search(r"(?<!\\)[%_#]", text.partition("\n")[2])
+
+
+def test_bold_in_every_format_is_the_same_cell() -> None:
+    runs = rows(snip=[0.93, 0.935, 0.931, 0.936], synflow=[0.80, 0.807, 0.801, 0.805])
+    _, table, looks = made(runs)
+    bold = [(method, entry.bold) for method, (entry,) in table.rows]
+    assert bold == [("snip-1111bbbb", True), ("synflow-1111bbbb", False)]
+    assert tables.markdown(table, looks).count("**") == 2 and tables.latex(table, looks).count(r"\mathbf") == 1
+
+
+def test_csv_files_hold_fractions_that_add_up(tmp_path: Path) -> None:
+    output = tmp_path / "report"
+    write(results(tmp_path / "results", many()), output, images=False)
+    (snip,) = (c for c in table(output, "cells") if c["label"] == "snip" and c["sparsity"] == "0.9")
+    assert float(snip["mean"]) == pytest.approx(np.mean([0.93, 0.935, 0.931])) and snip["seeds"] == "0 1 2"
+    assert float(snip["ci_high"]) - float(snip["mean"]) == pytest.approx(4.302652730 * float(snip["sd"]) / 3**0.5)
+    (versus,) = (
+        c for c in table(output, "comparisons")
+        if {c["first"], c["second"]} == {"snip", "synflow"} and c["sparsity"] == "0.9"
+    )  # fmt: skip
+    sign = 1 if versus["first"] == "snip" else -1
+    assert sign * float(versus["difference"]) == pytest.approx(np.mean([0.03, 0.028, 0.026]))
+    assert [c["seeds"] for c in table(output, "missing")] == ["2"]
+    pairs = table(output, "overlaps")
+    assert len(pairs) == 6 and {c["seed"] for c in pairs} == {"0"}
+    layers = {(c["label"], c["index"]): float(c["density"]) for c in table(output, "layers") if c["sparsity"] == "0.9"}
+    assert layers["snip", "4"] == 1 and layers["random", "4"] == pytest.approx(2 / 3)
+
+
+# Figures --------------------------------------------------------------------------------------------------------------
+
+
+def test_points_lie_where_the_axes_say(tmp_path: Path) -> None:
+    grid, _, looks = made(many())
+    figure = plots.accuracy(grid, looks)
+    assert figure is not None and len(figure.panels) == 1 + (figure.panels[-1].title == "upper end")
+    whole = figure.panels[0]
+    assert isinstance(whole, plots.Lines)
+    for x in (10, 100):
+        places = [p for series in whole.series if not series.flat for p in series.points if p.x == pytest.approx(x)]
+        assert len(places) == 3
+    across = [whole.x.place(value) for value in (10, 31.6227766, 100)]
+    assert across[1] - across[0] == pytest.approx(across[2] - across[1])
+    drawn = json.loads(svg.panel(whole, looks).points)
+    first, second = (next(p for p in drawn if p[3].startswith(words)) for words in ("snip at 10×", "snip at 100×"))
+    assert first[0] < second[0] and "93.20 % ± 0.26 (sd)\nn = 3: seeds 0, 1, 2" in first[3]
+
+
+def test_zero_has_a_place_of_its_own_on_logarithmic_axes() -> None:
+    axis = plots._decades("cost", [0.0, 5.0, 2000.0], str)
+    assert axis.ticks[0][1] == "0" and axis.place(0.0) == axis.place(axis.ticks[0][0]) < axis.place(1.0)
+    assert 0 <= axis.place(0.0) < axis.place(2000.0) <= 1
+    nothing = plots._decades("cost", [0.0], str)
+    assert nothing.ticks[0][1] == "0" and nothing.shown(0.0) == nothing.ticks[0][0]
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 100.0), (91.23, 91.24), (93.0, 93.0), (9.99, 94.3), (0.0, 0.0)])
+def test_linear_axes_hold_their_values_and_few_ticks(low: float, high: float) -> None:
+    axis = plots._linear("accuracy", low, high, 0, 100)
+    assert axis.low <= low <= high <= axis.high and 2 <= len(axis.ticks) <= 9
+    assert len({words for _, words in axis.ticks}) == len(axis.ticks)
+    assert all(len(words) <= 6 for _, words in axis.ticks)
+
+
+def test_the_collapse_map_counts_seeds() -> None:
+    grid, _, looks = made(many())
+    figure = plots.collapse(grid, looks)
+    assert figure is not None
+    (matrix,) = figure.panels
+    assert isinstance(matrix, plots.Matrix) and matrix.rows == ("random", "snip", "synflow")
+    assert [square.value for square in matrix.squares[0]] == pytest.approx([1 / 3, 1 / 3])
+    assert "collapsed layer: 1 of 3 seeds" in matrix.squares[0][0].text
+
+
+def test_only_what_is_shown_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    levels = tuple(1 - 2.0**-i for i in range(1, 12))
+    runs = rows(levels, snip=[0.9] * 8, random=[0.8] * 8)
+    folder = results(tmp_path / "results", runs)
+    opened: list[str] = []
+    keep = Path.open
+    monkeypatch.setattr(Path, "open", lambda self, *a, **k: opened.append(self.name) or keep(self, *a, **k))
+    (grid,) = grids(cells(runs))
+    plots.look_up(grid, {run["id"]: folder / run["id"] for run in runs}, plots.KINDS, Unreadable())
+    assert opened.count("metrics.csv") == 2 * 4 * 5  # methods, compressions and seeds that are shown
+
+
+# Real runs ------------------------------------------------------------------------------------------------------------
+
+SMALL = ["model.widths=[4,8,8]", "model.blocks=[1,1,1]", "training.epochs=1", "training.batch_size=128", "tracker=none"]
+
+
+def test_real_runs_make_a_report_and_the_page_on_results_names_every_column(run_cli: RunCli, tmp_path: Path) -> None:
+    done = run_cli("-m", *SMALL, "pruner=snip,filter_magnitude", "schedule=one_shot", "sparsity=0.5")
+    assert done.returncode == 0, done.stderr
+    folder, output = tmp_path / "results", tmp_path / "report"
+    report = write(folder, output)
+    assert (report.num_rows, report.num_cells, report.num_settings, report.problems) == (2, 2, 1, ())
+    assert {(c["label"], c["pruned"], c["n"]) for c in table(output, "cells")} == {
+        ("snip", "weights", "1"), ("filter_magnitude", "filters", "1"),
+    }  # fmt: skip
+    assert len(list((output / "tables").glob("*-filters.md"))) == 1
+    path = next(folder.glob("*snip*"))
+    documented = (ROOT / "docs" / "results.md").read_text()
+    columns = documented.split("## The row\n")[1].split("\n## ")[0]
+    assert re.findall(r"^\| `(\w+)` \|", columns, re.M) == list(json.loads((path / "result.json").read_text()))
+    kept = documented.split("## A run directory\n")[1].split("\n## ")[0]
+    assert {p.name for p in path.iterdir()} <= set(re.findall(r"^\| `([\w./]+)` \|", kept, re.M))
+
+
+@pytest.mark.parametrize("name", ["CELL", "COMPARISON", "MISSING", "LAYER", "CURVE", "OVERLAP"])
+def test_the_page_on_results_names_every_column_of_the_csv_files(name: str) -> None:
+    documented = (ROOT / "docs" / "results.md").read_text().split("## The files of a report\n")[1].split("\n## ")[0]
+    words = set(re.findall(r"`(\w+)`", documented))
+    assert set(getattr(tables, f"{name}_COLUMNS")) <= words
