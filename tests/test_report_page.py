@@ -96,7 +96,7 @@ def test_a_report_is_whole(tmp_path: Path) -> None:
     assert (report.num_rows, report.num_cells, report.num_settings, report.problems) == (20, 7, 1, ())
     stem = "digits-resnet20-0000aaaa"
     assert {str(path.relative_to(output)) for path in output.rglob("*.*")} == {
-        "index.html", f"tables/{stem}.md", f"tables/{stem}.tex",
+        "index.html", "files.txt", f"tables/{stem}.md", f"tables/{stem}.tex",
         *(f"{name}.csv" for name in ("cells", "comparisons", "missing", "layers", "curves", "overlaps")),
         *(f"figures/{stem}-{kind}.{suffix}" for kind in plots.KINDS for suffix in ("png", "svg")),
     }  # fmt: skip
@@ -143,12 +143,19 @@ def test_the_command_below_a_figure_makes_it(tmp_path: Path, monkeypatch: pytest
     commands = re.findall(
         r"<code>python (scripts/report.py [^<]*--figures accuracy)</code>", (output / "index.html").read_text()
     )
-    figure = output / "figures" / "digits-resnet20-0000aaaa-accuracy.png"
-    before = figure.read_bytes()
-    figure.unlink()
     (command,) = commands
     assert script(monkeypatch, *command.split()[1:]) == 0
-    assert figure.read_bytes() == before
+    name = "figures/digits-resnet20-0000aaaa-accuracy.png"
+    assert (tmp_path / "report-accuracy" / name).read_bytes() == (output / name).read_bytes()
+
+
+def test_a_report_removes_what_the_one_before_it_left_and_nothing_else(tmp_path: Path) -> None:
+    folder, output = results(tmp_path / "results", many()), tmp_path / "report"
+    write(folder, output)
+    (output / "figures" / "mine.png").write_bytes(b"mine")
+    write(folder, output, figures=["collapse"])
+    names = {path.name.rpartition("-")[2] for path in (output / "figures").iterdir()}
+    assert names == {"collapse.png", "collapse.svg", "mine.png"}
 
 
 def script(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

@@ -49,10 +49,11 @@ def test_one_run_leaves_a_whole_record(run_cli: RunCli, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     directory = only_run(tmp_path)
-    readme = (ROOT / "README.md").read_text().split("## What a run leaves\n")[1].split("\n## ")[0]
-    assert {path.name for path in directory.iterdir()} == {
-        name.rstrip("/") for row in re.findall(r"^\|(.*?)\|", readme, re.M) for name in re.findall(r"`([^`]+)`", row)
+    page = (ROOT / "docs" / "results.md").read_text().split("## A run directory\n")[1].split("\n## ")[0]
+    named = {
+        name.rstrip("/") for row in re.findall(r"^\|(.*?)\|", page, re.M) for name in re.findall(r"`([^`]+)`", row)
     }
+    assert {path.name for path in directory.iterdir()} == named - {"queued.json", "checkpoint.pt"}
     assert sorted(path.name for path in directory.iterdir()) == [
         "config.yaml", "curve.jsonl", "mask.json", "mask.safetensors", "metrics.csv", "model.safetensors",
         "provenance.json", "result.json", "run.log", "scores.safetensors", "status.json", "wandb",

@@ -15,6 +15,8 @@ from pai_bench.report.evidence import Unreadable
 from pai_bench.report.page import Section
 from pai_bench.report.reading import Results, Row
 
+_MANIFEST = "files.txt"  # what the report in a folder consists of
+
 
 @dataclass(frozen=True)
 class Options:
@@ -38,7 +40,8 @@ class Options:
 
     def command(self, folder: Path, output: Path, setting: str | None = None, kind: str | None = None) -> str:
         """The command line that makes this report, or one figure of it."""
-        words = ["python", "scripts/report.py", str(folder), "-o", str(output)]
+        # A figure made alone leaves the whole report alone.
+        words = ["python", "scripts/report.py", str(folder), "-o", f"{output}-{kind}" if kind else str(output)]
         if self.statistic != "last":
             words += ["--statistic", self.statistic]
         for key, wanted in (
@@ -91,15 +94,21 @@ def write(folder: Path, output: Path, options: Options) -> Report:
         sections.append(Section(stem, grid, table, differences, shown, figures, commands))
 
     output = _prepared(output)
+    written: list[str] = []
+
+    def put(name: str, content: str | bytes) -> None:
+        files.write_atomically(output / name, content.encode() if isinstance(content, str) else content)
+        written.append(name)
+
     problems = [*results.refused.values(), *(f"{path}: {why}" for path, why in unreadable.paths.items())]
     unfinished = _unfinished(results)
     try:
         for section in sections:
-            _write(output / "tables" / f"{section.stem}.md", tables.markdown(section.table, looks))
-            _write(output / "tables" / f"{section.stem}.tex", tables.latex(section.table, looks))
+            put(f"tables/{section.stem}.md", tables.markdown(section.table, looks))
+            put(f"tables/{section.stem}.tex", tables.latex(section.table, looks))
             for figure in section.figures if options.images else []:
                 for suffix, content in drawing.files(figure, looks).items():
-                    _write(output / "figures" / f"{section.stem}-{figure.kind}.{suffix}", content)
+                    put(f"figures/{section.stem}-{figure.kind}.{suffix}", content)
         lines = {
             "cells": ([tables.cell_row(cell, looks) for cell in found], tables.CELL_COLUMNS),
             "comparisons": (
@@ -118,12 +127,13 @@ def write(folder: Path, output: Path, options: Options) -> Report:
             ),
         }  # fmt: skip
         for name, (rows, columns) in lines.items():
-            _write(output / f"{name}.csv", tables.as_csv(rows, columns))
+            put(f"{name}.csv", tables.as_csv(rows, columns))
         heading = page.Heading(
             str(folder), date.today().isoformat(), options.command(folder, output), options.statistic,
             len(results.rows), len(found), tuple(unfinished), tuple(problems), options.images,
         )  # fmt: skip
-        _write(output / "index.html", page.render(heading, sections, looks, results.directories))
+        put("index.html", page.render(heading, sections, looks, results.directories))
+        _forget(output, written)
     except OSError as error:
         raise ConfigError(f"--output {output}: it cannot be written to ({error.strerror}); give another") from error
     return Report(
@@ -152,8 +162,14 @@ def _prepared(folder: Path) -> Path:
     return folder
 
 
-def _write(path: Path, content: str | bytes) -> None:
-    files.write_atomically(path, content.encode() if isinstance(content, str) else content)
+def _forget(output: Path, written: Sequence[str]) -> None:
+    """Removes what an earlier report wrote into the folder and this one did not."""
+    manifest = output / _MANIFEST
+    earlier = manifest.read_text().splitlines() if manifest.is_file() else []
+    for name in set(earlier) - set(written):
+        if ".." not in name and not Path(name).is_absolute():
+            (output / name).unlink(missing_ok=True)
+    files.write_atomically(manifest, "".join(f"{name}\n" for name in written).encode())
 
 
 def _stem(grid: Grid, among: Sequence[Grid]) -> str:
