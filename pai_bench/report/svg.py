@@ -11,7 +11,7 @@ from pai_bench.report.plots import Axis, Lines, Matrix, Series
 
 WIDTH, NARROW = 480, 350
 _HEIGHT = 310
-_LEFT, _RIGHT, _TOP, _BOTTOM = 50, 14, 28, 46
+_LEFT, _RIGHT, _TOP, _BOTTOM = 66, 14, 28, 46
 _SQUARE = 30
 _LETTER = 6.4  # width of a letter of a label
 
