@@ -42,10 +42,10 @@ def state(directory: Path) -> RunState:
 
     def content(name: str) -> dict[str, Any]:
         try:
-            found: dict[str, Any] = json.loads((directory / name).read_text())
+            found = json.loads((directory / name).read_text())
         except (OSError, ValueError):
             return {}
-        return found
+        return found if isinstance(found, dict) else {}
 
     status, queued = content("status.json"), content(QUEUED)
     attempt, updated, job = status.get("attempt", 0), status.get("updated", 0.0), status.get("job")

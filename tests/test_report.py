@@ -26,7 +26,8 @@ def row(method: str = "snip", seed: int = 0, accuracy: float | None = 0.9, spars
         "allocation": "global_topk", "schedule": "none" if dense else "one_shot", "ablation": "none",
         "training": "digits", "target_sparsity": target, "sparsity": target, "density": 1 - target,
         "filter_sparsity": None, "effective_sparsity": target, "num_rounds": 0 if dense else 1, "epochs": 2,
-        "collapsed_layers": [], "carries_signal": True, "stopped": None, "test_top1": accuracy,
+        "collapsed_layers": [], "carries_signal": True, "stopped": None, "mask": None, "weights": None,
+        "test_top1": accuracy,
         "best_test_top1": None if accuracy is None else accuracy + 0.01, "selected_test_top1": None,
         "multiply_adds_masked": 1000, "score_examples": 0 if dense else 100, "search_train_examples": 0,
         "train_examples": 400, "score_flops": 10**9, "search_train_flops": 0, "train_flops": 10**12,
@@ -64,6 +65,19 @@ def test_a_cell_is_mean_and_sample_deviation_over_seeds() -> None:
     assert cell.sd == pytest.approx(np.std([0.8, 0.94, 0.9], ddof=1))
     assert cell.compression == 10
     assert [cells([row(sparsity=s)])[0].compression for s in (0.966666666667, 0.996666666667)] == [30, 300]
+
+
+def test_a_mask_from_a_file_is_no_dense_network() -> None:
+    theirs = [row("theirs", seed, 0.9, mask="0123", num_rounds=0) for seed in range(3)]
+    grid = only([*rows(), *theirs, row("dense")])
+    assert [cell.method for cell in grid.dense] == ["dense-1111bbbb"]
+    assert {cell.method for cell in grid.at(0.9) if cell.given} == {"theirs-1111bbbb"}
+
+
+def test_a_method_that_is_the_same_seed_by_seed_is_bold_with_the_best() -> None:
+    grid = only(rows(a=[0.9, 0.91, 0.92], b=[0.9, 0.91, 0.92], c=[0.5, 0.51, 0.53]))
+    differences = comparison.comparisons(grid.at(0.9))
+    assert comparison.leaders(grid, 0.9, differences) == {"a-1111bbbb", "b-1111bbbb"}
 
 
 def test_one_seed_has_no_deviation() -> None:
@@ -446,14 +460,15 @@ def test_broken_rows_are_named_and_the_others_read(tmp_path: Path) -> None:
     directory(tmp_path, row(seed=0))
     for seed, text in enumerate(
         ["{", "[]", json.dumps(row(seed=9) | {"test_top1": "high"}), json.dumps({"id": "x"}),
-         json.dumps(row(seed=9)).replace("0.5", "NaN")], 1
+         json.dumps(row(seed=9)).replace("0.5", "NaN"), json.dumps(row(seed=9, setting="../../evil")),
+         json.dumps(row(seed=9, dataset="\ud800"))], 1
     ):  # fmt: skip
         path = directory(tmp_path, row(seed=seed))
         (path / "result.json").write_text(text)
     results = reading.read(tmp_path)
     assert [r["seed"] for r in results.rows] == [0]
     reasons = " ".join(results.refused.values())
-    assert len(results.refused) == 5 and "its test_top1 is 'high'" in reasons and "it holds no row" in reasons
+    assert len(results.refused) == 7 and "its test_top1 is 'high'" in reasons and "it holds no row" in reasons
 
 
 def test_a_copy_of_a_run_counts_once(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_a_report_is_whole(tmp_path: Path) -> None:
     assert (report.num_rows, report.num_cells, report.num_settings, report.problems) == (20, 7, 1, ())
     stem = "digits-resnet20-0000aaaa"
     assert {str(path.relative_to(output)) for path in output.rglob("*.*")} == {
-        "index.html", "files.txt", f"tables/{stem}.md", f"tables/{stem}.tex",
+        "index.html", ".pai_bench_report", f"tables/{stem}.md", f"tables/{stem}.tex",
         *(f"{name}.csv" for name in ("cells", "comparisons", "missing", "layers", "curves", "overlaps")),
         *(f"figures/{stem}-{kind}.{suffix}" for kind in plots.KINDS for suffix in ("png", "svg")),
     }  # fmt: skip
@@ -153,7 +153,11 @@ def test_a_report_removes_what_the_one_before_it_left_and_nothing_else(tmp_path:
     folder, output = results(tmp_path / "results", many()), tmp_path / "report"
     write(folder, output)
     (output / "figures" / "mine.png").write_bytes(b"mine")
+    (output / "thesis.tex").write_text("mine")
+    with (output / ".pai_bench_report").open("a") as file:
+        file.write("thesis.tex\n")
     write(folder, output, figures=["collapse"])
+    assert (output / "thesis.tex").is_file()
     names = {path.name.rpartition("-")[2] for path in (output / "figures").iterdir()}
     assert names == {"collapse.png", "collapse.svg", "mine.png"}
 
@@ -255,7 +259,7 @@ def test_runs_without_masks_and_curves_make_a_report_that_says_so(tmp_path: Path
 
 
 def test_names_cannot_break_the_page(tmp_path: Path) -> None:
-    name = "</script><b onclick='x'>&_%"
+    name = "</script><b onclick='x'>&_%a$x_{$"
     runs = [row("snip", 0), row("snip", 0) | {"pruner": name, "method": "odd-00001111", "id": "odd"}]
     write(results(tmp_path / "results", runs), tmp_path / "report")
     text = (tmp_path / "report" / "index.html").read_text()

@@ -66,7 +66,12 @@ def test_every_number_says_where_it_is_from() -> None:
         assert (number.density is None) == (number.table.quantity in ("critical_compression", "collapse_threshold"))
         assert (number.layer is not None) == (number.table.quantity == "layer_density")
         if number.table.quantity in ("layer_density", "multiply_adds"):
-            assert number.value <= 1
+            assert number.value <= 1 and number.rounding <= max(0.25 * number.value, 1e-4)
+
+
+def test_the_last_digit_is_that_which_is_written() -> None:
+    halves = {text: numbers._half_digit(text) for text in ("92.1", "1", "1.000", "1e-3", "2.5e-4")}
+    assert halves == pytest.approx({"92.1": 0.05, "1": 0.5, "1.000": 5e-4, "1e-3": 5e-4, "2.5e-4": 5e-6})
 
 
 def test_no_number_is_there_twice() -> None:
@@ -306,6 +311,15 @@ def test_it_is_said_when_no_number_of_runs_would_decide() -> None:
     verdict = judge(Sample(0.9, 0.01, 3), Sample(0.9049, 0.01, 3), Rule(spread=0))
     assert verdict.name == UNDERPOWERED and verdict.num_needed is None
     assert "not even" in verdict.reason
+
+
+def test_a_difference_of_the_margin_is_within_it() -> None:
+    assert judge(Sample(0.935, 0.0, 3), Sample(0.93, 0.0, 3), Rule(margin=0.005)).name == REPRODUCED
+
+
+def test_two_equal_runs_beside_a_paper_without_a_spread_decide_nothing() -> None:
+    assert judge(sample([0.93, 0.93]), Sample(0.93, None, None), Rule()).name == UNDERPOWERED
+    assert judge(sample([0.93] * 3), Sample(0.93, None, None), Rule()).name == REPRODUCED
 
 
 def test_numbers_without_training_are_judged_by_their_tolerance() -> None:

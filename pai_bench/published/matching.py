@@ -70,7 +70,11 @@ class Group:
         """
         run_id = str(row["id"])
         if run_id not in self._layers:
-            self._layers[run_id] = _read(self.root / run_id / "mask.json")["layers"]
+            path = self.root / run_id / "mask.json"
+            found = _read(path)
+            if not isinstance(found, dict) or not isinstance(found.get("layers"), list):
+                raise DataError(f"{path}: it says nothing of layers; take the run away, or make it anew")
+            self._layers[run_id] = found["layers"]
         return self._layers[run_id]
 
     @property
@@ -158,6 +162,9 @@ def compare(numbers: Sequence[Number], rows: Sequence[Row], root: Path, rule: Ru
             except ConfigError as error:  # a file that the run was made of is gone
                 elsewhere[name] = str(error)
                 continue
+            except KeyError as error:
+                elsewhere[name] = f"its config.yaml has no {error.args[0]}: another version of this program wrote it"
+                continue
             if not different:
                 here[name] = group
             elif configs[name]["ablation"]["name"] in ("none", cfg["ablation"]["name"]):  # or it is another experiment
@@ -180,7 +187,10 @@ def not_reproduced(comparisons: Sequence[Comparison]) -> list[Comparison]:
 
 def _judged(number: Number, groups: dict[str, Group], rule: Rule) -> Comparison:
     # Runs of one mask and other trainings say the same of it: a seed counts once.
-    once = {(row["seed"], group.density): (group, row) for group in groups.values() for row in group.rows}
+    once: dict[tuple[Any, ...], tuple[Group, Row]] = {}
+    for group in sorted(groups.values(), key=lambda group: -abs(group.density - (number.density or 0.0))):
+        for row in group.rows:  # of several densities that are near, the nearest comes last and stays
+            once[(row["seed"],) if number.density is not None else (row["seed"], group.density)] = group, row
     rows = list(once.values())
     chance = 0.0
     match number.table.quantity:

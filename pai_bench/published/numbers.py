@@ -4,6 +4,7 @@ import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -268,7 +269,8 @@ def _density(target: str, text: str, where: str) -> float:
 
 
 def _half_digit(text: str) -> float:
-    return 0.5 * 10.0 ** -len(text.strip().partition(".")[2])
+    """Half of the last digit that is written."""
+    return float(Decimal(5).scaleb(int(Decimal(text.strip()).as_tuple().exponent) - 1))
 
 
 def _is_number(text: str) -> bool:

@@ -89,6 +89,10 @@ def judge(ours: Sample, theirs: Sample, rule: Rule) -> Verdict:
             UNDERPOWERED, difference, margin, reason="neither side has a spread; two runs of ours are the least"
         )
     sd, _ = pooled
+    if sd == 0 and theirs.sd is None and (ours.num or 1) < 3:
+        reason = "the paper tells no spread, and two equal runs of ours show none; three are the least"
+        return Verdict(UNDERPOWERED, difference, margin, reason=reason)
+    margin += 1e-12  # 0.935 - 0.93 is above 0.005
     half = _half_width(sd, ours.num or 1, theirs, rule.confidence)
     interval = difference - half, difference + half
     if max(map(abs, interval)) <= margin:

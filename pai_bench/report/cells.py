@@ -29,6 +29,11 @@ def deviation(values: Collection[float]) -> float | None:
     return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
 
+def is_dense(row: Row) -> bool:
+    """Whether nothing was pruned: neither in rounds nor by a mask from a file."""
+    return bool(row["num_rounds"] == 0 and row["mask"] is None)
+
+
 @dataclass(frozen=True)
 class Cell:
     """The runs of a method at a sparsity in a setting, one for each seed, sorted by seed.
@@ -88,8 +93,13 @@ class Cell:
 
     @property
     def dense(self) -> bool:
-        """Whether nothing was pruned: a network without rounds."""
-        return bool(self.rows[0]["num_rounds"] == 0)
+        """Whether nothing was pruned."""
+        return is_dense(self.rows[0])
+
+    @property
+    def given(self) -> bool:
+        """Whether the mask came from a file, so that nobody knows what finding it took."""
+        return self.rows[0]["mask"] is not None
 
     @property
     def filters(self) -> bool:

@@ -148,5 +148,7 @@ def leaders(grid: Grid, level: float, differences: Sequence[Difference]) -> set[
     against = {(d.first if d.second == best else d.second): d for d in differences if best in (d.first, d.second)}
     tested = {method: d for method, d in against.items() if d.p_holm is not None}
     found = {best} | {cell.method for cell in there if cell.method in tested and not tested[cell.method].significant}
+    # Seed by seed the same, as with two equal masks.
+    found |= {method for method, d in against.items() if method not in tested and d.mean == 0 == d.sd}
     others_tested = any(cell.method in tested for cell in there)
     return found if others_tested and len(found) < len(there) else set()

@@ -23,7 +23,7 @@ def files(figure: Figure, looks: Mapping[str, Look]) -> dict[str, bytes]:
     settings: dict[Any, Any] = {
         "font.size": 8, "axes.titlesize": 9, "axes.labelsize": 8.5, "axes.spines.top": False,
         "axes.spines.right": False, "axes.linewidth": 0.7, "xtick.major.width": 0.7, "ytick.major.width": 0.7,
-        "svg.hashsalt": "pai_bench", "svg.fonttype": "none",
+        "svg.hashsalt": "pai_bench", "svg.fonttype": "none", "text.parse_math": False,
     }  # fmt: skip
     with matplotlib.rc_context(settings):
         draw: Any = _lines if isinstance(figure.panels[0], Lines) else _matrices

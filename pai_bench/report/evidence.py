@@ -87,7 +87,7 @@ def curve(cell: Cell, directories: Mapping[str, Path], unreadable: Unreadable) -
                 for line in lines:
                     if line[accuracy]:
                         by_epoch.setdefault(float(line[epoch]), {})[row["seed"]] = float(line[accuracy])
-        except (OSError, ValueError, IndexError) as error:
+        except (OSError, ValueError, IndexError, csv.Error) as error:
             unreadable.note(path, error)
     epochs = sorted(by_epoch)
     if len(epochs) > EPOCHS_SHOWN:

@@ -15,7 +15,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = ("circle", "square", "triangle", "diamond", "cross", "down", "plus")
 _DASHES = ("solid", "dashed", "dotted")
 _PARTS = ("allocation", "schedule", "ablation")
-_OF_METHOD = ("pruner", *_PARTS)
+_OF_METHOD = ("pruner", *_PARTS, "mask", "mask_file")
 _OF_SETTING = ("dataset", "model", "training", "on_collapse", "protocol")
 
 

@@ -383,7 +383,7 @@ def costs(grid: Grid, looks: Mapping[str, Look]) -> Figure | None:
     levels = sorted({grid.levels[len(grid.levels) // 2], grid.levels[-1]})
     panels, used = [], []
     for level in levels:
-        cells = [cell for cell in grid.at(level) if not cell.dense and cell.mean is not None]
+        cells = [cell for cell in grid.at(level) if not (cell.dense or cell.given) and cell.mean is not None]
         for cost, unit in COSTS.items():
             series = [Series(c.method, (_costing(c, cost, looks),), bars=True) for c in cells]
             if series:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ _NUMBERS = (
     "score_examples", "search_train_examples", "train_examples", "score_flops", "search_train_flops", "train_flops",
     "prune_seconds", "train_seconds", "total_seconds", "multiply_adds_masked", "test_top1", "best_test_top1",
 )  # fmt: skip
+_WORDS_OR_NULL = ("stopped", "mask", "weights")
 _NUMBERS_OR_NULL = ("selected_test_top1", "filter_sparsity")
 
 
@@ -70,7 +72,10 @@ def read(folder: Path, wanted: Callable[[Row], bool] = lambda row: True) -> Resu
             continue
         place = tuple(row[key] for key in ("setting", "dataset_checksum", "method", "target_sparsity", "seed"))
         if place in seen:
-            results.refused[directory.name] = f"{path}: {seen[place]} holds the same run; remove one of the two"
+            one_name = row["mask"] is not None and directory.name == row["id"]  # that of the masks
+            reason = f"{seen[place]} is of another mask with the same mask_name; name them apart"
+            same = f"{seen[place]} holds the same run; remove one of the two"
+            results.refused[directory.name] = f"{path}: {reason if one_name else same}"
             continue
         seen[place] = directory.name
         if wanted(row):
@@ -88,7 +93,10 @@ def _fault(row: Any) -> str | None:
     """What is wrong with a row, in a few words; None if nothing is."""
     if not isinstance(row, dict):
         return "it holds no row"
-    for names, accepted in ((_WORDS, str), (_NUMBERS, (int, float)), (_NUMBERS_OR_NULL, (int, float, type(None)))):
+    for names, accepted in (
+        (_WORDS, str), (_NUMBERS, (int, float)), (_WORDS_OR_NULL, (str, type(None))),
+        (_NUMBERS_OR_NULL, (int, float, type(None))),
+    ):  # fmt: skip
         for name in names:
             if name not in row:
                 return f"it has no {name}"
@@ -97,6 +105,11 @@ def _fault(row: Any) -> str | None:
                 return f"its {name} is {value!r}"
             if isinstance(value, float) and not math.isfinite(value):
                 return f"its {name} is {value!r}"
+    for name in ("id", "setting", "method"):  # of which names of files are made
+        if not re.fullmatch(r"\w[\w.-]*", row[name]):
+            return f"its {name} is {row[name]!r}"
+    if not "".join(row[name] for name in _WORDS).isprintable():
+        return "its names hold what cannot be printed"
     if not 0 <= row["target_sparsity"] < 1:
         return f"its target_sparsity is {row['target_sparsity']!r}"
     if not isinstance(row.get("collapsed_layers"), list) or not isinstance(row.get("carries_signal"), bool):

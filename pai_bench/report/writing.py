@@ -1,6 +1,7 @@
 """A results folder -> a report. Read `write` downwards."""
 
 import os
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,12 +11,13 @@ from pathlib import Path
 from pai_bench import files
 from pai_bench.errors import ConfigError
 from pai_bench.report import comparison, drawing, names, page, plots, reading, tables
-from pai_bench.report.cells import STATISTICS, Grid, cells, grids
+from pai_bench.report.cells import STATISTICS, Grid, cells, grids, is_dense
 from pai_bench.report.evidence import Unreadable
 from pai_bench.report.page import Section
 from pai_bench.report.reading import Results, Row
 
-_MANIFEST = "files.txt"  # what the report in a folder consists of
+# What the report in a folder consists of, and the line by which such a list is known.
+_MANIFEST, _MAGIC = ".pai_bench_report", "files of a report of pai_bench"
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Options:
             not wanted or row[key] in wanted
             for key, wanted in (("setting", self.setting), ("dataset", self.dataset), ("model", self.model))
         )
-        return by_name and (not self.pruner or row["pruner"] in self.pruner or row["num_rounds"] == 0)
+        return by_name and (not self.pruner or row["pruner"] in self.pruner or is_dense(row))
 
     def command(self, folder: Path, output: Path, setting: str | None = None, kind: str | None = None) -> str:
         """The command line that makes this report, or one figure of it."""
@@ -165,11 +167,11 @@ def _prepared(folder: Path) -> Path:
 def _forget(output: Path, written: Sequence[str]) -> None:
     """Removes what an earlier report wrote into the folder and this one did not."""
     manifest = output / _MANIFEST
-    earlier = manifest.read_text().splitlines() if manifest.is_file() else []
-    for name in set(earlier) - set(written):
-        if ".." not in name and not Path(name).is_absolute():
+    magic, *earlier = manifest.read_text().splitlines() or [""] if manifest.is_file() else [""]
+    for name in set(earlier) - set(written) if magic == _MAGIC else ():
+        if re.fullmatch(r"\w+\.csv|tables/[\w.-]+\.(md|tex)|figures/[\w.-]+\.(png|svg)", name):
             (output / name).unlink(missing_ok=True)
-    files.write_atomically(manifest, "".join(f"{name}\n" for name in written).encode())
+    files.write_atomically(manifest, "".join(f"{line}\n" for line in (_MAGIC, *written)).encode())
 
 
 def _stem(grid: Grid, among: Sequence[Grid]) -> str:
