@@ -95,7 +95,7 @@ def main() -> None:
         arguments.json.write_text(json.dumps({"machine": machine, "rows": found}, indent=1))
     if arguments.markdown:
         flags = [f"--{flag}" for flag in ("gpu", "quick", "full") if getattr(arguments, flag)]
-        command = " ".join(["python -m benchmarks", *arguments.names, *flags, "--markdown", arguments.markdown.name])
+        command = " ".join(["python -m benchmarks", *arguments.names, *flags, "--markdown", str(arguments.markdown)])
         arguments.markdown.write_text(table.markdown(rows, machine, command))
     sys.exit(1 if missed else 0)
 

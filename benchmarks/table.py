@@ -80,5 +80,5 @@ def markdown(rows: Sequence[Row], machine: dict[str, str], command: str) -> str:
     lines = ["# Figures of one machine", "", f"Written by `{command}`; `performance.md` says how to read it.", ""]
     lines += [f"- {name}: {value}" for name, value in machine.items()]
     lines += ["", f"| {' | '.join(HEADINGS)} |", f"|{' --- |' * len(HEADINGS)}"]
-    lines += [f"| {' | '.join(row.cells())} |" for row in rows]
+    lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row.cells())} |" for row in rows]
     return "\n".join(lines) + "\n"

@@ -160,7 +160,7 @@ _HELP = """\
 pai_bench: pruning at initialization and lottery tickets, one run or a sweep of them.
 
   python run.py pruner=synflow sparsity=0.98
-  python run.py -m dataset=cifar10 model=vgg16 training=cifar pruner=snip,synflow compression=10,100 seed=range(0,3)
+  python run.py -m dataset=cifar10 model=vgg16 training=cifar pruner=snip,synflow compression=10,100 'seed=range(3)'
 
 Choose one option of each group (group=option):
 

@@ -47,7 +47,7 @@ def main() -> None:
                 print(f"{word}: {line}", file=file)
             if len(lines) > 20:
                 print(f"{word}: {len(lines) - 20} more, which the page names", file=file)
-        print(f"{report.num_rows} runs, {report.num_cells} cells, {report.num_settings} settings: {report.page}")
+        print(f"runs: {report.num_rows}, cells: {report.num_cells}, settings: {report.num_settings}: {report.page}")
         sys.exit(1 if report.problems else 0)
 
 

@@ -76,7 +76,10 @@ def main() -> None:
             print(f"written: {arguments.output}")
         failing = matching.not_reproduced(comparisons)
         if arguments.strict and failing:
-            raise NotReproducedError(f"{len(failing)} of {len(comparisons)} numbers were not reproduced")
+            num_missing = sum(comparison.name == matching.MISSING for comparison in failing)
+            raise NotReproducedError(
+                f"{len(failing)} of {len(comparisons)} numbers were not reproduced, {num_missing} for want of a run"
+            )
 
 
 if __name__ == "__main__":
