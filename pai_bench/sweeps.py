@@ -192,9 +192,9 @@ def overrides_of_jobs(
     return [[f"{key}={value}" for key, value in job.items()] for job in found]
 
 
-def _plain(settings: Any) -> dict[str, Any]:
+def _plain(settings: Any, resolve: bool = True) -> dict[str, Any]:
     """What Hydra hands over, whose lists are no lists of Python's."""
-    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(settings), resolve=True))
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(settings), resolve=resolve))
 
 
 def check_scale(choices: Mapping[str, str | None]) -> None:
@@ -270,7 +270,7 @@ def _among(value: str, others: Sequence[str]) -> bool:
 def _meaning(text: str) -> str:
     """A value of the command line such that two that mean the same are equal: 1 is 1.0, and true is neither."""
     try:  # as Hydra reads its files, in which 1e-3 is a number
-        value = OmegaConf.to_container(OmegaConf.from_dotlist([f"_={text}"]))["_"] if text else text  # type: ignore[index, call-overload]
+        value = _plain(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)["value"] if text else text
     except (yaml.YAMLError, OmegaConfBaseException):
         value = text
     if isinstance(value, float) and value.is_integer():
