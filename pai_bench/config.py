@@ -423,13 +423,25 @@ def _of_mask(cfg: dict[str, Any]) -> float:
     again = cfg["digests"]["mask"] is not None  # the config of a run, which has its sparsity
     identify(cfg, "mask", mask_files.digest(masks, file["names"]))
     sparsity = mask_files.sparsity(masks)
-    for key in ("sparsity", "density", "compression"):
-        if cfg[key] is not None and not (again and cfg[key] == sparsity):
-            raise ConfigError(f"{key}={cfg[key]:g}: mask={path} has a sparsity of its own; leave {key}= out")
-    return sparsity
+    if (nominal := _target(cfg)) is None or (again and nominal == sparsity):
+        return sparsity
+    (asked,) = (f"{key}={cfg[key]:g}" for key in ("sparsity", "density", "compression") if cfg[key] is not None)
+    if cfg["mask_name"] is None:
+        raise ConfigError(
+            f"{asked}: mask={path} has a sparsity of its own; leave it out, or name the masks that it is to hold for "
+            "with mask_name=WORD"
+        )
+    if file["missing"] == "keep":
+        raise ConfigError(f"{asked}: how sparse mask_file.missing=keep leaves a network is its mask's; leave it out")
+    if not mask_files.agree(nominal, sparsity):
+        raise ConfigError(
+            f"{asked}: mask={path} has sparsity {sparsity:g}, and its density is more than 0.1 % away; "
+            "give a target that is nearer, or none"
+        )
+    return nominal
 
 
-def _sparsity(cfg: dict[str, Any]) -> float:
+def _target(cfg: dict[str, Any]) -> float | None:
     """The one target given as sparsity, density or compression, as a sparsity of at most twelve digits."""
     given = {key: cfg[key] for key in ("sparsity", "density", "compression") if cfg[key] is not None}
     if len(given) > 1:
@@ -443,13 +455,19 @@ def _sparsity(cfg: dict[str, Any]) -> float:
         given["sparsity"] = 1 - 1 / given["compression"]
     elif "sparsity" in given:
         _require(0 <= given["sparsity"] < 1, "sparsity", given["sparsity"], "give a fraction in [0, 1)")
+    return float(round(given["sparsity"], 12)) if given else None
+
+
+def _sparsity(cfg: dict[str, Any]) -> float:
+    """The target of a run that finds its own mask."""
+    target = _target(cfg)
     if cfg["pruner"]["score"] is None:
         return 0.0  # a dense network is one and the same run at every sparsity of a sweep
-    if not given:
+    if target is None:
         raise ConfigError(
             f"pruner={cfg['pruner']['name']} needs a target: add sparsity=0.9 (or density=0.1, or compression=10)"
         )
-    return float(round(given["sparsity"], 12))
+    return target
 
 
 # The arguments of a call, checked against the function that it names --------------------------------------------------
@@ -629,22 +647,33 @@ def name_decides_images(cfg: dict[str, Any]) -> bool:
 
 def group_id(cfg: dict[str, Any]) -> str:
     """The name shared by the runs that differ in nothing but their seed."""
-    return _named(cfg, _hash(cfg, NOT_IDENTITY | {"seed"} | _told_apart_by_name(cfg)))
+    return _named(cfg, _hash(_told_apart_by_name(cfg), NOT_IDENTITY | {"seed"}))
 
 
 def setting_id(cfg: dict[str, Any]) -> str:
     """The name of what runs have in common whose methods can be compared: dataset, model, training and protocol."""
-    return _safe(f"{cfg['dataset']['name']}-{cfg['model']['name']}-{_hash(cfg, NOT_IDENTITY | _OF_METHOD | _POINT)}")
+    without = NOT_IDENTITY | _of_method(cfg) | _POINT
+    return _safe(f"{cfg['dataset']['name']}-{cfg['model']['name']}-{_hash(cfg, without)}")
 
 
 def method_id(cfg: dict[str, Any]) -> str:
     """The name of a method, whatever it is applied to: pruner, allocation, schedule and ablation."""
-    return _safe(f"{cfg['pruner']['name']}-{_hash(cfg, set(cfg) - _OF_METHOD | _told_apart_by_name(cfg))}")
+    return _safe(f"{cfg['pruner']['name']}-{_hash(_told_apart_by_name(cfg), set(cfg) - _of_method(cfg))}")
 
 
-def _told_apart_by_name(cfg: dict[str, Any]) -> set[str]:
-    """The mask itself, where the user gave it a name: masks of one name are one method's, for several seeds, say."""
-    return {"mask"} if cfg["mask_name"] else set()
+def _of_method(cfg: dict[str, Any]) -> set[str]:
+    """The settings that make a method; weights that come with a mask of a name are a part of what it names."""
+    return _OF_METHOD | {"weights"} if cfg["mask_name"] else _OF_METHOD
+
+
+def _told_apart_by_name(cfg: dict[str, Any]) -> dict[str, Any]:
+    """The config where a name stands for the mask and weights of each seed, if the user gave one.
+
+    Whether weights are given still counts: the same mask on the weights of the seed is the usual control.
+    """
+    if not cfg["mask_name"]:
+        return cfg
+    return cfg | {"digests": {"mask": None, "weights": None if cfg["weights"] is None else "given"}}
 
 
 def differences(

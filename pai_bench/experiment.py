@@ -261,6 +261,13 @@ def given_mask(cfg: dict[str, Any], model: torch.nn.Module) -> tuple[Mask, Mask]
     return mask_files.fitted(where, read, model, names=settings["names"], missing=settings["missing"])
 
 
+def _target_sparsity(cfg: dict[str, Any], mask: Mask) -> float:
+    """The sparsity of a given mask over all prunable weights, by the number that its name has if it is that one's."""
+    found = mask_files.sparsity({name: tensor.cpu().numpy() for name, tensor in mask.items()})
+    nominal = cfg["mask_name"] is not None and cfg["mask_file"]["missing"] == "refuse"
+    return float(cfg["sparsity"]) if nominal and mask_files.agree(cfg["sparsity"], found) else found
+
+
 def _shelf(parts: Parts, model: torch.nn.Module, ablation: Ablation) -> reuse.Shelf | None:
     """Where scores and masks of this network are kept; None if they are not a function of the network and settings."""
     cfg, pruner, device = parts.cfg, parts.pruner, parts.device
@@ -544,7 +551,7 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory | 
             **cfg["digests"],
             **rows.kept(pruned.mask),
             "sparsity": masks.sparsity(pruned.mask),
-            "target_sparsity": cfg["sparsity"],
+            "target_sparsity": cfg["sparsity"] if given is None else _target_sparsity(cfg, given[0]),
             **rows.of_filters(pruned, parts.pruner.reduce is not None),
             "num_effective": masks.kept(effective),
             "effective_sparsity": masks.sparsity(effective),

@@ -33,7 +33,7 @@ def read(setting: str, path: str, *, zeros: bool) -> Arrays:
     """The masks in a file by parameter name, bool, True = kept, in the order of the file.
 
     Entries NAME_mask, as torch.nn.utils.prune names its buffers, are masks of NAME, and what lies beside them is passed
-    over; without such entries everything in the file has to be a mask.
+    over; without such entries everything in the file has to be a mask. A network's own buffers may be named so too.
 
     Args:
         setting: that named the file, for errors.
@@ -44,18 +44,20 @@ def read(setting: str, path: str, *, zeros: bool) -> Arrays:
     """
     where = f"{setting}={path}"
     tensors = _tensors(where, path)
-    named = {name.removesuffix("_mask"): array for name, array in tensors.items() if name.endswith("_mask")}
-    if zeros:
-        if named:
+    named = _named_masks(tensors)
+    if zeros:  # integers are positions and counts
+        plain = {name: array for name, array in tensors.items() if not name.endswith("_mask")}
+        kernels = {name: array for name, array in plain.items() if array.ndim > 1 and array.dtype.kind not in "biu"}
+        if any(_has_weight(name, tensors) for name in named) or (named and not kernels):
             raise ConfigError(f"{where}: it holds masks ({next(iter(named))}_mask); take mask_file.zeros=true out")
-        tensors = {name: array for name, array in tensors.items() if array.ndim > 1}
+        tensors = kernels
         _check_finite(where, tensors)
     else:
         tensors = named or tensors
         _check_binary(where, tensors)
     masks = {name: array != 0 for name, array in tensors.items()}
     masks = {name: mask for name, mask in masks.items() if mask.ndim > 1 or not mask.all()}  # of a norm: no restriction
-    weights = [mask for mask in masks.values() if mask.ndim > 1]
+    weights = _of_weights(masks)
     if not any(mask.size for mask in weights):
         raise ConfigError(f"{where}: it holds no mask of a kernel or a matrix; {_SAVE}")
     if not any(mask.any() for mask in weights):
@@ -74,13 +76,40 @@ def digest(masks: Mapping[str, NDArray[np.bool_]], names: Names) -> str:
 
 def sparsity(masks: Mapping[str, NDArray[np.bool_]]) -> float:
     """The fraction of the weights that masks prune: of all such numbers the one with the fewest digits."""
-    weights = [mask for mask in masks.values() if mask.ndim > 1]
+    weights = _of_weights(masks)
     total, kept = sum(mask.size for mask in weights), sum(int(mask.sum()) for mask in weights)
     for digits in range(1, 13):  # 0.98, rather than the 0.979998 that a whole number of weights makes of it
         short = round(1 - kept / total, digits)
         if round(round(1 - short, 12) * total) == kept:
             return short
     return 1 - kept / total
+
+
+def agree(nominal: float, sparsity: float) -> bool:
+    """Whether a sparsity may be called by another: their densities differ by at most a thousandth."""
+    return abs(nominal - sparsity) <= 1e-3 * (1 - sparsity)
+
+
+def _of_weights(masks: Mapping[str, NDArray[np.bool_]]) -> list[NDArray[np.bool_]]:
+    """The masks of kernels and matrices, as far as names tell them from embeddings of positions and the like."""
+    found = {name: mask for name, mask in masks.items() if mask.ndim > 1}
+    called_weight = [mask for name, mask in found.items() if f".{name}".endswith(".weight")]
+    return called_weight or list(found.values())
+
+
+def _named_masks(tensors: Arrays) -> Arrays:
+    """The masks among entries NAME_mask, by NAME: if weights lie beside some, those, as others are buffers."""
+    ending = {name.removesuffix("_mask"): array for name, array in tensors.items() if name.endswith("_mask")}
+    found = {name: array for name, array in ending.items() if f"{name}_orig" in tensors or _is_binary(array)}
+    return {name: array for name, array in found.items() if _has_weight(name, tensors)} or found
+
+
+def _has_weight(name: str, tensors: Arrays) -> bool:
+    return f"{name}_orig" in tensors or name in tensors
+
+
+def _is_binary(array: NDArray[Any]) -> bool:
+    return array.dtype.kind in "biuf" and bool(((array == 0) | (array == 1)).all())
 
 
 def fitted(

@@ -5,6 +5,7 @@ import itertools
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from typing import Any, cast
 
 import yaml
@@ -38,8 +39,8 @@ def jobs(
         drop: `settings` that play no part `where` others have some value, or one of a list of values.
 
     Raises:
-        ConfigError: paired settings have different numbers of values, or exclusions or pairs name what is not swept, or
-            something to drop is not said in full.
+        ConfigError: paired settings have different numbers of values, or none has a value that is swept, or exclusions
+            or what is dropped name what is not swept, or something to drop is not said in full.
     """
     axes = []
     taken = set()
@@ -47,10 +48,12 @@ def jobs(
         rows = _rows(group)
         keys = list(dict.fromkeys(key for row in rows for key in row))
         given = [key for key in keys if key in swept]
+        for key in given:
+            _check_paired(key, swept[key], [row[key] for row in rows if key in row])
         chosen = [row for row in rows if all(key in row and _among(row[key], swept[key]) for key in given)]
         if not chosen:
             said = ", ".join(f"{key}={','.join(swept[key])}" for key in given)
-            raise ConfigError(f"{said}: none of the pairs of hydra.sweeper.paired has it; see {keys} there")
+            raise ConfigError(f"{said}: none of the pairs of hydra.sweeper.paired has all of it; see {keys} there")
         axes.append(chosen)
         taken |= set(keys)
     axes += [[{key: value} for value in values] for key, values in swept.items() if key not in taken]
@@ -64,6 +67,7 @@ def jobs(
             raise ConfigError(f"hydra.sweeper.drop: {dict(rule)}: give `where` and `settings`, and nothing else")
         _check_known("drop", rule["where"], known)
         dropped = set(_values(rule["settings"]))
+        _check_known("drop", dropped, known)
         found = [
             {key: value for key, value in job.items() if key not in dropped} if _matches(job, rule["where"]) else job
             for job in found
@@ -71,8 +75,17 @@ def jobs(
     return _unique(found)
 
 
-def _check_known(name: str, rule: Mapping[str, Any], known: Collection[str]) -> None:
-    unknown = [key for key in rule if key not in known]
+def _check_paired(key: str, given: Sequence[str], paired: Sequence[str]) -> None:
+    absent = [value for value in given if not _among(value, paired)]
+    if absent:
+        raise ConfigError(
+            f"{key}={','.join(absent)}: none of the pairs of hydra.sweeper.paired has it; "
+            f"there are {', '.join(dict.fromkeys(paired))}"
+        )
+
+
+def _check_known(name: str, keys: Collection[str], known: Collection[str]) -> None:
+    unknown = sorted(key for key in keys if key not in known)
     if unknown:
         raise ConfigError(f"hydra.sweeper.{name}: {unknown[0]} is not in the sweep; add it there or drop the rule")
 
@@ -82,7 +95,10 @@ def _matches(job: Job, rule: Mapping[str, Any]) -> bool:
 
 
 def _unique(found: Sequence[Job]) -> list[Job]:
-    return list({frozenset(job.items()): job for job in found}.values())
+    first: dict[frozenset[tuple[str, str]], Job] = {}
+    for job in found:
+        first.setdefault(frozenset((key, _meaning(value)) for key, value in job.items()), job)
+    return list(first.values())
 
 
 def _rows(group: Columns | Rows) -> list[Job]:
@@ -176,9 +192,9 @@ def overrides_of_jobs(
     return [[f"{key}={value}" for key, value in job.items()] for job in found]
 
 
-def _plain(settings: Any) -> dict[str, Any]:
+def _plain(settings: Any, resolve: bool = True) -> dict[str, Any]:
     """What Hydra hands over, whose lists are no lists of Python's."""
-    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(settings), resolve=True))
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(settings), resolve=resolve))
 
 
 def check_scale(choices: Mapping[str, str | None]) -> None:
@@ -247,4 +263,16 @@ def _values(value: Any) -> list[str]:
 
 def _among(value: str, others: Sequence[str]) -> bool:
     """Whether a value is one of several, 0.90 and 0.9 being the same."""
-    return yaml.safe_load(value) in [yaml.safe_load(other) for other in others]
+    return _meaning(value) in map(_meaning, others)
+
+
+@lru_cache(maxsize=10_000)
+def _meaning(text: str) -> str:
+    """A value of the command line such that two that mean the same are equal: 1 is 1.0, and true is neither."""
+    try:  # as Hydra reads its files, in which 1e-3 is a number
+        value = _plain(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)["value"] if text else text
+    except (yaml.YAMLError, OmegaConfBaseException):
+        value = text
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return json.dumps(value, sort_keys=True, default=str)

@@ -275,7 +275,45 @@ def test_layers_without_a_mask_stay_whole_when_told_so(mask: Tensors, found: Pat
     row = row_of(kept)
     assert row["num_kept"] == sum(int(t.sum()) for t in rest.values()) + mask["fc.weight"].numel()
     assert row["sparsity"] == pytest.approx(1 - row["num_kept"] / row["num_prunable"])
-    assert row["target_sparsity"] == mask_files.sparsity({name: tensor.numpy() for name, tensor in rest.items()})
+    assert masks.num_kept(row["target_sparsity"], row["num_prunable"]) == row["num_kept"]
+    assert "-s0.8" in kept.name and row["target_sparsity"] < mask_files.sparsity(arrays(rest)), "fc counts in the row"
+    with pytest.raises(ConfigError, match=r"sparsity=0.8: how sparse mask_file.missing=keep leaves"):
+        composed(*TINY, *settings, "mask_file.missing=keep", "mask_name=a", "sparsity=0.8")
+
+
+def arrays(tensors: Tensors) -> mask_files.Arrays:
+    return {name: tensor.numpy() for name, tensor in tensors.items()}
+
+
+def test_what_is_no_weight_does_not_count_as_one(mask: Tensors, tmp_path: Path) -> None:
+    one = mask_files.sparsity(arrays(mask))
+    more = {"pos_embed": torch.ones(1, 500, 600), "cls.table": torch.tensor([[0, 1]])}
+    assert mask_files.sparsity(arrays(mask | more)) == one == 0.8
+    assert mask_files.sparsity({"a": np.ones((4, 1), bool), "b": np.zeros((4, 1), bool)}) == 0.5, "any names"
+
+
+BUFFERS = {
+    "blocks.1.attn_mask": torch.tensor([[[0.0, -100.0]]]),
+    "blocks.0.causal_mask": torch.ones(4, 4).tril().bool(),
+    "blocks.1.relative_position_index": torch.arange(4).reshape(2, 2),
+}
+
+
+def test_buffers_that_end_as_masks_do_are_none(mask: Tensors, found: Path, tmp_path: Path) -> None:
+    model, _ = initial(found)
+    masks.apply_(model, mask)
+    path = tmp_path / "w.pt"
+    torch.save(model.state_dict() | BUFFERS, path)
+    given, _ = experiment.given_mask(composed(*TINY, f"mask={path}", "mask_file.zeros=true"), initial(found)[0])
+    assert all(torch.equal(given[key], tensor) for key, tensor in mask.items())
+    for weight in ("_orig", ""):  # torch.nn.utils.prune, and Synaptic-Flow
+        path = tmp_path / f"m{weight}.pt"
+        state = {f"{n}{weight if n in mask else ''}": t for n, t in model.state_dict().items()}
+        torch.save(state | BUFFERS | {f"{name}_mask": tensor for name, tensor in mask.items()}, path)
+        given, _ = experiment.given_mask(composed(*TINY, f"mask={path}"), initial(found)[0])
+        assert all(torch.equal(given[key], tensor) for key, tensor in mask.items())
+        with pytest.raises(ConfigError, match="it holds masks"):
+            composed(*TINY, f"mask={path}", "mask_file.zeros=true")
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.98, 0.966666666667, 0.9999])
@@ -335,6 +373,9 @@ WRONG: dict[str, tuple[str, Any, list[str], str]] = {
     "biases by order": ("x.pt", {"w": ONE, "b": torch.tensor([1, 0])}, ["mask_file.names=order"], "b is pruned too"),
     "sparsity": ("x.pt", {"w": ONE}, ["sparsity=0.5"], "sparsity=0.5: mask=x.pt has a sparsity of its own; leave"),
     "compression": ("x.pt", {"w": ONE}, ["compression=10"], "compression=10: mask=x.pt has a sparsity of its own"),
+    "two targets": ("x.pt", {"w": ONE}, ["mask_name=a", "sparsity=0", "density=1"], "they say the same thing"),
+    "far target": ("x.pt", {"w": ONE}, ["mask_name=a", "density=0.99"], "density=0.99: mask=x.pt has sparsity 0, "),
+    "no target": ("x.pt", {"w": ONE}, ["mask_name=a", "sparsity=1"], "sparsity=1.0: give a fraction in"),
     "pruner": ("x.pt", {"w": ONE}, ["pruner=snip"], "mask=x.pt: a pruner would compute another mask"),
     "schedule": ("x.pt", {"w": ONE}, ["schedule=rewind"], "mask=x.pt: schedule=rewind would compute another mask"),
     "scores": ("x.pt", {"w": ONE}, ["ablation=invert_scores"], "ablation=invert_scores: mask=x.pt comes without"),
@@ -397,6 +438,48 @@ def test_another_mask_is_another_run_and_a_name_makes_masks_one_method(
         assert config.method_id(one).startswith(f"{label or 'mask'}-") and f"-{label or 'mask'}-s0.8-" in config.run_id(
             one
         )
+
+
+def test_weights_of_each_seed_are_what_the_name_names(mask: Tensors, found: Path, tmp_path: Path) -> None:
+    paths = [tmp_path / f"{seed}.pt" for seed in range(2)]
+    for path in paths:
+        torch.save({"w": torch.rand(2, 2)}, path)
+
+    def of(*settings: str) -> dict[str, Any]:
+        return composed(*TINY, f"mask={found}/mask.safetensors", *settings)
+
+    one, two = (of("mask_name=ticket", f"weights={path}") for path in paths)
+    assert config.run_id(one) != config.run_id(two)
+    control = of("mask_name=ticket")
+    for identity in (config.group_id, config.method_id, config.setting_id):
+        assert identity(one) == identity(two)
+        assert (identity(one) == identity(control)) == (identity is config.setting_id), "a ticket and its control"
+    one, two = (of(f"weights={path}") for path in paths)
+    assert config.group_id(one) != config.group_id(two) and config.setting_id(one) != config.setting_id(two)
+
+
+def test_masks_of_a_name_with_a_few_weights_more_or_less_are_one_group(tmp_path: Path) -> None:
+    settings = ["model.widths=[16,32]", "mask_name=threshold", "training.epochs=0"]
+    dense = run(tmp_path / "dense", settings[0], settings[2])
+    shapes = {name: tensor.shape for name, tensor in load_file(dense / "mask.safetensors").items()}
+    total = sum(shape.numel() for shape in shapes.values())
+    paths = [tmp_path / f"{number}.pt" for number in range(2)]
+    kept = [round(0.2 * total) - 1, round(0.2 * total) + 1]
+    for path, number in zip(paths, kept, strict=True):
+        bits = (torch.randperm(total, generator=torch.Generator().manual_seed(0)) < number).split(
+            [shape.numel() for shape in shapes.values()]
+        )
+        torch.save({name: part.view(shapes[name]) for name, part in zip(shapes, bits, strict=True)}, path)
+    plain = [composed(*TINY, *settings, f"mask={path}") for path in paths]
+    assert config.group_id(plain[0]) != config.group_id(plain[1]), "without a target they are two"
+    one, two = (composed(*TINY, *settings, f"mask={path}", "compression=5") for path in paths)
+    assert one["sparsity"] == two["sparsity"] == 0.8 and config.group_id(one) == config.group_id(two)
+    directory = run(tmp_path / "one", *settings, f"mask={paths[0]}", "sparsity=0.8")
+    row = row_of(directory)
+    assert (row["target_sparsity"], row["num_kept"]) == (0.8, kept[0]) and row["sparsity"] != 0.8
+    assert config.run_id(cli.stored(directory)) == directory.name
+    with pytest.raises(ConfigError, match=r"^sparsity=0.801: mask=.* has sparsity 0.8.* more than 0.1 % away"):
+        composed(*TINY, *settings, f"mask={paths[0]}", "sparsity=0.801")
 
 
 def test_a_stored_run_notices_that_its_mask_has_changed(found: Path, mask: Tensors, tmp_path: Path) -> None:

@@ -42,6 +42,37 @@ def test_a_paired_setting_on_the_command_line_chooses_its_pairs() -> None:
         sweeps.jobs({"model": ["mobilenet"]}, paired)
 
 
+@pytest.mark.parametrize(
+    "paired", [{"pruner": ["snip", "grasp"], "x": [1, 2]}, [{"pruner": "snip"}, {"pruner": "grasp"}]]
+)
+def test_a_value_that_no_pair_has_is_refused_beside_others_that_have_one(paired: Any) -> None:
+    with pytest.raises(
+        ConfigError, match=r"^pruner=typo,nosuch: none of the pairs of .* has it; there are snip, grasp$"
+    ):
+        sweeps.jobs({"pruner": ["snip", "typo", "nosuch"]}, [paired])
+    found = sweeps.jobs({"pruner": ["grasp", "snip"], "seed": ["0"]}, [paired])
+    assert [job["pruner"] for job in found] == ["snip", "grasp"]
+
+
+@pytest.mark.parametrize(
+    ("values", "num"),
+    [
+        (["0.9", "0.90", "9.0e-1"], 1), (["1", "1.0"], 1), (["1", "true"], 2), (["0.001", "1e-3"], 1),
+        (["[1, 2]", "[1,2]"], 1), (["9007199254740992", "9007199254740993"], 2), (["null", ""], 2), (["7", "'7'"], 2),
+        (["a: b: c", "@x", "%s"], 3),
+    ],
+)  # fmt: skip
+def test_values_that_mean_the_same_are_one_run(values: list[str], num: int) -> None:
+    assert sweeps.jobs({"x": values}) == [{"x": value} for value in (values[:1] if num == 1 else values)]
+
+
+def test_rules_tell_values_as_the_command_line_does() -> None:
+    assert sweeps.jobs({"seed": ["0", "1"]}, exclude=[{"seed": True}]) == [{"seed": "0"}, {"seed": "1"}]
+    assert sweeps.jobs({"lr": ["0.00001", "0.1"]}, exclude=[{"lr": 1e-05}]) == [{"lr": "0.1"}]
+    odd = ["a: b: c", "@x", "%s", "${"]
+    assert sweeps.jobs({"x": odd}, exclude=[{"x": ["@x", "b"]}]) == [{"x": x} for x in odd if x != "@x"]
+
+
 def test_pairs_in_rows_need_not_name_the_same_settings() -> None:
     paired = [[{"pruner": "snip"}, {"pruner": "magnitude", "schedule": "rewind", "schedule.levels": 3}]]
     rewound = {"pruner": "magnitude", "schedule": "rewind", "schedule.levels": "3"}
@@ -112,6 +143,8 @@ def test_a_setting_that_plays_no_part_is_dropped_and_its_runs_are_one() -> None:
     for wrong, message in (
         ({"pruner": "dense"}, "give `where` and `settings`"),
         ({"where": {"x": 1}, "settings": []}, "x is not"),
+        ({"where": {"pruner": "dense"}, "settings": ["sparsity", "sede"]}, "drop: sede is not in the sweep"),
+        ({"where": {"pruner": "dense"}, "settings": "sparsty"}, "drop: sparsty is not in the sweep"),
     ):
         with pytest.raises(ConfigError, match=message):
             sweeps.jobs(swept, drop=[wrong])
