@@ -118,6 +118,9 @@ def sweep(setting: Setting) -> Iterator[Row]:
         bare = Path(folder) / "bare.py"
         bare.write_text(_BARE)
 
+        # The sweeper of Hydra knows no scale of experiments.
+        hydras_own = ["~scale", "hydra/sweeper=basic", f"hydra.sweep.dir={folder}/swept"]
+
         def jobs(seeds: int) -> str:
             return f"seed={','.join(map(str, range(1, seeds + 1)))}"
 
@@ -130,7 +133,7 @@ def sweep(setting: Setting) -> Iterator[Row]:
         times = in_turn(
             {
                 "ours": lambda: each(_RUN, *settings),
-                "bare": lambda: each(bare, "hydra/sweeper=basic", f"hydra.sweep.dir={folder}/swept", *settings),
+                "bare": lambda: each(bare, *hydras_own, *settings),
             },
             1 if setting.quick else 3,
             warm_up=0,
