@@ -43,17 +43,27 @@ class Masked(nn.Module):
         return {name: factor.bool() for name, factor in self.factors.items()}
 
 
-def keep(net: Masked, scores: Scores, k: int) -> None:
-    """Keeps the k highest scores of a network, by a threshold over all of them."""
+def keep(net: Masked, scores: Scores, k: int, exactly: bool) -> None:
+    """Keeps the k highest scores of a network, by a threshold over all of them.
+
+    Args:
+        exactly: keep the first of those that equal the threshold. Published loops drop all, and keep fewer than k.
+    """
     everything = torch.cat([values.flatten() for values in scores.values()])
     if k < len(everything):
         threshold = torch.kthvalue(everything, len(everything) - k).values
         zero, one = (torch.tensor(value, device=threshold.device) for value in (0.0, 1.0))
         for name, values in scores.items():
             net.factors[name].copy_(torch.where(values <= threshold, zero, one))
+        if exactly:
+            missing = k - sum(int(factor.sum(dtype=torch.int64)) for factor in net.factors.values())
+            for name, values in scores.items():
+                equal = (values == threshold).flatten().nonzero().squeeze(1)[:missing]
+                net.factors[name].view(-1)[equal] = 1
+                missing -= len(equal)
 
 
-def synflow(net: Masked, input_shape: Shape, counts: Sequence[int]) -> Mask:
+def synflow(net: Masked, input_shape: Shape, counts: Sequence[int], *, exactly: bool = False) -> Mask:
     """SynFlow in rounds that keep so many weights each: signs are put away and brought back in every one."""
     net.eval()
     image = torch.ones(1, *input_shape, device=next(iter(net.weights.values())).device)
@@ -72,7 +82,7 @@ def synflow(net: Masked, input_shape: Shape, counts: Sequence[int]) -> Mask:
         with torch.no_grad():
             for name, tensor in net.model.state_dict().items():
                 tensor.mul_(signs[name])
-        keep(net, scores, k)
+        keep(net, scores, k, exactly)
     return net.mask()
 
 

@@ -1,19 +1,20 @@
 """Scores -> mask: which of the candidates stay. Every function keeps exactly round((1 - sparsity) * N) weights."""
 
 import math
-from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Literal
+import operator
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
 from pai_bench import mask_files, masks
-from pai_bench.core import Mask, Scores, Sketch
+from pai_bench.core import Chosen, Mask, Scores
 from pai_bench.errors import ConfigError, UserError
 
 _NEVER = -1e300  # keys of what cannot be drawn lie below
-_SAMPLE = 1 << 14  # enough that the bracket around a quantile holds a few percent of the values
 _FEW = 0.25  # of a layer's weights, below which its candidates are gathered before they are compared
 _MANY = 30.0  # log of a count that equals its mean to six digits, below what torch.poisson can hold
 
@@ -23,92 +24,125 @@ class Pool:
     """The candidates of one layer: gathered where they are few, else all values and which of them count."""
 
     values: Tensor  # (n,)
-    allowed: Tensor | None = None  # (n,) bool; None = all of them
+    number: int  # how many of them count
+    allowed: Tensor | None = None  # (n,) bool, which; None = all of them
     positions: Tensor | None = None  # (n,) int64, where in the layer the values lie; None = it is these
 
-    @property
-    def number(self) -> int:
-        """How many are allowed."""
-        return len(self.values) if self.allowed is None else masks.count(self.allowed)
-
     def every(self, step: int) -> Tensor:
-        """What is allowed of every `step`-th value."""
+        """What counts of every `step`-th value."""
         values = self.values[::step]
         return values if self.allowed is None else values[self.allowed[::step]]
 
     def which(self, chosen: Tensor) -> Tensor:
-        """Those among a choice (n,) bool, which is changed in place, that are allowed."""
+        """Those among a choice (n,) bool, which is changed in place, that count."""
         return chosen if self.allowed is None else chosen.logical_and_(self.allowed)
 
 
-def _pool(values: Tensor, candidate: Tensor) -> Pool:
+def pool(values: Tensor, candidate: Tensor) -> Pool:
+    """The candidates of a layer, from its scores and the mask of those that count."""
     number = masks.count(candidate)
     if number == candidate.numel():
-        return Pool(values.flatten())
+        return Pool(values.flatten(), number)
     if number > _FEW * candidate.numel():
-        return Pool(values.flatten(), candidate.flatten())
+        return Pool(values.flatten(), number, candidate.flatten())
     positions = masks.positions(candidate)
-    return Pool(values.flatten().index_select(0, positions), None, positions)
+    return Pool(values.flatten().index_select(0, positions), number, None, positions)
 
 
-def keep_largest(scores: Scores, candidates: Mask, k: int) -> Mask:
-    """Marks exactly the k largest scores among the candidates; of equal scores the first in parameter order.
+@dataclass(frozen=True)
+class _Bracket:
+    """Pools of which all but a few values are known to lie above or below the k-th largest."""
+
+    above: list[Tensor]  # of each pool, (n,) bool: what is among the k largest for certain
+    inside: list[Tensor]  # of each pool, positions of what has to be compared: int64, ascending
+    values: Tensor  # the latter, pool after pool
+    k: int  # how many of those are among the k largest
+
+    def threshold(self) -> Tensor:
+        """The k-th largest value of all pools."""
+        return _ranked(self.values, [self.k])[0]
+
+
+def _ranked(values: Tensor, ranks: list[int]) -> list[Tensor]:
+    """The r-th largest of a vector, for each of the ranks."""
+    if values.device.type != "cpu":
+        ordered = torch.sort(values, descending=True).values
+        return [ordered[rank - 1] for rank in ranks]
+    array = np.partition(values.numpy(), [len(values) - rank for rank in ranks])  # far faster than torch.kthvalue
+    return [values.new_tensor(array[len(values) - rank]) for rank in ranks]
+
+
+def _bracket(pools: Sequence[Pool], k: int) -> _Bracket:
+    """Narrows down where the k-th largest value lies, by a sample: four standard deviations to either side.
+
+    A bracket that missed, or that holds nearly everything since many values are equal, costs time and changes nothing.
+
+    Reference: Floyd and Rivest 1975, Algorithm 489, for selection by a sample and for its size.
+    """
+    low, high = -torch.inf, torch.inf
+    number, length = sum(pool.number for pool in pools), sum(len(pool.values) for pool in pools)
+    step = round((length / 4) ** (1 / 3))
+    if step >= 8:
+        sample = torch.cat([pool.every(step) for pool in pools])
+        at, spread = k / number * len(sample), 2 * math.sqrt(len(sample))
+        ends = _ranked(sample, [max(int(at - spread), 1), min(int(at + spread) + 1, len(sample))])
+        high = ends[0].item() if at > spread else high
+        low = ends[1].item() if at + spread < len(sample) else low
+    for bounds in ((low, high), (-torch.inf, torch.inf)):
+        above = [pool.which(_compared(pool.values, operator.gt, bounds[1])) for pool in pools]
+        inside = [
+            masks.positions(pool.which(_compared(pool.values, operator.ge, bounds[0]).logical_xor_(over)))
+            for pool, over in zip(pools, above, strict=True)
+        ]
+        num_above = sum(masks.count(over) for over in above)
+        if num_above < k <= num_above + sum(len(positions) for positions in inside):
+            break
+    values = torch.cat([pool.values.index_select(0, positions) for pool, positions in zip(pools, inside, strict=True)])
+    return _Bracket(above, inside, values, k - num_above)
+
+
+def _compared(values: Tensor, how: Callable[[Any, float], Any], bound: float) -> Tensor:
+    if values.device.type == "cpu":  # where numpy takes half of torch's time with one thread
+        return torch.from_numpy(how(values.numpy(), bound))
+    result: Tensor = how(values, bound)
+    return result
+
+
+def kth_largest(pools: Sequence[Pool], k: int) -> Tensor:
+    """The k-th largest of what counts in the pools, exactly: as torch.sort(values, descending=True).values[k - 1]."""
+    return _bracket(pools, k).threshold()
+
+
+def keep_largest(scores: Scores, candidates: Mask, k: int) -> Chosen:
+    """Chooses exactly the k largest scores among the candidates; of equal scores the first in parameter order.
 
     Raises:
         ValueError: there are fewer candidates than k.
     """
-    if k > (number := masks.kept(candidates)):
+    pools = {name: pool(scores[name], candidate) for name, candidate in candidates.items()}
+    if k > (number := sum(pool.number for pool in pools.values())):
         raise ValueError(f"cannot keep {k} of {number} weights")
     if k == 0:
-        return {name: torch.zeros_like(candidate) for name, candidate in candidates.items()}
-    pools = {name: _pool(scores[name], candidate) for name, candidate in candidates.items()}
-    threshold = kth_largest(pools.values(), k)
-    chosen = {name: pool.which(pool.values > threshold) for name, pool in pools.items()}
-    missing = k - masks.kept(chosen)
+        return Chosen({name: torch.zeros_like(candidate) for name, candidate in candidates.items()})
+    bracket = _bracket(list(pools.values()), k)
+    threshold = bracket.threshold()
+    chosen, equal = bracket.values > threshold, masks.positions(bracket.values == threshold)
+    missing = bracket.k - masks.count(chosen)
+    chosen[equal[:missing]] = True
+    parts = torch.split(chosen, [len(positions) for positions in bracket.inside])
     mask = {}
-    for name, pool in pools.items():
-        if missing:
-            equal = masks.positions(pool.which(pool.values == threshold))[:missing]
-            chosen[name][equal] = True
-            missing -= len(equal)
-        shape = candidates[name].shape
-        if pool.positions is None:
-            mask[name] = chosen[name].view(shape)
+    for (name, of), above, inside, part in zip(pools.items(), bracket.above, bracket.inside, parts, strict=True):
+        above[inside[part]] = True
+        if of.positions is None:
+            mask[name] = above.view(candidates[name].shape)
         else:
-            mask[name] = masks.at(shape, pool.positions[masks.positions(chosen[name])])
-    return mask
+            mask[name] = masks.at(candidates[name].shape, of.positions[masks.positions(above)])
+    return Chosen(mask, num_tied=len(equal) if missing < len(equal) else 0)
 
 
-def kth_largest(pools: Collection[Pool], k: int) -> Tensor:
-    """The k-th largest of what the pools allow, exactly: as torch.sort(values, descending=True).values[k - 1].
-
-    A sample brackets the answer, and only what lies in the bracket is sorted. A bracket that missed, or that holds
-    nearly everything because many values are equal, costs time and changes nothing.
-
-    Reference: Floyd and Rivest 1975, Algorithm 489, for selection by a sample.
-    """
-    step = sum(len(pool.values) for pool in pools) // _SAMPLE
-    found: list[Tensor] = []
-    if step >= 8:
-        sample = torch.cat([pool.every(step) for pool in pools]).sort(descending=True).values
-        number = sum(pool.number for pool in pools)
-        at, spread = k / number * len(sample), 2 * math.sqrt(len(sample))  # four standard deviations, at most
-        high = sample[int(at - spread)] if at > spread else sample.new_tensor(torch.inf)
-        low = sample[int(at + spread)] if at + spread < len(sample) else sample.new_tensor(-torch.inf)
-        above = [pool.which(pool.values > high) for pool in pools]
-        inside = [pool.which((pool.values >= low).logical_xor_(over)) for pool, over in zip(pools, above, strict=True)]
-        num_above, num_inside = (sum(masks.count(part) for part in parts) for parts in (above, inside))
-        if num_above < k <= num_above + num_inside:
-            found, k = [p.values[masks.positions(i)] for p, i in zip(pools, inside, strict=True)], k - num_above
-    values = torch.cat(found or [pool.every(1) for pool in pools])
-    if values.device.type == "cpu":
-        array = values.numpy()
-        array.partition(len(array) - k)  # half the time of torch.kthvalue on a long vector
-        return torch.as_tensor(array[len(array) - k])
-    return torch.sort(values, descending=True).values[k - 1]
-
-
-def global_topk(scores: Scores, candidates: Mask, sparsity: float, generator: Generator, *, min_density: float) -> Mask:
+def global_topk(
+    scores: Scores, candidates: Mask, sparsity: float, generator: Generator, *, min_density: float
+) -> Chosen:
     """Keeps the highest scores of the whole network; of equal scores the first in parameter order.
 
     Args:
@@ -126,13 +160,13 @@ def global_topk(scores: Scores, candidates: Mask, sparsity: float, generator: Ge
         raise ConfigError(
             f"allocation.min_density={min_density}: it keeps {sum(floors.values())}, the sparsity {k}; lower one"
         )
-    safe = {name: keep_largest(scores, {name: mask}, floors[name])[name] for name, mask in candidates.items()}
+    safe = by_count(scores, candidates, floors).mask  # ties among these take part in the next choice
     rest = {name: mask & ~safe[name] for name, mask in candidates.items()}
     chosen = keep_largest(scores, rest, k - sum(floors.values()))
-    return {name: mask | safe[name] for name, mask in chosen.items()}
+    return replace(chosen, mask={name: mask | safe[name] for name, mask in chosen.mask.items()})
 
 
-def uniform(scores: Scores, candidates: Mask, sparsity: float, generator: Generator) -> Mask:
+def uniform(scores: Scores, candidates: Mask, sparsity: float, generator: Generator) -> Chosen:
     """Keeps the same fraction of every layer, by score within the layer.
 
     Raises:
@@ -142,7 +176,7 @@ def uniform(scores: Scores, candidates: Mask, sparsity: float, generator: Genera
     return by_density(scores, candidates, sparsity, dict.fromkeys(candidates, 1.0))
 
 
-def uniform_plus(scores: Scores, candidates: Mask, sparsity: float, generator: Generator, *, min_last: float) -> Mask:
+def uniform_plus(scores: Scores, candidates: Mask, sparsity: float, generator: Generator, *, min_last: float) -> Chosen:
     """Keeps the first layer whole and at least `min_last` of the last; the others share what is left, uniformly.
 
     Reference: Gale et al. 2019, arXiv:1902.09574; as in Liu et al. 2022, arXiv:2202.02643.
@@ -171,7 +205,7 @@ def uniform_plus(scores: Scores, candidates: Mask, sparsity: float, generator: G
     return by_density(scores, candidates, sparsity, shares, fixed={first, last})
 
 
-def erk(scores: Scores, candidates: Mask, sparsity: float, generator: Generator, *, kernel: bool) -> Mask:
+def erk(scores: Scores, candidates: Mask, sparsity: float, generator: Generator, *, kernel: bool) -> Chosen:
     """Erdos-Renyi layer densities, by score within the layer: proportional to the sum over the product of the sizes.
 
     Layers that would get more than they have are kept whole, and the others share what is left.
@@ -198,7 +232,7 @@ def smart_ratio(
     *,
     shape: Literal["resnet", "vgg"],
     linear_density: float,
-) -> Mask:
+) -> Chosen:
     """Densities that fall with depth, by score within the layer: (L - l + 1)^2 + (L - l + 1) in layer l of L.
 
     Args:
@@ -225,7 +259,7 @@ def smart_ratio(
     return by_density(scores, candidates, sparsity, shares, fixed=linear)
 
 
-def densities_of(scores: Scores, candidates: Mask, sparsity: float, generator: Generator, *, mask: str) -> Mask:
+def densities_of(scores: Scores, candidates: Mask, sparsity: float, generator: Generator, *, mask: str) -> Chosen:
     """As many weights in every layer as another mask keeps there, by score within the layer.
 
     With pruner=random the positions are random: is it the method's choice of weights that matters, or only its layers?
@@ -259,14 +293,16 @@ def _require_weights(candidates: Mask, allocation: str) -> None:
         )
 
 
-def by_count(scores: Scores, candidates: Mask, counts: dict[str, int]) -> Mask:
+def by_count(scores: Scores, candidates: Mask, counts: dict[str, int]) -> Chosen:
     """Keeps a given number of weights in each layer, by score."""
-    return {name: keep_largest(scores, {name: mask}, counts[name])[name] for name, mask in candidates.items()}
+    layers = [keep_largest(scores, {name: mask}, counts[name]) for name, mask in candidates.items()]
+    mask = {name: kept for layer in layers for name, kept in layer.mask.items()}
+    return Chosen(mask, num_tied=sum(layer.num_tied for layer in layers))
 
 
 def by_density(
     scores: Scores, candidates: Mask, sparsity: float, shares: dict[str, float], fixed: Collection[str] = ()
-) -> Mask:
+) -> Chosen:
     """Keeps a fraction of each layer, by score within it: its share times one factor for all, at most 1.
 
     The factor is what makes the total exact. Counts are rounded so that it stays exact: the layers with the largest
@@ -316,7 +352,7 @@ def sampled(
     beta: float,
     scope: Literal["global", "layer"],
     rescale: bool,
-) -> Mask | Sketch:
+) -> Chosen:
     """Draws the mask: weights with replacement, with probability p proportional to score^beta, until k are reached.
 
     The kept set is that of drawing without replacement (Gumbel top-k). Weights of score zero come last, at random. The
@@ -345,7 +381,7 @@ def sampled(
     if scope == "global":
         groups = [(dict(candidates), k)]
     else:
-        top = keep_largest(scores, candidates, k)
+        top = keep_largest(scores, candidates, k).mask
         groups = [({name: mask}, int(top[name].count_nonzero())) for name, mask in candidates.items()]
     mask: Mask = {}
     scale: dict[str, Tensor] = {}
@@ -357,7 +393,7 @@ def sampled(
         drawn, factors = _draw({name: scores[name] for name in group}, group, number, beta, generator)
         mask |= drawn
         scale |= factors
-    return Sketch(mask, scale) if rescale else mask
+    return Chosen(mask, scale if rescale else None)
 
 
 def _draw(
@@ -377,7 +413,7 @@ def _draw(
         uniform = torch.rand(values.shape, dtype=torch.float64, generator=generator).clamp_min(1e-300).to(values.device)
         # A weight of score zero never arrives; those are put in random order behind all others.
         keys[name] = torch.where(values.isneginf(), _NEVER * (1 + uniform), values - total - (-uniform.log()).log())
-    mask = keep_largest(keys, candidates, k)
+    mask = keep_largest(keys, candidates, k).mask
     next_key = torch.cat([keys[name][candidates[name] & ~kept] for name, kept in mask.items()])
     if len(next_key) == 0 or next_key.max() <= _NEVER:
         # The process never stops, and c / (s p) tends to one.
@@ -395,24 +431,6 @@ def _draw(
         for name, number in log_counts.items()
     }
     return mask, scale
-
-
-def num_tied(scores: Scores, dropped: Mask, mask: Mask) -> int:
-    """How many weights have the highest score that was dropped, if some of them stay: the order decided among these.
-
-    Counted over the whole network, so it describes `global_topk`; other allocations decide at a threshold of their own
-    in each layer.
-
-    Args:
-        dropped: the candidates that do not stay.
-    """
-    lost = [pool.every(1) for name, gone in dropped.items() if (pool := _pool(scores[name], gone)).number]
-    if not lost:
-        return 0
-    highest = torch.stack([values.max() for values in lost]).max()
-    pools = [_pool(scores[name], kept) for name, kept in mask.items()]
-    among_kept = sum(masks.count(pool.which(pool.values == highest)) for pool in pools)
-    return among_kept and among_kept + sum(masks.count(values == highest) for values in lost)
 
 
 def check_scores(scores: Scores, candidates: Mask, *, zeros_allowed: bool = False) -> None:

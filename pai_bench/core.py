@@ -83,18 +83,19 @@ class Score(Protocol):
 
 
 @dataclass(frozen=True)
-class Sketch:
-    """A mask, and by what the kept weights are to be multiplied; what `scale` holds for pruned ones plays no part."""
+class Chosen:
+    """Which of the candidates stay, and what an allocation has to say about them."""
 
     mask: Mask
-    scale: Weights
+    scale: Weights | None = None  # by what kept weights are to be multiplied; its values for pruned ones play no part
+    num_tied: int = 0  # candidates that share the score of a threshold, some of which stay: the order decided
 
 
 class Allocate(Protocol):
     """Which of the candidates stay, so that exactly round((1 - sparsity) * N) weights are kept."""
 
-    def __call__(self, scores: Scores, candidates: Mask, sparsity: float, generator: Generator) -> Mask | Sketch:
-        """The mask, or a mask that comes with a rescaling of the weights."""
+    def __call__(self, scores: Scores, candidates: Mask, sparsity: float, generator: Generator) -> Chosen:
+        """The mask, and a rescaling of the weights if one comes with it."""
 
 
 class Transfer(Protocol):

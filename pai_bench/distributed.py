@@ -4,6 +4,7 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pai_bench.core import Mask, Sketch, Weights
+from pai_bench.core import Chosen, Mask, Weights
 from pai_bench.errors import ConfigError
 from pai_bench.world import world
 
@@ -86,12 +87,13 @@ class _Total(torch.autograd.Function):
         return total(gradient)
 
 
-def from_first(value: Mask | Weights | Sketch) -> Any:
+def from_first(value: Mask | Weights | Chosen) -> Any:
     """The tensors of the first process, in place of those that every process has computed."""
     if _alone():
         return value
-    if isinstance(value, Sketch):
-        return Sketch(from_first(value.mask), from_first(value.scale))
+    if isinstance(value, Chosen):
+        scale = value.scale if value.scale is None else from_first(value.scale)
+        return replace(value, mask=from_first(value.mask), scale=scale)
     received = {}
     for name, tensor in value.items():
         sent = tensor.to(torch.uint8) if tensor.dtype == torch.bool else tensor.clone()

@@ -36,6 +36,7 @@ from pai_bench.core import (
     Allocate,
     Batch,
     Batches,
+    Chosen,
     Data,
     Examples,
     Mask,
@@ -45,7 +46,6 @@ from pai_bench.core import (
     Round,
     Scores,
     Share,
-    Sketch,
     Subnetwork,
     Weights,
 )
@@ -225,9 +225,9 @@ def assembled(cfg: dict[str, Any], device: torch.device) -> Parts:
     rounds = _function(cfg["schedule"])(cfg["sparsity"], train.length(recipe, data))
     pruner, ablation, choose = _pruner(cfg["pruner"]), _ablation(cfg["ablation"]), _function(cfg["allocation"])
 
-    def allocate(scores: Scores, candidates: Mask, sparsity: float, generator: Generator) -> Mask | Sketch:
+    def allocate(scores: Scores, candidates: Mask, sparsity: float, generator: Generator) -> Chosen:
         # Every process scores, and the mask of the first holds: two GPUs may round differently.
-        chosen: Mask | Sketch = distributed.from_first(choose(scores, candidates, sparsity, generator))
+        chosen: Chosen = distributed.from_first(choose(scores, candidates, sparsity, generator))
         return chosen
 
     return Parts(cfg, device, data, build, pruner, allocate, ablation, rounds, recipe)

@@ -39,24 +39,24 @@ def total(tensors: Mapping[str, Tensor]) -> int:
 _positions: Any = WeakTensorKeyDictionary()  # mask -> its version and its positions
 
 
-def positions(mask: Tensor) -> Tensor:
-    """Where a mask keeps something: flat indices (n,) int64, ascending.
+def remembered(mask: Tensor) -> Tensor | None:
+    """Where a mask keeps something, if that is known already."""
+    version, found = _positions.get(mask, (None, None))
+    return cast(Tensor, found) if version == mask._version else None
 
-    They are found once and remembered as long as the mask lives, since a round asks several times.
-    """
-    version, found = cast(tuple[int | None, Tensor], _positions.get(mask, (None, mask)))
-    if version != mask._version:
-        if mask.device.type == "cpu":
-            found = torch.from_numpy(np.flatnonzero(mask.numpy()))  # a quarter of the time of torch.nonzero
-        else:
-            found = mask.flatten().nonzero().squeeze(1)
-        if len(found) < mask.numel():
-            _positions[mask] = (mask._version, found)
-    return found
+
+def positions(mask: Tensor) -> Tensor:
+    """Where a mask keeps something: flat indices (n,) int64, ascending."""
+    found = remembered(mask)
+    if found is not None:
+        return found
+    if mask.device.type == "cpu":
+        return torch.from_numpy(np.flatnonzero(mask.numpy()))  # a quarter of the time of torch.nonzero
+    return mask.flatten().nonzero().squeeze(1)
 
 
 def at(shape: torch.Size, positions: Tensor) -> Tensor:
-    """The mask that keeps what lies at flat positions."""
+    """The mask that keeps what lies at flat positions, ascending; they are remembered as long as it lives."""
     mask = torch.zeros(shape, dtype=torch.bool, device=positions.device)
     mask.view(-1)[positions] = True
     _positions[mask] = (mask._version, positions)
@@ -70,6 +70,9 @@ def kept(mask: Mask) -> int:
 
 def count(tensor: Tensor) -> int:
     """Number of entries of a bool tensor that are true."""
+    found = remembered(tensor)
+    if found is not None:
+        return len(found)
     # numpy is ten times as fast on the CPU.
     return int(np.count_nonzero(tensor.numpy()) if tensor.device.type == "cpu" else tensor.count_nonzero())
 
@@ -110,21 +113,21 @@ def has_empty_slices(mask: Mask) -> bool:
     return any(not between.any(dim).all() for between in weights for dim in (0, 1))
 
 
-def minus(mask: Mask, other: Mask) -> Mask:
-    """What the second mask does not keep of the first, for the names of the second; all, of what the first lacks."""
-    return {name: mask[name] & ~tensor if name in mask else ~tensor for name, tensor in other.items()}
-
-
 @torch.no_grad()
-def zero_(model: nn.Module, gone: Mask) -> None:
-    """Sets weights of the model to zero, in place: those that are marked."""
+def narrow_(model: nn.Module, before: Mask, after: Mask) -> None:
+    """Sets to zero, in place, what one mask keeps of a model and the next does not; the rest stays as it is.
+
+    Args:
+        before: the mask that the weights have; of a name that it lacks it keeps all.
+    """
     parameters = dict(model.named_parameters())
-    for name, tensor in gone.items():
+    for name, kept in after.items():
         weight = parameters[name]
-        if weight.is_contiguous() and 4 * count(tensor) < tensor.numel():
-            weight.view(-1).index_fill_(0, positions(tensor), 0)
+        found = remembered(before[name]) if name in before else None
+        if found is not None and weight.is_contiguous():
+            weight.view(-1).index_fill_(0, found[~kept.flatten()[found]], 0)
         else:
-            weight.masked_fill_(tensor, 0)
+            _clear_(weight, kept)
 
 
 @torch.no_grad()
@@ -132,5 +135,11 @@ def apply_(model: nn.Module, mask: Mask) -> None:
     """Sets the pruned weights of the model to zero, in place."""
     parameters = dict(model.named_parameters())
     for name, tensor in mask.items():
-        weight = parameters[name]
-        weight.mul_(tensor.to(weight.dtype))  # a product of two types takes twice the time
+        _clear_(parameters[name], tensor)
+
+
+def _clear_(weight: Tensor, kept: Tensor) -> None:
+    """Sets all but what is kept to zero, in place."""
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.element_size()]
+    # To keep all bits or none takes half the time of a product, and a quarter of that of masked_fill_.
+    weight.view(integer).bitwise_and_(kept.to(integer).neg_())

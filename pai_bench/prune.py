@@ -22,7 +22,6 @@ from pai_bench.core import (
     Round,
     Scores,
     Shape,
-    Sketch,
     Subnetwork,
     Training,
     Weights,
@@ -147,10 +146,7 @@ def prune(
         if ablation.scores is not None:
             scores = ablation.scores(scores, candidates, generator("ablation"))
         chosen = allocate(scores, candidates, this.sparsity, generator("allocation"))
-        units, scale = (chosen.mask, chosen.scale) if isinstance(chosen, Sketch) else (chosen, None)
-        dropped = masks.minus(candidates, units)
-        num_tied = allocation.num_tied(scores, dropped, units)
-        unbroken = None
+        units, unbroken = chosen.mask, None
         if ablation.mask is not None and number == len(rounds):
             unbroken = units if filters is None else filters.expand(model, units)
             units = ablation.mask(units, generator("ablation"))
@@ -158,10 +154,9 @@ def prune(
         mask = {name: held[name] for name in everything}
         if pruner.regrow or unbroken is not None:  # what comes back does so with its initial value
             _restore_(model, initial, {name: held[name] & ~kept for name, kept in pruned.held.items()})
-        if scale is not None:
-            _assign_(model, {name: weight * scale[name] for name, weight in net.weights.items()})
-        # What was pruned before is zero already.
-        masks.zero_(model, dropped if held is units and unbroken is None else masks.minus(pruned.held, held))
+        if chosen.scale is not None:
+            _assign_(model, {name: weight * chosen.scale[name] for name, weight in net.weights.items()})
+        masks.narrow_(model, pruned.held, held)
         if pruner.transfer is not None:
             net = Subnetwork(model, mask, weights, input_shape)
             with scoring("transfer"):
@@ -179,7 +174,7 @@ def prune(
             pruned.num_examples + sum(len(labels) for _, labels in batches),
             counter.flops if counter is not None else pruned.flops // (number - 1) * number,
             [*pruned.sparsities, 1 - sum(densities[name] * mask[name].numel() for name in mask) / masks.total(mask)],
-            [*pruned.num_tied, num_tied],
+            [*pruned.num_tied, chosen.num_tied],
         )
         after = {f"after/{key}": value for key, value in diagnose(pruned.held).items()} if diagnose else {}
         layers = {f"layer/{name}/density": density for name, density in densities.items()}

@@ -12,7 +12,7 @@ from torch import Generator, nn
 from torch.nn import functional as F
 
 from pai_bench import allocation, experiment, masks, measures
-from pai_bench.core import Batches, Length, Pruner, Scores, Sketch, Subnetwork
+from pai_bench.core import Batches, Length, Pruner, Scores, Subnetwork
 from pai_bench.errors import ConfigError
 
 PRUNERS = options("pruner")
@@ -87,7 +87,7 @@ def test_a_pruned_weight_stays_pruned(name: str, net: nn.Module, batches: Batche
     mask = masks.full(net)
     for sparsity in (0.3, 0.6, 0.8):
         before = mask
-        mask = allocation.global_topk(take(name, net, batches, mask), mask, sparsity, Generator(), min_density=0.0)
+        mask = allocation.global_topk(take(name, net, batches, mask), mask, sparsity, Generator(), min_density=0.0).mask
         masks.apply_(net, mask)
         assert masks.kept(mask) == masks.num_kept(sparsity, masks.total(mask))
         assert not any((mask[key] & ~before[key]).any() for key in mask)
@@ -110,7 +110,7 @@ def test_every_allocation_keeps_exactly_k(
         for key, mask in candidates.items()
     }
     k = round(round(1 - sparsity, 12) * masks.total(candidates))
-    save_file(allocation.keep_largest(scores, candidates, k), tmp_path / "mask.safetensors")
+    save_file(allocation.keep_largest(scores, candidates, k).mask, tmp_path / "mask.safetensors")
     more = [f"allocation.mask={tmp_path / 'mask.safetensors'}"] if allocate == "densities_of" else []
     function = experiment._function(composed(f"allocation={allocate}", *more)["allocation"])
     try:
@@ -118,7 +118,7 @@ def test_every_allocation_keeps_exactly_k(
     except ConfigError as error:
         assert allocate in LIMITED and sparsity >= 0.9 and "lower" in str(error)
         return
-    mask = chosen.mask if isinstance(chosen, Sketch) else chosen
+    mask = chosen.mask
     assert list(mask) == list(candidates)
     assert all(mask[key].dtype == torch.bool and mask[key].shape == candidates[key].shape for key in mask)
     assert masks.kept(mask) == k

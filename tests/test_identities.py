@@ -166,7 +166,7 @@ def test_synflow_in_float32_equals_the_published_loop() -> None:
         together = torch.cat([values.flatten() for values in reference.values()])
         threshold = torch.kthvalue(together, len(together) - k).values
         mask = {name: values > threshold for name, values in reference.items()}
-        ours = allocation.global_topk(scores, ours, 1 - k / masks.total(ours), Generator(), min_density=0.0)
+        ours = allocation.global_topk(scores, ours, 1 - k / masks.total(ours), Generator(), min_density=0.0).mask
         assert all(torch.equal(ours[name], mask[name]) for name in ours)
 
 
@@ -664,14 +664,14 @@ def test_phew_keeps_weights_on_paths_and_large_ones(make: Callable[[], nn.Module
     k = round(density * masks.total(masks.full(model)))
     net = dataclasses.replace(subnetwork(model), num_kept=lambda: k)
     scores = phew.score(net, [], F.cross_entropy, Generator().manual_seed(0), **WALKS)
-    mask = allocation.keep_largest(scores, masks.full(model), k)
+    mask = allocation.keep_largest(scores, masks.full(model), k).mask
     reached = measures.effective(model, mask, SHAPE)
     assert masks.kept(mask) == k and masks.kept(reached) >= k - len(mask)  # the last walk may be cut short
     weights = {name: weight.detach().abs() for name, weight in masks.prunable(model).items()}
     for name in ("conv1.weight", "conv2.weight") if make is Chain else ("stages.1.0.conv1.weight",):
         assert weights[name][mask[name]].mean() > weights[name].mean()
     whole = phew.score(net, [], F.cross_entropy, Generator().manual_seed(0), **WALKS | {"kernels": True})
-    kept = allocation.keep_largest(whole, masks.full(model), k)
+    kept = allocation.keep_largest(whole, masks.full(model), k).mask
     partial = sum(int((t.flatten(2).any(2) & ~t.flatten(2).all(2)).sum()) for t in kept.values() if t.ndim == 4)
     assert partial <= 2 * len(kept)
 

@@ -14,7 +14,6 @@ from safetensors.torch import save_file
 from torch import Generator, nn
 
 from pai_bench import allocation, masks, schedules
-from pai_bench.allocation import Pool
 from pai_bench.core import Length
 from pai_bench.errors import ConfigError, UserError
 
@@ -65,7 +64,7 @@ def test_a_sparsity_that_leaves_nothing_is_refused() -> None:
 def test_global_topk_keeps_the_highest_scores_of_the_whole_network() -> None:
     scores = {"a": torch.tensor([0.1, 0.9, -3.0]), "b": torch.tensor([[0.5], [0.8]])}
     candidates = {name: torch.ones_like(values, dtype=torch.bool) for name, values in scores.items()}
-    mask = allocation.global_topk(scores, candidates, 0.4, GENERATOR, min_density=0.0)
+    mask = allocation.global_topk(scores, candidates, 0.4, GENERATOR, min_density=0.0).mask
     assert mask["a"].tolist() == [False, True, False]
     assert mask["b"].tolist() == [[True], [True]]
 
@@ -73,17 +72,21 @@ def test_global_topk_keeps_the_highest_scores_of_the_whole_network() -> None:
 def test_ties_go_to_the_first_and_are_counted() -> None:
     scores = {"a": torch.tensor([1.0, 0.0, 0.0, 2.0]), "b": torch.tensor([0.0, 0.0])}
     candidates = {name: torch.ones_like(values, dtype=torch.bool) for name, values in scores.items()}
-    mask = allocation.global_topk(scores, candidates, 0.5, GENERATOR, min_density=0.0)
-    assert mask["a"].tolist() == [True, True, False, True]
-    assert not mask["b"].any()
-    assert allocation.num_tied(scores, masks.minus(candidates, mask), mask) == 4
-    assert allocation.num_tied(scores, masks.minus(candidates, candidates), candidates) == 0
+    chosen = allocation.global_topk(scores, candidates, 0.5, GENERATOR, min_density=0.0)
+    assert chosen.mask["a"].tolist() == [True, True, False, True]
+    assert not chosen.mask["b"].any()
+    assert chosen.num_tied == 4
+    for sparsity in (0.0, 2 / 3):  # all that are equal stay, or none
+        assert allocation.global_topk(scores, candidates, sparsity, GENERATOR, min_density=0.0).num_tied == 0
+    by_layer = allocation.uniform(scores, candidates, 0.5, GENERATOR)
+    assert [kept.tolist() for kept in by_layer.mask.values()] == [[True, False, False, True], [True, False]]
+    assert by_layer.num_tied == 2
 
 
 def test_only_candidates_are_kept_even_when_others_score_higher() -> None:
     scores = {"a": torch.tensor([9.0, 1.0, 2.0, 9.0])}
     candidates = {"a": torch.tensor([False, True, True, False])}
-    mask = allocation.global_topk(scores, candidates, 0.75, GENERATOR, min_density=0.0)
+    mask = allocation.global_topk(scores, candidates, 0.75, GENERATOR, min_density=0.0).mask
     assert mask["a"].tolist() == [False, False, True, False]
     with pytest.raises(ValueError, match="cannot keep 3 of 2"):
         allocation.global_topk(scores, candidates, 0.25, GENERATOR, min_density=0.0)
@@ -95,8 +98,12 @@ def test_keep_largest_agrees_with_a_stable_sort(dtype: torch.dtype, k: int) -> N
     values = torch.randint(-5, 5, (1000,), generator=Generator().manual_seed(0)).to(dtype)
     expected = torch.zeros(1000, dtype=torch.bool)
     expected[torch.sort(values, descending=True, stable=True).indices[:k]] = True
-    mask = allocation.keep_largest({"a": values}, {"a": torch.ones(1000, dtype=torch.bool)}, k)
+    mask = allocation.keep_largest({"a": values}, {"a": torch.ones(1000, dtype=torch.bool)}, k).mask
     assert torch.equal(mask["a"], expected)
+
+
+def whole(values: torch.Tensor) -> allocation.Pool:
+    return allocation.pool(values, torch.ones_like(values, dtype=torch.bool))
 
 
 LONG = {
@@ -117,13 +124,13 @@ def test_selection_by_a_sample_is_exact(kind: str) -> None:
     values = LONG[kind](n, Generator().manual_seed(0))
     ordered = values.sort(descending=True).values
     for k in (1, 2, 2_000, n // 2, n - 2_000, n - 1, n):
-        assert allocation.kth_largest([Pool(values)], k) == ordered[k - 1], k
-        assert allocation.kth_largest([Pool(values[:70_000]), Pool(values[70_000:])], k) == ordered[k - 1], k
-        assert allocation.kth_largest([Pool(values.double())], k) == ordered[k - 1].double(), k
+        assert allocation.kth_largest([whole(values)], k) == ordered[k - 1], k
+        assert allocation.kth_largest([whole(values[:70_000]), whole(values[70_000:])], k) == ordered[k - 1], k
+        assert allocation.kth_largest([whole(values.double())], k) == ordered[k - 1].double(), k
     allowed = torch.rand(n, generator=Generator().manual_seed(1)) < 0.6
     ordered = values[allowed].sort(descending=True).values
     for k in (1, 2_000, len(ordered) // 2, len(ordered)):
-        assert allocation.kth_largest([Pool(values, allowed)], k) == ordered[k - 1], k
+        assert allocation.kth_largest([allocation.pool(values, allowed)], k) == ordered[k - 1], k
 
 
 def test_keep_largest_of_long_layers_agrees_with_a_stable_sort() -> None:
@@ -139,7 +146,7 @@ def test_keep_largest_of_long_layers_agrees_with_a_stable_sort() -> None:
     for k in (1, 5_000, 70_000):
         expected = torch.zeros(len(values), dtype=torch.bool)
         expected[torch.sort(values, descending=True, stable=True).indices[:k]] = True
-        mask = allocation.keep_largest(scores, candidates, k)
+        mask = allocation.keep_largest(scores, candidates, k).mask
         assert torch.equal(torch.cat(list(mask.values())), expected)
 
 
@@ -155,7 +162,7 @@ def test_positions_follow_a_mask_that_is_changed_in_place() -> None:
 def test_uniform_keeps_the_same_share_of_every_layer(sparsity: float) -> None:
     candidates = everything((3, 5), (7, 11), (2,), (40, 40))
     scores = {name: torch.rand(mask.shape, generator=Generator().manual_seed(1)) for name, mask in candidates.items()}
-    mask = allocation.uniform(scores, candidates, sparsity, GENERATOR)
+    mask = allocation.uniform(scores, candidates, sparsity, GENERATOR).mask
     for kept in mask.values():
         share = (1 - sparsity) * kept.numel()
         assert math.floor(share) - 1 <= int(kept.sum()) <= math.ceil(share) + 1
@@ -192,7 +199,7 @@ def test_allocations_reach_their_counts_over_many_nested_rounds(allocate: str, s
     candidates = everything(*shapes)
     scores = {name: torch.rand(mask.shape, generator=Generator().manual_seed(1)) for name, mask in candidates.items()}
     for this in schedules.exponential(sparsity, LENGTH, rounds=200):
-        mask = getattr(allocation, allocate)(scores, candidates, this.sparsity, GENERATOR, **NESTED[allocate])
+        mask = getattr(allocation, allocate)(scores, candidates, this.sparsity, GENERATOR, **NESTED[allocate]).mask
         assert masks.kept(mask) == masks.num_kept(this.sparsity, masks.total(mask))
         assert not any((mask[name] & ~candidates[name]).any() for name in mask)
         candidates = mask
@@ -201,10 +208,10 @@ def test_allocations_reach_their_counts_over_many_nested_rounds(allocate: str, s
 def test_a_floor_keeps_the_highest_scores_of_every_layer() -> None:
     candidates = everything((30,), (100,))
     scores = {"layer0.weight": torch.arange(30.0), "layer1.weight": 1000 + torch.arange(100.0)}
-    mask = allocation.global_topk(scores, candidates, 0.9, GENERATOR, min_density=0.1)
+    mask = allocation.global_topk(scores, candidates, 0.9, GENERATOR, min_density=0.1).mask
     assert mask["layer0.weight"].nonzero().squeeze(1).tolist() == [27, 28, 29]
     assert mask["layer1.weight"].nonzero().squeeze(1).tolist() == list(range(90, 100))
-    assert not allocation.global_topk(scores, candidates, 0.9, GENERATOR, min_density=0.0)["layer0.weight"].any()
+    assert not allocation.global_topk(scores, candidates, 0.9, GENERATOR, min_density=0.0).mask["layer0.weight"].any()
     with pytest.raises(ConfigError, match=r"allocation.min_density=0.5: it keeps 65, the sparsity 13"):
         allocation.global_topk(scores, candidates, 0.9, GENERATOR, min_density=0.5)
 
@@ -216,15 +223,13 @@ def densities(mask: masks.Mask) -> list[float]:
 def test_uniform_plus_spends_the_whole_budget() -> None:
     candidates = everything((64, 3, 3, 3), (128, 64, 3, 3), (128, 128, 3, 3), (100, 128))
     scores = {name: torch.rand(mask.shape, generator=Generator().manual_seed(0)) for name, mask in candidates.items()}
-    mask = allocation.uniform_plus(scores, candidates, 0.95, GENERATOR, min_last=0.2)
+    mask = allocation.uniform_plus(scores, candidates, 0.95, GENERATOR, min_last=0.2).mask
     first, one, two, last = densities(mask)
     assert (first, last) == (1.0, pytest.approx(0.2, abs=1e-4))
     assert one == pytest.approx(two, abs=1e-4) and one < 0.05
     assert masks.kept(mask) == masks.num_kept(0.95, masks.total(mask))
-    assert (
-        len(set(np.round(densities(allocation.uniform_plus(scores, candidates, 0.5, GENERATOR, min_last=0.2)), 3)[1:]))
-        == 1
-    )
+    others = densities(allocation.uniform_plus(scores, candidates, 0.5, GENERATOR, min_last=0.2).mask)[1:]
+    assert len(set(np.round(others, 3))) == 1
     with pytest.raises(ConfigError, match="allocation=uniform_plus keeps the first layer"):
         allocation.uniform_plus(scores, candidates, 0.99, GENERATOR, min_last=0.2)
 
@@ -234,7 +239,7 @@ def test_erdos_renyi_densities_are_proportional_until_a_layer_is_full() -> None:
     scores = {name: torch.rand(mask.shape, generator=Generator().manual_seed(0)) for name, mask in candidates.items()}
     before = [0.0] * 4
     for sparsity in (0.95, 0.9, 0.8, 0.6, 0.3):
-        mask = allocation.erk(scores, candidates, sparsity, GENERATOR, kernel=True)
+        mask = allocation.erk(scores, candidates, sparsity, GENERATOR, kernel=True).mask
         ratios = [d / (sum(m.shape) / m.numel()) for d, m in zip(densities(mask), mask.values(), strict=True) if d < 1]
         assert max(ratios) == pytest.approx(min(ratios), rel=0.02)
         assert all(now >= then for now, then in zip(densities(mask), before, strict=True))
@@ -249,7 +254,7 @@ def test_densities_of_another_mask_are_taken_over(tmp_path: Path) -> None:
     theirs["layer0.weight"].view(-1)[:30] = True
     save_file(theirs, tmp_path / "m.safetensors")
     scores = {name: torch.rand(mask.shape, generator=Generator().manual_seed(0)) for name, mask in candidates.items()}
-    mask = allocation.densities_of(scores, candidates, 0.9, GENERATOR, mask=str(tmp_path / "m.safetensors"))
+    mask = allocation.densities_of(scores, candidates, 0.9, GENERATOR, mask=str(tmp_path / "m.safetensors")).mask
     assert [int(kept.sum()) for kept in mask.values()] == [30, 0]
     kept = mask["layer0.weight"]
     assert scores["layer0.weight"][kept].min() > scores["layer0.weight"][~kept].max()
@@ -269,7 +274,7 @@ def test_scores_of_any_memory_format_are_ranked_alike(tied: bool) -> None:
     values = torch.ones(4, 3, 3, 3) if tied else torch.rand(4, 3, 3, 3, generator=Generator().manual_seed(0))
     candidates = everything((4, 3, 3, 3))
     plain, last = (
-        allocation.global_topk({"layer0.weight": v}, candidates, 0.7, GENERATOR, min_density=0.0)["layer0.weight"]
+        allocation.global_topk({"layer0.weight": v}, candidates, 0.7, GENERATOR, min_density=0.0).mask["layer0.weight"]
         for v in (values, values.contiguous(memory_format=torch.channels_last))
     )
     assert torch.equal(plain, last) and last.is_contiguous()

@@ -223,7 +223,7 @@ def test_scores_exist_for_every_architecture(architecture: str, pruner: str) -> 
         scores = settings.score(net, [batch], F.cross_entropy, torch.Generator())
     assert list(scores) == list(net.mask)
     assert all(values.isfinite().all() for values in scores.values())
-    mask = allocation.keep_largest(scores, net.mask, masks.total(net.mask) // 2)
+    mask = allocation.keep_largest(scores, net.mask, masks.total(net.mask) // 2).mask
     masks.apply_(model, mask)
     if pruner != "magnitude":  # ranks layers by their initialization, and so may empty a classifier
         assert masks.kept(measures.effective(model, mask, (3, 64, 64))) > 0
@@ -241,7 +241,7 @@ def test_synflow_says_once_where_its_theory_does_not_hold(caplog: pytest.LogCapt
             net = Subnetwork(model, mask, {}, (3, 64, 64))
             with measures.mode(model, False):
                 scores = synflow.score(net, [], F.cross_entropy, torch.Generator(), dtype="float64")
-            mask = allocation.keep_largest(scores, mask, masks.kept(mask) // 2)
+            mask = allocation.keep_largest(scores, mask, masks.kept(mask) // 2).mask
         return [record.getMessage() for record in caplog.records]
 
     assert warned("vit_tiny_patch16_224") == [

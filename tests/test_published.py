@@ -72,7 +72,9 @@ def test_magnitude_deletes_the_classifier_of_resnet18_at_the_predicted_density(
         model = experiment._function(composed("model=resnet18")["model"])((3, 32, 32), num_classes)
     scores = {name: weight.detach().abs() for name, weight in masks.prunable(model).items()}
     above, below = (
-        allocation.global_topk(scores, masks.full(model), 1 - factor * critical_density, Generator(), min_density=0.0)
+        allocation.global_topk(
+            scores, masks.full(model), 1 - factor * critical_density, Generator(), min_density=0.0
+        ).mask
         for factor in (1.01, 0.99)
     )
     assert masks.collapsed(above) == [] and above["fc.weight"].any()
@@ -108,7 +110,7 @@ def resnet50() -> nn.Module:
 def test_erk_leaves_the_published_share_of_multiply_adds(number: numbers.Number, resnet50: nn.Module) -> None:
     scores = {name: weight.detach().abs() for name, weight in masks.prunable(resnet50).items()}
     assert number.density is not None
-    mask = allocation.erk(scores, masks.full(resnet50), 1 - number.density, Generator(), kernel=True)
+    mask = allocation.erk(scores, masks.full(resnet50), 1 - number.density, Generator(), kernel=True).mask
     counts = measures.multiply_adds(resnet50, (3, 224, 224))
     assert sum(counts.values()) == pytest.approx(4.089e9, rel=1e-3)
     share = measures.masked_multiply_adds(counts, mask) / sum(counts.values())
@@ -120,7 +122,7 @@ def test_uniform_with_a_dense_first_layer_leaves_the_published_share(resnet50: n
     counts = measures.multiply_adds(resnet50, (3, 224, 224))
     for sparsity, published in ((0.8, 0.223), (0.9, 0.126), (0.95, 0.077)):
         shares = dict.fromkeys(scores, 1.0)
-        mask = allocation.by_density(scores, masks.full(resnet50), sparsity, shares, fixed={"conv1.weight"})
+        mask = allocation.by_density(scores, masks.full(resnet50), sparsity, shares, fixed={"conv1.weight"}).mask
         share = measures.masked_multiply_adds(counts, mask) / sum(counts.values())
         assert share == pytest.approx(published, abs=0.002)
 
@@ -129,7 +131,7 @@ def test_erk_densities_of_resnet20() -> None:
     with seeding.seeded(0, "init"):
         model = experiment._function(composed("model=resnet20")["model"])((3, 32, 32), 10)
     scores = {name: weight.detach().abs() for name, weight in masks.prunable(model).items()}
-    mask = allocation.erk(scores, masks.full(model), 0.9, Generator(), kernel=True)
+    mask = allocation.erk(scores, masks.full(model), 0.9, Generator(), kernel=True).mask
     found = masks.densities(mask)
     expected = {
         "conv.weight": 0.983, "stages.0.0.conv1.weight": 0.280, "stages.1.0.conv1.weight": 0.199,
@@ -145,7 +147,7 @@ def test_smart_ratio_densities_of_vgg19() -> None:
     with seeding.seeded(0, "init"):
         model = experiment._function(composed("model=vgg19")["model"])((3, 32, 32), 10)
     scores = {name: weight.detach().abs() for name, weight in masks.prunable(model).items()}
-    mask = allocation.smart_ratio(scores, masks.full(model), 0.98, Generator(), shape="vgg", linear_density=0.3)
+    mask = allocation.smart_ratio(scores, masks.full(model), 0.98, Generator(), shape="vgg", linear_density=0.3).mask
     found = list(masks.densities(mask).values())
     expected = [1, 1, 0.838, 0.2635, 0.146, 0.087, 0.054, 0.0345, 0.0223, 0.0145, 0.0093, 0.0059, 0.0036, 0.0020]
     assert found[0] == found[1] == 1 and found[-1] == pytest.approx(0.3, abs=1e-3)

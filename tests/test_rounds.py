@@ -13,7 +13,7 @@ from torch import Generator, nn
 from torch.nn import functional as F
 
 from pai_bench import ablations, allocation, experiment, masks, schedules
-from pai_bench.core import Ablation, Batches, Examples, Length, Mask, Pruner, Round, Scores, Sketch, Subnetwork
+from pai_bench.core import Ablation, Batches, Chosen, Examples, Length, Mask, Pruner, Round, Scores, Subnetwork
 from pai_bench.errors import ConfigError
 from pai_bench.prune import Pruned, prune
 from pai_bench.pruners import force, magnitude, neural_tangent_transfer, snip, synflow
@@ -24,7 +24,7 @@ LENGTH = Length(3, 5)  # of RECIPE on FewImages
 MAGNITUDE = Pruner(magnitude.score, "eval", None)
 
 
-def topk(scores: Scores, candidates: Mask, sparsity: float, generator: Generator) -> Mask:
+def topk(scores: Scores, candidates: Mask, sparsity: float, generator: Generator) -> Chosen:
     return allocation.keep_largest(scores, candidates, masks.num_kept(sparsity, masks.total(candidates)))
 
 
@@ -87,7 +87,7 @@ def test_rewinding_returns_to_the_weights_of_an_epoch_or_step(epoch: float) -> N
     # The first level prunes the network that dense training leads to.
     dense = trained_to(3)
     scores = {name: weight.detach().abs() for name, weight in masks.prunable(dense).items()}
-    first = topk(scores, masks.full(dense), rounds[0].sparsity, Generator())
+    first = topk(scores, masks.full(dense), rounds[0].sparsity, Generator()).mask
     assert not any((pruned.mask[name] & ~first[name]).any() for name in first)
     # Recorded time never goes back, and finding the mask is counted.
     times = [time for time, _ in lines]
@@ -147,7 +147,7 @@ def test_momentum_of_pruned_weights_is_dropped() -> None:
         masks.full(trainer.model),
         0.8,
         Generator(),
-    )
+    ).mask
     trainer.until(mask, 1.4)
     for name in masks.prunable(trainer.model):
         assert not trainer.gear.optimizer.buffers[name][~mask[name]].any()
@@ -218,9 +218,9 @@ def test_a_sketch_rescales_the_weights() -> None:
     model = Chain()
     before = {name: weight.detach().clone() for name, weight in masks.prunable(model).items()}
 
-    def sketch(scores: Scores, candidates: Mask, sparsity: float, generator: Generator) -> Sketch:
-        return Sketch(
-            topk(scores, candidates, sparsity, generator), {n: torch.full_like(s, 3.0) for n, s in scores.items()}
+    def sketch(scores: Scores, candidates: Mask, sparsity: float, generator: Generator) -> Chosen:
+        return Chosen(
+            topk(scores, candidates, sparsity, generator).mask, {n: torch.full_like(s, 3.0) for n, s in scores.items()}
         )
 
     pruned, trainer, _ = searched([Round(0.3), Round(0.5)], allocate=sketch, model=model)
@@ -260,7 +260,7 @@ def test_what_a_shuffled_mask_brings_back_has_its_initial_value(reduce: Any) -> 
 def test_inversion_reverses_ties_too() -> None:
     candidates = {"a": torch.ones(4, dtype=torch.bool)}
     inverted = ablations.invert({"a": torch.full((4,), 5.0)}, candidates, Generator())
-    assert topk(inverted, candidates, 0.5, Generator())["a"].tolist() == [False, False, True, True]
+    assert topk(inverted, candidates, 0.5, Generator()).mask["a"].tolist() == [False, False, True, True]
 
 
 def test_inverted_scores_keep_what_was_pruned_first() -> None:
@@ -269,11 +269,11 @@ def test_inverted_scores_keep_what_was_pruned_first() -> None:
     scores = {name: torch.randn(w.shape) for name, w in masks.prunable(model).items()}  # signed, as GraSP's
     candidates = masks.full(model)
     inverted = ablations.invert(scores, candidates, Generator())
-    upper, lower = topk(scores, candidates, 0.5, Generator()), topk(inverted, candidates, 0.5, Generator())
+    upper, lower = (topk(given, candidates, 0.5, Generator()).mask for given in (scores, inverted))
     assert not any((upper[name] & lower[name]).any() for name in upper)
     assert masks.kept(upper) + masks.kept(lower) in (masks.total(upper), masks.total(upper) + 1)
-    twice = topk(ablations.invert(inverted, candidates, Generator()), candidates, 0.8, Generator())
-    assert all(torch.equal(twice[name], topk(scores, candidates, 0.8, Generator())[name]) for name in twice)
+    twice = topk(ablations.invert(inverted, candidates, Generator()), candidates, 0.8, Generator()).mask
+    assert all(torch.equal(twice[name], topk(scores, candidates, 0.8, Generator()).mask[name]) for name in twice)
 
 
 def test_inverted_rounds_go_on_when_nothing_is_left_to_rank() -> None:
