@@ -107,9 +107,21 @@ def collapsed(mask: Mask) -> list[str]:
     return [name for name, tensor in mask.items() if not tensor.any()]
 
 
+def connected(mask: Tensor) -> Tensor:
+    """Which channels (O, I) of a weight (O, I, ...) something kept connects."""
+    if mask.ndim == 2:
+        return mask
+    found = remembered(mask)
+    if found is None:
+        return mask.flatten(2).any(2)
+    connections = torch.zeros(mask.shape[:2], dtype=torch.bool, device=mask.device)
+    connections.view(-1)[found // mask[0, 0].numel()] = True
+    return connections
+
+
 def has_empty_slices(mask: Mask) -> bool:
     """Whether some output or input channel of a layer has nothing kept."""
-    weights = [tensor.flatten(2).any(2) if tensor.ndim > 2 else tensor for tensor in mask.values() if tensor.ndim > 1]
+    weights = [connected(tensor) for tensor in mask.values() if tensor.ndim > 1]
     return any(not between.any(dim).all() for between in weights for dim in (0, 1))
 
 

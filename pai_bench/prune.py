@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -94,6 +95,7 @@ def prune(
         )
     pruned = begun or Pruned(everything, everything if filters is None else filters.full(everything))
     checkpoint(pruned)
+    memory: dict[str, Any] = {}
     for number, this in list(enumerate(rounds, start=1))[len(pruned.sparsities) :]:
         assert pruner.score is not None, "a schedule with rounds needs a score"
         if this.until_epoch > 0:
@@ -110,7 +112,10 @@ def prune(
             candidates = {name: torch.ones_like(tensor) for name, tensor in candidates.items()}
         num_kept = masks.num_kept(this.sparsity, masks.total(candidates))
         weights = {name: initial[name] for name in everything}
-        net = Subnetwork(model, pruned.mask, weights, input_shape, pruned.companions, lambda n=num_kept: n)  # type: ignore[misc]
+        net = Subnetwork(
+            model, pruned.mask, weights, input_shape, pruned.companions, lambda n=num_kept: n,  # type: ignore[misc]
+            memory={} if pruner.regrow else memory,
+        )  # fmt: skip
 
         def generator(name: str, number: int = number) -> Generator:
             return seeding.generator(seed, name, number)
