@@ -16,6 +16,7 @@ from pai_bench.errors import ConfigError, UserError
 
 _NEVER = -1e300  # keys of what cannot be drawn lie below
 _FEW = 0.25  # of a layer's weights, below which its candidates are gathered before they are compared
+_SMALL = 1 << 20  # weights of a network whose layers are ranked as one
 _MANY = 30.0  # log of a count that equals its mean to six digits, below what torch.poisson can hold
 
 
@@ -119,6 +120,8 @@ def keep_largest(scores: Scores, candidates: Mask, k: int) -> Chosen:
     Raises:
         ValueError: there are fewer candidates than k.
     """
+    if len(candidates) > 1 and masks.total(candidates) < _SMALL:
+        return _keep_together(scores, candidates, k)
     pools = {name: pool(scores[name], candidate) for name, candidate in candidates.items()}
     if k > (number := sum(pool.number for pool in pools.values())):
         raise ValueError(f"cannot keep {k} of {number} weights")
@@ -138,6 +141,15 @@ def keep_largest(scores: Scores, candidates: Mask, k: int) -> Chosen:
         else:
             mask[name] = masks.at(candidates[name].shape, of.positions[masks.positions(above)])
     return Chosen(mask, num_tied=len(equal) if missing < len(equal) else 0)
+
+
+def _keep_together(scores: Scores, candidates: Mask, k: int) -> Chosen:
+    """`keep_largest` where a few operations on everything take less time than those on each layer."""
+    values = torch.cat([scores[name].flatten() for name in candidates])
+    together = keep_largest({"all": values}, {"all": torch.cat([mask.flatten() for mask in candidates.values()])}, k)
+    parts = torch.split(together.mask["all"], [mask.numel() for mask in candidates.values()])
+    mask = {name: part.view(candidates[name].shape).clone() for name, part in zip(candidates, parts, strict=True)}
+    return replace(together, mask=mask)
 
 
 def global_topk(

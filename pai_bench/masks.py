@@ -37,10 +37,13 @@ def total(tensors: Mapping[str, Tensor]) -> int:
 
 
 _positions: Any = WeakTensorKeyDictionary()  # mask -> its version and its positions
+_SMALL = 1 << 16  # entries of a mask that are found again as fast as they are remembered
 
 
 def remembered(mask: Tensor) -> Tensor | None:
     """Where a mask keeps something, if that is known already."""
+    if mask.numel() < _SMALL:
+        return None
     version, found = _positions.get(mask, (None, None))
     return cast(Tensor, found) if version == mask._version else None
 
@@ -59,7 +62,8 @@ def at(shape: torch.Size, positions: Tensor) -> Tensor:
     """The mask that keeps what lies at flat positions, ascending; they are remembered as long as it lives."""
     mask = torch.zeros(shape, dtype=torch.bool, device=positions.device)
     mask.view(-1)[positions] = True
-    _positions[mask] = (mask._version, positions)
+    if mask.numel() >= _SMALL:
+        _positions[mask] = (mask._version, positions)
     return mask
 
 

@@ -44,13 +44,14 @@ class CountFlops(TorchDispatchMode):  # type: ignore[no-untyped-call]
 @contextmanager
 def mode(model: nn.Module, training: bool) -> Iterator[None]:
     """Runs a block with every module in train or eval mode, and puts each back into its own."""
-    before = {module: module.training for module in model.modules()}
-    model.train(training)
+    changed = [module for module in model.modules() if module.training != training]
+    for module in changed:
+        module.training = training
     try:
         yield
     finally:
-        for module, was_training in before.items():
-            module.training = was_training
+        for module in changed:
+            module.training = not training
 
 
 def multiply_adds(model: nn.Module, input_shape: Shape) -> dict[str, int]:

