@@ -199,13 +199,14 @@ def _grasp(setting: Setting, net: str, of: Parts) -> Row:
     model, score = of.build("init"), of.pruner.score
     ((images, labels),) = of.data.draw(of.pruner.examples, Generator())
     subject, copied = subnetwork(of, model, masks.full(model)), textbook.Masked(model)
+    first = images.contiguous()  # channels first, as published loaders give them
     found: dict[str, dict[str, Tensor]] = {}
 
     def ours() -> None:
         found["ours"] = score(subject, [(images, labels)], F.cross_entropy, Generator())
 
     def published() -> None:
-        found["published"] = textbook.grasp(copied, images, labels, 200.0)
+        found["published"] = textbook.grasp(copied, first, labels, 200.0)
 
     with measures.mode(model, True), measures.mode(copied, True):
         variants = {"ours": clocked(ours, setting.device), "published": clocked(published, setting.device)}
