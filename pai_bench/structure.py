@@ -346,6 +346,24 @@ class Slice:
         """Writes such a part into a tensor, whose other entries stay as they are."""
         tensor[self._index()] = part
 
+    def clear_(self, tensor: Tensor, before: "Slice") -> None:
+        """Sets to zero what an earlier slice held of a tensor and this one does not."""
+        for dimension, (then, now) in enumerate(((before.rows, self.rows), (before.columns, self.columns))):
+            if now is not None:
+                gone = torch.ones(tensor.shape[dimension], dtype=torch.bool, device=tensor.device)
+                gone[now] = False
+                if then is not None:
+                    gone &= torch.zeros_like(gone).index_fill_(0, then, True)
+                tensor.index_fill_(dimension, gone.nonzero().squeeze(1), 0)
+
+    def shape(self, of: torch.Size) -> tuple[int, ...]:
+        """The shape of the part of a tensor of some shape."""
+        sizes = list(of)
+        for dimension, entries in enumerate((self.rows, self.columns)):
+            if entries is not None:
+                sizes[dimension] = len(entries)
+        return tuple(sizes)
+
     def _index(self) -> Any:
         if self.rows is not None and self.columns is not None:
             return self.rows[:, None], self.columns
@@ -376,23 +394,25 @@ class Channels:
         alive = {name: torch.ones(self._shapes[name][:1], dtype=torch.bool) for name in self._parameters}
         alive |= {name: masks.connected(kept).cpu().clone() for name, kept in mask.items()}
         _settle(self._groups, alive)
-        stays = {name: [torch.ones(size, dtype=torch.bool) for size in of[:2]] for name, of in self._shapes.items()}
+        stays: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})  # of rows and of columns
         for group in self._groups:
             group.gone[group.gone.nonzero().squeeze(1)[: int(group.gone.all())]] = False  # one channel, if all could go
+            if not group.gone.any():
+                continue
             for dimension, entries in enumerate((group.rows, group.columns)):
                 for name, at in entries:
-                    stays[name][dimension][at[group.gone].flatten()] = False
+                    size = self._shapes[name][dimension]
+                    part = stays[dimension].setdefault(name, torch.ones(size, dtype=torch.bool))
+                    part[at[group.gone].flatten()] = False
         for name in self._buffers:  # running statistics go with the norm's scale
             scale = f"{name.rpartition('.')[0]}.weight"
-            if scale in stays and self._shapes[name] == self._shapes[scale]:
-                stays[name] = stays[scale]
+            if scale in stays[0] and self._shapes[name] == self._shapes[scale]:
+                stays[0][name] = stays[0][scale]
         device = next(iter(mask.values())).device
-        left = {}
-        for name, parts in stays.items():
-            found = [None if part.all() else part.nonzero().squeeze(1).to(device) for part in parts]
-            if any(entries is not None for entries in found):
-                left[name] = Slice(*found)
-        return left
+        rows, columns = (
+            {name: part.nonzero().squeeze(1).to(device) for name, part in parts.items()} for parts in stays
+        )
+        return {name: Slice(rows.get(name), columns.get(name)) for name in rows | columns}
 
 
 def _channels(graph: _Graph) -> Iterator[_Channels]:

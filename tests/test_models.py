@@ -299,7 +299,7 @@ def test_synflow_needs_no_memory_of_earlier_rounds() -> None:
             buffer.add_(1)
     assert isinstance(memory["synflow"], synflow._Flow) and memory["synflow"].left
     for name, fresh in _flow(model, mask, {}).items():
-        torch.testing.assert_close(_flow(model, mask, memory)[name], fresh, rtol=1e-9, atol=0.0)
+        assert torch.equal(_flow(model, mask, memory)[name], fresh), name  # a search that was interrupted has none
 
 
 def _flow(model: nn.Module, mask: Mask, memory: dict[str, object]) -> Scores:

@@ -15,8 +15,7 @@ from pai_bench.structure import Channels, Slice
 log = logging.getLogger(__name__)
 
 _LARGE = 1_000_000  # prunable weights, from which on leaving channels out saves more than looking for them costs
-_FIRST = 0.25  # of the weights that are kept when idle channels are looked for first; before there are hardly any
-_AGAIN = 0.7  # of those that were kept then, to look again
+_FEW = 0.25  # of them that are kept when idle channels are looked for; before there are hardly any
 
 
 def score(
@@ -63,13 +62,12 @@ class _Flow:
         self.products: Scores = {}  # scores of those: zero, but for what is left
         self.channels: Channels | None = None
         grouped = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in net.model.modules())
-        whole = precision == torch.float32 or grouped or masks.total(net.mask) < _LARGE
-        self.next_look = 0.0 if whole else _FIRST * masks.total(net.mask)  # when so few weights are kept
+        self.whole = precision == torch.float32 or grouped or masks.total(net.mask) < _LARGE
 
     def scores(self, net: Subnetwork) -> Scores:
         """The scores of all prunable weights."""
-        if self.next_look and not net.held and (num_kept := masks.kept(net.mask)) <= self.next_look:
-            self.next_look = _AGAIN * num_kept
+        # In every round, so that a search that was interrupted goes on in the same way, to the last bit.
+        if not self.whole and not net.held and masks.kept(net.mask) <= _FEW * masks.total(net.mask):
             self._leave_out(net)
         gradients = torch.autograd.grad(self._forward(net), list(self.weights.values()))
         scores: Scores = {}
@@ -121,14 +119,17 @@ class _Flow:
         except (ConfigError, RuntimeError) as error:
             log.debug("SynFlow keeps idle channels: %s", error)
             self._cut({})
-            self.next_look = 0.0
+            self.whole = True
 
     def _cut(self, left: dict[str, Slice]) -> None:
-        for product in self.products.values():
-            product.zero_()
+        """Takes these parts of parameters and buffers from now on, which lie within those before."""
         for name in self.left | left:
-            part = left[name].of(self.source[name]) if name in left else self.source[name]
-            self.values[name].data = torch.empty_like(part, dtype=self.precision, memory_format=torch.contiguous_format)
+            before, now = self.left.get(name, Slice()), left.get(name, Slice())
+            if name in self.products:
+                now.clear_(self.products[name], before)
+            shape = now.shape(self.source[name].shape)
+            if shape != self.values[name].shape:
+                self.values[name].data = torch.empty(shape, dtype=self.precision, device=self.source[name].device)
         self.left = left
 
 
