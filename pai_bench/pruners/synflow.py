@@ -93,7 +93,7 @@ class _Flow:
         with torch.no_grad():
             given = {name: part.of(self.source[name]) for name, part in self.left.items()}
             torch._foreach_copy_(values, list((self.source | given).values()))
-            torch._foreach_abs_(values)
+            torch._foreach_abs_([value for value in values if value.is_floating_point()])
         if self.model.training != net.model.training:
             self.model.train(net.model.training)
         image = torch.ones((1, *net.input_shape), dtype=self.precision, device=values[0].device)
@@ -122,7 +122,7 @@ class _Flow:
             self.whole = True
 
     def _cut(self, left: dict[str, Slice]) -> None:
-        """Takes these parts of parameters and buffers from now on, which lie within those before."""
+        """Takes these parts of parameters and buffers from now on."""
         for name in self.left | left:
             before, now = self.left.get(name, Slice()), left.get(name, Slice())
             if name in self.products:
