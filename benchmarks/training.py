@@ -221,9 +221,8 @@ def _found(setting: Setting, net: str, method: str, compressions: tuple[int, ...
             scores = result.scores
             yield compression, result.mask
         else:  # a method of one shot has the same scores at every sparsity
-            allocated = of.allocate(scores, masks.full(training.model), of.cfg["sparsity"], torch.Generator())
-            assert isinstance(allocated, dict)
-            yield compression, allocated
+            everything = masks.full(training.model)
+            yield compression, of.allocate(scores, everything, of.cfg["sparsity"], torch.Generator()).mask
 
 
 def _compact(setting: Setting, net: str, method: str, compression: int, mask: Mask) -> Row:
