@@ -31,8 +31,8 @@ class Pool:
 
     def every(self, step: int) -> Tensor:
         """What counts of every `step`-th value."""
-        values = self.values[::step]
-        return values if self.allowed is None else values[self.allowed[::step]]
+        values = self.values[::step].contiguous()
+        return values if self.allowed is None else values[self.allowed[::step].contiguous()]
 
     def which(self, chosen: Tensor) -> Tensor:
         """Those among a choice (n,) bool, which is changed in place, that count."""
@@ -83,8 +83,9 @@ def _bracket(pools: Sequence[Pool], k: int) -> _Bracket:
     low, high = -torch.inf, torch.inf
     number, length = sum(pool.number for pool in pools), sum(len(pool.values) for pool in pools)
     step = round((length / 4) ** (1 / 3))
-    if step >= 8:
-        sample = torch.cat([pool.every(step) for pool in pools])
+    while math.gcd(step, 210) > 1:  # or the sample would see few of the places in a kernel, whose scores differ
+        step += 1
+    if step >= 8 and len(sample := torch.cat([pool.every(step) for pool in pools])):
         at, spread = k / number * len(sample), 2 * math.sqrt(len(sample))
         ends = _ranked(sample, [max(int(at - spread), 1), min(int(at + spread) + 1, len(sample))])
         high = ends[0].item() if at > spread else high
@@ -446,7 +447,7 @@ def _draw(
 
 
 def check_scores(scores: Scores, candidates: Mask, *, zeros_allowed: bool = False) -> None:
-    """Refuses scores that cannot rank anything.
+    """Refuses scores of candidates that cannot rank anything.
 
     Args:
         zeros_allowed: for a network that is broken on purpose.
@@ -454,7 +455,9 @@ def check_scores(scores: Scores, candidates: Mask, *, zeros_allowed: bool = Fals
     Raises:
         UserError: a score is not finite, or all scores are zero.
     """
-    for name, values in scores.items():
+    for name, candidate in candidates.items():
+        positions = masks.remembered(candidate)
+        values = scores[name] if positions is None else scores[name].flatten().index_select(0, positions)
         # The sum is the cheap test; it can also overflow where every score is finite, so it does not decide.
         if not values.sum().isfinite() and not values.isfinite().all():
             bad = int((~values.isfinite()).sum())

@@ -32,8 +32,8 @@ class Subnetwork:
     input_shape: Shape
     held: Mask = field(default_factory=dict)  # other parameters that are held at zero: norms of pruned filters
     num_kept: Callable[[], int] = field(default=lambda: 1)  # how many units the round will leave; scores seldom ask
-    # What a score wants to find again in the next round of the same search, while masks only narrow. It may be empty in
-    # any round, so what is found there saves work and changes nothing.
+    # What a score wants to find again in the next round of the same search, while masks narrow and nothing else moves
+    # the weights. It may be empty in any round, so what is found there saves work and changes nothing.
     memory: dict[str, Any] = field(default_factory=dict)
 
     @property

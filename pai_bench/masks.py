@@ -38,6 +38,8 @@ def total(tensors: Mapping[str, Tensor]) -> int:
 
 _positions: Any = WeakTensorKeyDictionary()  # mask -> its version and its positions
 _SMALL = 1 << 16  # entries of a mask that are found again as fast as they are remembered
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by size in bytes
+_IN_CACHE = 1 << 17  # entries that are converted at a time, to stay in the cache of a core
 
 
 def remembered(mask: Tensor) -> Tensor | None:
@@ -138,24 +140,37 @@ def narrow_(model: nn.Module, before: Mask, after: Mask) -> None:
     """
     parameters = dict(model.named_parameters())
     for name, kept in after.items():
-        weight = parameters[name]
-        found = remembered(before[name]) if name in before else None
-        if found is not None and weight.is_contiguous():
-            weight.view(-1).index_fill_(0, found[~kept.flatten()[found]], 0)
-        else:
-            _clear_(weight, kept)
+        clear_(parameters[name], kept, before.get(name))
 
 
 @torch.no_grad()
 def apply_(model: nn.Module, mask: Mask) -> None:
     """Sets the pruned weights of the model to zero, in place."""
     parameters = dict(model.named_parameters())
-    for name, tensor in mask.items():
-        _clear_(parameters[name], tensor)
+    for name, kept in mask.items():
+        clear_(parameters[name], kept)
 
 
-def _clear_(weight: Tensor, kept: Tensor) -> None:
-    """Sets all but what is kept to zero, in place."""
-    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.element_size()]
+def clear_(weight: Tensor, kept: Tensor, before: Tensor | None = None) -> None:
+    """Sets all but what is kept of a tensor to zero, in place; not for autograd to see.
+
+    Args:
+        before: where all else is zero already, if that is known.
+    """
+    found = remembered(before) if before is not None else None
+    if found is not None:
+        gone = found[~kept.flatten()[found]]
+        if weight.is_contiguous():
+            weight.view(-1).index_fill_(0, gone, 0)
+        else:
+            weight[torch.unravel_index(gone, weight.shape)] = 0
+        return
     # To keep all bits or none takes half the time of a product, and a quarter of that of masked_fill_.
-    weight.view(integer).bitwise_and_(kept.to(integer).neg_())
+    bits = weight.view(_INTEGERS[weight.element_size()])
+    signs = kept.view(torch.int8).neg()
+    if kept.numel() <= _IN_CACHE:
+        bits.bitwise_and_(signs)
+        return
+    rows = max(_IN_CACHE * len(kept) // kept.numel(), 1)
+    for some, sign in zip(torch.split(bits, rows), torch.split(signs, rows), strict=True):
+        some.bitwise_and_(sign)

@@ -47,12 +47,12 @@ def mode(model: nn.Module, training: bool) -> Iterator[None]:
     """Runs a block with every module in train or eval mode, and puts each back into its own."""
     changed = [module for module in model.modules() if module.training != training]
     for module in changed:
-        module.training = training
+        vars(module)["training"] = training  # a tenth of the time of an assignment, which looks for parameters first
     try:
         yield
     finally:
         for module in changed:
-            module.training = not training
+            vars(module)["training"] = not training
 
 
 def multiply_adds(model: nn.Module, input_shape: Shape) -> dict[str, int]:

@@ -133,6 +133,14 @@ def test_selection_by_a_sample_is_exact(kind: str) -> None:
         assert allocation.kth_largest([allocation.pool(values, allowed)], k) == ordered[k - 1], k
 
 
+def test_selection_is_exact_where_the_sample_meets_no_candidate() -> None:
+    values = torch.randn(6_000, generator=Generator().manual_seed(0))
+    for step in range(8, 20):
+        allowed = torch.arange(6_000) % step > 0
+        expected = values[allowed].sort(descending=True).values[2_999]
+        assert allocation.kth_largest([allocation.pool(values, allowed)], 3_000) == expected, step
+
+
 def test_keep_largest_of_long_layers_agrees_with_a_stable_sort() -> None:
     generator = Generator().manual_seed(0)
     scores = {name: torch.randint(2000, (70_001 + i,), generator=generator).double() for i, name in enumerate("abcd")}
@@ -291,6 +299,26 @@ def test_apply_zeroes_the_pruned_weights_and_no_others() -> None:
     for name, value in model.state_dict().items():
         expected = before[name] * mask[name] if name in mask else before[name]
         assert torch.equal(value, expected)
+
+
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_large_weights_are_cleared_in_any_layout(dtype: torch.dtype, form: torch.memory_format) -> None:
+    generator = Generator().manual_seed(0)
+    model = nn.Conv2d(150, 130, 3, bias=False).to(dtype, memory_format=form)
+    weight = model.weight.detach().clone()
+    assert weight.numel() > masks._IN_CACHE > masks._SMALL
+    first = torch.rand(weight.shape, generator=generator) < 0.5
+    then = masks.at(weight.shape, masks.positions(first & (torch.rand(weight.shape, generator=generator) < 0.3)))
+    last = then & (torch.rand(weight.shape, generator=generator) < 0.5)
+    before: masks.Mask = {}
+    for kept in (first, then, last):  # by bits, by bits again, and by the places that are remembered
+        masks.narrow_(model, before, {"weight": kept})
+        assert torch.equal(model.weight, weight * kept)
+        before = {"weight": kept}
+    model.weight.data.fill_(torch.nan)
+    masks.apply_(model, {"weight": last})
+    assert not model.weight[~last].any() and model.weight[last].isnan().all()
 
 
 def test_measures_of_a_mask() -> None:

@@ -34,6 +34,7 @@ def searched(
     ablation: Ablation | None = None,
     allocate: Any = topk,
     model: nn.Module | None = None,
+    channels_last: bool = False,
     **settings: Any,
 ) -> tuple[Pruned, Trainer, list[tuple[float, dict[str, float]]]]:
     if model is None:
@@ -41,7 +42,7 @@ def searched(
         model = Chain()
     lines: list[tuple[float, dict[str, float]]] = []
     trainer = Trainer(
-        model, FewImages(), RECIPE, CPU, seed=0, channels_last=False, compile_model=False, compact=False,
+        model, FewImages(), RECIPE, CPU, seed=0, channels_last=channels_last, compile_model=False, compact=False,
         record=lambda metrics, epoch: lines.append((epoch, metrics)),
         keep_epochs=[r.rewind_epoch for r in rounds if r.rewind_epoch is not None and r.rewind_weights],
     )  # fmt: skip
@@ -211,6 +212,54 @@ def test_transferred_weights_are_what_training_starts_from() -> None:
     for name, weight in masks.prunable(trainer.model).items():
         kept = pruned.mask[name]
         assert not weight[~kept].any() and (weight[kept] != before[name][kept]).any()
+
+
+MOVES: dict[str, dict[str, Any]] = {
+    "the mask alone": {},
+    "training": {"rounds": [Round(0.3, until_epoch=1), Round(0.6, until_epoch=2), Round(0.8, until_epoch=3)]},
+    "rewinding": {
+        "rounds": [Round(0.3, 1.0, rewind_epoch=0.4), Round(0.6, 1.0, rewind_epoch=0.4), Round(0.8, 1.0)],
+    },
+    "regrowth": {"regrow": True},
+    "transfer": {"transfer": lambda net, *rest: {name: 2 * weight - 0.1 for name, weight in net.weights.items()}},
+    "rescaling": {
+        "allocate": lambda *given: dataclasses.replace(
+            topk(*given), scale={name: torch.full_like(values, 1.5) for name, values in given[0].items()}
+        )
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("moved", MOVES)
+def test_a_score_remembers_nothing_once_weights_move(moved: str) -> None:
+    memories = []
+
+    def watched(net: Subnetwork, *rest: Any) -> Scores:
+        memories.append(len(net.memory))
+        fresh = synflow.score(dataclasses.replace(net, memory={}), *rest, dtype="float64")
+        scores = synflow.score(net, *rest, dtype="float64")
+        assert all(torch.equal(scores[name], fresh[name]) for name in fresh)
+        return scores
+
+    move = dict(MOVES[moved])
+    rounds, allocate = move.pop("rounds", [Round(0.3), Round(0.6), Round(0.8)]), move.pop("allocate", topk)
+    searched(rounds, Pruner(watched, "eval", None, **move), allocate=allocate)
+    assert memories == ([0, 1, 1] if moved == "the mask alone" else [0, 0, 0])
+
+
+def test_a_search_leaves_the_memory_format_as_it_was() -> None:
+    seen = []
+
+    def watched(net: Subnetwork, *rest: Any) -> Scores:
+        seen.append(all(weight.is_contiguous() for weight in net.weights.values()))
+        return magnitude.score(net, *rest)
+
+    pruned, trainer, _ = searched([Round(0.3), Round(0.6)], Pruner(watched, "eval", None), channels_last=True)
+    assert seen == [True, True]
+    weight = trainer.model.conv2.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+    plain, *_ = searched([Round(0.3), Round(0.6)])
+    assert all(torch.equal(pruned.mask[name], kept) for name, kept in plain.mask.items())
 
 
 def test_a_sketch_rescales_the_weights() -> None:

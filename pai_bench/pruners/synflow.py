@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from pai_bench import masks
-from pai_bench.core import Batches, Loss, Scores, Subnetwork
+from pai_bench.core import Batches, Loss, Mask, Scores, Subnetwork
 from pai_bench.errors import ConfigError, UserError
 from pai_bench.structure import Channels, Slice
 
@@ -58,6 +58,7 @@ class _Flow:
         self.model = copy.deepcopy(net.model, own)  # type: ignore[arg-type]  # a memo: what it holds is not copied
         self.values = dict(_named(self.model))
         self.weights = {name: self.values[name].requires_grad_() for name in net.mask}
+        self.masks: Mask = {}  # of the weights whose values are up to date but for what the mask of a round takes away
         self.left: dict[str, Slice] = {}  # of parameters and buffers of which something is left out
         self.products: Scores = {}  # scores of those: zero, but for what is left
         self.channels: Channels | None = None
@@ -89,19 +90,27 @@ class _Flow:
 
     def _forward(self, net: Subnetwork) -> Tensor:
         """R, a scalar."""
-        values = list(self.values.values())
-        with torch.no_grad():
-            given = {name: part.of(self.source[name]) for name, part in self.left.items()}
-            torch._foreach_copy_(values, list((self.source | given).values()))
-            torch._foreach_abs_([value for value in values if value.is_floating_point()])
+        self._update(net.mask)
         if self.model.training != net.model.training:
             self.model.train(net.model.training)
-        image = torch.ones((1, *net.input_shape), dtype=self.precision, device=values[0].device)
+        image = torch.ones((1, *net.input_shape), dtype=self.precision, device=next(iter(self.source.values())).device)
         flow: Tensor = self.model(image).sum()
         if not flow.isfinite():
             name = str(self.precision).removeprefix("torch.")
             raise UserError(f"SynFlow overflows {name} on this model; set pruner.score.dtype=float64")
         return flow
+
+    @torch.no_grad()
+    def _update(self, mask: Mask) -> None:
+        """Gives parameters and buffers the absolute values of the network's own."""
+        for name, before in self.masks.items():
+            masks.clear_(self.values[name], mask[name], before)
+        given = {name: self.left[name].of(own) if name in self.left else own for name, own in self.source.items()}
+        stale = [name for name in given if name not in self.masks]
+        values = [self.values[name] for name in stale]
+        torch._foreach_copy_(values, [given[name] for name in stale])
+        torch._foreach_abs_([value for value in values if value.is_floating_point()])
+        self.masks = {name: kept for name, kept in mask.items() if name not in self.left}
 
     def _leave_out(self, net: Subnetwork) -> None:
         """Looks for channels that nothing reads any more."""
@@ -129,6 +138,7 @@ class _Flow:
                 now.clear_(self.products[name], before)
             shape = now.shape(self.source[name].shape)
             if shape != self.values[name].shape:
+                self.masks.pop(name, None)
                 self.values[name].data = torch.empty(shape, dtype=self.precision, device=self.source[name].device)
         self.left = left
 
