@@ -5,8 +5,10 @@ import gc
 import logging
 import multiprocessing
 import os
+import re
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -16,7 +18,7 @@ from typing import Any
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -41,6 +43,11 @@ def _one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}"
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        return f"{group}={option}: there is no such option; give one of {', '.join(error.options)}"
+    if unknown := re.match(r"Could not override '(.*?)'", str(error)):  # Hydra would have it added, but that is refused
+        return f"{unknown[1]}: there is no such setting; see python run.py --help"
     reason = error.__cause__ if isinstance(error, HydraException) and error.__cause__ is not None else error
     lines = [line.strip() for line in f"{error}\n{reason}".splitlines() if line.strip()]
     details = [
@@ -131,8 +138,22 @@ def count(code: int, skipped: bool = False) -> None:
             file.write(f"{code} {int(skipped)}\n")
 
 
+def _inside_null(error: Exception) -> str | None:
+    """The override of a setting inside one that is null, if that is the error: OmegaConf asserts that there is none."""
+    if isinstance(error, AssertionError) and "Unexpected type for root" in str(error):
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            if (override := frame.f_locals.get("override")) is not None:
+                return str(override.input_line)
+    return None
+
+
 def _report(error: Exception) -> int:
     """Says in one line what went wrong, and returns the exit code."""
+    if setting := _inside_null(error):
+        key = setting.lstrip("+").partition("=")[0]
+        group, _, inner = key.partition(".")
+        whole = f"{group}.{inner.partition('.')[0]}"
+        error = ConfigError(f"{setting}: {whole} is null for this {group}; choose one that has it ({group}=NAME)")
     if isinstance(error, (HydraException, OmegaConfBaseException)) and not isinstance(error, InstantiationException):
         code = ConfigError.exit_code
     else:

@@ -106,10 +106,13 @@ def test_settings_that_mean_the_same_have_one_name(one: list[str], other: list[s
 
 # Each wrong command line, and what the one line must say.
 REFUSED = {
-    "unknown key": (["sparcity=0.9"], "sparcity"),
+    "unknown key": (["sparcity=0.9"], "sparcity: there is no such setting; see"),
     "added key": (["+foo=1"], "foo=1: there is no such setting"),
-    "unknown option": (["pruner=synfow"], "pruner/synfow.*synflow"),
-    "unknown key of a group": (["training.epoch=3"], "epoch"),
+    "unknown option": (["pruner=synfow"], "pruner=synfow: there is no such option; give one of biased_loss, .*synflow"),
+    "unknown option of Hydra's": (["hydra/launcher=slurn"], "hydra/launcher=slurn: there is no such option; .*slurm"),
+    "unknown key of a group": (["training.epoch=3"], "training.epoch: there is no such setting"),
+    "argument of no score": (["pruner.score.dtype=float32"], "pruner.score.dtype=float32: pruner.score is null for"),
+    "images of no score": (["pruner.examples.total=8"], "examples.total=8: .* choose one .*pruner=NAME"),
     "unknown argument": (["pruner=synflow", "sparsity=0.5", "+pruner.score.foo=1"], "pruner.score.foo=1: .*has: dtype"),
     "argument of another pruner": (["pruner=snip", "sparsity=0.5", "pruner.score.temperature=2"], "temperature"),
     "misspelt schedule": (["pruner=synflow", "sparsity=0.5", "schedule.ronds=3"], "ronds"),
