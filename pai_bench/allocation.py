@@ -459,8 +459,10 @@ def check_scores(scores: Scores, candidates: Mask, *, zeros_allowed: bool = Fals
         positions = masks.remembered(candidate)
         values = scores[name] if positions is None else scores[name].flatten().index_select(0, positions)
         # The sum is the cheap test; it can also overflow where every score is finite, so it does not decide.
-        if not values.sum().isfinite() and not values.isfinite().all():
-            bad = int((~values.isfinite()).sum())
+        if values.sum().isfinite():
+            continue
+        values = scores[name][candidate]
+        if bad := int((~values.isfinite()).sum()):
             raise UserError(
                 f"{bad} of {values.numel()} scores of {name} are not finite ({values.dtype}); "
                 "score in a wider type (pruner.score.dtype=float64 for SynFlow) or lower the initial scale"

@@ -138,22 +138,22 @@ def count(code: int, skipped: bool = False) -> None:
             file.write(f"{code} {int(skipped)}\n")
 
 
-def _inside_null(error: Exception) -> str | None:
-    """The override of a setting inside one that is null, if that is the error: OmegaConf asserts that there is none."""
-    if isinstance(error, AssertionError) and "Unexpected type for root" in str(error):
+def _inside_null(error: Exception) -> ConfigError | None:
+    """What to say if a setting of a group lies inside one that is null: OmegaConf asserts that there is none."""
+    if isinstance(error, AssertionError) and str(error).startswith("Unexpected type"):
         for frame, _ in traceback.walk_tb(error.__traceback__):
             if (override := frame.f_locals.get("override")) is not None:
-                return str(override.input_line)
+                group, inner, *_ = override.key_or_group.split(".")
+                return ConfigError(
+                    f"{override.input_line}: {group}.{inner} is null for this {group}; choose one that has it "
+                    f"({group}=NAME)"
+                )
     return None
 
 
 def _report(error: Exception) -> int:
     """Says in one line what went wrong, and returns the exit code."""
-    if setting := _inside_null(error):
-        key = setting.lstrip("+").partition("=")[0]
-        group, _, inner = key.partition(".")
-        whole = f"{group}.{inner.partition('.')[0]}"
-        error = ConfigError(f"{setting}: {whole} is null for this {group}; choose one that has it ({group}=NAME)")
+    error = _inside_null(error) or error
     if isinstance(error, (HydraException, OmegaConfBaseException)) and not isinstance(error, InstantiationException):
         code = ConfigError.exit_code
     else:

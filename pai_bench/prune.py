@@ -87,7 +87,11 @@ def prune(
         UserError: the scores of a round cannot rank the weights.
     """
     # Without training in between, weights lie in the order of their dimensions, as scores do: masks are found faster.
-    reordered = all(this.until_epoch == 0 for this in rounds) and not all(p.is_contiguous() for p in model.parameters())
+    channels_last = any(
+        parameter.is_contiguous(memory_format=torch.channels_last) and not parameter.is_contiguous()
+        for parameter in model.parameters()
+    )
+    reordered = channels_last and all(this.until_epoch == 0 for this in rounds)
     if reordered:
         model.to(memory_format=torch.contiguous_format)
     everything = masks.full(model)

@@ -112,6 +112,7 @@ REFUSED = {
     "unknown option of Hydra's": (["hydra/launcher=slurn"], "hydra/launcher=slurn: there is no such option; .*slurm"),
     "unknown key of a group": (["training.epoch=3"], "training.epoch: there is no such setting"),
     "argument of no score": (["pruner.score.dtype=float32"], "pruner.score.dtype=float32: pruner.score is null for"),
+    "argument of an argument of no score": (["pruner.score.a.b=1"], "pruner.score.a.b=1: pruner.score is null for"),
     "images of no score": (["pruner.examples.total=8"], "examples.total=8: .* choose one .*pruner=NAME"),
     "unknown argument": (["pruner=synflow", "sparsity=0.5", "+pruner.score.foo=1"], "pruner.score.foo=1: .*has: dtype"),
     "argument of another pruner": (["pruner=snip", "sparsity=0.5", "pruner.score.temperature=2"], "temperature"),

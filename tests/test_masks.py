@@ -141,6 +141,21 @@ def test_selection_is_exact_where_the_sample_meets_no_candidate() -> None:
         assert allocation.kth_largest([allocation.pool(values, allowed)], 3_000) == expected, step
 
 
+@pytest.mark.parametrize("density", [0.5, 0.1])  # above and below where places are remembered
+def test_only_scores_of_candidates_have_to_be_finite(density: float) -> None:
+    n = 2 * masks._SMALL
+    kept = masks.positions(torch.rand(n, generator=Generator().manual_seed(0)) < density)
+    candidate = masks.at(torch.Size([n]), kept)
+    if density == 0.5:
+        candidate = candidate.clone()
+    assert (masks.remembered(candidate) is None) == (density == 0.5)
+    values = torch.full((n,), torch.nan).index_fill_(0, kept, 1.0)
+    allocation.check_scores({"a": values}, {"a": candidate})
+    values[kept[7]] = torch.inf
+    with pytest.raises(UserError, match=f"1 of {len(kept)} scores of a are not finite"):
+        allocation.check_scores({"a": values}, {"a": candidate})
+
+
 def test_keep_largest_of_long_layers_agrees_with_a_stable_sort() -> None:
     generator = Generator().manual_seed(0)
     scores = {name: torch.randint(2000, (70_001 + i,), generator=generator).double() for i, name in enumerate("abcd")}

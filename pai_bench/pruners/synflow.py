@@ -15,7 +15,7 @@ from pai_bench.structure import Channels, Slice
 log = logging.getLogger(__name__)
 
 _LARGE = 1_000_000  # prunable weights, from which on leaving channels out saves more than looking for them costs
-_FEW = 0.25  # of them that are kept when idle channels are looked for; before there are hardly any
+_FEW = 0.25  # of the prunable weights, from which on idle channels are looked for; before there are hardly any
 
 
 def score(
@@ -58,7 +58,7 @@ class _Flow:
         self.model = copy.deepcopy(net.model, own)  # type: ignore[arg-type]  # a memo: what it holds is not copied
         self.values = dict(_named(self.model))
         self.weights = {name: self.values[name].requires_grad_() for name in net.mask}
-        self.masks: Mask = {}  # of the weights whose values are up to date but for what the mask of a round takes away
+        self.applied: Mask = {}  # that values have already; of no weight whose values have to be taken anew
         self.left: dict[str, Slice] = {}  # of parameters and buffers of which something is left out
         self.products: Scores = {}  # scores of those: zero, but for what is left
         self.channels: Channels | None = None
@@ -103,14 +103,14 @@ class _Flow:
     @torch.no_grad()
     def _update(self, mask: Mask) -> None:
         """Gives parameters and buffers the absolute values of the network's own."""
-        for name, before in self.masks.items():
+        for name, before in self.applied.items():
             masks.clear_(self.values[name], mask[name], before)
         given = {name: self.left[name].of(own) if name in self.left else own for name, own in self.source.items()}
-        stale = [name for name in given if name not in self.masks]
+        stale = [name for name in given if name not in self.applied]
         values = [self.values[name] for name in stale]
         torch._foreach_copy_(values, [given[name] for name in stale])
         torch._foreach_abs_([value for value in values if value.is_floating_point()])
-        self.masks = {name: kept for name, kept in mask.items() if name not in self.left}
+        self.applied = {name: kept for name, kept in mask.items() if name not in self.left}
 
     def _leave_out(self, net: Subnetwork) -> None:
         """Looks for channels that nothing reads any more."""
@@ -138,7 +138,7 @@ class _Flow:
                 now.clear_(self.products[name], before)
             shape = now.shape(self.source[name].shape)
             if shape != self.values[name].shape:
-                self.masks.pop(name, None)
+                self.applied.pop(name, None)
                 self.values[name].data = torch.empty(shape, dtype=self.precision, device=self.source[name].device)
         self.left = left
 
