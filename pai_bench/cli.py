@@ -64,16 +64,19 @@ def _one_line(error: BaseException) -> str:
 def _run(composed: DictConfig) -> float | None:
     """One job of Hydra, in this process or in a worker of a launcher. Its failure does not end a sweep."""
     start_process()
-    if preemption.requested():
-        _stop()
+    if preemption.requested() and _in_worker():  # the first process says it
         count(PreemptedError.exit_code)
         return None
     try:
+        preemption.check()
         sweeps.check_scale(HydraConfig.get().runtime.choices)
         completed = config.complete(composed)
         directory = config.directory(completed)
     except Exception as error:
-        count(_report(error))
+        code = _report(error)
+        count(code)
+        if code == PreemptedError.exit_code:
+            _stop()
         return None
     code = attempt(completed)
     if code == PreemptedError.exit_code:
@@ -283,6 +286,8 @@ def start_process() -> None:
     console = logging.StreamHandler(sys.stdout)
     console.setLevel(logging.ERROR if world().rank > 0 else logging.WARNING if _in_worker() else logging.INFO)
     log.handlers = [console]
+    if _in_worker():
+        preemption.end_with_parent()
 
 
 def main() -> None:

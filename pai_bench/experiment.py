@@ -120,7 +120,10 @@ def _attempt(cfg: dict[str, Any], device: torch.device, files: store.RunDirector
     handler = files.start_log()
     try:
         try:
-            return _run(cfg, device, files)
+            with preemption.last_words(partial(files.status, "preempted", exit_code=PreemptedError.exit_code)):
+                return _run(cfg, device, files)
+        except KeyboardInterrupt as error:  # in a process that does not note signals
+            raise PreemptedError(f"{files.path.name} was interrupted; the same command goes on with it") from error
         except LostWorkerError as error:
             if preemption.requested():
                 raise PreemptedError(f"{files.path.name} was preempted; the same command goes on with it") from error

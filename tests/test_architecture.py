@@ -40,9 +40,10 @@ ALLOWED = {
     "ownership": {"errors"},
     "status": {"errors", "files", "ownership"},
     "store": LOOPS | {"files", "ownership", "status"},
-    "sweeps": {"errors"},
+    "sweeps": {"errors", "preemption"},
     "slurm": {"cli", "config", "errors", "ownership", "preemption", "status"},
-    "preemption": set(),
+    "preemption": {"errors", "second_signal"},
+    "second_signal": set(),
     "tracking": LOOPS,
     "summary": set(),
     "experiment": LOOPS
