@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from pai_bench import config, preemption, status, sweeps
-from pai_bench.errors import ConfigError, PreemptedError, UserError
+from pai_bench.errors import ConfigError, DataError, PreemptedError, UserError
 from pai_bench.summary import already
 from pai_bench.world import world
 
@@ -108,18 +108,21 @@ def _spare_imports() -> None:
 def attempt(completed: dict[str, Any]) -> int:
     """Runs what a completed config describes; says in one line what went wrong, if so, and returns the exit code."""
     directory = config.directory(completed)
-    if (row := status.settled(directory)) and config.name_decides_images(completed) and world().size == 1:
-        log.info("%s", already(row, directory))  # experiment.run would say no more, after importing torch
-        count(0, skipped=True)
-        return 0
-
-    from pai_bench import experiment, slurm
-
-    _spare_imports()
-    preemption.watch()
-    skipped = status.finished(directory) is not None
-    code = 0
+    code, skipped = 0, False
     try:
+        row = status.settled(directory)
+        if row and config.name_decides_images(completed) and world().size == 1:
+            log.info(
+                "%s", already(row, directory, completed["save_model"] is not False)
+            )  # experiment.run would say no more, after importing torch
+            count(0, skipped=True)
+            return 0
+
+        from pai_bench import experiment, slurm
+
+        _spare_imports()
+        preemption.watch()
+        skipped = status.finished(directory) is not None
         experiment.run(completed)
     except Exception as error:
         code = _report(error)
@@ -244,13 +247,23 @@ def stored(directory: Path, tracker: dict[str, Any] | None = None) -> dict[str, 
 
     Args:
         tracker: takes the place of the one that it had.
+
+    Raises:
+        ConfigError: this version has no such settings.
+        DataError: config.yaml is missing or damaged.
     """
     config.register()
-    with hydra.initialize_config_dir(str(directory.resolve()), version_base="1.3"):
-        composed = hydra.compose("config")
-        if tracker is not None:
-            composed.tracker = tracker
-        return config.complete(composed)
+    try:
+        with hydra.initialize_config_dir(str(directory.resolve()), version_base="1.3"):
+            composed = hydra.compose("config")
+            if tracker is not None:
+                composed.tracker = tracker
+            return config.complete(composed)
+    except UserError:
+        raise
+    except Exception as error:  # it may hold anything, and yaml, OmegaConf and Hydra each have words for that
+        said = _one_line(error).partition(";")[0]
+        raise DataError(f"{directory / 'config.yaml'}: it is damaged ({said})") from error
 
 
 @contextmanager

@@ -139,7 +139,7 @@ class RunConfig:
     channels_last: bool = MISSING
     compile: bool = MISSING
     save_scores: bool = MISSING
-    save_model: bool = MISSING
+    save_model: Any = MISSING  # a bool, or "half"
     diagnostics: bool = MISSING
     reuse_gb: float = MISSING
 
@@ -242,6 +242,11 @@ def _require(condition: bool, setting: str, value: object, remedy: str) -> None:
         raise ConfigError(f"{setting}={value}: {remedy}")
 
 
+def _word(value: object) -> object:
+    """A setting that may be a bool or a word, as a user writes it."""
+    return str(value).lower() if isinstance(value, bool) else value
+
+
 def _check_ranges(cfg: dict[str, Any]) -> None:
     training, pruner, dataset = cfg["training"], cfg["pruner"], cfg["dataset"]
     _require(cfg["seed"] >= 0, "seed", cfg["seed"], "give 0 or more")
@@ -281,6 +286,7 @@ def _check_ranges(cfg: dict[str, Any]) -> None:
         ("pruner.mode", pruner["mode"], get_args(Mode)),
         ("pruner.reduce", pruner["reduce"], (None, *get_args(Reduction))),
         ("on_collapse", cfg["on_collapse"], get_args(OnCollapse)),
+        ("save_model", _word(cfg["save_model"]), ("true", "half", "false")),
         ("mask_file.names", cfg["mask_file"]["names"], get_args(Names)),
         ("mask_file.missing", cfg["mask_file"]["missing"], get_args(Missing)),
     ):

@@ -108,7 +108,7 @@ def run(cfg: dict[str, Any]) -> dict[str, Any]:
     files = claimed[0] if claimed else store.Elsewhere(directory, checkpoint)
     try:
         if row is not None:
-            log.info("%s", already(row, directory))
+            log.info("%s", already(row, directory, cfg["save_model"] is not False))
             return row
         return _attempt(cfg, device, files)
     finally:
@@ -532,8 +532,10 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory | 
             log.warning("on_collapse=stop: it is not trained")
         trainer.finish(pruned.held, trainer.epoch if stop else recipe.epochs)
         train_examples = trainer.num_examples - last["search_examples"]
-        if cfg["save_model"]:
-            files.write_tensors("model.safetensors", model.state_dict())
+        if cfg["save_model"] is not False:
+            files.write_tensors(
+                "model.safetensors", store.final_weights(model.state_dict(), cfg["save_model"] == "half")
+            )
         if here.rank > 0:
             return {}
 
