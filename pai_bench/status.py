@@ -39,14 +39,9 @@ def noted(directory: Path) -> dict[str, Any]:
         OSError: there is none, or it cannot be read.
         ValueError: it is damaged.
     """
-    kinds = {
-        "attempt": int,
-        "updated": (int, float),
-        "started": (int, float),
-        "job": str,
-        "error": str,
-        "exit_code": int,
-    }
+    kinds: dict[str, type | tuple[type, ...]] = {
+        "attempt": int, "updated": (int, float), "started": (int, float), "job": str, "error": str, "exit_code": int,
+    }  # fmt: skip
     found = files.read_json(directory / STATUS, state=str)
     return {"state": found["state"]} | {key: found[key] for key in kinds if isinstance(found.get(key), kinds[key])}
 

@@ -124,7 +124,7 @@ def _check_curve(path: Path, num_bytes: int) -> None:
 
 
 def final_weights(state: State, half: bool) -> State:
-    """A state dict as it is kept on disk: whole, or with its kernels and matrices, but not its norms, in half precision."""
+    """A state dict as it is kept on disk: as it is, or with kernels and matrices, but not norms, in half precision."""
     if not half:
         return state
     return {
