@@ -45,6 +45,8 @@ def _one_line(error: BaseException) -> str:
         return f"{where}{error.strerror}"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, option = error.missing_cfg_file.rpartition("/")
+        if (group, option) == ("hydra/launcher", "joblib"):  # which our parallel stands on
+            return "hydra/launcher=parallel: hydra-joblib-launcher is not installed; pip install hydra-joblib-launcher"
         return f"{group}={option}: there is no such option; give one of {', '.join(error.options)}"
     if unknown := re.match(r"Could not override '(.*?)'", str(error)):  # Hydra would have it added, but that is refused
         return f"{unknown[1]}: there is no such setting; see python run.py --help"

@@ -175,6 +175,7 @@ def prune(
             masks.apply_(model, held)
         if pruner.regrow or chosen.scale is not None or pruner.transfer is not None or this.rewind_epoch is not None:
             memory = {}
+        devices.wait(next(model.parameters()).device)
         took = time.perf_counter() - started
         densities = masks.densities(mask)
         pruned = Pruned(

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,14 @@ _MAGIC = b"pai_bench checkpoint 3\n"
 _PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "wandb", "numpy")
 
 
+def _version(package: str) -> str | None:
+    """What is installed of a package that a run may do without."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
 def provenance() -> dict[str, Any]:
     """What is needed to tell where a number came from: code, versions, machine and command line."""
     home = Path(__file__).parent
@@ -48,7 +56,7 @@ def provenance() -> dict[str, Any]:
         "commit": git("rev-parse", "HEAD"),
         "dirty": None if changes is None else bool(changes),
         "python": platform.python_version(),
-        "versions": {package: version(package) for package in _PACKAGES},
+        "versions": {package: _version(package) for package in _PACKAGES},
         "platform": platform.platform(),
         "host": socket.gethostname(),
         "command": sys.argv,

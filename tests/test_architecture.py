@@ -21,7 +21,7 @@ ALLOWED = {
     "masks": LEAVES,
     "gradients": LEAVES,
     "seeding": LEAVES,
-    "devices": LEAVES | {"world"},
+    "devices": LEAVES | {"files", "world"},
     "schedules": LEAVES,
     "allocation": BASICS | {"mask_files"},
     "measures": BASICS,
@@ -36,15 +36,15 @@ ALLOWED = {
     "train": LOOPS | {"sgd", "stand_in"},
     "stand_in": LOOPS,
     "reuse": LOOPS | {"files", "prune"},
-    "files": set(),
-    "ownership": {"errors"},
+    "files": {"errors"},
+    "ownership": {"errors", "files"},
     "status": {"errors", "files", "ownership"},
     "store": LOOPS | {"files", "ownership", "status"},
     "sweeps": {"errors", "preemption"},
     "slurm": {"cli", "config", "errors", "ownership", "preemption", "status"},
     "preemption": {"errors", "second_signal"},
     "second_signal": set(),
-    "tracking": LOOPS,
+    "tracking": LOOPS | {"files"},
     "summary": set(),
     "experiment": LOOPS
     | {
@@ -75,14 +75,14 @@ ALLOWED = {
     "report.plots": {"report.cells", "report.evidence", "report.names"},
     "report.svg": {"report.names", "report.plots"},
     "report.drawing": {"report.names", "report.plots"},
-    "report.tables": {"report.cells", "report.comparison", "report.names", "report.plots"},
+    "report.tables": {"files", "report.cells", "report.comparison", "report.names", "report.plots"},
     "report.page": {f"report.{part}" for part in ("cells", "comparison", "names", "plots", "svg", "tables")},
     "report.writing": {"errors", "files"}
     | {
         f"report.{part}"
         for part in ("cells", "comparison", "drawing", "evidence", "names", "page", "plots", "reading", "tables")
     },
-    "export": LOOPS | {"config", "files", "mask_files"},
+    "export": LOOPS | {"config", "files", "mask_files", "status", "summary"},
     "sketching": LEAVES,
     "published.numbers": LEAVES,
     "published.verdicts": LEAVES,
