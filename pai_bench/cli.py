@@ -43,10 +43,10 @@ def _one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}"
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file == "hydra/launcher/joblib":
+        return "hydra/launcher=parallel: hydra-joblib-launcher is not installed; pip install hydra-joblib-launcher"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, option = error.missing_cfg_file.rpartition("/")
-        if (group, option) == ("hydra/launcher", "joblib"):  # which our parallel stands on
-            return "hydra/launcher=parallel: hydra-joblib-launcher is not installed; pip install hydra-joblib-launcher"
         return f"{group}={option}: there is no such option; give one of {', '.join(error.options)}"
     if unknown := re.match(r"Could not override '(.*?)'", str(error)):  # Hydra would have it added, but that is refused
         return f"{unknown[1]}: there is no such setting; see python run.py --help"
@@ -159,6 +159,14 @@ def _inside_null(error: Exception) -> ConfigError | None:
     return None
 
 
+def _rank() -> int:
+    """The number of this process; 0 also where the environment makes no sense, which is what there is to report."""
+    try:
+        return world().rank
+    except ConfigError:
+        return 0
+
+
 def _report(error: Exception) -> int:
     """Says in one line what went wrong, and returns the exit code."""
     error = _inside_null(error) or error
@@ -166,10 +174,11 @@ def _report(error: Exception) -> int:
         code = ConfigError.exit_code
     else:
         code = getattr(error, "exit_code", UserError.exit_code)
-    if world().rank > 0 and (getattr(error, "shared", False) or code in (2, 75) or preemption.requested()):
+    rank = _rank()
+    if rank > 0 and (getattr(error, "shared", False) or code in (2, 75) or preemption.requested()):
         return code  # the first process says it
     kind = {2: "config error", 4: "data error", 6: "owned", 75: "preempted"}.get(code, "error")
-    where = f"process {world().rank}: " if world().rank else ""
+    where = f"process {rank}: " if rank else ""
     print(f"{kind}: {where}{'; '.join([_one_line(error), *getattr(error, '__notes__', [])])}", file=sys.stderr)
     return code
 
@@ -313,9 +322,10 @@ def main() -> None:
     """
     # Hydra reports errors itself, in its own words and with exit code 1, unless it is told to raise them.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    config.register()
-    start_process()
-    preemption.watch()
+    with one_line_errors():
+        config.register()
+        start_process()
+        preemption.watch()
     sys.argv = [without_plus(word) for word in sys.argv]
     with counted():
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(_run)()
