@@ -5,7 +5,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -119,7 +119,7 @@ def scores(shelf: Shelf, model: nn.Module) -> tuple[Scores, dict[str, Any]] | No
     return shelf.take("scores", {}, use)
 
 
-def _check_shapes(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+def _check_shapes(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Refuses tensors of another network.
 
     Raises:
