@@ -107,24 +107,34 @@ def _spare_imports() -> None:
     atexit.register(gc.unfreeze)
 
 
+def _done_before(completed: dict[str, Any]) -> bool:
+    """Whether a run is finished, and says so: experiment.run would say no more, after importing torch."""
+    directory = config.directory(completed)
+    row = status.settled(directory)
+    if row is None or not config.name_decides_images(completed) or world().size > 1:
+        return False
+    log.info("%s", already(row, directory, completed["save_model"] is not False))
+    return True
+
+
 def attempt(completed: dict[str, Any]) -> int:
     """Runs what a completed config describes; says in one line what went wrong, if so, and returns the exit code."""
-    directory = config.directory(completed)
-    code, skipped = 0, False
     try:
-        row = status.settled(directory)
-        if row and config.name_decides_images(completed) and world().size == 1:
-            log.info(
-                "%s", already(row, directory, completed["save_model"] is not False)
-            )  # experiment.run would say no more, after importing torch
+        if _done_before(completed):
             count(0, skipped=True)
             return 0
+    except OSError as error:
+        code = _report(error)
+        count(code)
+        return code
 
-        from pai_bench import experiment, slurm
+    from pai_bench import devices, experiment, slurm
 
-        _spare_imports()
-        preemption.watch()
-        skipped = status.finished(directory) is not None
+    _spare_imports()
+    preemption.watch()
+    skipped = status.finished(config.directory(completed)) is not None
+    code = 0
+    try:
         experiment.run(completed)
     except Exception as error:
         code = _report(error)
@@ -133,6 +143,7 @@ def attempt(completed: dict[str, Any]) -> int:
         if isinstance(error, PreemptedError):
             slurm.requeue()
     gc.collect()  # a failure keeps its tensors and worker processes in a cycle; the next run wants the memory
+    devices.release()
     count(code, skipped)
     if code and world().size > 1:
         sys.exit(code)  # the processes may no longer stand at the same place

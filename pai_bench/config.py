@@ -25,7 +25,8 @@ from pai_bench.errors import ConfigError
 
 Mode = Literal["eval", "train"]
 LearningRateSchedule = Literal["step", "cosine"]
-Precision = Literal["float32", "bfloat16", "float16"]
+Precision = Literal["float32", "tfloat32", "bfloat16", "float16"]
+ScoringPrecision = Literal["float64", "float32"]
 OnCollapse = Literal["record", "stop"]
 Reduction = Literal["sum", "abs_sum", "l2"]
 Names = Literal["exact", "order"]
@@ -53,6 +54,7 @@ class PrunerConfig:
     score: Call | None = MISSING
     mode: str = MISSING
     examples: ExamplesConfig | None = MISSING
+    dtype: str = "float64"
     reduce: str | None = None
     regrow: bool = False
     transfer: Call | None = None
@@ -289,6 +291,7 @@ def _check_ranges(cfg: dict[str, Any]) -> None:
         ("training.precision", training["precision"], get_args(Precision)),
         ("training.compact", training["compact"], ("auto", "off")),
         ("pruner.mode", pruner["mode"], get_args(Mode)),
+        ("pruner.dtype", pruner["dtype"], get_args(ScoringPrecision)),
         ("pruner.reduce", pruner["reduce"], (None, *get_args(Reduction))),
         ("on_collapse", cfg["on_collapse"], get_args(OnCollapse)),
         ("save_model", _word(cfg["save_model"]), ("true", "half", "false")),

@@ -24,6 +24,7 @@ from pai_bench import (
     measures,
     preemption,
     reuse,
+    scoring,
     seeding,
     status,
     store,
@@ -94,6 +95,7 @@ def run(cfg: dict[str, Any]) -> dict[str, Any]:
     here = world()
     device = devices.pick(cfg["device"], here)
     devices.check_precision(cfg["training"]["precision"], device)
+    devices.prepare(device, cfg["training"]["precision"])
     distributed.start(device)
     claimed: list[store.RunDirectory] = []
 
@@ -185,7 +187,10 @@ def _pruner(cfg: dict[str, Any]) -> Pruner:
     examples = Examples(**cfg["examples"]) if cfg["examples"] is not None else None
     if (transfer := functions["transfer"]) is not None:
         functions["transfer"] = lambda *arguments: distributed.from_first(transfer(*arguments))
-    return Pruner(**functions, mode=cfg["mode"], examples=examples, reduce=cfg["reduce"], regrow=cfg["regrow"])
+    return Pruner(
+        **functions, mode=cfg["mode"], examples=examples, dtype=scoring.DTYPES[cfg["dtype"]], reduce=cfg["reduce"],
+        regrow=cfg["regrow"],
+    )  # fmt: skip
 
 
 def _ablation(cfg: dict[str, Any]) -> Ablation:
@@ -293,7 +298,7 @@ def _shelf(parts: Parts, model: torch.nn.Module, ablation: Ablation) -> reuse.Sh
         "ablation": hooks,
         "code": reuse.code(call["_target_"] for call in called),
         # Rounding is another on other machines.
-        "machine": [torch.__version__, devices.describe(device), cfg["channels_last"]],
+        "machine": [torch.__version__, devices.describe(device)],
     }
     return reuse.Shelf(Path(cfg["results_dir"]) / ".reuse", round(cfg["reuse_gb"] * 1e9), determines)
 
@@ -316,7 +321,7 @@ def _search(
 
     def search(pruner: Pruner, record: Record, **other: Any) -> Pruned:
         settings: dict[str, Any] = {
-            "ablation": ablation, "draw": partial(_draw, parts.data, trainer.model), "checkpoint": checkpoint,
+            "ablation": ablation, "draw": parts.data.draw, "checkpoint": checkpoint,
         }  # fmt: skip
         return prune(
             trainer.model, pruner, parts.allocate, parts.rounds, initial=initial, input_shape=parts.data.input_shape,
@@ -398,7 +403,7 @@ def _overlap(parts: Parts, pruned: Pruned, unbroken: Mask | None, trainer: Train
 
 
 def _draw(data: Data, model: torch.nn.Module, examples: Examples, generator: Generator) -> Batches:
-    """Training images for scoring, laid out as the network is."""
+    """Training images, laid out as the network is."""
     form = layout.layout_of(model)
     return [(layout.laid_out(images, form), labels) for images, labels in data.draw(examples, generator)]
 
