@@ -7,6 +7,8 @@ import importlib.util
 import json
 import math
 import os
+import re
+import secrets
 import tempfile
 from collections.abc import Collection
 from dataclasses import dataclass, field, fields
@@ -141,7 +143,7 @@ class RunConfig:
     channels_last: bool = MISSING
     compile: bool = MISSING
     save_scores: bool = MISSING
-    save_model: bool = MISSING
+    save_model: Any = MISSING  # a bool, or "half"
     diagnostics: bool = MISSING
     reuse_gb: float = MISSING
 
@@ -181,6 +183,10 @@ def _runs_at_once() -> int:
     return torch.cuda.device_count() or len(os.sched_getaffinity(0))
 
 
+# Hydra insists on writing multirun.yaml somewhere; nothing reads it. A folder of this process, which the sweeper makes.
+SCRATCH = Path(tempfile.gettempdir()) / f"pai_bench-{secrets.token_hex(16)}"
+
+
 def register() -> None:
     """Stores the schema, our help, and the order that Hydra writes nothing itself: pai_bench.store keeps the records.
 
@@ -191,9 +197,7 @@ def register() -> None:
     store.store(name="run_schema", node=RunConfig)
     ours = {"output": "no_files", "help": "pai_bench", "job_logging": "none", "sweeper": "grid"}
     store.store(group="hydra/help", name="pai_bench", node={"app_name": "pai_bench", "template": _HELP})
-    # Hydra insists on writing multirun.yaml somewhere; nothing reads it.
-    scratch = str(Path(tempfile.gettempdir()) / f"pai_bench-{os.getuid()}")
-    nothing = {"run": {"dir": "."}, "sweep": {"dir": scratch, "subdir": "."}}
+    nothing = {"run": {"dir": "."}, "sweep": {"dir": str(SCRATCH), "subdir": "."}}
     store.store(group="hydra/output", name="no_files", node=nothing, package="hydra")
     hydra = HydraConf(output_subdir=None)
     hydra.defaults = [next(({k: ours[k]} for k in d if k in ours), d) for d in hydra.defaults]
@@ -244,6 +248,11 @@ def _require(condition: bool, setting: str, value: object, remedy: str) -> None:
         raise ConfigError(f"{setting}={value}: {remedy}")
 
 
+def _word(value: object) -> object:
+    """A setting that may be a bool or a word, as a user writes it."""
+    return str(value).lower() if isinstance(value, bool) else value
+
+
 def _check_ranges(cfg: dict[str, Any]) -> None:
     training, pruner, dataset = cfg["training"], cfg["pruner"], cfg["dataset"]
     _require(cfg["seed"] >= 0, "seed", cfg["seed"], "give 0 or more")
@@ -251,6 +260,7 @@ def _check_ranges(cfg: dict[str, Any]) -> None:
     _require(cfg["checkpoint_minutes"] >= 0, "checkpoint_minutes", cfg["checkpoint_minutes"], "give 0 or more")
     patience = cfg["tracker"].get("patience_seconds", 1)
     _require(0 < patience < math.inf, "tracker.patience_seconds", patience, "give a number above 0")
+    _check_tracker(cfg["tracker"])
     workers = cfg["num_workers"]
     _require(workers is None or workers >= 0, "num_workers", workers, "give 0 or more, or null for one on each core")
     _require(0 <= cfg["reuse_gb"] < math.inf, "reuse_gb", cfg["reuse_gb"], "give 0 or more")
@@ -284,6 +294,7 @@ def _check_ranges(cfg: dict[str, Any]) -> None:
         ("pruner.dtype", pruner["dtype"], get_args(ScoringPrecision)),
         ("pruner.reduce", pruner["reduce"], (None, *get_args(Reduction))),
         ("on_collapse", cfg["on_collapse"], get_args(OnCollapse)),
+        ("save_model", _word(cfg["save_model"]), ("true", "half", "false")),
         ("mask_file.names", cfg["mask_file"]["names"], get_args(Names)),
         ("mask_file.missing", cfg["mask_file"]["missing"], get_args(Missing)),
     ):
@@ -326,6 +337,21 @@ def _check_ranges(cfg: dict[str, Any]) -> None:
         _require(number >= 1, f"pruner.examples.{key}", number, "give 1 or more")
         _require(examples["batch_size"] >= 2, "pruner.examples.batch_size", examples["batch_size"], "give 2 or more")
     _check_fits_together(cfg)
+
+
+def _check_tracker(tracker: Call) -> None:
+    """Refuses what W&B would refuse later, when the run has begun."""
+    if tracker["_target_"] != "pai_bench.tracking.wandb":
+        return
+    found = importlib.util.find_spec("wandb")
+    if found is None or found.origin is None:  # a folder that is called wandb is no package
+        raise ConfigError(f"tracker={tracker['name']}: wandb is not installed; pip install wandb, or give tracker=none")
+    mode = os.environ.get("WANDB_MODE") or "offline"
+    _require(mode in ("online", "offline", "disabled"), "WANDB_MODE", mode, "give online, offline or disabled")
+    for key in ("project", "entity"):
+        name = tracker.get(key)
+        fits = name is None or re.fullmatch(r"[^/\\#?%:]{1,128}", name)
+        _require(bool(fits), f"tracker.{key}", name, "give 1 to 128 characters, none of them / \\ # ? % :")
 
 
 def _check_fits_together(cfg: dict[str, Any]) -> None:
