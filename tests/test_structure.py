@@ -9,7 +9,7 @@ from conftest import Chain, composed, pruned_as, residual
 from torch import Generator, nn
 from torch.nn import functional as F
 
-from pai_bench import experiment, masks, measures, structure
+from pai_bench import experiment, masks, measures, paths, structure
 from pai_bench.core import Batches
 from pai_bench.errors import ConfigError
 from pai_bench.prune import Pruned
@@ -222,7 +222,7 @@ def test_effective_weights_of_a_chain_are_those_on_a_path(density: float) -> Non
     for seed in range(5):
         generator = Generator().manual_seed(seed)
         mask = {n: torch.rand(w.shape, generator=generator) < density for n, w in masks.prunable(model).items()}
-        found, expected = measures.effective(model, mask, (3, 8, 8)), on_a_path(model, mask)
+        found, expected = paths.effective(model, mask, (3, 8, 8)), on_a_path(model, mask)
         assert all(torch.equal(found[name], expected[name]) for name in mask)
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -234,7 +234,7 @@ def test_effective_weights_of_a_residual_net_are_those_whose_removal_can_matter(
     model = residual().double()
     generator = Generator().manual_seed(1)
     mask = {n: torch.rand(w.shape, generator=generator) < density for n, w in masks.prunable(model).items()}
-    found = measures.effective(model, mask, (3, 8, 8))
+    found = paths.effective(model, mask, (3, 8, 8))
     positive = {name: m.double().requires_grad_() for name, m in mask.items()}
     model.eval()
     others = {
@@ -252,9 +252,9 @@ def test_effective_sparsity_of_a_deep_network_neither_overflows_nor_vanishes() -
     model = model_of("resnet110")
     generator = Generator().manual_seed(0)
     full = masks.full(model)
-    assert masks.kept(measures.effective(model, full, SHAPE)) == masks.total(full)
+    assert masks.kept(paths.effective(model, full, SHAPE)) == masks.total(full)
     mask = {n: torch.rand(w.shape, generator=generator) < 0.05 for n, w in masks.prunable(model).items()}
-    reached = measures.effective(model, mask, SHAPE)
+    reached = paths.effective(model, mask, SHAPE)
     assert 0.5 * masks.kept(mask) < masks.kept(reached) < masks.kept(mask)
 
 
@@ -263,7 +263,7 @@ def test_dead_units_are_those_that_no_path_runs_through() -> None:
     mask = masks.full(model)
     mask["conv2.weight"][:, 2] = False  # nobody reads unit 2 of the first layer
     mask["conv1.weight"][4] = False  # nothing feeds unit 4
-    reached = measures.effective(model, mask, (3, 8, 8))
+    reached = paths.effective(model, mask, (3, 8, 8))
     assert measures.dead_units(reached) == {"conv1.weight": 2, "conv2.weight": 0, "fc.weight": 0}
     assert not reached["conv2.weight"][:, 4].any() and not reached["conv1.weight"][2].any()
 
@@ -272,6 +272,6 @@ def test_signal_and_paths_agree(batches: Batches) -> None:
     model = Chain()
     mask = masks.full(model)
     mask["conv2.weight"][:] = False
-    assert masks.kept(measures.effective(model, mask, (3, 8, 8))) == 0
+    assert masks.kept(paths.effective(model, mask, (3, 8, 8))) == 0
     masks.apply_(model, mask)
-    assert not measures.carries_signal(model, batches[0], F.cross_entropy)
+    assert not measures.carries_signal(model, batches[0][0])
