@@ -234,7 +234,7 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, enable_gqa: b
 
 
 def _multi_head_attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
-    num_heads, packed, output = args[1], args[2], args[7]
+    num_heads, packed, output = args[1], args[2], args[8]
     if kwargs.get("use_separate_proj_weight"):
         weights = [kwargs[f"{name}_proj_weight"] for name in "qkv"]
     else:

@@ -174,6 +174,48 @@ def test_the_residual_stream_keeps_its_channels_and_its_stem() -> None:
     assert torch.equal(block(x), F.relu(block.shortcut(x)))
 
 
+def test_filters_that_grouped_convolutions_read_are_followed() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 12, 3, groups=4), nn.BatchNorm2d(12), nn.ReLU(),
+        nn.Conv2d(12, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 10),
+    )  # fmt: skip
+    filters = structure.filters(model, SHAPE)
+    assert list(filters.layers) == ["0.weight", "6.weight"]  # a grouped convolution is not cut itself
+    units = filters.full(masks.full(model))
+    units["0.weight"][[1, 4]] = False
+    mask = filters.expand(unsettled(model.eval()), units)
+    # Filters 1 and 4 are the second of the first pair of channels and the first of the third pair.
+    expected = torch.ones(12, 2, 3, 3, dtype=torch.bool)
+    expected[0:3, 1] = expected[6:9, 0] = False
+    assert torch.equal(mask["3.weight"], expected)
+    masks.apply_(model, mask)
+    images = torch.randn(2, *SHAPE)
+    before = model(images)
+    with torch.no_grad():
+        model[0].weight[[1, 4]] = 1.0
+        model[1].bias[[1, 4]] = 1.0
+    assert torch.equal(model(images), before)
+
+
+@pytest.mark.parametrize("name", ["resnext50_32x4d", "regnetx_002", "dla46x_c"])
+def test_networks_with_grouped_convolutions_have_filters(name: str) -> None:
+    model = model_of("timm", f"model.name={name}")
+    filters = structure.filters(model, SHAPE)
+    units = filters.full(masks.full(model))
+    for kept in units.values():
+        kept[::2] = False
+    assert 0.4 < masks.sparsity(filters.expand(model, units)) < 0.8
+
+
+def test_channels_that_cannot_be_followed_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"layer1\.0\.conv1 of ResNet shares its channels out among layers"):
+        structure.filters(model_of("timm", "model.name=res2net50_26w_4s"), SHAPE)
+    monkeypatch.setattr(structure, "_LOOKS", 0)
+    with pytest.raises(ConfigError, match=r"cannot be traced \(the search .* does not come to an end\); prune weights"):
+        structure.filters(model_of("vgg11"), SHAPE)
+
+
 def test_all_filters_of_vgg13_and_mobilenet_count_once() -> None:
     vgg = structure.filters(model_of("vgg13"), SHAPE)
     assert (len(vgg.layers), sum(layer.num_filters for layer in vgg.layers.values())) == (10, 2944)
