@@ -77,7 +77,7 @@ _SYNFLOW: dict[tuple[str, bool], list[tuple[float | None, float | None]]] = {
 def _synflow_parts(setting: Setting, net: str, dtype: str, rounds: int) -> Parts:
     return parts(
         setting.device, f"model={net}", "pruner=synflow", "sparsity=0.99", "training=cifar",
-        f"pruner.score.dtype={dtype}", f"schedule.rounds={rounds}",
+        f"pruner.dtype={dtype}", f"schedule.rounds={rounds}",
     )  # fmt: skip
 
 

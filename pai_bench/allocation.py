@@ -465,7 +465,7 @@ def check_scores(scores: Scores, candidates: Mask, *, zeros_allowed: bool = Fals
         if bad := int((~values.isfinite()).sum()):
             raise UserError(
                 f"{bad} of {values.numel()} scores of {name} are not finite ({values.dtype}); "
-                "score in a wider type (pruner.score.dtype=float64 for SynFlow) or lower the initial scale"
+                "score in a wider type (pruner.dtype=float64) or lower the initial scale"
             )
     if not zeros_allowed and all(_is_silent(scores[name], kept) for name, kept in candidates.items()):
         first = next(iter(scores))

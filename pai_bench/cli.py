@@ -110,7 +110,7 @@ def attempt(completed: dict[str, Any]) -> int:
         count(0, skipped=True)
         return 0
 
-    from pai_bench import experiment, slurm
+    from pai_bench import devices, experiment, slurm
 
     _spare_imports()
     preemption.watch()
@@ -125,6 +125,7 @@ def attempt(completed: dict[str, Any]) -> int:
         if isinstance(error, PreemptedError):
             slurm.requeue()
     gc.collect()  # a failure keeps its tensors and worker processes in a cycle; the next run wants the memory
+    devices.release()
     count(code, skipped)
     if code and world().size > 1:
         sys.exit(code)  # the processes may no longer stand at the same place

@@ -23,7 +23,8 @@ from pai_bench.errors import ConfigError
 
 Mode = Literal["eval", "train"]
 LearningRateSchedule = Literal["step", "cosine"]
-Precision = Literal["float32", "bfloat16", "float16"]
+Precision = Literal["float32", "tfloat32", "bfloat16", "float16"]
+ScoringPrecision = Literal["float64", "float32"]
 OnCollapse = Literal["record", "stop"]
 Reduction = Literal["sum", "abs_sum", "l2"]
 Names = Literal["exact", "order"]
@@ -51,6 +52,7 @@ class PrunerConfig:
     score: Call | None = MISSING
     mode: str = MISSING
     examples: ExamplesConfig | None = MISSING
+    dtype: str = "float64"
     reduce: str | None = None
     regrow: bool = False
     transfer: Call | None = None
@@ -279,6 +281,7 @@ def _check_ranges(cfg: dict[str, Any]) -> None:
         ("training.precision", training["precision"], get_args(Precision)),
         ("training.compact", training["compact"], ("auto", "off")),
         ("pruner.mode", pruner["mode"], get_args(Mode)),
+        ("pruner.dtype", pruner["dtype"], get_args(ScoringPrecision)),
         ("pruner.reduce", pruner["reduce"], (None, *get_args(Reduction))),
         ("on_collapse", cfg["on_collapse"], get_args(OnCollapse)),
         ("mask_file.names", cfg["mask_file"]["names"], get_args(Names)),

@@ -160,6 +160,7 @@ class Pruner:
     score: Score | None  # None: dense, there are no rounds
     mode: Literal["eval", "train"]  # batch-norm mode while scoring
     examples: Examples | None  # None: the score looks at no images
+    dtype: torch.dtype = torch.float64  # of network, images and scores; float32 is what most authors' code computes in
     reduce: Reduction | None = None  # set: whole filters are ranked and pruned, and the sparsity is that of filters
     regrow: bool = False  # a weight pruned in one round may return in the next, with its initial value
     transfer: Transfer | None = None  # set: every round ends with new weights

@@ -132,6 +132,8 @@ def _synchronised(module: _BatchNorm, x: Tensor) -> Tensor:
         plain: Tensor = type(module).forward(module, x)
         return plain
     dims, shape = [0, *range(2, x.dim())], [1, -1, *[1] * (x.dim() - 2)]
+    if x.is_cuda:
+        return _fused(module, x)
     values = x.float()
     count = total(torch.tensor(x.numel() / x.shape[1], device=x.device))
     mean: Tensor = _Total.apply(values.sum(dims)) / count  # type: ignore[no-untyped-call]
@@ -148,3 +150,19 @@ def _synchronised(module: _BatchNorm, x: Tensor) -> Tensor:
     if module.affine:
         result = result * module.weight.view(shape) + module.bias.view(shape)
     return result.to(x.dtype)
+
+
+def _fused(module: _BatchNorm, x: Tensor) -> Tensor:
+    """As `_synchronised`, by torch's own operation for GPUs: one collective forwards, one backwards, no wait."""
+    from torch.nn.modules._functions import SyncBatchNorm
+
+    rate = 0.0 if module.momentum is None else module.momentum
+    if module.track_running_stats and module.num_batches_tracked is not None:
+        module.num_batches_tracked.add_(1)
+        if module.momentum is None:
+            rate = 1 / float(module.num_batches_tracked)
+    result: Tensor = SyncBatchNorm.apply(  # type: ignore[no-untyped-call]
+        x, module.weight, module.bias, module.running_mean, module.running_var, module.eps, rate,
+        distributed.group.WORLD, distributed.get_world_size(),
+    )  # fmt: skip
+    return result

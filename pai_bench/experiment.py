@@ -18,6 +18,7 @@ from pai_bench import (
     config,
     devices,
     distributed,
+    layout,
     mask_files,
     masks,
     measures,
@@ -25,6 +26,7 @@ from pai_bench import (
     paths,
     preemption,
     reuse,
+    scoring,
     seeding,
     status,
     store,
@@ -54,7 +56,7 @@ from pai_bench.core import (
 from pai_bench.errors import ConfigError, LostWorkerError, OwnedError, PreemptedError, UserError
 from pai_bench.prune import Pruned, impose, prune
 from pai_bench.summary import already, closing
-from pai_bench.train import Recipe, Trainer, memory_format
+from pai_bench.train import Recipe, Trainer
 from pai_bench.world import world
 
 log = logging.getLogger(__name__)
@@ -95,6 +97,7 @@ def run(cfg: dict[str, Any]) -> dict[str, Any]:
     here = world()
     device = devices.pick(cfg["device"], here)
     devices.check_precision(cfg["training"]["precision"], device)
+    devices.prepare(device, cfg["training"]["precision"])
     distributed.start(device)
     claimed: list[store.RunDirectory] = []
 
@@ -183,7 +186,10 @@ def _pruner(cfg: dict[str, Any]) -> Pruner:
     examples = Examples(**cfg["examples"]) if cfg["examples"] is not None else None
     if (transfer := functions["transfer"]) is not None:
         functions["transfer"] = lambda *arguments: distributed.from_first(transfer(*arguments))
-    return Pruner(**functions, mode=cfg["mode"], examples=examples, reduce=cfg["reduce"], regrow=cfg["regrow"])
+    return Pruner(
+        **functions, mode=cfg["mode"], examples=examples, dtype=scoring.DTYPES[cfg["dtype"]], reduce=cfg["reduce"],
+        regrow=cfg["regrow"],
+    )  # fmt: skip
 
 
 def _ablation(cfg: dict[str, Any]) -> Ablation:
@@ -288,7 +294,7 @@ def _shelf(parts: Parts, model: torch.nn.Module, ablation: Ablation) -> reuse.Sh
         "ablation": hooks,
         "code": reuse.code(call["_target_"] for call in called),
         # Rounding is another on other machines.
-        "machine": [torch.__version__, devices.describe(device), cfg["channels_last"]],
+        "machine": [torch.__version__, devices.describe(device)],
     }
     return reuse.Shelf(Path(cfg["results_dir"]) / ".reuse", round(cfg["reuse_gb"] * 1e9), determines)
 
@@ -312,7 +318,7 @@ def _search(
     def search(pruner: Pruner, record: Record) -> Pruned:
         return prune(
             trainer.model, pruner, parts.allocate, parts.rounds, ablation=ablation, initial=initial,
-            input_shape=parts.data.input_shape, draw=partial(_draw, parts.data, trainer.model), training=trainer,
+            input_shape=parts.data.input_shape, draw=parts.data.draw, training=trainer,
             loss=F.cross_entropy, seed=parts.cfg["seed"], record=record, diagnose=trainer.diagnose, begun=begun,
             checkpoint=checkpoint,
         )  # fmt: skip
@@ -388,9 +394,9 @@ def _overlap(parts: Parts, pruned: Pruned, unbroken: Mask | None, trainer: Train
 
 
 def _draw(data: Data, model: torch.nn.Module, examples: Examples, generator: Generator) -> Batches:
-    """Training images for scoring, laid out as the network can be trained on them."""
-    form = memory_format(model, next(model.parameters()).device, channels_last=True)
-    return [(images.contiguous(memory_format=form), labels) for images, labels in data.draw(examples, generator)]
+    """Training images, laid out as the network is."""
+    form = layout.layout_of(model)
+    return [(layout.laid_out(images, form), labels) for images, labels in data.draw(examples, generator)]
 
 
 def _examples_at_random(data: Data, model: torch.nn.Module, seed: int, stream: str) -> Batch:

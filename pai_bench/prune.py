@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from pai_bench import allocation, devices, masks, measures, seeding, structure
+from pai_bench import allocation, devices, layout, masks, measures, scoring, seeding, structure
 from pai_bench.core import (
     Ablation,
     Allocate,
@@ -86,14 +86,6 @@ def prune(
             training that is not rewound.
         UserError: the scores of a round cannot rank the weights.
     """
-    # Without training in between, weights lie in the order of their dimensions, as scores do: masks are found faster.
-    channels_last = any(
-        parameter.is_contiguous(memory_format=torch.channels_last) and not parameter.is_contiguous()
-        for parameter in model.parameters()
-    )
-    reordered = channels_last and all(this.until_epoch == 0 for this in rounds)
-    if reordered:
-        model.to(memory_format=torch.contiguous_format)
     everything = masks.full(model)
     filters = structure.filters(model, input_shape) if pruner.reduce is not None else None
     if ablation.mask is not None and any(r.until_epoch > 0 and not _returns(r) for r in rounds):
@@ -103,26 +95,38 @@ def prune(
         )
     pruned = begun or Pruned(everything, everything if filters is None else filters.full(everything))
     checkpoint(pruned)
+    left = list(enumerate(rounds, start=1))[len(pruned.sparsities) :]
+    if not left:
+        return pruned
+    # Without training in between, weights lie in the order of their dimensions, as scores do: masks are found faster.
+    trained_in, device = layout.layout_of(model), next(model.parameters()).device
+    if all(this.until_epoch == 0 for this in rounds):
+        layout.lay_out_(model, scoring.PLAIN)
+    scored = scoring.copy_for_scores(model, pruner.dtype)
+    drawn = scoring.cast_weights({name: initial[name] for name in everything}, pruner.dtype)
+    stale = False  # the copy, since weights have moved otherwise than by pruning
     memory: dict[str, Any] = {}
-    for number, this in list(enumerate(rounds, start=1))[len(pruned.sparsities) :]:
+    for number, this in left:
         assert pruner.score is not None, "a schedule with rounds needs a score"
         if this.until_epoch > 0:
             training.until(pruned.held, this.until_epoch)
-            memory = {}
+            stale, memory = True, {}
         before = {f"before/{key}": value for key, value in diagnose(pruned.held).items()} if diagnose else {}
         batches: Batches = []
         if pruner.examples is not None:
             batches = draw(pruner.examples, seeding.generator(seed, "examples", number))
             if ablation.batches is not None:
                 batches = ablation.batches(batches, seeding.generator(seed, "ablation", number))
+            batches = scoring.cast_images(batches, pruner.dtype)
         started = time.perf_counter()
+        if stale:
+            scoring.update_(scored, model)
         candidates = pruned.units
         if pruner.regrow:
             candidates = {name: torch.ones_like(tensor) for name, tensor in candidates.items()}
         num_kept = masks.num_kept(this.sparsity, masks.total(candidates))
-        weights = {name: initial[name] for name in everything}
         net = Subnetwork(
-            model, pruned.mask, weights, input_shape, pruned.companions, lambda n=num_kept: n,  # type: ignore[misc]
+            scored, pruned.mask, drawn, input_shape, pruned.companions, lambda n=num_kept: n,  # type: ignore[misc]
             memory=memory,
         )  # fmt: skip
 
@@ -133,17 +137,17 @@ def prune(
         # later counts as done, so that costs can be compared.
         counter = measures.CountFlops() if number == 1 else None
 
-        def scoring(stream: str, number: int = number, counter: measures.CountFlops | None = counter) -> ExitStack:
+        def conditions(stream: str, number: int = number, counter: measures.CountFlops | None = counter) -> ExitStack:
             stack = ExitStack()
-            stack.enter_context(measures.mode(model, pruner.mode == "train"))
+            stack.enter_context(measures.mode(scored, pruner.mode == "train"))
             stack.enter_context(seeding.seeded(seed, stream, number))
-            stack.enter_context(devices.reproducible())
+            stack.enter_context(devices.reproducible(device))
             if counter is not None:
                 stack.enter_context(counter)
             return stack
 
         try:
-            with scoring("score"):
+            with conditions("score"):
                 scores = pruner.score(net, batches, loss, generator("noise"))
             if filters is not None and pruner.reduce is not None:
                 scores = filters.reduce(scores, pruner.reduce)
@@ -173,12 +177,19 @@ def prune(
             _assign_(model, {name: weight * chosen.scale[name] for name, weight in net.weights.items()})
         masks.narrow_(model, pruned.held, held)
         if pruner.transfer is not None:
-            net = Subnetwork(model, mask, weights, input_shape)
-            with scoring("transfer"):
+            scoring.update_(scored, model)
+            net = Subnetwork(scored, mask, drawn, input_shape)
+            with conditions("transfer"):
                 _assign_(model, pruner.transfer(net, batches, loss, generator("transfer")))
             masks.apply_(model, held)
-        if pruner.regrow or chosen.scale is not None or pruner.transfer is not None or this.rewind_epoch is not None:
+        stale = (
+            pruner.regrow or pruner.transfer is not None or chosen.scale is not None or this.rewind_epoch is not None
+        )
+        if stale:
             memory = {}
+        else:
+            masks.narrow_(scored, pruned.held, held)
+        devices.wait(device)
         took = time.perf_counter() - started
         densities = masks.densities(mask)
         pruned = Pruned(
@@ -201,8 +212,7 @@ def prune(
         if this.rewind_epoch is not None:
             training.rewind(pruned.held, this.rewind_epoch, this.rewind_weights)
         checkpoint(pruned)
-    if reordered:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    layout.lay_out_(model, trained_in)
     return pruned
 
 

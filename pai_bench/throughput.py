@@ -75,6 +75,7 @@ def measure(cfg: dict[str, Any], seconds: float) -> dict[str, float]:
         raise ConfigError(f"throughput is measured in one process, and these are {size}; start one")
     device = devices.pick(cfg["device"], world())
     devices.check_precision(cfg["training"]["precision"], device)
+    devices.prepare(device, cfg["training"]["precision"])
     parts = experiment.assembled(cfg, device)
     data, batch_size = parts.data, parts.recipe.batch_size
 

@@ -78,14 +78,14 @@ def flow(model: nn.Module) -> float:
 
 
 def test_synflow_every_layer_of_a_chain_has_the_same_sum(chain: nn.Module) -> None:
-    scores = taken(synflow.score, chain, [], False, dtype="float64")
+    scores = taken(synflow.score, chain, [], False)
     for values in scores.values():
         assert (values >= 0).all()
         assert_close(values.sum(), flow(chain), 1e-12)
 
 
 def test_synflow_is_conserved_through_every_channel(chain: nn.Module) -> None:
-    scores = taken(synflow.score, chain, [], False, dtype="float64")
+    scores = taken(synflow.score, chain, [], False)
     assert_close(scores["conv1.weight"].sum((1, 2, 3)), scores["conv2.weight"].sum((0, 2, 3)), 1e-12)
     assert_close(scores["conv2.weight"].sum((1, 2, 3)), scores["fc.weight"].sum(0), 1e-12)
 
@@ -93,7 +93,7 @@ def test_synflow_is_conserved_through_every_channel(chain: nn.Module) -> None:
 def test_synflow_branches_of_a_residual_block_add_up() -> None:
     torch.manual_seed(0)
     model = residual().double()
-    scores = {name: values.sum() for name, values in taken(synflow.score, model, [], False, dtype="float64").items()}
+    scores = {name: values.sum() for name, values in taken(synflow.score, model, [], False).items()}
     assert_close(scores["stages.1.0.conv1.weight"], scores["stages.1.0.conv2.weight"], 1e-12)
     assert_close(scores["stages.1.0.conv2.weight"] + scores["stages.1.0.shortcut.0.weight"], flow(model), 1e-12)
     assert scores["stages.0.0.conv1.weight"] < flow(model)  # the rest goes through the identity
@@ -102,19 +102,19 @@ def test_synflow_branches_of_a_residual_block_add_up() -> None:
 
 
 def test_synflow_ignores_signs_and_data(chain: nn.Module, images: Batches) -> None:
-    before = taken(synflow.score, chain, images, False, dtype="float64")
+    before = taken(synflow.score, chain, images, False)
     with torch.no_grad():
         for weight in masks.prunable(chain).values():
             weight.mul_(torch.randint(0, 2, weight.shape) * 2 - 1)
-    after = taken(synflow.score, chain, [], False, dtype="float64")
+    after = taken(synflow.score, chain, [], False)
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_synflow_scaling_one_layer_scales_all_scores(chain: nn.Module) -> None:
-    before = taken(synflow.score, chain, [], False, dtype="float64")
+    before = taken(synflow.score, chain, [], False)
     with torch.no_grad():
         chain.conv2.weight.mul_(3)
-    after = taken(synflow.score, chain, [], False, dtype="float64")
+    after = taken(synflow.score, chain, [], False)
     for name in before:
         assert_close(after[name], 3 * before[name], 1e-12)
 
@@ -124,7 +124,7 @@ def test_synflow_pruned_weights_score_zero(chain: nn.Module) -> None:
     mask = {name: torch.rand(tensor.shape, generator=generator) < 0.5 for name, tensor in masks.full(chain).items()}
     net = subnetwork(chain, mask)
     with measures.mode(chain, False):
-        scores = synflow.score(net, [], F.cross_entropy, generator, dtype="float64")
+        scores = synflow.score(net, [], F.cross_entropy, generator)
     assert all((scores[name][~mask[name]] == 0).all() for name in mask)
     assert all((scores[name][mask[name]] > 0).any() for name in mask)
 
@@ -136,7 +136,7 @@ def test_synflow_equals_autograd_on_a_rewritten_network(chain: nn.Module) -> Non
         for parameter in positive.parameters():
             parameter.abs_()
     positive(torch.ones((1, *SHAPE), dtype=torch.float64)).sum().backward()
-    scores = taken(synflow.score, chain, [], False, dtype="float64")
+    scores = taken(synflow.score, chain, [], False)
     for name, parameter in masks.prunable(positive).items():
         assert parameter.grad is not None
         assert_close(scores[name], parameter * parameter.grad, 1e-12)
@@ -160,7 +160,7 @@ def test_synflow_in_float32_equals_the_published_loop() -> None:
         torch.func.functional_call(theirs, leaves, (image,)).sum().backward()
         reference = {name: (leaf.grad * leaf).detach().abs() for name, leaf in leaves.items()}
         with measures.mode(model, False):
-            scores = synflow.score(subnetwork(model, ours), [], F.cross_entropy, Generator(), dtype="float32")
+            scores = synflow.score(subnetwork(model, ours), [], F.cross_entropy, Generator())
         assert all(torch.equal(scores[name], reference[name]) for name in scores)
         k = round(density ** (i / rounds) * masks.total(mask))
         together = torch.cat([values.flatten() for values in reference.values()])
@@ -174,9 +174,9 @@ def test_synflow_says_when_it_overflows(chain: nn.Module) -> None:
     with torch.no_grad():
         for weight in masks.prunable(chain).values():
             weight.mul_(1e15)
-    with pytest.raises(UserError, match=r"SynFlow overflows float32 on this model; set pruner.score.dtype=float64"):
-        taken(synflow.score, chain, [], False, dtype="float32")
-    scores = taken(synflow.score, chain, [], False, dtype="float64")
+    with pytest.raises(UserError, match=r"SynFlow overflows float32 on this model; set pruner.dtype=float64"):
+        taken(synflow.score, copy.deepcopy(chain).float(), [], False)
+    scores = taken(synflow.score, chain, [], False)
     assert_close(scores["fc.weight"].sum(), flow(chain), 1e-12)
 
 
@@ -350,7 +350,7 @@ def test_rescaling_a_hidden_channel_moves_magnitude_but_not_synflow_and_snip(ima
     torch.manual_seed(0)
     model = Chain(norm=False).double()
     before = {
-        "synflow": taken(synflow.score, model, [], False, dtype="float64"),
+        "synflow": taken(synflow.score, model, [], False),
         "snip": taken(snip.score, model, images, False),
         "magnitude": taken(magnitude.score, model, [], False),
     }
@@ -358,7 +358,7 @@ def test_rescaling_a_hidden_channel_moves_magnitude_but_not_synflow_and_snip(ima
         model.conv1.weight[2] *= 4
         model.conv2.weight[:, 2] /= 4
     for name in before["snip"]:
-        assert_close(taken(synflow.score, model, [], False, dtype="float64")[name], before["synflow"][name], 1e-12)
+        assert_close(taken(synflow.score, model, [], False)[name], before["synflow"][name], 1e-12)
         assert_close(taken(snip.score, model, images, False)[name], before["snip"][name], 1e-9)
     assert not torch.equal(
         taken(magnitude.score, model, [], False)["conv1.weight"], before["magnitude"]["conv1.weight"]

@@ -238,12 +238,12 @@ def test_synflow_says_once_where_its_theory_does_not_hold(caplog: pytest.LogCapt
 
     def warned(architecture: str) -> list[str]:
         caplog.clear()
-        model = anything(architecture)
+        model = anything(architecture).double()
         mask = masks.full(model)
         for _ in range(2):
             net = Subnetwork(model, mask, {}, (3, 64, 64))
             with measures.mode(model, False):
-                scores = synflow.score(net, [], F.cross_entropy, torch.Generator(), dtype="float64")
+                scores = synflow.score(net, [], F.cross_entropy, torch.Generator())
             mask = allocation.keep_largest(scores, mask, masks.kept(mask) // 2).mask
         return [record.getMessage() for record in caplog.records]
 
@@ -292,7 +292,7 @@ def test_synflow_without_idle_channels_finds_the_same_masks(
 def test_synflow_needs_no_memory_of_earlier_rounds() -> None:
     from pai_bench.pruners import synflow
 
-    model = build("model=wrn22_2").eval()
+    model = build("model=wrn22_2").double().eval()
     memory: dict[str, object] = {}
     mask = masks.full(model)
     for _ in range(8):
@@ -309,7 +309,7 @@ def _flow(model: nn.Module, mask: Mask, memory: dict[str, object]) -> Scores:
     from pai_bench.pruners import synflow
 
     net = Subnetwork(model, mask, {}, CIFAR, memory=memory)
-    return synflow.score(net, [], F.cross_entropy, torch.Generator(), dtype="float64")
+    return synflow.score(net, [], F.cross_entropy, torch.Generator())
 
 
 # Networks that are asked before they are trained ---------------------------------------------------------------------

@@ -236,8 +236,8 @@ def test_a_score_remembers_nothing_once_weights_move(moved: str) -> None:
 
     def watched(net: Subnetwork, *rest: Any) -> Scores:
         memories.append(len(net.memory))
-        fresh = synflow.score(dataclasses.replace(net, memory={}), *rest, dtype="float64")
-        scores = synflow.score(net, *rest, dtype="float64")
+        fresh = synflow.score(dataclasses.replace(net, memory={}), *rest)
+        scores = synflow.score(net, *rest)
         assert all(torch.equal(scores[name], fresh[name]) for name in fresh)
         return scores
 
@@ -327,7 +327,7 @@ def test_inverted_scores_keep_what_was_pruned_first() -> None:
 
 def test_inverted_rounds_go_on_when_nothing_is_left_to_rank() -> None:
     def flow(net: Subnetwork, *rest: Any) -> Scores:
-        return synflow.score(net, *rest, dtype="float64")
+        return synflow.score(net, *rest)
 
     rounds = [Round(s) for s in (0.2, 0.4, 0.6, 0.8)]
     pruned = searched(rounds, Pruner(flow, "eval", None), Ablation(scores=ablations.invert))[0]

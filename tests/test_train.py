@@ -14,11 +14,11 @@ from conftest import Chain, composed
 from torch import Generator, nn
 from torch.nn import functional as F
 
-from pai_bench import config, devices, experiment, masks, measures
+from pai_bench import config, devices, masks, measures
 from pai_bench.core import Batch, Batches, Examples
 from pai_bench.errors import UserError
 from pai_bench.sgd import SGD
-from pai_bench.train import Recipe, Trainer, evaluate, learning_rate, memory_format, num_resurrected
+from pai_bench.train import Recipe, Trainer, evaluate, learning_rate, num_resurrected
 
 CPU = torch.device("cpu")
 
@@ -389,24 +389,29 @@ def test_the_schema_and_the_recipe_have_the_same_fields() -> None:
     assert {f.name for f in fields(config.TrainingConfig)} == {f.name for f in fields(Recipe)} | {"name", "compact"}
 
 
-@pytest.mark.parametrize(
-    ("layer", "form"),
-    [
-        (nn.Conv2d(8, 16, 1, stride=2), torch.contiguous_format),
-        (nn.Conv2d(16, 32, 1, stride=2), torch.channels_last),
-        (nn.Conv2d(8, 16, 1), torch.channels_last),
-        (nn.Conv2d(8, 16, 3, stride=2), torch.channels_last),
-    ],
-)
-def test_a_layout_in_which_torch_overwrites_memory_is_avoided(layer: nn.Module, form: torch.memory_format) -> None:
-    net = nn.Sequential(layer, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    assert memory_format(net, CPU, True) == form
-    assert memory_format(net, CPU, False) == torch.contiguous_format
-    assert memory_format(net, torch.device("cuda"), True) == torch.channels_last
-    images = torch.zeros(3, 8, 4, 4).contiguous(memory_format=torch.channels_last)
-    drawn = SimpleNamespace(draw=lambda examples, generator: [(images, torch.zeros(3))])
-    for seen, _ in experiment._draw(drawn, net, Examples(None, 3, 3, False), Generator()):
-        assert seen.is_contiguous(memory_format=form)
+def test_logits_that_are_not_finite_count_as_wrong() -> None:
+    logits = torch.eye(4)
+    logits[0, 2], logits[1] = math.inf, math.nan  # of labels 0 and 1
+    result = evaluate(lambda images: logits, [(torch.zeros(4, 1), torch.arange(4))], CPU)
+    assert (result.top1, result.top5, result.num_not_finite) == (0.5, 0.5, 2)
+    empty = evaluate(lambda images: torch.full((4, 4), math.nan), [(torch.zeros(4, 1), torch.zeros(4).long())], CPU)
+    assert (empty.top1, empty.num_not_finite) == (0.0, 4)
+
+
+def test_divergence_in_the_last_step_is_found_when_it_is_evaluated() -> None:
+    torch.manual_seed(0)
+    model = Chain()
+    training = trainer(model, replace(RECIPE, batch_size=40, lr=1e38))  # one step, whose loss is that of good weights
+    with pytest.raises(UserError, match=r"training diverged in epoch 1: the loss is nan; lower training.lr=1e\+38"):
+        training.finish(masks.full(model), 1)
+
+
+def test_a_network_that_starts_with_infinite_outputs_is_not_said_to_have_diverged() -> None:
+    model = Chain()
+    with torch.no_grad():
+        model.fc.weight.fill_(math.inf)
+    with pytest.raises(UserError, match="the outputs for 10 of 10 test images are not finite before training"):
+        trainer(model).finish(masks.full(model), 1)
 
 
 # Signal ---------------------------------------------------------------------------------------------------------------
