@@ -12,18 +12,31 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from pai_bench.core import Mask
 from pai_bench.errors import ConfigError
 
+_PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")  # of nn.MultiheadAttention
+
 
 def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The weights of convolutions and linear layers, classifier included, by parameter name in module order.
+    """The weights of convolutions, linear layers and attention's projections, classifier included, by parameter name.
 
-    Biases and the parameters of normalisation layers are never prunable. A weight shared by two layers counts once.
+    They come in module order. Biases and the parameters of normalisation layers are never prunable. A weight shared by
+    two layers counts once.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found: dict[str, nn.Parameter] = {}
     for module in model.modules():
-        if isinstance(module, (_ConvNd, nn.Linear)) and id(module.weight) in names:
-            found[names[id(module.weight)]] = cast(nn.Parameter, module.weight)
+        if isinstance(module, nn.MultiheadAttention):
+            weights = [getattr(module, name) for name in _PROJECTIONS]
+        else:
+            weights = [module.weight] if isinstance(module, (_ConvNd, nn.Linear)) else []
+        found |= {names[id(weight)]: weight for weight in weights if id(weight) in names}
     return found
+
+
+def unprunable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Other parameters of two dimensions or more, which no mask covers: embeddings, mixtures of kernels."""
+    covered = prunable(model)
+    named = model.named_parameters()
+    return {name: p for name, p in named if name not in covered and sum(size > 1 for size in p.shape) > 1}
 
 
 def full(model: nn.Module) -> Mask:

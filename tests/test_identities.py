@@ -11,7 +11,7 @@ from conftest import Chain, residual
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from pai_bench import allocation, masks, measures
+from pai_bench import allocation, masks, measures, paths
 from pai_bench.core import Batches, Scores, Subnetwork
 from pai_bench.errors import UserError
 from pai_bench.gradients import hessian_gradient, mean_gradient
@@ -665,7 +665,7 @@ def test_phew_keeps_weights_on_paths_and_large_ones(make: Callable[[], nn.Module
     net = dataclasses.replace(subnetwork(model), num_kept=lambda: k)
     scores = phew.score(net, [], F.cross_entropy, Generator().manual_seed(0), **WALKS)
     mask = allocation.keep_largest(scores, masks.full(model), k).mask
-    reached = measures.effective(model, mask, SHAPE)
+    reached = paths.effective(model, mask, SHAPE)
     assert masks.kept(mask) == k and masks.kept(reached) >= k - len(mask)  # the last walk may be cut short
     weights = {name: weight.detach().abs() for name, weight in masks.prunable(model).items()}
     for name in ("conv1.weight", "conv2.weight") if make is Chain else ("stages.1.0.conv1.weight",):

@@ -36,6 +36,23 @@ def test_prunable_are_weights_of_convolutions_and_linear_layers() -> None:
     assert list(masks.prunable(model)) == ["0.weight", "2.weight", "3.weight", "6.weight"]
 
 
+@pytest.mark.parametrize("widths", [{}, {"kdim": 6, "vdim": 10}], ids=["packed", "separate"])
+def test_the_projections_of_attention_are_prunable(widths: dict[str, int]) -> None:
+    attention = nn.MultiheadAttention(8, 2, batch_first=True, **widths)
+    packed = ["in_proj_weight"] if not widths else ["q_proj_weight", "k_proj_weight", "v_proj_weight"]
+    assert list(masks.prunable(attention)) == [*packed, "out_proj.weight"]
+    assert not masks.unprunable(attention)
+
+
+def test_other_weights_of_two_dimensions_are_known() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Embedding(3, 5), nn.LayerNorm([2, 3]), nn.PReLU(4), nn.LSTM(2, 3))
+    model.token = nn.Parameter(torch.zeros(1, 1, 7))
+    model[0] = nn.utils.parametrizations.weight_norm(model[0])
+    assert list(masks.unprunable(model)) == [
+        "0.parametrizations.weight.original1", "1.weight", "2.weight", "2.bias", "4.weight_ih_l0", "4.weight_hh_l0",
+    ]  # fmt: skip
+
+
 def test_a_shared_weight_counts_once() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     model[1].weight = model[0].weight
