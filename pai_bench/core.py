@@ -95,10 +95,10 @@ class Chosen:
 
 
 class Allocate(Protocol):
-    """Which of the candidates stay, so that exactly round((1 - sparsity) * N) weights are kept."""
+    """Which of the candidates stay."""
 
-    def __call__(self, scores: Scores, candidates: Mask, sparsity: float, generator: Generator) -> Chosen:
-        """The mask, and a rescaling of the weights if one comes with it."""
+    def __call__(self, scores: Scores, candidates: Mask, keep: int, generator: Generator) -> Chosen:
+        """The mask, of exactly `keep` weights, and a rescaling of the weights if one comes with it."""
 
 
 class Transfer(Protocol):
@@ -116,6 +116,9 @@ class Length:
     steps_per_epoch: int
 
 
+Rounding = Literal["nearest", "up", "down"]  # of (1 - sparsity) * N, to the number of weights that a round keeps
+
+
 @dataclass(frozen=True)
 class Round:
     """One score, allocate, mask cycle, within training or, as by default, before it.
@@ -127,6 +130,7 @@ class Round:
     until_epoch: float = 0.0  # train this far before scoring
     rewind_epoch: float | None = None  # after masking, put the clock and the learning rate back to this time,
     rewind_weights: bool = True  # and, if so, the weights too (their values when the clock first stood there)
+    rounding: Rounding = "nearest"
 
 
 class Schedule(Protocol):

@@ -225,9 +225,9 @@ def assembled(cfg: dict[str, Any], device: torch.device) -> Parts:
     rounds = _function(cfg["schedule"])(cfg["sparsity"], train.length(recipe, data))
     pruner, ablation, choose = _pruner(cfg["pruner"]), _ablation(cfg["ablation"]), _function(cfg["allocation"])
 
-    def allocate(scores: Scores, candidates: Mask, sparsity: float, generator: Generator) -> Chosen:
+    def allocate(scores: Scores, candidates: Mask, keep: int, generator: Generator) -> Chosen:
         # Every process scores, and the mask of the first holds: two GPUs may round differently.
-        chosen: Chosen = distributed.from_first(choose(scores, candidates, sparsity, generator))
+        chosen: Chosen = distributed.from_first(choose(scores, candidates, keep, generator))
         return chosen
 
     return Parts(cfg, device, data, build, pruner, allocate, ablation, rounds, recipe)
@@ -325,7 +325,7 @@ def _search(
         return pruned, shelf.used
     if shelf is not None and trainer.diagnose is None and not cfg["save_scores"]:
         allocation = {key: value for key, value in cfg["allocation"].items() if key != "name"}
-        path = {"rounds": [this.sparsity for this in parts.rounds], "allocation": allocation}
+        path = {"rounds": [(this.sparsity, this.rounding) for this in parts.rounds], "allocation": allocation}
         pruned = reuse.stored_mask(
             shelf, path, trainer.model, initial,
             lambda metrics: record(metrics, trainer.age_epochs),

@@ -119,7 +119,7 @@ def prune(
         candidates = pruned.units
         if pruner.regrow:
             candidates = {name: torch.ones_like(tensor) for name, tensor in candidates.items()}
-        num_kept = masks.num_kept(this.sparsity, masks.total(candidates))
+        num_kept = masks.num_kept(this.sparsity, masks.total(candidates), this.rounding)
         weights = {name: initial[name] for name in everything}
         net = Subnetwork(
             model, pruned.mask, weights, input_shape, pruned.companions, lambda n=num_kept: n,  # type: ignore[misc]
@@ -160,7 +160,7 @@ def prune(
             raise UserError(f"round {number} of {len(rounds)}: {error}") from error
         if ablation.scores is not None:
             scores = ablation.scores(scores, candidates, generator("ablation"))
-        chosen = allocate(scores, candidates, this.sparsity, generator("allocation"))
+        chosen = allocate(scores, candidates, num_kept, generator("allocation"))
         units, unbroken = chosen.mask, None
         if ablation.mask is not None and number == len(rounds):
             unbroken = units if filters is None else filters.expand(model, units)

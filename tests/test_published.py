@@ -71,9 +71,10 @@ def test_magnitude_deletes_the_classifier_of_resnet18_at_the_predicted_density(
     with seeding.seeded(0, "init"):
         model = experiment._function(composed("model=resnet18")["model"])((3, 32, 32), num_classes)
     scores = {name: weight.detach().abs() for name, weight in masks.prunable(model).items()}
+    total = masks.total(scores)
     above, below = (
         allocation.global_topk(
-            scores, masks.full(model), 1 - factor * critical_density, Generator(), min_density=0.0
+            scores, masks.full(model), round(factor * critical_density * total), Generator(), min_density=0.0
         ).mask
         for factor in (1.01, 0.99)
     )
@@ -110,7 +111,8 @@ def resnet50() -> nn.Module:
 def test_erk_leaves_the_published_share_of_multiply_adds(number: numbers.Number, resnet50: nn.Module) -> None:
     scores = {name: weight.detach().abs() for name, weight in masks.prunable(resnet50).items()}
     assert number.density is not None
-    mask = allocation.erk(scores, masks.full(resnet50), 1 - number.density, Generator(), kernel=True).mask
+    keep = round(number.density * masks.total(scores))
+    mask = allocation.erk(scores, masks.full(resnet50), keep, Generator(), kernel=True).mask
     counts = measures.multiply_adds(resnet50, (3, 224, 224))
     assert sum(counts.values()) == pytest.approx(4.089e9, rel=1e-3)
     share = measures.masked_multiply_adds(counts, mask) / sum(counts.values())
@@ -122,7 +124,8 @@ def test_uniform_with_a_dense_first_layer_leaves_the_published_share(resnet50: n
     counts = measures.multiply_adds(resnet50, (3, 224, 224))
     for sparsity, published in ((0.8, 0.223), (0.9, 0.126), (0.95, 0.077)):
         shares = dict.fromkeys(scores, 1.0)
-        mask = allocation.by_density(scores, masks.full(resnet50), sparsity, shares, fixed={"conv1.weight"}).mask
+        keep = masks.num_kept(sparsity, masks.total(scores))
+        mask = allocation.by_density(scores, masks.full(resnet50), keep, shares, fixed={"conv1.weight"}).mask
         share = measures.masked_multiply_adds(counts, mask) / sum(counts.values())
         assert share == pytest.approx(published, abs=0.002)
 
@@ -131,7 +134,8 @@ def test_erk_densities_of_resnet20() -> None:
     with seeding.seeded(0, "init"):
         model = experiment._function(composed("model=resnet20")["model"])((3, 32, 32), 10)
     scores = {name: weight.detach().abs() for name, weight in masks.prunable(model).items()}
-    mask = allocation.erk(scores, masks.full(model), 0.9, Generator(), kernel=True).mask
+    keep = masks.num_kept(0.9, masks.total(scores))
+    mask = allocation.erk(scores, masks.full(model), keep, Generator(), kernel=True).mask
     found = masks.densities(mask)
     expected = {
         "conv.weight": 0.983, "stages.0.0.conv1.weight": 0.280, "stages.1.0.conv1.weight": 0.199,

@@ -24,8 +24,12 @@ LENGTH = Length(3, 5)  # of RECIPE on FewImages
 MAGNITUDE = Pruner(magnitude.score, "eval", None)
 
 
-def topk(scores: Scores, candidates: Mask, sparsity: float, generator: Generator) -> Chosen:
-    return allocation.keep_largest(scores, candidates, masks.num_kept(sparsity, masks.total(candidates)))
+def topk(scores: Scores, candidates: Mask, keep: int, generator: Generator) -> Chosen:
+    return allocation.keep_largest(scores, candidates, keep)
+
+
+def top(scores: Scores, candidates: Mask, sparsity: float) -> Mask:
+    return topk(scores, candidates, masks.num_kept(sparsity, masks.total(candidates)), Generator()).mask
 
 
 def searched(
@@ -88,7 +92,7 @@ def test_rewinding_returns_to_the_weights_of_an_epoch_or_step(epoch: float) -> N
     # The first level prunes the network that dense training leads to.
     dense = trained_to(3)
     scores = {name: weight.detach().abs() for name, weight in masks.prunable(dense).items()}
-    first = topk(scores, masks.full(dense), rounds[0].sparsity, Generator()).mask
+    first = top(scores, masks.full(dense), rounds[0].sparsity)
     assert not any((pruned.mask[name] & ~first[name]).any() for name in first)
     # Recorded time never goes back, and finding the mask is counted.
     times = [time for time, _ in lines]
@@ -124,7 +128,7 @@ def test_fine_tuning_goes_on_at_the_last_learning_rate() -> None:
 
 @pytest.mark.parametrize("step", [0, 1, 7])
 def test_pruning_early_in_training_goes_on_from_there(step: int) -> None:
-    rounds = schedules.early(0.5, LENGTH, epoch=None, step=step, rounds=1)
+    rounds = schedules.early(0.5, LENGTH, epoch=None, step=step, rounds=1, rounding="nearest")
     pruned, trainer, lines = searched(rounds)
     assert trainer.clock == step and equal(trainer.model, trained_to(step / 5), pruned.mask)
     trainer.finish(pruned.held, 3)
@@ -143,12 +147,8 @@ def test_gradual_pruning_masks_within_epochs_and_ends_with_an_evaluation_of_the_
 
 def test_momentum_of_pruned_weights_is_dropped() -> None:
     _, trainer, _ = searched([Round(0.5, until_epoch=1.0)])
-    mask = topk(
-        {n: w.detach().abs() for n, w in masks.prunable(trainer.model).items()},
-        masks.full(trainer.model),
-        0.8,
-        Generator(),
-    ).mask
+    scores = {n: w.detach().abs() for n, w in masks.prunable(trainer.model).items()}
+    mask = top(scores, masks.full(trainer.model), 0.8)
     trainer.until(mask, 1.4)
     for name in masks.prunable(trainer.model):
         assert not trainer.gear.optimizer.buffers[name][~mask[name]].any()
@@ -267,9 +267,9 @@ def test_a_sketch_rescales_the_weights() -> None:
     model = Chain()
     before = {name: weight.detach().clone() for name, weight in masks.prunable(model).items()}
 
-    def sketch(scores: Scores, candidates: Mask, sparsity: float, generator: Generator) -> Chosen:
+    def sketch(scores: Scores, candidates: Mask, keep: int, generator: Generator) -> Chosen:
         return Chosen(
-            topk(scores, candidates, sparsity, generator).mask, {n: torch.full_like(s, 3.0) for n, s in scores.items()}
+            topk(scores, candidates, keep, generator).mask, {n: torch.full_like(s, 3.0) for n, s in scores.items()}
         )
 
     pruned, trainer, _ = searched([Round(0.3), Round(0.5)], allocate=sketch, model=model)
@@ -309,7 +309,7 @@ def test_what_a_shuffled_mask_brings_back_has_its_initial_value(reduce: Any) -> 
 def test_inversion_reverses_ties_too() -> None:
     candidates = {"a": torch.ones(4, dtype=torch.bool)}
     inverted = ablations.invert({"a": torch.full((4,), 5.0)}, candidates, Generator())
-    assert topk(inverted, candidates, 0.5, Generator()).mask["a"].tolist() == [False, False, True, True]
+    assert top(inverted, candidates, 0.5)["a"].tolist() == [False, False, True, True]
 
 
 def test_inverted_scores_keep_what_was_pruned_first() -> None:
@@ -318,11 +318,11 @@ def test_inverted_scores_keep_what_was_pruned_first() -> None:
     scores = {name: torch.randn(w.shape) for name, w in masks.prunable(model).items()}  # signed, as GraSP's
     candidates = masks.full(model)
     inverted = ablations.invert(scores, candidates, Generator())
-    upper, lower = (topk(given, candidates, 0.5, Generator()).mask for given in (scores, inverted))
+    upper, lower = (top(given, candidates, 0.5) for given in (scores, inverted))
     assert not any((upper[name] & lower[name]).any() for name in upper)
     assert masks.kept(upper) + masks.kept(lower) in (masks.total(upper), masks.total(upper) + 1)
-    twice = topk(ablations.invert(inverted, candidates, Generator()), candidates, 0.8, Generator()).mask
-    assert all(torch.equal(twice[name], topk(scores, candidates, 0.8, Generator()).mask[name]) for name in twice)
+    twice = top(ablations.invert(inverted, candidates, Generator()), candidates, 0.8)
+    assert all(torch.equal(twice[name], top(scores, candidates, 0.8)[name]) for name in twice)
 
 
 def test_inverted_rounds_go_on_when_nothing_is_left_to_rank() -> None:
