@@ -18,6 +18,7 @@ from pai_bench import (
     config,
     devices,
     distributed,
+    layout,
     mask_files,
     masks,
     measures,
@@ -52,7 +53,7 @@ from pai_bench.core import (
 from pai_bench.errors import ConfigError, LostWorkerError, OwnedError, PreemptedError, UserError
 from pai_bench.prune import Pruned, impose, prune
 from pai_bench.summary import already, closing
-from pai_bench.train import Recipe, Trainer, memory_format
+from pai_bench.train import Recipe, Trainer
 from pai_bench.world import world
 
 log = logging.getLogger(__name__)
@@ -386,9 +387,9 @@ def _overlap(parts: Parts, pruned: Pruned, unbroken: Mask | None, trainer: Train
 
 
 def _draw(data: Data, model: torch.nn.Module, examples: Examples, generator: Generator) -> Batches:
-    """Training images for scoring, laid out as the network can be trained on them."""
-    form = memory_format(model, next(model.parameters()).device, channels_last=True)
-    return [(images.contiguous(memory_format=form), labels) for images, labels in data.draw(examples, generator)]
+    """Training images for scoring, laid out as the network is."""
+    form = layout.layout_of(model)
+    return [(layout.laid_out(images, form), labels) for images, labels in data.draw(examples, generator)]
 
 
 def _examples_at_random(data: Data, model: torch.nn.Module, seed: int, stream: str) -> Batch:

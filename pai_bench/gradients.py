@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from pai_bench.core import Batch, Batches, Loss, Subnetwork, Weights
 from pai_bench.errors import UserError
+from pai_bench.layout import laid_out
 
 
 class _PlainHardsigmoid(TorchFunctionMode):
@@ -126,7 +127,8 @@ def hessian_gradient(
     constant = [] if along is None else [along[name] for name in weights]
     sums = [torch.zeros_like(leaf) for leaf in leaves]
     for images, labels in batches:
-        batch = (images.contiguous(), labels)  # the second derivative of a norm over channels last takes twice the time
+        # The second derivative of a norm over channels last takes twice the time.
+        batch = (laid_out(images, torch.contiguous_format), labels)
         with twice_differentiable():
             value = _batch_loss(net, weights, batch, loss, temperature)
             gradients = torch.autograd.grad(value, leaves, create_graph=True, materialize_grads=True)

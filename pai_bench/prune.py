@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from pai_bench import allocation, devices, masks, measures, seeding, structure
+from pai_bench import allocation, devices, layout, masks, measures, seeding, structure
 from pai_bench.core import (
     Ablation,
     Allocate,
@@ -87,13 +87,9 @@ def prune(
         UserError: the scores of a round cannot rank the weights.
     """
     # Without training in between, weights lie in the order of their dimensions, as scores do: masks are found faster.
-    channels_last = any(
-        parameter.is_contiguous(memory_format=torch.channels_last) and not parameter.is_contiguous()
-        for parameter in model.parameters()
-    )
-    reordered = channels_last and all(this.until_epoch == 0 for this in rounds)
-    if reordered:
-        model.to(memory_format=torch.contiguous_format)
+    trained_in = layout.layout_of(model)
+    if all(this.until_epoch == 0 for this in rounds):
+        layout.lay_out_(model, torch.contiguous_format)
     everything = masks.full(model)
     filters = structure.filters(model, input_shape) if pruner.reduce is not None else None
     if ablation.mask is not None and any(r.until_epoch > 0 and not _returns(r) for r in rounds):
@@ -201,8 +197,7 @@ def prune(
         if this.rewind_epoch is not None:
             training.rewind(pruned.held, this.rewind_epoch, this.rewind_weights)
         checkpoint(pruned)
-    if reordered:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    layout.lay_out_(model, trained_in)
     return pruned
 
 

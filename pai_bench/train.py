@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from pai_bench import devices, distributed, masks, measures, seeding
+from pai_bench import devices, distributed, layout, masks, measures, seeding
 from pai_bench.core import Batch, Data, Length, Mask, Record, State, num_steps
 from pai_bench.errors import ConfigError, LostWorkerError, UserError
 from pai_bench.sgd import SGD
@@ -130,23 +130,7 @@ class _Gear:
     infer: nn.Module  # the same, perhaps compiled
     forward: nn.Module  # that, perhaps with gradients that are averaged over processes
     optimizer: SGD
-    memory_format: torch.memory_format  # of images and weights
-
-
-def memory_format(net: nn.Module, device: torch.device, channels_last: bool) -> torch.memory_format:
-    """The memory format that a network is trained in, where it is to be `channels_last` if that is safe.
-
-    On the CPU the gradient of a 1x1 convolution with a stride that reads fewer than sixteen channels, laid out with the
-    channels last, overwrites memory that is not its own when the batch is odd (torch 2.15).
-    """
-    narrow = device.type == "cpu" and any(
-        isinstance(layer, nn.Conv2d)
-        and layer.kernel_size == (1, 1)
-        and max(layer.stride) > 1
-        and layer.in_channels < 16
-        for layer in net.modules()
-    )
-    return torch.channels_last if channels_last and not narrow else torch.contiguous_format
+    layout: torch.memory_format  # of images and weights
 
 
 def _check_shares(recipe: Recipe, data: Data, size: int, compile_model: bool) -> None:
@@ -175,7 +159,7 @@ class Trainer:
     Args:
         model: on the device; trained in place.
         keep_epochs: the times on the clock to which `rewind` will be asked to return with the weights of that time.
-        channels_last: memory format of images and weights.
+        channels_last: lay images and weights out so, where that is safe.
         compile_model: run forward and backward through torch.compile.
         compact: train a network without the channels that the mask leaves idle instead, where that saves work; not if
             what is pruned may return after training, since running statistics of idle channels stand still meanwhile.
@@ -382,8 +366,8 @@ class Trainer:
             list(zip(groups, (recipe.weight_decay, recipe.weight_decay * recipe.decay_norm_and_bias), strict=True)),
             lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov,
         )  # fmt: skip
-        form = memory_format(net, self.device, self.channels_last)
-        net.to(memory_format=form)
+        form = layout.suitable(net, self.device, self.channels_last)
+        layout.lay_out_(net, form)
         return _Gear(net, infer, distributed.wrapped(infer, self.device), optimizer, form)
 
     @contextmanager
@@ -435,12 +419,12 @@ class Trainer:
         shape, generator = (self.recipe.batch_size, *self.data.input_shape), torch.Generator().manual_seed(0)
         images = torch.randn(shape, generator=generator).to(next(self.model.parameters()))
         labels = torch.zeros(len(images), dtype=torch.int64, device=self.device)
-        formats = [memory_format(net, self.device, self.channels_last) for net in nets]
+        layouts = [layout.layout_of(net) for net in nets]
         nets = [copy.deepcopy(net).train() for net in nets]  # the running statistics of the others stay as they are
         seconds: list[list[float]] = [[] for _ in nets]
         for repeat in range(4):
-            for net, form, taken in zip(nets, formats, seconds, strict=True):
-                batch = images.contiguous(memory_format=form)
+            for net, form, taken in zip(nets, layouts, seconds, strict=True):
+                batch = layout.laid_out(images, form)
                 devices.wait(self.device)
                 started = time.perf_counter()
                 with devices.fast(), autocast(self.device, self.recipe.precision):
@@ -470,7 +454,7 @@ class Trainer:
         )
 
     def _formatted(self, batches: Iterable[Batch]) -> Iterable[Batch]:
-        return ((images.contiguous(memory_format=self.gear.memory_format), labels) for images, labels in batches)
+        return ((layout.laid_out(images, self.gear.layout), labels) for images, labels in batches)
 
     def _fetched(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The batches of an epoch; when there are no more because SIGTERM took the workers, the moment to save."""

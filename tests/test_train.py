@@ -14,11 +14,11 @@ from conftest import Chain, composed
 from torch import Generator, nn
 from torch.nn import functional as F
 
-from pai_bench import config, devices, experiment, masks, measures
+from pai_bench import config, devices, masks, measures
 from pai_bench.core import Batch, Batches, Examples
 from pai_bench.errors import UserError
 from pai_bench.sgd import SGD
-from pai_bench.train import Recipe, Trainer, evaluate, learning_rate, memory_format, num_resurrected
+from pai_bench.train import Recipe, Trainer, evaluate, learning_rate, num_resurrected
 
 CPU = torch.device("cpu")
 
@@ -387,26 +387,6 @@ def test_recipes_are_the_published_ones(name: str) -> None:
 
 def test_the_schema_and_the_recipe_have_the_same_fields() -> None:
     assert {f.name for f in fields(config.TrainingConfig)} == {f.name for f in fields(Recipe)} | {"name", "compact"}
-
-
-@pytest.mark.parametrize(
-    ("layer", "form"),
-    [
-        (nn.Conv2d(8, 16, 1, stride=2), torch.contiguous_format),
-        (nn.Conv2d(16, 32, 1, stride=2), torch.channels_last),
-        (nn.Conv2d(8, 16, 1), torch.channels_last),
-        (nn.Conv2d(8, 16, 3, stride=2), torch.channels_last),
-    ],
-)
-def test_a_layout_in_which_torch_overwrites_memory_is_avoided(layer: nn.Module, form: torch.memory_format) -> None:
-    net = nn.Sequential(layer, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    assert memory_format(net, CPU, True) == form
-    assert memory_format(net, CPU, False) == torch.contiguous_format
-    assert memory_format(net, torch.device("cuda"), True) == torch.channels_last
-    images = torch.zeros(3, 8, 4, 4).contiguous(memory_format=torch.channels_last)
-    drawn = SimpleNamespace(draw=lambda examples, generator: [(images, torch.zeros(3))])
-    for seen, _ in experiment._draw(drawn, net, Examples(None, 3, 3, False), Generator()):
-        assert seen.is_contiguous(memory_format=form)
 
 
 # Signal ---------------------------------------------------------------------------------------------------------------
