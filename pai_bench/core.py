@@ -14,6 +14,7 @@ Mask = dict[str, Tensor]  # same names and shapes, bool; True = kept
 State = dict[str, Tensor]  # a state dict: every parameter and buffer
 Batch = tuple[Tensor, Tensor]  # images (B, C, H, W) float, labels (B,) int64
 Batches = Sequence[Batch]  # materialised: may be walked twice
+Change = Callable[[Tensor, Tensor], Batch]  # images as they are stored, (B, H, W, C) uint8, and labels -> others
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits (B, K), labels (B,) -> scalar mean
 Record = Callable[[dict[str, float], float], None]  # metrics, epoch: the one way by which numbers leave a run
 Shape = tuple[int, int, int]  # (C, H, W) of one image
@@ -174,6 +175,7 @@ class Ablation:
     """What is broken on purpose to test a claim: hooks, each of which does nothing where it is None."""
 
     batches: Callable[[Batches, Generator], Batches] | None = None  # the images and labels that a score sees
+    images: Callable[[Tensor, Tensor, Generator], Batch] | None = None  # the same as they are stored: see Change
     scores: Callable[[Scores, Mask, Generator], Scores] | None = None  # of every round, given its candidates
     mask: Callable[[Mask, Generator], Mask] | None = None  # of the last round
     # The state dict that training goes on from, given the present one and a freshly drawn one; to return the latter
@@ -217,11 +219,15 @@ class Data(Protocol):
     def evaluation(self, split: str, batch_size: int) -> Iterator[Batch]:
         """Every image of a split once, un-augmented, in a fixed order; of several processes each gets other batches."""
 
-    def draw(self, examples: Examples, generator: Generator) -> Batches:
+    def draw(self, examples: Examples, generator: Generator, change: Change | None = None) -> Batches:
         """Training images for scoring.
 
+        Args:
+            change: is done to the images, as they are stored, and to their labels, before they are augmented.
+
         Raises:
-            ConfigError: a class, or the training split, holds fewer images than asked for.
+            ConfigError: a class, or the training split, holds fewer images than asked for; the images are of many sizes
+                and are to be changed.
         """
 
 

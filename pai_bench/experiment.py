@@ -37,6 +37,7 @@ from pai_bench.core import (
     Allocate,
     Batch,
     Batches,
+    Change,
     Chosen,
     Data,
     Examples,
@@ -386,10 +387,12 @@ def _overlap(parts: Parts, pruned: Pruned, unbroken: Mask | None, trainer: Train
     return overlap
 
 
-def _draw(data: Data, model: torch.nn.Module, examples: Examples, generator: Generator) -> Batches:
+def _draw(
+    data: Data, model: torch.nn.Module, examples: Examples, generator: Generator, change: Change | None = None
+) -> Batches:
     """Training images for scoring, laid out as the network is."""
     form = layout.layout_of(model)
-    return [(layout.laid_out(images, form), labels) for images, labels in data.draw(examples, generator)]
+    return [(layout.laid_out(images, form), labels) for images, labels in data.draw(examples, generator, change)]
 
 
 def _examples_at_random(data: Data, model: torch.nn.Module, seed: int, stream: str) -> Batch:
@@ -484,7 +487,8 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory | 
         )  # fmt: skip
     try:
         # The mask. What an ablation of the scores changes is seen beside a search without it.
-        broken = parts.ablation.scores is not None or parts.ablation.batches is not None
+        before_the_mask = (parts.ablation.batches, parts.ablation.images, parts.ablation.scores)
+        broken = any(hook is not None for hook in before_the_mask)
         if broken and reached["unbroken"] is None:
             reached["unbroken"] = _beside(parts, copy.deepcopy(model), initial, checkpoints, begun)
             reached["beside"] = None

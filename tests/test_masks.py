@@ -316,6 +316,21 @@ def test_erdos_renyi_densities_are_proportional_until_a_layer_is_full() -> None:
         allocation.erk({"a": torch.ones(3)}, {"a": torch.ones(3, dtype=torch.bool)}, 2, GENERATOR, kernel=True)
 
 
+@pytest.mark.parametrize("surplus", ["proportional", "next"])
+@pytest.mark.parametrize("sparsity", [0.1, 0.3, 0.6, 0.9])
+def test_smart_ratio_keeps_exactly_the_number_whatever_is_full(surplus: Any, sparsity: float) -> None:
+    candidates = everything((4, 3, 3, 3), (6, 4, 3, 3), (8, 6, 3, 3), (8, 8, 3, 3), (4, 8))
+    scores = {name: torch.rand(mask.shape, generator=Generator().manual_seed(0)) for name, mask in candidates.items()}
+    keep = num_kept(candidates, sparsity)
+    settings = {"shape": "vgg", "linear_density": 0.5, "surplus": surplus}
+    mask = allocation.smart_ratio(scores, candidates, keep, GENERATOR, **settings).mask
+    assert masks.kept(mask) == keep
+    counts = [int(kept.sum()) for kept in mask.values()]
+    full = [kept == candidate.numel() for kept, candidate in zip(counts, candidates.values(), strict=True)]
+    assert sorted(full[:4], reverse=True) == full[:4]  # the first layers are filled before those behind them
+    assert counts[4] == 16
+
+
 def test_densities_of_another_mask_are_taken_over(tmp_path: Path) -> None:
     candidates = everything((10, 10), (50, 4))
     theirs = {name: torch.zeros_like(mask) for name, mask in candidates.items()}
