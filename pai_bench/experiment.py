@@ -40,6 +40,7 @@ from pai_bench.core import (
     Allocate,
     Batch,
     Batches,
+    Change,
     Chosen,
     Data,
     Examples,
@@ -236,9 +237,9 @@ def assembled(cfg: dict[str, Any], device: torch.device) -> Parts:
     rounds = _function(cfg["schedule"])(cfg["sparsity"], train.length(recipe, data))
     pruner, ablation, choose = _pruner(cfg["pruner"]), _ablation(cfg["ablation"]), _function(cfg["allocation"])
 
-    def allocate(scores: Scores, candidates: Mask, sparsity: float, generator: Generator) -> Chosen:
+    def allocate(scores: Scores, candidates: Mask, keep: int, generator: Generator) -> Chosen:
         # Every process scores, and the mask of the first holds: two GPUs may round differently.
-        chosen: Chosen = distributed.from_first(choose(scores, candidates, sparsity, generator))
+        chosen: Chosen = distributed.from_first(choose(scores, candidates, keep, generator))
         return chosen
 
     return Parts(cfg, device, data, build, pruner, allocate, ablation, rounds, recipe)
@@ -287,7 +288,7 @@ def _shelf(parts: Parts, model: torch.nn.Module, ablation: Ablation) -> reuse.Sh
         return None
     # What comes after the score cannot change it, and masks are kept for searches of several rounds alone.
     after = ("reduce", "regrow") if len(parts.rounds) == 1 else ()
-    before = ("batches",) if len(parts.rounds) == 1 else ("batches", "scores", "mask")
+    before = ("images", "batches") if len(parts.rounds) == 1 else ("images", "batches", "scores", "mask")
     hooks = {hook: cfg["ablation"][hook] for hook in before if ablation is parts.ablation and cfg["ablation"][hook]}
     called = [cfg["pruner"]["score"], *hooks.values(), *([cfg["allocation"]] if len(parts.rounds) > 1 else [])]
     dataset = {key: value for key, value in cfg["dataset"].items() if key != "root"}
@@ -345,7 +346,7 @@ def _search(
         return replace(pruned, **costs | {"seconds": pruned.seconds + costs["seconds"]}), shelf.used
     if shelf is not None and trainer.diagnose is None and not cfg["save_scores"]:
         allocation = {key: value for key, value in cfg["allocation"].items() if key != "name"}
-        path = {"rounds": [this.sparsity for this in parts.rounds], "allocation": allocation}
+        path = {"rounds": [(this.sparsity, this.rounding) for this in parts.rounds], "allocation": allocation}
         pruned = reuse.stored_mask(
             shelf, path, trainer.model, initial,
             lambda metrics: record(metrics, trainer.age_epochs),
@@ -404,10 +405,12 @@ def _overlap(parts: Parts, pruned: Pruned, unbroken: Mask | None, trainer: Train
     return overlap
 
 
-def _draw(data: Data, model: torch.nn.Module, examples: Examples, generator: Generator) -> Batches:
+def _draw(
+    data: Data, model: torch.nn.Module, examples: Examples, generator: Generator, change: Change | None = None
+) -> Batches:
     """Training images, laid out as the network is."""
     form = layout.layout_of(model)
-    return [(layout.laid_out(images, form), labels) for images, labels in data.draw(examples, generator)]
+    return [(layout.laid_out(images, form), labels) for images, labels in data.draw(examples, generator, change)]
 
 
 def _examples_at_random(data: Data, model: torch.nn.Module, seed: int, stream: str) -> Batch:
@@ -545,7 +548,8 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory | 
         )  # fmt: skip
     try:
         # The mask. What an ablation of the scores changes is seen beside a search without it.
-        broken = parts.ablation.scores is not None or parts.ablation.batches is not None
+        before_the_mask = (parts.ablation.batches, parts.ablation.images, parts.ablation.scores)
+        broken = any(hook is not None for hook in before_the_mask)
         if broken and reached["unbroken"] is None:
             reached["unbroken"] = _beside(parts, copy.deepcopy(model), initial, checkpoints, begun)
             reached["beside"] = None
