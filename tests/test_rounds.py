@@ -430,7 +430,9 @@ def test_a_change_of_stored_images_reaches_the_score(batches: Batches) -> None:
         ablation=Ablation(images=ablations.random_pixels_official), initial=drawn(model), input_shape=SHAPE, draw=draw,
         training=Untrained(), loss=F.cross_entropy, seed=0, record=lambda metrics, epoch: None,
     )  # fmt: skip
-    assert seen == [batches, batches] and len(changes) == 2
+    assert len(seen) == len(changes) == 2
+    for scored in seen:
+        assert all(torch.equal(x, y.double()) for (x, _), (y, _) in zip(scored, batches, strict=True))
     (first, _), (second, _) = changes
     assert first[0].flatten().sort().values.tolist() == list(range(12))
     assert not torch.equal(first, second)  # every round in its own way
