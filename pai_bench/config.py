@@ -31,7 +31,7 @@ OnCollapse = Literal["record", "stop"]
 Reduction = Literal["sum", "abs_sum", "l2"]
 Names = Literal["exact", "order"]
 Missing = Literal["refuse", "keep"]
-HOOKS = ("batches", "scores", "mask", "weights")
+HOOKS = ("batches", "images", "scores", "mask", "weights")
 Call = dict[str, Any]  # a name, a _target_, and the keyword arguments of that function
 
 
@@ -66,6 +66,7 @@ class AblationConfig:
 
     name: str = MISSING
     batches: Call | None = MISSING
+    images: Call | None = MISSING
     scores: Call | None = MISSING
     mask: Call | None = MISSING
     weights: Call | None = MISSING
@@ -369,7 +370,7 @@ def _check_fits_together(cfg: dict[str, Any]) -> None:
     broken = [hook for hook in HOOKS if ablation[hook] is not None]
     if broken and never_prunes and cfg["mask"] is None:
         raise ConfigError(f"ablation={ablation['name']}: a dense network has nothing to break; choose a pruner")
-    if ablation["batches"] is not None and pruner["examples"] is None:
+    if (ablation["batches"] is not None or ablation["images"] is not None) and pruner["examples"] is None:
         raise ConfigError(f"ablation={ablation['name']}: pruner={pruner['name']} looks at no images; choose another")
     rewinds = schedule.get("rewind_weights", False)
     if cfg["allocation"].get("rescale"):
@@ -425,7 +426,7 @@ def _check_mask_stands_alone(cfg: dict[str, Any], never_prunes: bool) -> None:
         raise ConfigError(
             f"mask={mask}: schedule={cfg['schedule']['name']} would compute another mask; leave schedule= or mask= out"
         )
-    if cfg["ablation"]["scores"] is not None or cfg["ablation"]["batches"] is not None:
+    if any(cfg["ablation"][hook] is not None for hook in ("batches", "images", "scores")):
         raise ConfigError(
             f"ablation={cfg['ablation']['name']}: mask={mask} comes without scores; "
             "choose an ablation of the mask or the weights"

@@ -22,6 +22,8 @@ from pai_bench import (
     mask_files,
     masks,
     measures,
+    operations,
+    paths,
     preemption,
     reuse,
     scoring,
@@ -38,6 +40,7 @@ from pai_bench.core import (
     Allocate,
     Batch,
     Batches,
+    Change,
     Chosen,
     Data,
     Examples,
@@ -234,9 +237,9 @@ def assembled(cfg: dict[str, Any], device: torch.device) -> Parts:
     rounds = _function(cfg["schedule"])(cfg["sparsity"], train.length(recipe, data))
     pruner, ablation, choose = _pruner(cfg["pruner"]), _ablation(cfg["ablation"]), _function(cfg["allocation"])
 
-    def allocate(scores: Scores, candidates: Mask, sparsity: float, generator: Generator) -> Chosen:
+    def allocate(scores: Scores, candidates: Mask, keep: int, generator: Generator) -> Chosen:
         # Every process scores, and the mask of the first holds: two GPUs may round differently.
-        chosen: Chosen = distributed.from_first(choose(scores, candidates, sparsity, generator))
+        chosen: Chosen = distributed.from_first(choose(scores, candidates, keep, generator))
         return chosen
 
     return Parts(cfg, device, data, build, pruner, allocate, ablation, rounds, recipe)
@@ -285,7 +288,7 @@ def _shelf(parts: Parts, model: torch.nn.Module, ablation: Ablation) -> reuse.Sh
         return None
     # What comes after the score cannot change it, and masks are kept for searches of several rounds alone.
     after = ("reduce", "regrow") if len(parts.rounds) == 1 else ()
-    before = ("batches",) if len(parts.rounds) == 1 else ("batches", "scores", "mask")
+    before = ("images", "batches") if len(parts.rounds) == 1 else ("images", "batches", "scores", "mask")
     hooks = {hook: cfg["ablation"][hook] for hook in before if ablation is parts.ablation and cfg["ablation"][hook]}
     called = [cfg["pruner"]["score"], *hooks.values(), *([cfg["allocation"]] if len(parts.rounds) > 1 else [])]
     dataset = {key: value for key, value in cfg["dataset"].items() if key != "root"}
@@ -343,7 +346,7 @@ def _search(
         return replace(pruned, **costs | {"seconds": pruned.seconds + costs["seconds"]}), shelf.used
     if shelf is not None and trainer.diagnose is None and not cfg["save_scores"]:
         allocation = {key: value for key, value in cfg["allocation"].items() if key != "name"}
-        path = {"rounds": [this.sparsity for this in parts.rounds], "allocation": allocation}
+        path = {"rounds": [(this.sparsity, this.rounding) for this in parts.rounds], "allocation": allocation}
         pruned = reuse.stored_mask(
             shelf, path, trainer.model, initial,
             lambda metrics: record(metrics, trainer.age_epochs),
@@ -402,10 +405,12 @@ def _overlap(parts: Parts, pruned: Pruned, unbroken: Mask | None, trainer: Train
     return overlap
 
 
-def _draw(data: Data, model: torch.nn.Module, examples: Examples, generator: Generator) -> Batches:
+def _draw(
+    data: Data, model: torch.nn.Module, examples: Examples, generator: Generator, change: Change | None = None
+) -> Batches:
     """Training images, laid out as the network is."""
     form = layout.layout_of(model)
-    return [(layout.laid_out(images, form), labels) for images, labels in data.draw(examples, generator)]
+    return [(layout.laid_out(images, form), labels) for images, labels in data.draw(examples, generator, change)]
 
 
 def _examples_at_random(data: Data, model: torch.nn.Module, seed: int, stream: str) -> Batch:
@@ -414,10 +419,52 @@ def _examples_at_random(data: Data, model: torch.nn.Module, seed: int, stream: s
     return batch
 
 
-def _carries_signal(model: torch.nn.Module, data: Data, seed: int) -> bool:
-    batch = _examples_at_random(data, model, seed, "signal")
+def _carries_signal(model: torch.nn.Module, data: Data, seed: int, initial: Weights, effective: Mask | None) -> bool:
+    """Whether the outputs depend on the image. Where not even the dense network's do, paths decide."""
+    images, _ = _examples_at_random(data, model, seed, "signal")
     with seeding.seeded(seed, "signal"):
-        return measures.carries_signal(model, batch, F.cross_entropy)
+        if measures.carries_signal(model, images):
+            return True
+        if measures.carries_signal(model, images, initial):
+            return False
+    log.info("the dense network's output does not depend on the image either, as where a classifier starts at zero")
+    return effective is None or masks.kept(effective) > 0
+
+
+def _examined(parts: Parts, model: torch.nn.Module) -> operations.Operations:
+    """What one image's way through the network shows, before anything is trained.
+
+    Raises:
+        ConfigError: the network does not take the images, or applies weights that a mask does not reach.
+    """
+    cfg, data = parts.cfg, parts.data
+    name = f"model.name={cfg['model']['name']}"
+    try:
+        with measures.mode(model, training=False):
+            found = operations.watch(model, data.input_shape)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error
+    if tuple(found.output_shape) != (1, data.num_classes):
+        raise ConfigError(
+            f"{name}: for one image it gives outputs of shape {tuple(found.output_shape)}, and {data.num_classes} "
+            "classes take (1, classes); give another model"
+        )
+    if parts.pruner.score is None and cfg["mask"] is None:
+        return found
+    if found.computed:
+        layer = type(model.get_submodule(found.computed[0].rpartition(".")[0])).__name__
+        raise ConfigError(
+            f"{name}: {len(found.computed)} layers such as {found.computed[0]} ({layer}) compute what they apply from "
+            "the weights that are pruned, so zeros would not stay zeros; give a model that applies weights as they are"
+        )
+    if others := masks.unprunable(model):
+        names = list(others)
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        log.warning(
+            "%s parameters in %s%s are of no layer that is pruned, and stay dense",
+            f"{masks.total(others):,}", ", ".join(names[:3]), more,
+        )  # fmt: skip
+    return found
 
 
 def _diagnose(parts: Parts, model: torch.nn.Module) -> Diagnose:
@@ -448,6 +495,7 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory | 
     parts = assembled(cfg, device)
     data, recipe = parts.data, parts.recipe
     model = parts.build("init")
+    multiply_adds = _examined(parts, model).multiply_adds
     given = given_mask(cfg, model) if cfg["mask"] is not None else None
     if given is not None:
         sparsity = masks.sparsity(given[0])  # whole layers that the file leaves out count too
@@ -500,7 +548,8 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory | 
         )  # fmt: skip
     try:
         # The mask. What an ablation of the scores changes is seen beside a search without it.
-        broken = parts.ablation.scores is not None or parts.ablation.batches is not None
+        before_the_mask = (parts.ablation.batches, parts.ablation.images, parts.ablation.scores)
+        broken = any(hook is not None for hook in before_the_mask)
         if broken and reached["unbroken"] is None:
             reached["unbroken"] = _beside(parts, copy.deepcopy(model), initial, checkpoints, begun)
             reached["beside"] = None
@@ -515,8 +564,7 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory | 
         checkpoint(pruned)
         num_units = masks.num_kept(sparsity, masks.total(pruned.units))
         assert masks.kept(pruned.units) == num_units, "the allocation did not keep the exact number"
-        multiply_adds = measures.multiply_adds(model, data.input_shape)
-        effective = measures.effective(model, pruned.mask, data.input_shape)
+        effective = paths.effective(model, pruned.mask, data.input_shape)
         layers = rows.layers(pruned, effective, multiply_adds)
         files.write_tensors("mask.safetensors", pruned.held)
         files.write_json("mask.json", rows.mask_report(pruned, layers))
@@ -534,7 +582,7 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory | 
             reached["pruned"] = stored(pruned)
             reached["last"] = {
                 "overlap": overlap,
-                "signal": _carries_signal(model, data, seed),
+                "signal": _carries_signal(model, data, seed, initial, effective),
                 "search_examples": trainer.num_examples,
                 "start": trainer.age_epochs,
                 "num_lines": len(files.curve()),
@@ -573,10 +621,9 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory | 
             "sparsity": masks.sparsity(pruned.mask),
             "target_sparsity": cfg["sparsity"] if given is None else _target_sparsity(cfg, given[0]),
             **rows.of_filters(pruned, parts.pruner.reduce is not None),
-            "num_effective": masks.kept(effective),
-            "effective_sparsity": masks.sparsity(effective),
-            "dead_units": sum(measures.dead_units(effective).values()),
+            **rows.effective(effective),
             "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "num_unprunable": masks.total(masks.unprunable(model)),
             "num_tied": sum(pruned.num_tied),
             "num_rounds": len(parts.rounds),
             "collapsed_layers": collapsed,

@@ -169,7 +169,7 @@ def stored_mask(
     """What a search of several rounds without training finds: taken from the shelf, or searched and put there.
 
     Args:
-        path: what leads from scores to the mask: the sparsities of the rounds and the allocation.
+        path: what leads from scores to the mask: the sparsities of the rounds and their rounding, and the allocation.
         model: is masked, as by the search.
         record: receives what the rounds of the search record.
         search: the search, given where to record.

@@ -71,7 +71,7 @@ def closing(row: dict[str, Any], layers: list[dict[str, Any]], directory: Path) 
         f"  sparsity {row['sparsity']:.6g}   density {row['density']:.6g}   compression {row['compression']:.4g}x"
     )
     lines.append(f"  {kept}" + (f", {row['num_tied']:,} tied at the threshold" if row["num_tied"] else ""))
-    if row["num_effective"] < row["num_kept"]:
+    if row["num_effective"] is not None and row["num_effective"] < row["num_kept"]:
         useless = row["num_kept"] - row["num_effective"]
         lines.append(
             f"  effective sparsity {row['effective_sparsity']:.6g}: {useless:,} kept weights lie on no path from image "
