@@ -42,7 +42,7 @@ ALLOWED = {
     "ownership": {"errors", "files"},
     "status": {"errors", "files", "ownership"},
     "store": LOOPS | {"files", "ownership", "status"},
-    "sweeps": {"errors", "preemption"},
+    "sweeps": {"errors"},
     "slurm": {"cli", "config", "errors", "ownership", "preemption", "status"},
     "preemption": {"errors", "second_signal"},
     "second_signal": set(),

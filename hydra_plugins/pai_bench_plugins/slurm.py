@@ -28,11 +28,12 @@ class SlurmLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Called by Hydra."""
-        from pai_bench import config, slurm
+        from pai_bench import config, preemption, slurm
         from pai_bench.errors import ConfigError
 
         cfgs = []
         for overrides in job_overrides:
+            preemption.check()
             composed = self.context.config_loader.load_sweep_config(self.config, list(overrides))
             with open_dict(composed):
                 del composed["hydra"]
