@@ -7,6 +7,8 @@ import importlib.util
 import json
 import math
 import os
+import re
+import secrets
 import tempfile
 from collections.abc import Collection
 from dataclasses import dataclass, field, fields
@@ -29,7 +31,7 @@ OnCollapse = Literal["record", "stop"]
 Reduction = Literal["sum", "abs_sum", "l2"]
 Names = Literal["exact", "order"]
 Missing = Literal["refuse", "keep"]
-HOOKS = ("batches", "scores", "mask", "weights")
+HOOKS = ("batches", "images", "scores", "mask", "weights")
 Call = dict[str, Any]  # a name, a _target_, and the keyword arguments of that function
 
 
@@ -64,6 +66,7 @@ class AblationConfig:
 
     name: str = MISSING
     batches: Call | None = MISSING
+    images: Call | None = MISSING
     scores: Call | None = MISSING
     mask: Call | None = MISSING
     weights: Call | None = MISSING
@@ -141,7 +144,7 @@ class RunConfig:
     channels_last: bool = MISSING
     compile: bool = MISSING
     save_scores: bool = MISSING
-    save_model: bool = MISSING
+    save_model: Any = MISSING  # a bool, or "half"
     diagnostics: bool = MISSING
     reuse_gb: float = MISSING
 
@@ -181,6 +184,10 @@ def _runs_at_once() -> int:
     return torch.cuda.device_count() or len(os.sched_getaffinity(0))
 
 
+# Hydra insists on writing multirun.yaml somewhere; nothing reads it. A folder of this process, which the sweeper makes.
+SCRATCH = Path(tempfile.gettempdir()) / f"pai_bench-{secrets.token_hex(16)}"
+
+
 def register() -> None:
     """Stores the schema, our help, and the order that Hydra writes nothing itself: pai_bench.store keeps the records.
 
@@ -191,9 +198,7 @@ def register() -> None:
     store.store(name="run_schema", node=RunConfig)
     ours = {"output": "no_files", "help": "pai_bench", "job_logging": "none", "sweeper": "grid"}
     store.store(group="hydra/help", name="pai_bench", node={"app_name": "pai_bench", "template": _HELP})
-    # Hydra insists on writing multirun.yaml somewhere; nothing reads it.
-    scratch = str(Path(tempfile.gettempdir()) / f"pai_bench-{os.getuid()}")
-    nothing = {"run": {"dir": "."}, "sweep": {"dir": scratch, "subdir": "."}}
+    nothing = {"run": {"dir": "."}, "sweep": {"dir": str(SCRATCH), "subdir": "."}}
     store.store(group="hydra/output", name="no_files", node=nothing, package="hydra")
     hydra = HydraConf(output_subdir=None)
     hydra.defaults = [next(({k: ours[k]} for k in d if k in ours), d) for d in hydra.defaults]
@@ -244,6 +249,11 @@ def _require(condition: bool, setting: str, value: object, remedy: str) -> None:
         raise ConfigError(f"{setting}={value}: {remedy}")
 
 
+def _word(value: object) -> object:
+    """A setting that may be a bool or a word, as a user writes it."""
+    return str(value).lower() if isinstance(value, bool) else value
+
+
 def _check_ranges(cfg: dict[str, Any]) -> None:
     training, pruner, dataset = cfg["training"], cfg["pruner"], cfg["dataset"]
     _require(cfg["seed"] >= 0, "seed", cfg["seed"], "give 0 or more")
@@ -251,6 +261,7 @@ def _check_ranges(cfg: dict[str, Any]) -> None:
     _require(cfg["checkpoint_minutes"] >= 0, "checkpoint_minutes", cfg["checkpoint_minutes"], "give 0 or more")
     patience = cfg["tracker"].get("patience_seconds", 1)
     _require(0 < patience < math.inf, "tracker.patience_seconds", patience, "give a number above 0")
+    _check_tracker(cfg["tracker"])
     workers = cfg["num_workers"]
     _require(workers is None or workers >= 0, "num_workers", workers, "give 0 or more, or null for one on each core")
     _require(0 <= cfg["reuse_gb"] < math.inf, "reuse_gb", cfg["reuse_gb"], "give 0 or more")
@@ -284,6 +295,7 @@ def _check_ranges(cfg: dict[str, Any]) -> None:
         ("pruner.dtype", pruner["dtype"], get_args(ScoringPrecision)),
         ("pruner.reduce", pruner["reduce"], (None, *get_args(Reduction))),
         ("on_collapse", cfg["on_collapse"], get_args(OnCollapse)),
+        ("save_model", _word(cfg["save_model"]), ("true", "half", "false")),
         ("mask_file.names", cfg["mask_file"]["names"], get_args(Names)),
         ("mask_file.missing", cfg["mask_file"]["missing"], get_args(Missing)),
     ):
@@ -328,6 +340,21 @@ def _check_ranges(cfg: dict[str, Any]) -> None:
     _check_fits_together(cfg)
 
 
+def _check_tracker(tracker: Call) -> None:
+    """Refuses what W&B would refuse later, when the run has begun."""
+    if tracker["_target_"] != "pai_bench.tracking.wandb":
+        return
+    found = importlib.util.find_spec("wandb")
+    if found is None or found.origin is None:  # a folder that is called wandb is no package
+        raise ConfigError(f"tracker={tracker['name']}: wandb is not installed; pip install wandb, or give tracker=none")
+    mode = os.environ.get("WANDB_MODE") or "offline"
+    _require(mode in ("online", "offline", "disabled"), "WANDB_MODE", mode, "give online, offline or disabled")
+    for key in ("project", "entity"):
+        name = tracker.get(key)
+        fits = name is None or re.fullmatch(r"[^/\\#?%:]{1,128}", name)
+        _require(bool(fits), f"tracker.{key}", name, "give 1 to 128 characters, none of them / \\ # ? % :")
+
+
 def _check_fits_together(cfg: dict[str, Any]) -> None:
     """Refuses settings that exclude each other."""
     if cfg["weights"] is None:
@@ -343,7 +370,7 @@ def _check_fits_together(cfg: dict[str, Any]) -> None:
     broken = [hook for hook in HOOKS if ablation[hook] is not None]
     if broken and never_prunes and cfg["mask"] is None:
         raise ConfigError(f"ablation={ablation['name']}: a dense network has nothing to break; choose a pruner")
-    if ablation["batches"] is not None and pruner["examples"] is None:
+    if (ablation["batches"] is not None or ablation["images"] is not None) and pruner["examples"] is None:
         raise ConfigError(f"ablation={ablation['name']}: pruner={pruner['name']} looks at no images; choose another")
     rewinds = schedule.get("rewind_weights", False)
     if cfg["allocation"].get("rescale"):
@@ -399,7 +426,7 @@ def _check_mask_stands_alone(cfg: dict[str, Any], never_prunes: bool) -> None:
         raise ConfigError(
             f"mask={mask}: schedule={cfg['schedule']['name']} would compute another mask; leave schedule= or mask= out"
         )
-    if cfg["ablation"]["scores"] is not None or cfg["ablation"]["batches"] is not None:
+    if any(cfg["ablation"][hook] is not None for hook in ("batches", "images", "scores")):
         raise ConfigError(
             f"ablation={cfg['ablation']['name']}: mask={mask} comes without scores; "
             "choose an ablation of the mask or the weights"

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from filelock import FileLock, Timeout
 
+from pai_bench import files
 from pai_bench.errors import ConfigError
 from pai_bench.world import World
 
@@ -53,8 +54,7 @@ _taken: dict[int, FileLock] = {}  # the GPU of this process and its lock, held u
 def _least_used() -> int:
     """The GPU with the fewest processes of ours on this machine. The same at every call from one process."""
     if not _taken:
-        folder = Path(tempfile.gettempdir()) / f"pai_bench-{os.getuid()}"
-        folder.mkdir(exist_ok=True)
+        folder = files.private_folder(Path(tempfile.gettempdir()) / f"pai_bench-{os.getuid()}")
         names = [str(torch.cuda.get_device_properties(index).uuid) for index in range(torch.cuda.device_count())]
         with FileLock(folder / "gpus.lock"):
             numbers = [sum(not _free(lock) for lock in folder.glob(f"gpu-{name}-*.lock")) for name in names]

@@ -1,5 +1,6 @@
 """Masks over the prunable weights of a model: which weights those are, how many are kept, and how masks are applied."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from pai_bench.core import Mask
+from pai_bench.core import Mask, Rounding
 from pai_bench.errors import ConfigError
 
 _PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")  # of nn.MultiheadAttention
@@ -101,14 +102,18 @@ def sparsity(mask: Mask) -> float:
     return 1 - kept(mask) / total(mask)
 
 
-def num_kept(sparsity: float, num_prunable: int) -> int:
-    """k = round((1 - sparsity) * N), the exact number of weights to keep.
+def num_kept(sparsity: float, num_prunable: int, rounding: Rounding = "nearest") -> int:
+    """k = round((1 - sparsity) * N), the exact number of weights to keep; a half goes to the even number.
 
     Raises:
         ConfigError: nothing would be left.
     """
-    # 1 - 0.98 is not 0.02 in binary; twelve digits are more than any N can tell apart.
-    k = round(round(1 - sparsity, 12) * num_prunable)
+    if rounding == "nearest":
+        # 1 - 0.98 is not 0.02 in binary; twelve digits are more than any N can tell apart.
+        k = round(round(1 - sparsity, 12) * num_prunable)
+    else:
+        whole = math.ceil if rounding == "up" else math.floor
+        k = whole(round((1 - sparsity) * num_prunable, 6))  # 0.02 * 100 is 2, whatever its last bits say
     if k < 1:
         raise ConfigError(
             f"sparsity {sparsity} leaves none of {num_prunable} weights; give at most {1 - 1 / num_prunable:.9g}"

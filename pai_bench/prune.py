@@ -62,7 +62,7 @@ def prune(
     ablation: Ablation,
     initial: Weights,
     input_shape: Shape,
-    draw: Callable[[Examples, Generator], Batches],
+    draw: Callable[..., Batches],
     training: Training,
     loss: Loss,
     seed: int,
@@ -77,6 +77,7 @@ def prune(
 
     Args:
         initial: of every parameter, as the model was drawn.
+        draw: training images for scoring, as core.Data draws them.
         diagnose: measurements to record before and after the mask of every round is applied.
         begun: what an earlier attempt had reached, to go on from; the model is as it was then.
         checkpoint: called at the start and after every round with what has been reached.
@@ -112,19 +113,14 @@ def prune(
             training.until(pruned.held, this.until_epoch)
             stale, memory = True, {}
         before = {f"before/{key}": value for key, value in diagnose(pruned.held).items()} if diagnose else {}
-        batches: Batches = []
-        if pruner.examples is not None:
-            batches = draw(pruner.examples, seeding.generator(seed, "examples", number))
-            if ablation.batches is not None:
-                batches = ablation.batches(batches, seeding.generator(seed, "ablation", number))
-            batches = scoring.cast_images(batches, pruner.dtype)
+        batches = scoring.cast_images(_batches(pruner.examples, ablation, draw, seed, number), pruner.dtype)
         started = time.perf_counter()
         if stale:
             scoring.update_(scored, model)
         candidates = pruned.units
         if pruner.regrow:
             candidates = {name: torch.ones_like(tensor) for name, tensor in candidates.items()}
-        num_kept = masks.num_kept(this.sparsity, masks.total(candidates))
+        num_kept = masks.num_kept(this.sparsity, masks.total(candidates), this.rounding)
         net = Subnetwork(
             scored, pruned.mask, drawn, input_shape, pruned.companions, lambda n=num_kept: n,  # type: ignore[misc]
             memory=memory,
@@ -164,7 +160,7 @@ def prune(
             raise UserError(f"round {number} of {len(rounds)}: {error}") from error
         if ablation.scores is not None:
             scores = ablation.scores(scores, candidates, generator("ablation"))
-        chosen = allocate(scores, candidates, this.sparsity, generator("allocation"))
+        chosen = allocate(scores, candidates, num_kept, generator("allocation"))
         units, unbroken = chosen.mask, None
         if ablation.mask is not None and number == len(rounds):
             unbroken = units if filters is None else filters.expand(model, units)
@@ -237,6 +233,18 @@ def impose(model: nn.Module, mask: Mask, companions: Mask, *, ablation: Ablation
     layers = {f"layer/{name}/density": density for name, density in masks.densities(chosen).items()}
     record({"prune/round": 0, "prune/sparsity": masks.sparsity(chosen)} | layers, 0.0)
     return Pruned(chosen, chosen, companions, mask if ablation.mask is not None else None)
+
+
+def _batches(
+    examples: Examples | None, ablation: Ablation, draw: Callable[..., Batches], seed: int, number: int
+) -> Batches:
+    """The images and labels that the score of a round sees."""
+    if examples is None:
+        return []
+    noise, stored = seeding.generator(seed, "ablation", number), ablation.images
+    change = () if stored is None else (lambda images, labels: stored(images, labels, noise),)
+    batches = draw(examples, seeding.generator(seed, "examples", number), *change)
+    return batches if ablation.batches is None else ablation.batches(batches, noise)
 
 
 def _returns(this: Round) -> bool:

@@ -6,10 +6,20 @@ from typing import Any
 _BAR = 24
 
 
-def already(row: dict[str, Any], directory: Path) -> str:
-    """A line on a run that needs not be done again."""
+def already(row: dict[str, Any], directory: Path, wants_weights: bool = False) -> str:
+    """A line on a run that needs not be done again; and on final weights that it was asked for and has not."""
     accuracy = f"{100 * row['test_top1']:.2f} % test accuracy"
-    return f"{directory} is finished already: {accuracy}, sparsity {row['sparsity']:.6g}"
+    missing = wants_weights and not (directory / "model.safetensors").is_file()
+    rest = f"; {weights_again(directory)}" if missing else ""
+    return f"{directory} is finished already: {accuracy}, sparsity {row['sparsity']:.6g}{rest}"
+
+
+def weights_again(directory: Path) -> str:
+    """How to get final weights that a finished run has not kept."""
+    return (
+        f"its final weights were not kept (save_model=false); to have them, run it again: remove "
+        f"{directory / 'result.json'}, or give another results_dir="
+    )
 
 
 def _duration(seconds: float) -> str:

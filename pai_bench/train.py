@@ -269,7 +269,7 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "mask": self.mask,
             "kept": self._kept,
-            "random": seeding.states() if self._stepping else None,
+            "random": seeding.states(self.device) if self._stepping else None,
             "loss_sum": self._loss_sum,
             "correct": self._correct,
         } | {name: getattr(self, name) for name in _COUNTS}
@@ -513,7 +513,7 @@ class Trainer:
         shown = tqdm(steps, f"epoch {number}", leave=False, disable=None, unit="step")
         with seeding.seeded(self.seed, *stream), distributed.synchronised_norms(self.gear.net):
             if self._random is not None:
-                seeding.set_states(self._random)
+                seeding.set_states(self._random, self.device)
                 self._random = None
             for step, (images, labels) in zip(shown, batches, strict=False):
                 self.gear.optimizer.lr = learning_rate(recipe, step / per_epoch)

@@ -90,9 +90,10 @@ def test_a_pruned_weight_stays_pruned(name: str, net: nn.Module, batches: Batche
     mask = masks.full(net)
     for sparsity in (0.3, 0.6, 0.8):
         before = mask
-        mask = allocation.global_topk(take(name, net, batches, mask), mask, sparsity, Generator(), min_density=0.0).mask
+        k = masks.num_kept(sparsity, masks.total(mask))
+        mask = allocation.global_topk(take(name, net, batches, mask), mask, k, Generator(), min_density=0.0).mask
         masks.apply_(net, mask)
-        assert masks.kept(mask) == masks.num_kept(sparsity, masks.total(mask))
+        assert masks.kept(mask) == k
         assert not any((mask[key] & ~before[key]).any() for key in mask)
 
 
@@ -117,7 +118,7 @@ def test_every_allocation_keeps_exactly_k(
     more = [f"allocation.mask={tmp_path / 'mask.safetensors'}"] if allocate == "densities_of" else []
     function = experiment._function(composed(f"allocation={allocate}", *more)["allocation"])
     try:
-        chosen = function(scores, candidates, sparsity, generator)
+        chosen = function(scores, candidates, k, generator)
     except ConfigError as error:
         assert allocate in LIMITED and sparsity >= 0.9 and "lower" in str(error)
         return

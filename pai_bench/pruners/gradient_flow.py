@@ -9,7 +9,7 @@ from torch import Generator
 from pai_bench import structure
 from pai_bench.core import Batches, Loss, Scores, Subnetwork
 from pai_bench.errors import UserError
-from pai_bench.gradients import hessian_gradient, mean_gradient
+from pai_bench.gradients import hessian_gradient, mean_gradient, mean_square_gradient
 
 
 def score(
@@ -68,11 +68,15 @@ def gradient_preservation(
     return {name: values.abs() for name, values in scores.items()} if absolute else scores
 
 
-def batch_norm(net: Subnetwork, batches: Batches, loss: Loss, generator: Generator, *, taylor: bool) -> Scores:
+def batch_norm(
+    net: Subnetwork, batches: Batches, loss: Loss, generator: Generator, *, taylor: bool, temperature: float
+) -> Scores:
     """|scale| of the batch norm that a filter runs into, spread evenly over the filter's weights: for reduce=sum.
 
     Args:
-        taylor: (scale g_scale)^2 + (shift g_shift)^2 instead, with the mean gradient of each batch squared.
+        taylor: (scale g_scale)^2 + (shift g_shift)^2 instead, with the mean gradient of each batch squared. Batches
+            count by their size.
+        temperature: divides the logits, where images are looked at.
 
     Raises:
         UserError: a filter runs into no norm.
@@ -96,12 +100,9 @@ def batch_norm(net: Subnetwork, batches: Batches, loss: Loss, generator: Generat
             "pruner.examples=null: taylor looks at images; say how many, as in conf/pruner/filter_loss.yaml"
         )
     if taylor:
-        squares = {key: torch.zeros_like(value) for key, value in values.items()}
-        for batch in batches:
-            at = net.masked() | values
-            _, gradients = mean_gradient(net, [batch], loss, at=at)
-            for key, value in values.items():
-                squares[key] += (value * gradients[key]) ** 2 / len(batches)
+        at = net.masked() | values
+        _, of_gradients = mean_square_gradient(net, batches, loss, temperature=temperature, at=at)
+        squares = {key: value**2 * of_gradients[key] for key, value in values.items()}
     for name, (scale, shift) in norms.items():
         of_filter = squares[scale] + squares[shift] if taylor else values[scale].abs()
         weight = scores[name]

@@ -18,7 +18,7 @@ _FEW = 0.25  # of the prunable weights, from which on idle channels are looked f
 
 
 def score(net: Subnetwork, batches: Batches, loss: Loss, generator: Generator) -> Scores:
-    """|w| * dR/d|w|, where R is the sum of the outputs for an all-ones image when every parameter is replaced by |.|.
+    """|w| |dR/d|w||, where R is the sum of the outputs for an all-ones image when every parameter is replaced by |.|.
 
     Biases, norm parameters and running statistics enter R by their absolute value too. Pruned weights score exactly
     zero. Meant for eval mode (batch statistics of a constant image are meaningless) and many exponential rounds.
@@ -30,7 +30,9 @@ def score(net: Subnetwork, batches: Batches, loss: Loss, generator: Generator) -
         UserError: R overflows the precision of the network. Deep networks overflow float32.
 
     Reference: Tanaka et al. 2020, arXiv:2006.05467, eq. 1 and Algorithm 1.
-    Deviates: none. The authors' code scores in float32 (pruner.dtype=float32).
+    Deviates: float64 by default; the authors' code scores in float32 (pruner.dtype=float32). Masks equal those of their
+        loop, bit for bit, in the same precision and with the same numbers of weights. For those set
+        schedule.rounding=up; their last round rounds up too, and of weights that equal the threshold they drop all.
     """
     if all(kept.all() for kept in net.mask.values()) and (odd := _without_conservation(net.model)):
         log.warning("SynFlow's conservation laws do not hold through %s; its scores are taken as they come", odd)
@@ -66,7 +68,8 @@ class _Flow:
         gradients = torch.autograd.grad(self._forward(net), list(self.weights.values()))
         scores: Scores = {}
         for (name, weight), gradient in zip(self.weights.items(), gradients, strict=True):
-            scores[name] = gradient.mul_(weight.detach())
+            # R falls as a weight grows where batch statistics, layer norm or attention stand behind it.
+            scores[name] = gradient.mul_(weight.detach()).abs_()
             if name in self.left:
                 if name not in self.products:
                     self.products[name] = torch.zeros_like(net.mask[name], dtype=self.precision)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pai_bench.files import csv_cell
 from pai_bench.report import names
 from pai_bench.report.cells import Cell, Grid, compression
 from pai_bench.report.comparison import FEWEST, Difference, best, critical, not_told_from_best
@@ -199,7 +200,8 @@ def as_csv(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
     writer = csv.DictWriter(buffer, columns, lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({k: " ".join(map(str, v)) if isinstance(v, (list, tuple)) else v for k, v in row.items()})
+        joined = {k: " ".join(map(str, v)) if isinstance(v, (list, tuple)) else v for k, v in row.items()}
+        writer.writerow({k: csv_cell(v) for k, v in joined.items()})
     return buffer.getvalue()
 
 
