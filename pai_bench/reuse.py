@@ -6,6 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -93,6 +94,10 @@ class Shelf:
             log.warning("%s cannot be kept for other runs: %s", path, error)
 
     def _make_room(self) -> None:
+        for torn in self.folder.glob("*.tmp-*"):  # of processes that died over it, long ago
+            with suppress(FileNotFoundError):
+                if time.time() - torn.stat().st_mtime > 3600:
+                    torn.unlink()
         found = []
         for path in self.folder.glob("*.safetensors"):
             try:

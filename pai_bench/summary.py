@@ -17,7 +17,7 @@ def already(row: dict[str, Any], directory: Path, wants_weights: bool = False) -
 def weights_again(directory: Path) -> str:
     """How to get final weights that a finished run has not kept."""
     return (
-        f"its final weights were not kept (save_model=false); to have them, run it again: remove "
+        "its final weights were not kept; to have them, run it again with save_model=true: remove "
         f"{directory / 'result.json'}, or give another results_dir="
     )
 

@@ -22,6 +22,7 @@ from conftest import ROOT, RunCli, composed
 from safetensors.torch import load_file
 
 from pai_bench import experiment, files, ownership, status, store
+from pai_bench.data import resident
 from pai_bench.errors import OwnedError
 
 TINY = [
@@ -534,3 +535,12 @@ def test_a_sweep_counts_a_run_whose_records_are_damaged(run_cli: RunCli, tmp_pat
     (first / "result.json").write_bytes(b"[]")
     again = run_cli(*sweep)
     assert again.returncode == 0 and "2 done, 0 skipped, 0 failed" in again.stdout, again.stderr
+
+
+def test_what_dead_processes_had_begun_to_decode_is_removed(tmp_path: Path) -> None:
+    for name in ("dead.1-32-abc", "busy-32-def"):
+        (tmp_path / f"{name}.building").mkdir()
+        (tmp_path / f"{name}.building" / "train.npy").touch()
+    with resident.lock(tmp_path, "busy-32-def"):
+        resident.remove_unfinished(tmp_path)
+    assert [path.name for path in tmp_path.glob("*.building")] == ["busy-32-def.building"]

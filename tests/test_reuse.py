@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +176,11 @@ def test_the_shelf_drops_what_was_used_least_recently(tmp_path: Path) -> None:
         shelf.put("scores", {"number": number}, tensor, {"seconds": 1})
         os.utime(shelf._path("scores", {"number": number}), (number, number))
     assert taken(shelf, 0)  # so the other is older now
+    for name, age in (("old.tmp-1", 7200), ("now.tmp-2", 0)):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
     shelf.put("scores", {"number": 2}, tensor, {"seconds": 1})
+    assert sorted(path.name for path in tmp_path.glob("*.tmp-*")) == ["now.tmp-2"]
     assert [taken(shelf, number) for number in range(3)] == [True, False, True]
     Shelf(tmp_path, 10, {}).put("scores", {"number": 3}, tensor, {"seconds": 1})
     assert not taken(shelf, 3)

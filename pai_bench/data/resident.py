@@ -1,12 +1,13 @@
 """Datasets that fit: uint8 images on the training device, cropped, flipped and normalised there in batches."""
 
 import hashlib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
@@ -21,6 +22,16 @@ def lock(directory: Path, name: str) -> FileLock:
     """A lock that lets one process at a time download or build `name` in a directory; the others wait for it."""
     directory.mkdir(parents=True, exist_ok=True)
     return FileLock(directory / f".{name}.lock")
+
+
+def remove_unfinished(directory: Path) -> None:
+    """Removes what processes that are gone had begun to build in a directory, each under the lock of its name."""
+    for building in directory.glob("*.building"):
+        try:
+            with FileLock(directory / f".{building.stem}.lock", blocking=False):
+                shutil.rmtree(building, ignore_errors=True)
+        except Timeout:
+            continue  # somebody builds it
 
 
 def hold_out(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
