@@ -185,7 +185,7 @@ def _pruner(cfg: dict[str, Any]) -> Pruner:
         functions["transfer"] = lambda *arguments: distributed.from_first(transfer(*arguments))
     return Pruner(
         **functions, mode=cfg["mode"], examples=examples, reduce=cfg["reduce"], regrow=cfg["regrow"],
-        regrow_moved=cfg["regrow_moved"],
+        regrow_moved=bool(cfg["regrow_moved"]),
     )  # fmt: skip
 
 
