@@ -57,7 +57,7 @@ class PrunerConfig:
     dtype: str = "float64"
     reduce: str | None = None
     regrow: bool = False
-    regrow_moved: bool = False
+    regrow_moved: bool | None = None  # null is false, so that runs from before it keep their names
     transfer: Call | None = None
 
 

@@ -192,7 +192,7 @@ def _pruner(cfg: dict[str, Any]) -> Pruner:
         functions["transfer"] = lambda *arguments: distributed.from_first(transfer(*arguments))
     return Pruner(
         **functions, mode=cfg["mode"], examples=examples, dtype=scoring.DTYPES[cfg["dtype"]], reduce=cfg["reduce"],
-        regrow=cfg["regrow"], regrow_moved=cfg["regrow_moved"],
+        regrow=cfg["regrow"], regrow_moved=bool(cfg["regrow_moved"]),
     )  # fmt: skip
 
 
