@@ -24,8 +24,8 @@ def random_pixels(batches: Batches, generator: Generator) -> Batches:
     """Scores see images whose pixels are permuted, every image in its own way, its channels together.
 
     Reference: Su et al. 2020, arXiv:2009.11094.
-    Deviates: from the released code, which random_pixels_official follows: there channels mix, images are augmented
-        afterwards, and the labels are random, too.
+    Deviates: in the released code, which random_pixels_official follows, channels mix, images are augmented afterwards,
+        and the labels are random, too.
     """
     corrupted = []
     for images, labels in batches:

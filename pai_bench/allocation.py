@@ -208,8 +208,8 @@ def uniform_plus(scores: Scores, candidates: Mask, keep: int, generator: Generat
     others = (keep - sizes[first] - of_last * sizes[last]) / rest
     if others <= 0:
         raise ConfigError(
-            f"allocation=uniform_plus keeps the first layer and {min_last:g} of the last, which leaves the others "
-            f"nothing of {keep} weights; lower the sparsity"
+            f"{_asked(keep, candidates)}: allocation=uniform_plus keeps the first layer and {min_last:g} of the last, "
+            "which leaves nothing for the others; lower the sparsity"
         )
     shares = dict.fromkeys(names, others) | {first: 1.0, last: of_last}
     return by_density(scores, candidates, keep, shares, fixed={first, last})
@@ -292,10 +292,14 @@ def densities_of(scores: Scores, candidates: Mask, keep: int, generator: Generat
             raise ConfigError(f"allocation.mask={mask}: it holds no mask of {name} {tuple(candidate.shape)}")
     if sum(counts.values()) != keep:
         raise ConfigError(
-            f"allocation.mask={mask}: it keeps {sum(counts.values())} weights and this run {keep}; "
-            "give a mask of the same sparsity"
+            f"allocation.mask={mask}: it keeps {sum(counts.values())} weights and {_asked(keep, candidates)} keeps "
+            f"{keep}; give a mask of the same sparsity"
         )
     return by_count(scores, candidates, counts)
+
+
+def _asked(keep: int, candidates: Mask) -> str:
+    return f"sparsity={1 - keep / masks.total(candidates):.6g}"
 
 
 def _require_weights(candidates: Mask, allocation: str) -> None:
@@ -340,9 +344,10 @@ def by_density(
     wanted = {name: min(shares[name] * sizes[name], room[name]) for name in fixed}
     left = keep - sum(wanted.values())
     if left < 0:
+        names = ", ".join(name for name in candidates if name in fixed)
         raise ConfigError(
-            f"{keep} weights are to be kept, and {', '.join(fixed)} alone take {sum(wanted.values()):.0f}; "
-            "lower the sparsity or their density"
+            f"{_asked(keep, candidates)}: it keeps {keep} weights, and {names} alone {sum(wanted.values()):.0f}; lower "
+            "the sparsity or their density"
         )
     open_layers = [name for name in candidates if name not in wanted]
     if surplus == "next" and open_layers:

@@ -57,6 +57,7 @@ class PrunerConfig:
     dtype: str = "float64"
     reduce: str | None = None
     regrow: bool = False
+    regrow_moved: bool | None = None  # null is false, so that runs from before it keep their names
     transfer: Call | None = None
 
 
@@ -325,7 +326,7 @@ def _check_ranges(cfg: dict[str, Any]) -> None:
                 _require(0 < value < math.inf, setting, value, "give a number above 0")
             elif key == "steps":
                 _require(value >= 0, setting, value, "give 0 or more")
-            elif key == "batch_size":
+            elif key in ("batch_size", "draws"):
                 _require(value >= 1, setting, value, "give 1 or more")
     _require(not drops or drops[0] >= 0, "training.lr_drop_epochs", drops, "give epochs of 0 or more")
     if (examples := pruner["examples"]) is not None:
@@ -386,6 +387,8 @@ def _check_fits_together(cfg: dict[str, Any]) -> None:
             f"schedule={schedule['name']}: rewinding the weights would undo what pruner={pruner['name']} gives them; "
             "use schedule=constant"
         )
+    if pruner["regrow_moved"] and not pruner["regrow"]:
+        raise ConfigError("pruner.regrow_moved=true: no weight returns with pruner.regrow=false; set it to true")
     if pruner["reduce"] is not None and pruner["regrow"]:
         raise ConfigError("pruner.regrow=true: filters do not return, because their norms do not; set it to false")
     if "mask" in cfg["allocation"] and not schedule["_target_"].endswith((".one_shot", ".none")):

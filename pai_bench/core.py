@@ -29,13 +29,14 @@ class Subnetwork:
 
     model: nn.Module
     mask: Mask
-    initial: Weights
+    initial: Weights  # of every parameter in a search; where nothing but weights is asked for, of those alone
     input_shape: Shape
     held: Mask = field(default_factory=dict)  # other parameters that are held at zero: norms of pruned filters
     num_kept: Callable[[], int] = field(default=lambda: 1)  # how many units the round will leave; scores seldom ask
     # What a score wants to find again in the next round of the same search, while masks narrow and nothing else moves
     # the weights. It may be empty in any round, so what is found there saves work and changes nothing.
     memory: dict[str, Any] = field(default_factory=dict)
+    moved: Weights | None = None  # the values that weights had when they were last kept; None: they count as initial
 
     @property
     def weights(self) -> Weights:
@@ -168,6 +169,7 @@ class Pruner:
     dtype: torch.dtype = torch.float64  # of network, images and scores; float32 is what most authors' code computes in
     reduce: Reduction | None = None  # set: whole filters are ranked and pruned, and the sparsity is that of filters
     regrow: bool = False  # a weight pruned in one round may return in the next, with its initial value
+    regrow_moved: bool = False  # or with the value that it had when it was pruned
     transfer: Transfer | None = None  # set: every round ends with new weights
 
 

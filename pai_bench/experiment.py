@@ -192,7 +192,7 @@ def _pruner(cfg: dict[str, Any]) -> Pruner:
         functions["transfer"] = lambda *arguments: distributed.from_first(transfer(*arguments))
     return Pruner(
         **functions, mode=cfg["mode"], examples=examples, dtype=scoring.DTYPES[cfg["dtype"]], reduce=cfg["reduce"],
-        regrow=cfg["regrow"],
+        regrow=cfg["regrow"], regrow_moved=bool(cfg["regrow_moved"]),
     )  # fmt: skip
 
 
@@ -571,7 +571,7 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory | 
         if cfg["save_scores"] and pruned.scores is not None:
             files.write_tensors("scores.safetensors", pruned.scores)
         tracker.mask(files.path / "mask.safetensors")
-        pruned = replace(pruned, scores=None)  # they would lie on the device all through training
+        pruned = replace(pruned, scores=None, moved=None)  # they would lie on the device all through training
         collapsed = masks.collapsed(pruned.mask)
         if collapsed:
             log.warning("layer collapse: nothing is kept in %s", ", ".join(collapsed))

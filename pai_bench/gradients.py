@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
@@ -140,3 +141,8 @@ def hessian_gradient(
         for total, product in zip(sums, products, strict=True):
             total.add_(product, alpha=share)
     return {name: leaf.detach() for name, leaf in weights.items()}, dict(zip(weights, sums, strict=True))
+
+
+def minus_true_logit(logits: Tensor, labels: Tensor) -> Tensor:
+    """Minus the mean logit of the true class, as F.nll_loss makes it of raw logits (B, K) and labels (B,)."""
+    return -logits.gather(1, labels[:, None]).mean()

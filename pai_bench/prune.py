@@ -46,6 +46,7 @@ class Pruned:
     flops: int = 0  # of the scores, over all rounds, two for a multiply-add
     sparsities: list[float] = field(default_factory=list)  # of the prunable weights, after each round
     num_tied: list[int] = field(default_factory=list)  # in each round, candidates among which order decided
+    moved: Weights | None = None  # values that weights had when they were last kept, where a pruner asks for them
 
     @property
     def held(self) -> Mask:
@@ -104,7 +105,7 @@ def prune(
     if all(this.until_epoch == 0 for this in rounds):
         layout.lay_out_(model, scoring.PLAIN)
     scored = scoring.copy_for_scores(model, pruner.dtype)
-    drawn = scoring.cast_weights({name: initial[name] for name in everything}, pruner.dtype)
+    drawn = scoring.cast_weights(initial, pruner.dtype)
     stale = False  # the copy, since weights have moved otherwise than by pruning
     memory: dict[str, Any] = {}
     for number, this in left:
@@ -121,9 +122,10 @@ def prune(
         if pruner.regrow:
             candidates = {name: torch.ones_like(tensor) for name, tensor in candidates.items()}
         num_kept = masks.num_kept(this.sparsity, masks.total(candidates), this.rounding)
+        moved = _moved(model, pruned, initial) if pruner.regrow_moved else None
         net = Subnetwork(
             scored, pruned.mask, drawn, input_shape, pruned.companions, lambda n=num_kept: n,  # type: ignore[misc]
-            memory=memory,
+            memory=memory, moved=None if moved is None else scoring.cast_weights(moved, pruner.dtype),
         )  # fmt: skip
 
         def generator(name: str, number: int = number) -> Generator:
@@ -167,8 +169,8 @@ def prune(
             units = ablation.mask(units, generator("ablation"))
         held = units if filters is None else filters.expand(model, units)
         mask = {name: held[name] for name in everything}
-        if pruner.regrow or unbroken is not None:  # what comes back does so with its initial value
-            _restore_(model, initial, {name: held[name] & ~kept for name, kept in pruned.held.items()})
+        if pruner.regrow or unbroken is not None:  # what comes back does so with its initial value, or where it stood
+            _restore_(model, initial | (moved or {}), {n: held[n] & ~kept for n, kept in pruned.held.items()})
         if chosen.scale is not None:
             _assign_(model, {name: weight * chosen.scale[name] for name, weight in net.weights.items()})
         masks.narrow_(model, pruned.held, held)
@@ -199,6 +201,7 @@ def prune(
             counter.flops if counter is not None else pruned.flops // (number - 1) * number,
             [*pruned.sparsities, 1 - sum(densities[name] * mask[name].numel() for name in mask) / masks.total(mask)],
             [*pruned.num_tied, chosen.num_tied],
+            moved,
         )
         after = {f"after/{key}": value for key, value in diagnose(pruned.held).items()} if diagnose else {}
         layers = {f"layer/{name}/density": density for name, density in densities.items()}
@@ -245,6 +248,12 @@ def _batches(
     change = () if stored is None else (lambda images, labels: stored(images, labels, noise),)
     batches = draw(examples, seeding.generator(seed, "examples", number), *change)
     return batches if ablation.batches is None else ablation.batches(batches, noise)
+
+
+def _moved(model: nn.Module, pruned: Pruned, initial: Weights) -> Weights:
+    """The values of weights, and of those that are pruned the values that they had before."""
+    weights, before = masks.prunable(model), pruned.moved or initial
+    return {name: torch.where(kept, weights[name].detach(), before[name]) for name, kept in pruned.mask.items()}
 
 
 def _returns(this: Round) -> bool:

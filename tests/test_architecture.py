@@ -11,15 +11,17 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # What each module may import of ours. Nobody is listed for pruners, models and data: a yaml's _target_ reaches them.
 LEAVES = {"core", "errors"}
-BASICS = LEAVES | {"masks", "gradients"}
-LOOPS = BASICS | {"allocation", "devices", "distributed", "measures", "world", "seeding", "structure"}
+BASICS = LEAVES | {"masks", "gradients", "layout"}
+LOOPS = BASICS | {"allocation", "devices", "distributed", "measures", "world", "seeding", "structure", "scoring"}
 ALLOWED = {
     "errors": set(),
     "core": {"errors"},
     "config": {"errors", "mask_files"},
     "mask_files": LEAVES | {"masks"},
     "masks": LEAVES,
-    "gradients": LEAVES,
+    "layout": set(),
+    "scoring": LEAVES | {"layout"},
+    "gradients": LEAVES | {"layout"},
     "seeding": LEAVES,
     "devices": LEAVES | {"files", "world"},
     "schedules": LEAVES,
@@ -93,7 +95,7 @@ ALLOWED = {
     "published.matching": {"cli", "config", "errors", "published.numbers", "published.verdicts"},
     "published.pages": {"errors", "files", "published.matching", "published.numbers", "published.verdicts"},
     "throughput": LOOPS | {"experiment"},
-    "cli": {"config", "world", "errors", "experiment", "preemption", "slurm", "status", "summary", "sweeps"},
+    "cli": {"config", "devices", "world", "errors", "experiment", "preemption", "slurm", "status", "summary", "sweeps"},
 }
 
 # The modules that may import an outside library.

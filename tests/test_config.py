@@ -127,6 +127,11 @@ REFUSED = {
     "a list for a number": (["pruner=synflow", "sparsity=0.5", "schedule.rounds=[1,100]"], "schedule.rounds"),
     "not a choice": (["model=vgg16", "model.depth=12"], r"model.depth=12: it must be Literal\[11, 13, 16, 19\]"),
     "dtype": (["pruner=synflow", "sparsity=0.5", "pruner.dtype=float16"], "pruner.dtype=float16: give one of float64"),
+    "rounding": (
+        ["pruner=synflow", "sparsity=0.5", "schedule.rounding=even"],
+        r"schedule.rounding=even: it must be Literal\['nearest', 'up', 'down'\]",
+    ),
+    "draws": (["pruner=grasp", "sparsity=0.5", "pruner.score.draws=0"], "pruner.score.draws=0: give 1 or more"),
     "sparsity too high": (["pruner=snip", "sparsity=1.5"], r"sparsity=1.5: give a fraction in \[0, 1\)"),
     "sparsity one": (["pruner=snip", "sparsity=1"], r"sparsity=1.0: give a fraction in \[0, 1\)"),
     "sparsity negative": (["pruner=snip", "sparsity=-0.1"], "sparsity=-0.1"),
@@ -148,6 +153,14 @@ REFUSED = {
     "labels of no images": (
         ["pruner=synflow", "sparsity=0.5", "ablation=random_labels"],
         "ablation=random_labels: pruner=synflow looks at no images",
+    ),
+    "pixels of no images": (
+        ["pruner=synflow", "sparsity=0.5", "ablation=random_pixels_official"],
+        "ablation=random_pixels_official: pruner=synflow looks at no images",
+    ),
+    "values of no return": (
+        ["pruner=snip", "sparsity=0.5", "pruner.regrow_moved=true"],
+        "pruner.regrow_moved=true: no weight returns with pruner.regrow=false",
     ),
     "fine-tuning under cosine": (
         ["pruner=magnitude", "sparsity=0.5", "schedule=fine_tune"],
@@ -257,12 +270,12 @@ def test_a_run_keeps_its_name() -> None:
 
 NAMES = {
     "": "digits-resnet20-dense-s0-seed0-c2828193",
-    "pruner=synflow sparsity=0.98": "digits-resnet20-synflow-s0.98-seed0-508e9a05",
+    "pruner=synflow sparsity=0.98": "digits-resnet20-synflow-s0.98-seed0-d171f8ae",
     "dataset=cifar10 model=vgg16 training=cifar pruner=snip compression=100 seed=2": (
         "cifar10-vgg16-snip-s0.99-seed2-5c7a3488"
     ),
     "dataset=tiny_imagenet model=resnet18 training=tiny_imagenet pruner=grasp density=0.1": (
-        "tiny_imagenet-resnet18-grasp-s0.9-seed0-6cb323b2"
+        "tiny_imagenet-resnet18-grasp-s0.9-seed0-e9d38b64"
     ),
     "dataset=imagenet model=resnet50 training=imagenet pruner=magnitude sparsity=0.8 allocation=uniform": (
         "imagenet-resnet50-magnitude-s0.8-seed0-bb537576"

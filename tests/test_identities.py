@@ -892,7 +892,7 @@ def test_phew_walks_in_proportion_to_the_weights() -> None:
     assert torch.allclose(first / 2000, torch.tensor([0.2, 0.3, 0.5]), atol=0.04)
 
 
-TRANSFER = {"steps": 30, "lr": 5e-3, "kernel_weight": 1e-3, "decay": 0.0}
+TRANSFER = {"steps": 30, "lr": 5e-3, "kernel": "kept", "kernel_weight": 1e-3, "decay": 0.0}
 
 
 def test_the_tangent_kernel_is_that_of_explicit_jacobians(images: Batches) -> None:
@@ -908,6 +908,54 @@ def test_the_tangent_kernel_is_that_of_explicit_jacobians(images: Batches) -> No
     jacobian = torch.stack(rows).view(4, 4, -1)
     assert_close(kernel, torch.einsum("akp,blp->akbl", jacobian[:2], jacobian[2:]), 1e-9)
     assert_close(outputs, model(x), 1e-12)
+
+
+@pytest.mark.parametrize("kernel", ["kept", "all"])
+def test_transfer_is_adam_on_explicit_kernels(kernel: str) -> None:
+    """Three steps on a masked network with biases against rows of Jacobians; of all positions, biases move."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    x = torch.randn(6, 3, 2, 2, dtype=torch.float64)
+    mask = {n: torch.rand(w.shape) < 0.5 for n, w in masks.full(model).items()}
+    weights = list(mask)
+    counted = [n for n, _ in model.named_parameters()] if kernel == "all" else weights
+    dense, student = copy.deepcopy(model), copy.deepcopy(model)
+    net = Subnetwork(copy.deepcopy(model), mask, drawn(model), (3, 2, 2))
+    masks.apply_(net.model, mask)
+    settings = {"steps": 3, "lr": 0.05, "kernel_weight": 0.5, "decay": 0.01}
+    found = neural_tangent_transfer.transfer(
+        net, [(x, torch.zeros(6))], F.cross_entropy, Generator(), **settings, kernel=kernel
+    )
+
+    def outputs_and_kernel(at: dict[str, Tensor], factor: masks.Mask) -> tuple[Tensor, Tensor]:
+        logits, rows = torch.func.functional_call(model, at, (x,)), []
+        for value in logits.flatten():
+            parts = torch.autograd.grad(value, [at[n] for n in counted], create_graph=True)
+            kept = [p * factor[n] if n in factor else p for n, p in zip(counted, parts, strict=True)]
+            rows.append(torch.cat([p.flatten() for p in kept]))
+        jacobian = torch.stack(rows)
+        return logits, jacobian[:9] @ jacobian[9:].T
+
+    density = sum(int(kept.sum()) for kept in mask.values()) / 75
+    moving = dict(student.named_parameters())
+    optimizer = torch.optim.Adam([moving[n] for n in counted], lr=0.05)
+    target, of_dense = outputs_and_kernel(dict(dense.named_parameters()), {})
+    for _ in range(3):
+        at = {n: p * mask[n] if n in mask else p for n, p in moving.items()}
+        logits, own = outputs_and_kernel(at, mask if kernel == "kept" else {})
+        size = sum((at[n] ** 2).sum() for n in weights)
+        value = ((logits - target) ** 2).sum() / 18 + 0.5 * ((own - of_dense) ** 2).sum() / 81
+        optimizer.zero_grad()
+        (value + 0.01 / density * size).backward(inputs=[moving[n] for n in counted])
+        optimizer.step()
+    assert sorted(found) == sorted(counted)
+    for name, values in found.items():
+        expected = moving[name] * mask[name] if name in mask else moving[name]
+        assert_close(values, expected.detach(), 1e-7)
+        assert (values - dict(dense.named_parameters())[name]).abs().max() > 0.01
 
 
 def test_transfer_brings_outputs_and_kernel_closer_to_the_dense_network(images: Batches) -> None:

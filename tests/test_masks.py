@@ -360,7 +360,7 @@ def test_densities_of_another_mask_are_taken_over(tmp_path: Path) -> None:
     assert [int(kept.sum()) for kept in mask.values()] == [30, 0]
     kept = mask["layer0.weight"]
     assert scores["layer0.weight"][kept].min() > scores["layer0.weight"][~kept].max()
-    with pytest.raises(ConfigError, match=r"keeps 30 weights and this run 60"):
+    with pytest.raises(ConfigError, match=r"keeps 30 weights and sparsity=0.8 keeps 60"):
         allocation.densities_of(
             scores, candidates, num_kept(candidates, 0.8), GENERATOR, mask=str(tmp_path / "m.safetensors")
         )

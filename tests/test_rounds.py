@@ -55,9 +55,10 @@ def searched(
         record=lambda metrics, epoch: lines.append((epoch, metrics)),
         keep_epochs=[r.rewind_epoch for r in rounds if r.rewind_epoch is not None and r.rewind_weights],
     )  # fmt: skip
+    settings.setdefault("initial", drawn(model))
     pruned = prune(
-        model, pruner, allocate, rounds, ablation=ablation or Ablation(),
-        initial=drawn(model), input_shape=SHAPE, draw=FewImages().draw, training=trainer, loss=F.cross_entropy, seed=0,
+        model, pruner, allocate, rounds, ablation=ablation or Ablation(), input_shape=SHAPE,
+        draw=FewImages().draw, training=trainer, loss=F.cross_entropy, seed=0,
         record=lambda metrics, epoch: lines.append((epoch, metrics)), **settings,
     )  # fmt: skip
     return pruned, trainer, lines
@@ -206,7 +207,7 @@ def test_transferred_weights_are_what_training_starts_from() -> None:
     model = Chain(norm=False)
 
     def transfer(net: Subnetwork, *rest: Any) -> dict[str, torch.Tensor]:
-        settings = {"steps": 3, "lr": 1e-2, "kernel_weight": 1e-3, "decay": 1e-5}
+        settings = {"steps": 3, "lr": 1e-2, "kernel": "kept", "kernel_weight": 1e-3, "decay": 1e-5}
         return neural_tangent_transfer.transfer(net, *rest, **settings)
 
     pruner = Pruner(
@@ -217,6 +218,45 @@ def test_transferred_weights_are_what_training_starts_from() -> None:
     for name, weight in masks.prunable(trainer.model).items():
         kept = pruned.mask[name]
         assert not weight[~kept].any() and (weight[kept] != before[name][kept]).any()
+
+
+@pytest.mark.parametrize("regrow_moved", [False, True])
+def test_a_weight_returns_with_its_initial_value_or_where_it_stood(regrow_moved: bool) -> None:
+    """Every round adds one to what is kept. Weights go and come back; a search that is taken up again ends the same."""
+    torch.manual_seed(0)
+    model = Chain()
+    initial = drawn(model)
+    seen: list[Scores] = []
+
+    def score(net: Subnetwork, *rest: Any) -> Scores:
+        seen.append(neural_tangent_transfer.score(net, *rest))
+        first = {name: torch.arange(w.numel()).view(w.shape) % 2 == 0 for name, w in net.weights.items()}
+        return {name: (kept if len(seen) in (1, 3) else ~kept).double() for name, kept in first.items()}
+
+    def moving(net: Subnetwork, *rest: Any) -> dict[str, torch.Tensor]:
+        return {name: weight + 1 for name, weight in net.weights.items()}
+
+    pruner = Pruner(score, "eval", None, regrow=True, regrow_moved=regrow_moved, transfer=moving)
+    reached: list[tuple[Pruned, dict[str, torch.Tensor]]] = []
+
+    def checkpoint(pruned: Pruned) -> None:
+        reached.append((pruned, copy.deepcopy(model.state_dict())))
+
+    searched([Round(0.5)] * 4, pruner, model=model, checkpoint=checkpoint)
+    half = torch.arange(initial["fc.weight"].numel()).view(initial["fc.weight"].shape) % 2 == 0
+    start = initial["fc.weight"]
+    expected = [start, torch.where(half, start + 1, start), start + 1, start + torch.where(half, 2, 1)]
+    if not regrow_moved:
+        expected[2] = torch.where(half, start, start + 1)
+        expected[3] = torch.where(half, start + 1, start)
+    for scores, values in zip(seen, expected, strict=True):
+        torch.testing.assert_close(scores["fc.weight"].float(), values.abs())
+    last = {name: weight.clone() for name, weight in model.named_parameters()}
+    begun, state = reached[2]
+    model.load_state_dict(state)
+    del seen[2:]
+    searched([Round(0.5)] * 4, pruner, model=model, begun=begun, initial=initial)
+    assert all(torch.equal(weight, last[name]) for name, weight in model.named_parameters())
 
 
 MOVES: dict[str, dict[str, Any]] = {

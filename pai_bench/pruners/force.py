@@ -3,8 +3,7 @@
 from torch import Generator
 
 from pai_bench.core import Batches, Loss, Scores, Subnetwork
-from pai_bench.gradients import mean_gradient
-from pai_bench.pruners.snip import minus_true_logit
+from pai_bench.gradients import mean_gradient, minus_true_logit
 
 
 def score(net: Subnetwork, batches: Batches, loss: Loss, generator: Generator) -> Scores:

@@ -1,9 +1,9 @@
 """SNIP: connection sensitivity."""
 
-from torch import Generator, Tensor
+from torch import Generator
 
 from pai_bench.core import Batches, Loss, Scores, Subnetwork
-from pai_bench.gradients import mean_gradient
+from pai_bench.gradients import mean_gradient, minus_true_logit
 
 
 def score(net: Subnetwork, batches: Batches, loss: Loss, generator: Generator) -> Scores:
@@ -26,8 +26,3 @@ def score_true_logit(net: Subnetwork, batches: Batches, loss: Loss, generator: G
     Deviates: none from the code; the paper says cross-entropy.
     """
     return score(net, batches, minus_true_logit, generator)
-
-
-def minus_true_logit(logits: Tensor, labels: Tensor) -> Tensor:
-    """Minus the mean logit of the true class, as F.nll_loss makes it of raw logits (B, K) and labels (B,)."""
-    return -logits.gather(1, labels[:, None]).mean()
