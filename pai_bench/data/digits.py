@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from pai_bench.core import Place
-from pai_bench.data.resident import Resident, hold_out
+from pai_bench.data.resident import Resident, check_ranges, hold_out
 from pai_bench.errors import DataError
 
 _TEST_FRACTION = 0.2
@@ -21,9 +21,11 @@ def digits(
 
     Reference: scikit-learn, `sklearn.datasets.load_digits` (UCI optical recognition of handwritten digits, test part).
     """
+    check_ranges(mean, std, padding)
     # Read from the package's own file: importing scikit-learn takes a second, reading the file a hundredth.
     spec = importlib.util.find_spec("sklearn")
-    assert spec is not None and spec.origin is not None
+    if spec is None or spec.origin is None:
+        raise DataError("dataset=digits needs scikit-learn; pip install scikit-learn")
     source = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
     if not source.is_file():
         raise DataError(f"dataset=digits: {source} is missing; install scikit-learn again")

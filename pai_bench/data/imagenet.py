@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader, Dataset
 from pai_bench import preemption
 from pai_bench.core import Batch, Batches, Change, Examples, Place, Shape, num_steps
 from pai_bench.data.crops import central_crop, random_crop
-from pai_bench.data.decode import decode
+from pai_bench.data.decode import decode, jpeg_decoder
 from pai_bench.data.listing import Files, fingerprint, paired_class_folders
-from pai_bench.data.resident import choose_examples, hold_out
+from pai_bench.data.resident import check_ranges, choose_examples, hold_out, joined_single, require_two
 from pai_bench.data.shrunk import build, check
 from pai_bench.errors import ConfigError, DataError, LostWorkerError
 
@@ -58,6 +58,11 @@ class Streamed:
         mean: list[float],
         std: list[float],
     ) -> None:
+        check_ranges(mean, std)
+        for setting, values in (("mean", mean), ("std", std)):
+            if len(values) != 3:
+                raise ConfigError(f"dataset.{setting}={values}: the images have 3 channels; give one for each")
+        jpeg_decoder()  # here, so that what is wrong with it is said once and not by every process
         self.input_shape: Shape = (3, size, size)
         self.num_classes = num_classes
         self.checksum = fingerprint(train, test)
@@ -68,6 +73,7 @@ class Streamed:
             "validation": (train, validation_indices),
             "test": (test, torch.arange(len(test))),
         }
+        require_two(len(train_indices))
         self._train_labels = labels[train_indices]
         self.num_examples = {split: len(indices) for split, (_, indices) in self._splits.items()}
         self._place = place
@@ -125,7 +131,7 @@ class Streamed:
         yield from self._batches(split, torch.arange(self.num_examples[split]), None, batches)
 
     def draw(self, examples: Examples, generator: Generator, change: Change | None = None) -> Batches:
-        """Training images for scoring, batched.
+        """Training images for scoring, batched. A single left-over image joins the batch before it.
 
         Raises:
             ConfigError: a class, or the training split, holds fewer images than asked for; they are to be changed.
@@ -137,7 +143,7 @@ class Streamed:
             )
         positions = choose_examples(self._train_labels, self.num_classes, examples, generator)
         seeds = torch.randint(2**62, (len(positions),), generator=generator) if examples.augment else None
-        return list(self._batches("train", positions, seeds, _chunks(len(positions), examples.batch_size)))
+        return list(self._batches("train", positions, seeds, joined_single(len(positions), examples.batch_size)))
 
 
 def _chunks(number: int, size: int) -> list[range]:
@@ -187,7 +193,8 @@ def imagenet(
 
     Reference: Russakovsky et al. 2015, arXiv:1409.0575.
     """
-    folder = Path(root) if root is not None else place.data_dir / "imagenet"
+    check_ranges(mean, std)
+    folder = Path(root).expanduser() if root is not None else place.data_dir / "imagenet"
     if store is not None:
         originals, folder = folder, place.data_dir / f"{folder.resolve().name}-{store}"
         if place.download and originals.is_dir():
