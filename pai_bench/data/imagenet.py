@@ -4,6 +4,7 @@ import itertools
 import logging
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -42,6 +43,15 @@ class _Crops(Dataset[tuple[Tensor, int]]):
         return random_crop(image, self.size, int(self.seeds[position])), label
 
 
+@dataclass
+class _Epoch:
+    """An epoch under way: what decides it, the batch that comes next, and the batches from there on."""
+
+    key: tuple[int, bytes, bytes]
+    step: int
+    batches: Iterator[Batch]
+
+
 class Streamed:
     """A core.Data whose images are decoded from files, batch by batch."""
 
@@ -73,6 +83,7 @@ class Streamed:
             "validation": (train, validation_indices),
             "test": (test, torch.arange(len(test))),
         }
+        self._epoch: _Epoch | None = None
         require_two(len(train_indices))
         self._train_labels = labels[train_indices]
         self.num_examples = {split: len(indices) for split, (_, indices) in self._splits.items()}
@@ -114,8 +125,21 @@ class Streamed:
     def train(self, batch_size: int, order: Generator, augment: Generator, start: int = 0) -> Iterator[Batch]:
         """One epoch of random resized crops and flips in random order, from batch `start`, the same as without it.
 
-        A trailing batch of one image is left out.
+        A trailing batch of one image is left out. Who goes on where the last call was left, with generators in the
+        same states, gets the same processes, which have decoded ahead.
         """
+        key = (batch_size, order.get_state().numpy().tobytes(), augment.get_state().numpy().tobytes())
+        epoch, self._epoch = self._epoch, None
+        if epoch is None or (epoch.key, epoch.step) != (key, start):
+            epoch = _Epoch(key, start, self._training_batches(batch_size, order, augment, start))
+        last = num_steps(self.num_examples["train"], batch_size)
+        for batch in epoch.batches:
+            epoch.step += 1
+            self._epoch = epoch if epoch.step < last else None  # nothing is kept of an epoch that is over
+            yield batch
+            self._epoch = None
+
+    def _training_batches(self, batch_size: int, order: Generator, augment: Generator, start: int) -> Iterator[Batch]:
         num_images = self.num_examples["train"]
         positions = torch.randperm(num_images, generator=order)
         seeds = torch.randint(2**62, (num_images,), generator=augment)
@@ -123,7 +147,7 @@ class Streamed:
         rank, size = self._place.share.rank, self._place.share.size
         ends = [min((step + 1) * batch_size, num_images) for step in steps]
         batches = [range(step * batch_size + rank, end, size) for step, end in zip(steps, ends, strict=True)]
-        yield from self._batches("train", positions, seeds, batches)
+        return self._batches("train", positions, seeds, batches)
 
     def evaluation(self, split: str, batch_size: int) -> Iterator[Batch]:
         """Every image of a split once, resized and cropped around the centre, in a fixed order."""
