@@ -812,4 +812,4 @@ def test_an_archive_writes_nothing_outside_its_folder(kind: str, tmp_path: Path)
 def test_a_data_folder_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     mnist_files(tmp_path / "x")
-    assert load("dataset=mnist", "dataset.verify=false", data_dir=Path("~/x")).num_examples["train"] == 30
+    assert load("dataset=mnist", "dataset.verify=false", data_dir=Path("'~/x'")).num_examples["train"] == 30
