@@ -6,6 +6,7 @@ import hashlib
 import multiprocessing
 import os
 import pickle
+import runpy
 import struct
 import tarfile
 import zipfile
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import composed
+from conftest import ROOT, composed
 from PIL import Image
 from torch import Generator
 
@@ -563,9 +564,11 @@ def test_a_wrong_deviation_is_found_before_the_data_is_looked_for(tmp_path: Path
         load("dataset=mnist", "dataset.std=[0.0]", data_dir=tmp_path)
 
 
-def test_a_channel_of_one_value_is_named() -> None:
+@pytest.mark.parametrize("value", range(0, 256, 5))  # rounding must not give any of them a deviation
+def test_a_channel_of_one_value_is_named(value: int) -> None:
     images = np.zeros((4, 6, 5, 3), np.uint8)
     images[..., 0] = images[..., 2] = np.arange(5)
+    images[..., 1] = value
     place, labels = Place(Path(), False, CPU, 0), np.array([0, 1, 0, 1])
     settings: dict[str, Any] = {"validation": 0.0, "mean": None, "std": None, "padding": 0, "flip": False}
     with pytest.raises(ConfigError, match=r"dataset.std: channel 1 has one value"):
@@ -627,8 +630,10 @@ def png(width: int, bits: int, rows: bytes, text: bytes = b"") -> bytes:
         ("I;16", 25700, "png", (100, 100, 100)),
         ("I;16", 65535, "tiff", (255, 255, 255)),
         ("I;16", 0, "tiff", (0, 0, 0)),
-        ("I", 25700, "tiff", None),
-        ("F", 0.5, "tiff", None),
+        ("I", 2**31 - 1, "tiff", (255, 255, 255)),
+        ("I", 100 << 23, "tiff", (100, 100, 100)),
+        ("I", -1, "tiff", "its pixels lie outside 0 to 2147483647"),
+        ("F", 0.5, "tiff", "its pixels are floats, whose white is not known"),
     ],
 )
 def test_the_pixel_of_each_mode(mode: str, value: Any, suffix: str, expected: Any, tmp_path: Path) -> None:
@@ -636,8 +641,10 @@ def test_the_pixel_of_each_mode(mode: str, value: Any, suffix: str, expected: An
     if mode == "P":
         image.putpalette([10, 20, 30] + [0] * 765)
     image.save(file := tmp_path / f"image.{suffix}")
-    if expected is None:
-        with pytest.raises(DataError, match=rf"image.tiff: .*pixels are of type {mode}, whose white is not known"):
+    if isinstance(expected, str):
+        with pytest.raises(
+            DataError, match=rf"image.tiff: not a readable image \({expected}; save it with 8 or 16 bits"
+        ):
             decode.open_image(file)
         return
     assert decode.open_image(file).getpixel((0, 0)) == expected
@@ -647,6 +654,28 @@ def test_the_pixel_of_each_mode(mode: str, value: Any, suffix: str, expected: An
 def test_colours_of_16_bits_give_their_higher_eight(tmp_path: Path) -> None:
     (tmp_path / "deep.png").write_bytes(png(1, 16, b"\0" + struct.pack(">3H", 25700, 0, 65535)))
     assert decode.open_image(tmp_path / "deep.png").getpixel((0, 0)) == (100, 0, 255)
+
+
+def tiff(bits: int, sample_format: int, order: str, pixel: bytes) -> bytes:
+    """One grey pixel; PIL writes neither unsigned integers of 32 bits nor another order of bytes."""
+    tags = {256: 1, 257: 1, 258: bits, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: len(pixel), 339: sample_format}
+    entries = b"".join(
+        struct.pack(f"{order}HHI", tag, 3, 1) + struct.pack(f"{order}HH", value, 0) for tag, value in tags.items()
+    )
+    start = {"<": b"II", ">": b"MM"}[order] + struct.pack(f"{order}HI", 42, 8 + len(pixel))
+    return start + pixel + struct.pack(f"{order}H", len(tags)) + entries + bytes(4)
+
+
+@pytest.mark.parametrize(
+    ("bits", "sample_format", "pixel", "expected"),
+    [(32, 1, "<I", 200 << 24), (32, 2, "<i", 200 << 23), (16, 1, ">H", 200 << 8), (16, 2, "<h", 200 << 7)],
+    ids=["unsigned 32", "signed 32", "unsigned 16, big end first", "signed 16"],
+)
+def test_integers_of_a_tiff_are_scaled_by_the_range_of_their_type(
+    bits: int, sample_format: int, pixel: str, expected: int, tmp_path: Path
+) -> None:
+    (file := tmp_path / "image.tif").write_bytes(tiff(bits, sample_format, pixel[0], struct.pack(pixel, expected)))
+    assert decode.open_image(file).getpixel((0, 0)) == (200, 200, 200)
 
 
 def test_files_that_pil_refuses_are_named(tmp_path: Path) -> None:
@@ -749,7 +778,7 @@ def test_a_broken_torchcodec_is_one_line(fresh_decoder: None, monkeypatch: pytes
 
     imported = builtins.__import__
     monkeypatch.setattr(builtins, "__import__", broken)
-    with pytest.raises(UserError, match=r"torchcodec is installed but cannot be loaded") as raised:
+    with pytest.raises(ConfigError, match=r"torchcodec is installed but cannot be loaded") as raised:
         decode.jpeg_decoder()
     assert "FFmpeg" not in str(raised.value) and "\n" not in str(raised.value)
 
@@ -757,7 +786,7 @@ def test_a_broken_torchcodec_is_one_line(fresh_decoder: None, monkeypatch: pytes
 def test_digits_say_that_they_need_scikit_learn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     cfg = {"validation": 0.0, "mean": [0.3], "std": [0.3], "padding": 0, "flip": False}
-    with pytest.raises(DataError, match=r"^dataset=digits needs scikit-learn; pip install scikit-learn$"):
+    with pytest.raises(ConfigError, match=r"^dataset=digits needs scikit-learn; pip install scikit-learn$"):
         digits(Place(tmp_path, False, CPU, 0), **cfg)  # type: ignore[arg-type]
 
 
@@ -792,6 +821,45 @@ def test_a_complete_dataset_is_used_as_it_is_where_downloads_are_allowed(
     for name in ("cifar10", "mnist"):
         data = load(f"dataset={name}", "dataset.verify=false", "download=true", data_dir=tmp_path)
         assert data.num_examples["test"] == 20
+
+
+def member(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE], ids=["symbolic", "hard"])
+def test_a_link_of_an_archive_leads_nowhere_outside(kind: bytes, tmp_path: Path) -> None:
+    (tmp_path / "victim").mkdir()
+    with tarfile.open(tmp_path / "a.tar", "w") as opened:
+        opened.addfile(member("door", kind, "../victim"))
+        opened.addfile(member("door/file"))
+    with pytest.raises(ValueError, match="door"):
+        archives.unpack(tmp_path / "a.tar", tmp_path / "into")
+    assert not list((tmp_path / "victim").iterdir())
+
+
+def test_an_absolute_name_in_an_archive_lands_inside(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as opened:
+        opened.addfile(member(f"{tmp_path}/absolute"))
+    archives.unpack(tmp_path / "a.tar", tmp_path / "into")
+    assert not (tmp_path / "absolute").exists()
+    assert [file.name for file in (tmp_path / "into").rglob("*") if file.is_file()] == ["absolute"]
+
+
+def test_an_archive_of_another_checksum_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tarfile.open(tmp_path / "cifar-10-python.tar.gz", "w:gz") as opened:
+        opened.addfile(member("cifar-10-batches-py/data_batch_1"))
+    arguments = ["prepare_data.py", "cifar10", "--data-dir", f"{tmp_path}/data", "--from", f"{opened.name}"]
+    monkeypatch.setattr("sys.argv", arguments)
+    monkeypatch.setattr("pai_bench.cli.start_process", lambda: None)
+    script = runpy.run_path(str(ROOT / "scripts" / "prepare_data.py"))
+    with pytest.raises(SystemExit) as ended:
+        script["main"]()
+    assert ended.value.code == DataError.exit_code and not (tmp_path / "data").exists()
+    with pytest.raises(DataError, match=r"its MD5 is .* and not the published c58f30108f718f92721af3b95e74349a"):
+        script["take"](Path(str(opened.name)), tmp_path / "data", archives.PUBLISHED_MD5["cifar10"])
 
 
 @pytest.mark.parametrize("kind", ["tar", "zip"])

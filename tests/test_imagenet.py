@@ -1,5 +1,6 @@
 """ImageNet at its scale: decoding, cropping, listing, and the copy of a short side of a few pixels."""
 
+import errno
 import hashlib
 import json
 import multiprocessing
@@ -81,6 +82,7 @@ def test_an_image_is_what_pil_makes_of_it_in_rgb(mode: str, settings: dict[str, 
 
 
 def test_jpegs_are_decoded_by_torchcodec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torchcodec")
     photograph(60, 40).save(tmp_path / "image.JPEG")
 
     def forbidden(path: Path) -> None:
@@ -248,6 +250,18 @@ def test_a_build_of_other_images_starts_anew(originals: Path) -> None:
     (building / "train" / "n03").mkdir(parents=True)
     photograph(64, 64).save(building / "train" / "n03" / "0.JPEG")
     assert stored(originals, "download=true").num_classes == 2
+
+
+def test_a_store_that_is_complete_is_used_as_it_is_where_downloads_are_allowed(
+    originals: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = stored(originals, "download=true")
+
+    def written(*_: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(shrunk, "lock", written)
+    assert stored(originals, "download=true").checksum == built.checksum
 
 
 def test_a_store_that_has_lost_a_file_is_refused(originals: Path) -> None:

@@ -11,7 +11,10 @@ from pai_bench.data.archives import unpickle
 from pai_bench.data.resident import Images, Resident, check_ranges, lock
 from pai_bench.errors import DataError
 
-_UNREADABLE = (RuntimeError, EOFError, OSError, KeyError, ValueError, pickle.UnpicklingError)
+_UNREADABLE = (  # what pickles that are cut, damaged or of something else raise
+    RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError, AttributeError, ImportError,
+    pickle.UnpicklingError,
+)  # fmt: skip
 
 
 def cifar10(

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from pai_bench.data.resident import Images, lock, remove_unfinished
-from pai_bench.errors import DataError, UserError
+from pai_bench.errors import ConfigError, DataError, UserError
 
 log = logging.getLogger(__name__)
 
@@ -25,20 +25,22 @@ Listing = Sequence[tuple[Path, int]]  # file, label
 
 _QUALITY = 90  # of the JPEGs that `shrink` writes: 28 kB each, and no faster to decode below it
 
+_BITS_PER_SAMPLE, _SAMPLE_FORMAT, _SIGNED = 258, 339, 2  # tags of TIFF, and a value of the latter
+
 
 @cache
 def jpeg_decoder() -> Callable[[Tensor], Tensor] | None:
     """torchcodec's decoder of JPEGs, or None where it is not installed and PIL reads them. Says so once in the log.
 
     Raises:
-        UserError: torchcodec is installed and cannot be loaded.
+        ConfigError: torchcodec is installed and cannot be loaded.
     """
     try:
         from torchcodec.decoders import decode_jpeg
     except ModuleNotFoundError as error:
-        if error.name != "torchcodec":
+        if error.name not in ("torchcodec", "torchcodec.decoders"):
             raise _broken_torchcodec() from error
-        log.info("torchcodec is not installed: PIL reads JPEGs, whose pixels may differ by a level or two of 255")
+        log.info("torchcodec is not installed: PIL decodes JPEGs; pixels can differ by rounding, a level or two of 255")
         return None
     except (ImportError, OSError, RuntimeError) as error:
         raise _broken_torchcodec() from error
@@ -46,24 +48,39 @@ def jpeg_decoder() -> Callable[[Tensor], Tensor] | None:
     return decoder
 
 
-def _broken_torchcodec() -> UserError:
-    return UserError(
+def _broken_torchcodec() -> ConfigError:
+    return ConfigError(
         f"torchcodec is installed but cannot be loaded beside torch {torch.__version__}: install the version that is "
         "made for it, or remove it (pip uninstall torchcodec) and PIL reads JPEGs"
     )
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
-    """The image as 8-bit RGB. Of 16 bits the higher eight are taken, as PIL does with colours of 16 bits.
+    """The image as 8-bit RGB. Of wider integers the highest eight bits are taken, as PIL does with colours of 16 bits.
 
     Raises:
-        ValueError: the range of the pixels is not known.
+        ValueError: the range of the pixels is not known, or they lie outside it.
     """
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # PNG has at most 16 bits
-        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        raise ValueError(f"its pixels are of type {image.mode}, whose white is not known; save it with 8 or 16 bits")
-    return image.convert("RGB")
+    if image.mode == "F":
+        raise ValueError("its pixels are floats, whose white is not known; save it with 8 or 16 bits")
+    if not image.mode.startswith("I"):
+        return image.convert("RGB")
+    bits = _bits_of_white(image)
+    values = np.asarray(image).astype(np.int64)
+    if bits == 32:
+        values &= 0xFFFFFFFF  # PIL holds unsigned integers as signed ones
+    if values.min() < 0 or values.max() >> bits:
+        raise ValueError(f"its pixels lie outside 0 to {2**bits - 1}; save it with 8 or 16 bits")
+    return Image.fromarray((values >> (bits - 8)).astype(np.uint8)).convert("RGB")
+
+
+def _bits_of_white(image: Image.Image) -> int:
+    """Bits of the brightest pixel that the type of an integer image can hold."""
+    tags = getattr(image, "tag_v2", None)  # of TIFF alone; the other formats have at most 16 bits
+    if tags is None:
+        return 16
+    bits = int(tags.get(_BITS_PER_SAMPLE, (16,))[0])
+    return bits - 1 if tags.get(_SAMPLE_FORMAT, (1,))[0] == _SIGNED else bits
 
 
 def open_image(path: Path) -> Image.Image:

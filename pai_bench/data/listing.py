@@ -44,14 +44,10 @@ def is_image(name: str) -> bool:
     return stem != "" and suffix.lower() in SUFFIXES
 
 
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
-
-
 def image_files(folder: Path) -> list[Path]:
     """The image files in a folder and below it, sorted. What lies in hidden folders is passed over."""
-    found = (path for path in folder.rglob("*") if is_image(path.name))
-    return sorted(path for path in found if not _is_hidden(path.relative_to(folder)))
+    below = len(str(folder))
+    return sorted(path for path in folder.rglob("*") if is_image(path.name) and "/." not in str(path)[below:])
 
 
 def _scanned(folder: Path, prefix: str, passed_over: list[str]) -> list[tuple[str, int]]:

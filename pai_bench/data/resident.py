@@ -128,7 +128,8 @@ def channel_statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
         counts = np.bincount(images[..., channel].ravel(), minlength=256)
         first = float(counts @ values / counts.sum())
         mean.append(first)
-        std.append(float(np.sqrt(counts @ (values - first) ** 2 / counts.sum())))
+        constant = np.count_nonzero(counts) == 1  # rounding would give it a deviation
+        std.append(0.0 if constant else float(np.sqrt(counts @ (values - first) ** 2 / counts.sum())))
     return mean, std
 
 
