@@ -230,7 +230,7 @@ def complete(composed: DictConfig) -> dict[str, Any]:
         if cfg[group][key] is not None:
             check_call(f"{group}.{key}", cfg[group][key])
     if cfg["dataset"]["name"] is None and cfg["dataset"].get("root"):  # a folder of images is known by its own name
-        cfg["dataset"]["name"] = Path(cfg["dataset"]["root"]).resolve().name
+        cfg["dataset"]["name"] = Path(cfg["dataset"]["root"]).expanduser().resolve().name
     for group in ("model", "dataset", "allocation", "schedule", "pruner", "ablation", "training", "tracker"):
         name = cfg[group]["name"]
         _require(isinstance(name, str) and name != "", f"{group}.name", name, "give a word (quote a number: \"'7'\")")

@@ -80,7 +80,7 @@ def load_data(cfg: dict[str, Any], device: torch.device) -> Data:
     """
     here = world()
     num_workers = devices.num_cores(device) if cfg["num_workers"] is None else cfg["num_workers"]
-    place = Place(Path(cfg["data_dir"]), cfg["download"], device, num_workers, Share(here.rank, here.size))
+    place = Place(Path(cfg["data_dir"]).expanduser(), cfg["download"], device, num_workers, Share(here.rank, here.size))
     data: Data = _function(cfg["dataset"])(place)
     return data
 

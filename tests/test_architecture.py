@@ -34,7 +34,16 @@ ALLOWED = {
     "pruners": BASICS | {"structure"},
     "models": LEAVES | {"models.initialization"},
     "data": LEAVES
-    | {"files", "preemption", "data.resident", "data.listing", "data.decode", "data.crops", "data.shrunk"},
+    | {
+        "files",
+        "preemption",
+        "data.resident",
+        "data.listing",
+        "data.decode",
+        "data.crops",
+        "data.shrunk",
+        "data.archives",
+    },
     "prune": LOOPS,
     "sgd": LEAVES,
     "train": LOOPS | {"sgd", "stand_in"},

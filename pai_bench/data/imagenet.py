@@ -4,6 +4,7 @@ import itertools
 import logging
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,9 +14,9 @@ from torch.utils.data import DataLoader, Dataset
 from pai_bench import preemption
 from pai_bench.core import Batch, Batches, Change, Examples, Place, Shape, num_steps
 from pai_bench.data.crops import central_crop, random_crop
-from pai_bench.data.decode import decode
+from pai_bench.data.decode import decode, jpeg_decoder
 from pai_bench.data.listing import Files, fingerprint, paired_class_folders
-from pai_bench.data.resident import choose_examples, hold_out
+from pai_bench.data.resident import check_ranges, choose_examples, hold_out, joined_single, require_two
 from pai_bench.data.shrunk import build, check
 from pai_bench.errors import ConfigError, DataError, LostWorkerError
 
@@ -42,6 +43,15 @@ class _Crops(Dataset[tuple[Tensor, int]]):
         return random_crop(image, self.size, int(self.seeds[position])), label
 
 
+@dataclass
+class _Epoch:
+    """An epoch under way: what decides it, the batch that comes next, and the batches from there on."""
+
+    key: tuple[int, bytes, bytes]
+    step: int
+    batches: Iterator[Batch]
+
+
 class Streamed:
     """A core.Data whose images are decoded from files, batch by batch."""
 
@@ -58,6 +68,11 @@ class Streamed:
         mean: list[float],
         std: list[float],
     ) -> None:
+        check_ranges(mean, std)
+        for setting, values in (("mean", mean), ("std", std)):
+            if len(values) != 3:
+                raise ConfigError(f"dataset.{setting}={values}: the images have 3 channels; give one for each")
+        jpeg_decoder()  # here, so that what is wrong with it is said once and not by every process
         self.input_shape: Shape = (3, size, size)
         self.num_classes = num_classes
         self.checksum = fingerprint(train, test)
@@ -68,6 +83,8 @@ class Streamed:
             "validation": (train, validation_indices),
             "test": (test, torch.arange(len(test))),
         }
+        self._epoch: _Epoch | None = None
+        require_two(len(train_indices))
         self._train_labels = labels[train_indices]
         self.num_examples = {split: len(indices) for split, (_, indices) in self._splits.items()}
         self._place = place
@@ -108,8 +125,21 @@ class Streamed:
     def train(self, batch_size: int, order: Generator, augment: Generator, start: int = 0) -> Iterator[Batch]:
         """One epoch of random resized crops and flips in random order, from batch `start`, the same as without it.
 
-        A trailing batch of one image is left out.
+        A trailing batch of one image is left out. Who goes on where the last call was left, with generators in the
+        same states, gets the same processes, which have decoded ahead.
         """
+        key = (batch_size, order.get_state().numpy().tobytes(), augment.get_state().numpy().tobytes())
+        epoch, self._epoch = self._epoch, None
+        if epoch is None or (epoch.key, epoch.step) != (key, start):
+            epoch = _Epoch(key, start, self._training_batches(batch_size, order, augment, start))
+        last = num_steps(self.num_examples["train"], batch_size)
+        for batch in epoch.batches:
+            epoch.step += 1
+            self._epoch = epoch if epoch.step < last else None  # nothing is kept of an epoch that is over
+            yield batch
+            self._epoch = None
+
+    def _training_batches(self, batch_size: int, order: Generator, augment: Generator, start: int) -> Iterator[Batch]:
         num_images = self.num_examples["train"]
         positions = torch.randperm(num_images, generator=order)
         seeds = torch.randint(2**62, (num_images,), generator=augment)
@@ -117,7 +147,7 @@ class Streamed:
         rank, size = self._place.share.rank, self._place.share.size
         ends = [min((step + 1) * batch_size, num_images) for step in steps]
         batches = [range(step * batch_size + rank, end, size) for step, end in zip(steps, ends, strict=True)]
-        yield from self._batches("train", positions, seeds, batches)
+        return self._batches("train", positions, seeds, batches)
 
     def evaluation(self, split: str, batch_size: int) -> Iterator[Batch]:
         """Every image of a split once, resized and cropped around the centre, in a fixed order."""
@@ -125,7 +155,7 @@ class Streamed:
         yield from self._batches(split, torch.arange(self.num_examples[split]), None, batches)
 
     def draw(self, examples: Examples, generator: Generator, change: Change | None = None) -> Batches:
-        """Training images for scoring, batched.
+        """Training images for scoring, batched. A single left-over image joins the batch before it.
 
         Raises:
             ConfigError: a class, or the training split, holds fewer images than asked for; they are to be changed.
@@ -137,7 +167,7 @@ class Streamed:
             )
         positions = choose_examples(self._train_labels, self.num_classes, examples, generator)
         seeds = torch.randint(2**62, (len(positions),), generator=generator) if examples.augment else None
-        return list(self._batches("train", positions, seeds, _chunks(len(positions), examples.batch_size)))
+        return list(self._batches("train", positions, seeds, joined_single(len(positions), examples.batch_size)))
 
 
 def _chunks(number: int, size: int) -> list[range]:
@@ -187,7 +217,8 @@ def imagenet(
 
     Reference: Russakovsky et al. 2015, arXiv:1409.0575.
     """
-    folder = Path(root) if root is not None else place.data_dir / "imagenet"
+    check_ranges(mean, std)
+    folder = Path(root).expanduser() if root is not None else place.data_dir / "imagenet"
     if store is not None:
         originals, folder = folder, place.data_dir / f"{folder.resolve().name}-{store}"
         if place.download and originals.is_dir():
