@@ -21,9 +21,10 @@ import torch
 from conftest import ROOT, composed
 from PIL import Image
 from torch import Generator
+from torch.utils.data import DataLoader
 
-from pai_bench import config, experiment
-from pai_bench.core import Data, Examples, Place, Share, num_steps
+from pai_bench import ablations, config, experiment, layout
+from pai_bench.core import Data, Drawn, Examples, Place, Share, labels_of, num_steps
 from pai_bench.data import archives, decode, resident
 from pai_bench.data.digits import digits
 from pai_bench.data.imagenet import Streamed
@@ -184,7 +185,9 @@ def test_settings_that_do_not_fit_the_images_are_refused(settings: dict[str, Any
 
 def test_scoring_examples_are_balanced_and_plain_on_request() -> None:
     data = numbered(60)
-    batches = data.draw(Examples(per_class=4, total=None, batch_size=5, augment=False), Generator().manual_seed(0))
+    batches = data.draw(
+        Examples(per_class=4, total=None, batch_size=5, augment=False), Generator().manual_seed(0), torch.float32
+    )
     labels = torch.cat([labels for _, labels in batches])
     images = torch.cat([images for images, _ in batches])
     assert [len(labels) for _, labels in batches] == [5, 5, 2]
@@ -192,24 +195,24 @@ def test_scoring_examples_are_balanced_and_plain_on_request() -> None:
     assert labels.tolist() != sorted(labels.tolist())
     plain = all_images(data, "train")
     assert all(any(torch.equal(image, other) for other in plain) for image in images)
-    augmented = data.draw(Examples(4, None, 5, augment=True), Generator().manual_seed(0))
+    augmented = data.draw(Examples(4, None, 5, augment=True), Generator().manual_seed(0), torch.float32)
     assert not all(any(torch.equal(image, other) for other in plain) for image in augmented[0][0])
-    other = data.draw(Examples(4, None, 5, augment=False), Generator().manual_seed(1))
+    other = data.draw(Examples(4, None, 5, augment=False), Generator().manual_seed(1), torch.float32)
     assert not torch.equal(other[0][0], batches[0][0])
 
 
 def test_scoring_examples_in_all_are_drawn_whatever_their_class() -> None:
     data = numbered(60)
-    batches = data.draw(Examples(None, 60, 60, False), Generator().manual_seed(0))
+    batches = data.draw(Examples(None, 60, 60, False), Generator().manual_seed(0), torch.float32)
     assert len({int(image[0].max().round()) for image in batches[0][0]}) == 60
 
 
 def test_a_total_can_be_balanced_and_a_number_per_class_need_not_be() -> None:
     data = numbered(60)
-    ((_, labels),) = data.draw(Examples(None, 14, 60, False, balanced=True), Generator().manual_seed(0))
+    ((_, labels),) = data.draw(Examples(None, 14, 60, False, balanced=True), Generator().manual_seed(0), torch.float32)
     assert torch.bincount(labels).tolist() == [4, 4, 4]
-    unbalanced = data.draw(Examples(4, None, 60, False, balanced=False), Generator().manual_seed(0))
-    in_all = data.draw(Examples(None, 12, 60, False), Generator().manual_seed(0))
+    unbalanced = data.draw(Examples(4, None, 60, False, balanced=False), Generator().manual_seed(0), torch.float32)
+    in_all = data.draw(Examples(None, 12, 60, False), Generator().manual_seed(0), torch.float32)
     assert torch.equal(unbalanced[0][0], in_all[0][0])
     assert torch.bincount(unbalanced[0][1]).tolist() != [4, 4, 4]
 
@@ -225,7 +228,76 @@ def test_a_total_can_be_balanced_and_a_number_per_class_need_not_be() -> None:
 )
 def test_too_few_images_to_score_are_refused(examples: Examples, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        numbered(60).draw(examples, Generator())
+        numbered(60).draw(examples, Generator(), torch.float32)
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_scoring_images_are_normalised_in_the_precision_asked_for(augment: bool) -> None:
+    data = numbered(60, mean=[0.4914, 0.4822, 0.4465], std=[0.2023, 0.1994, 0.2010])
+    raw = numbered(60)  # whose pixels are whole numbers
+    examples = Examples(None, 9, 4, augment)
+    for dtype, tolerance in ((torch.float64, 1e-15), (torch.float32, 1e-6)):
+        batches = data.draw(examples, Generator().manual_seed(0), dtype)
+        stored = raw.draw(examples, Generator().manual_seed(0), torch.float32)
+        for (images, labels), (pixels, same) in zip(batches, stored, strict=True):
+            bytes_ = pixels.round().numpy().astype(np.float64)
+            expected = (bytes_ / 255 - np.reshape([0.4914, 0.4822, 0.4465], (3, 1, 1))) / np.reshape(
+                [0.2023, 0.1994, 0.2010], (3, 1, 1)
+            )
+            assert images.dtype == dtype and torch.equal(labels, same)
+            assert images.stride() == layout.strides(images.shape, torch.contiguous_format)
+            np.testing.assert_allclose(images.numpy(), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_scoring_images_are_made_when_they_are_asked_for_and_are_the_same_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[int] = []
+    normalise = resident.Normalisation.__call__
+    monkeypatch.setattr(
+        resident.Normalisation, "__call__", lambda self, pixels, *rest: (
+            made.append(len(pixels)), normalise(self, pixels, *rest))[1],
+    )  # fmt: skip
+
+    def invert(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return (images + torch.randint(9, images.shape, generator=noise)).byte(), labels
+
+    for change in ((), (invert,)):
+        noise = Generator().manual_seed(5)
+        batches = numbered(60).draw(Examples(None, 12, 5, True), Generator().manual_seed(0), torch.float64, *change)
+        drawn = noise.get_state()
+        assert [len(labels) for labels in labels_of(batches)] == [5, 5, 2] and len(batches) == 3 and not made
+        first, again = list(batches), list(batches)
+        assert made == [5, 5, 2, 5, 5, 2]
+        assert torch.equal(noise.get_state(), drawn)  # the change is done once, when the images are drawn
+        picked = [batches[0], batches[-2], *batches[2:]]
+        for one, two, three in zip(first, again, picked, strict=True):
+            assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(one, two, three, strict=True))
+        with pytest.raises(IndexError):
+            batches[3]
+        made.clear()
+
+
+@pytest.mark.parametrize(
+    ("number", "size", "sizes"),
+    [(11, 5, [5, 6]), (12, 5, [5, 5, 2]), (10, 5, [5, 5]), (1, 5, [1]), (6, 5, [6]), (3, 1, [1, 1, 1]), (3, 9, [3])],
+)
+def test_a_single_left_over_image_joins_the_scoring_batch_before_it(number: int, size: int, sizes: list[int]) -> None:
+    batches = numbered(60).draw(Examples(None, number, size, False), Generator().manual_seed(0), torch.float32)
+    assert [len(images) for images, _ in batches] == [len(labels) for labels in labels_of(batches)] == sizes
+    whole = numbered(60).draw(Examples(None, number, 60, False), Generator().manual_seed(0), torch.float32)
+    assert torch.equal(torch.cat([images for images, _ in batches]), whole[0][0])
+
+
+def test_random_labels_make_no_image() -> None:
+    batches = numbered(60).draw(Examples(None, 12, 5, False), Generator().manual_seed(0), torch.float32)
+    relabelled = ablations.random_labels(batches, Generator().manual_seed(1))
+    assert all(torch.equal(one, two) for (one, _), (two, _) in zip(batches, relabelled, strict=True))
+    assert [len(labels) for labels in labels_of(relabelled)] == [5, 5, 2]
+    assert not all(map(torch.equal, labels_of(batches), labels_of(relabelled)))
+    blind = Drawn(lambda number: pytest.fail("an image was made"), labels_of(batches))
+    assert all(map(torch.equal, labels_of(ablations.random_labels(blind, Generator().manual_seed(1))),
+                   labels_of(relabelled)))  # fmt: skip
 
 
 # Digits ---------------------------------------------------------------------------------------------------------------
@@ -521,10 +593,87 @@ def test_imagenet_augmentation_does_not_depend_on_the_number_of_workers(photogra
 
 def test_imagenet_scoring_examples_are_plain_and_balanced(photographs: Path) -> None:
     data = imagenet(photographs)
-    ((images, labels),) = data.draw(Examples(3, None, 10, False), Generator().manual_seed(0))
+    ((images, labels),) = data.draw(Examples(3, None, 10, False), Generator().manual_seed(0), torch.float32)
     assert images.shape == (6, 3, 224, 224) and torch.bincount(labels).tolist() == [3, 3]
     plain = torch.cat([images for images, _ in data.evaluation("train", 10)])
     assert all(any(torch.equal(image, other) for other in plain) for image in images)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_imagenet_scoring_batches_are_decoded_once_each_when_they_are_asked_for(
+    workers: int, photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[Path] = []
+    plain = decode.decode
+    monkeypatch.setattr("pai_bench.data.imagenet.decode", lambda path: (decoded.append(path), plain(path))[1])
+    data = imagenet(photographs, f"num_workers={workers}")
+    batches = data.draw(Examples(None, 7, 3, True), Generator().manual_seed(0), torch.float64)
+    assert [len(labels) for labels in labels_of(batches)] == [3, 4] and not decoded
+    assert not multiprocessing.active_children()
+    images, _ = batches[0]
+    assert images.dtype == torch.float64 and images.stride() == layout.strides(images.shape, torch.contiguous_format)
+    assert len(decoded) == (0 if workers else 3)  # workers have lists of their own
+    walks = [list(batches), list(batches)]
+    assert len(decoded) == (0 if workers else 7)
+    assert not multiprocessing.active_children()
+    assert all(torch.equal(a, b) for a, b in zip(*([x for x, _ in walk] for walk in walks), strict=True))
+    at_once = data.draw(Examples(None, 7, 7, True), Generator().manual_seed(0), torch.float64)
+    assert torch.equal(at_once[0][0], torch.cat([images for images, _ in walks[0]]))
+    assert torch.equal(at_once[0][1], torch.cat(labels_of(batches)))
+    single = data.draw(Examples(None, 7, 7, True), Generator().manual_seed(0), torch.float32)
+    torch.testing.assert_close(single[0][0].double(), at_once[0][0], rtol=1e-6, atol=1e-6)
+
+
+def test_imagenet_goes_on_with_the_loader_where_training_stopped(
+    photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaders: list[DataLoader[Any]] = []
+    monkeypatch.setattr(
+        "pai_bench.data.imagenet.DataLoader",
+        lambda *args, **rest: loaders.append(DataLoader(*args, **rest)) or loaders[-1],
+    )
+
+    def epoch(start: int, stop: int, augment: int = 0) -> list[Any]:
+        batches = data.train(2, Generator().manual_seed(0), Generator().manual_seed(augment), start)
+        return [batch for _, batch in zip(range(start, stop), batches, strict=False)]
+
+    data = imagenet(photographs, "num_workers=2")
+    whole, other = epoch(0, 4), epoch(0, 4, augment=1)
+    assert len(loaders) == 2 and len(whole) == 4
+    assert not multiprocessing.active_children()  # at the end of an epoch
+
+    def check(batches: list[Any], expected: list[Any]) -> None:
+        assert len(batches) == len(expected)
+        assert all(
+            torch.equal(a, b) for one, two in zip(batches, expected, strict=True) for a, b in zip(one, two, strict=True)
+        )
+
+    loaders.clear()
+    check([*epoch(0, 1), *epoch(1, 3), *epoch(3, 4)], whole)
+    assert len(loaders) == 1 and not multiprocessing.active_children()
+    loaders.clear()
+    check(epoch(0, 2), whole[:2])
+    assert len(multiprocessing.active_children()) == 2
+    check(epoch(2, 3, augment=1), other[2:3])  # the step fits, the images are others
+    check(epoch(1, 2, augment=1), other[1:2])  # the images fit, the clock was put back
+    check(epoch(2, 4, augment=1), other[2:])
+    assert len(loaders) == 3 and not multiprocessing.active_children()
+    epoch(0, 1)
+    assert len(multiprocessing.active_children()) == 2
+    data = imagenet(photographs)
+    assert not multiprocessing.active_children()  # processes end with the dataset
+
+
+def test_a_loader_that_failed_is_not_gone_on_with(photographs: Path) -> None:
+    data = imagenet(photographs)
+    file = photographs / "imagenet" / "train" / "n01" / "1.JPEG"
+    whole = file.read_bytes()
+    list(zip(range(1), data.train(1, Generator().manual_seed(0), Generator()), strict=False))
+    file.write_bytes(b"no image")
+    with pytest.raises(DataError, match="not a readable image"):
+        list(data.train(1, Generator().manual_seed(0), Generator(), 1))
+    file.write_bytes(whole)
+    assert len(list(data.train(1, Generator().manual_seed(0), Generator(), 1))) == 7
 
 
 def test_an_incomplete_imagenet_is_refused_unless_asked_for(photographs: Path) -> None:

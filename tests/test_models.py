@@ -366,7 +366,9 @@ def test_what_no_mask_covers_is_named_once(caplog: pytest.LogCaptureFixture) -> 
 def test_a_classifier_that_starts_at_zero_is_not_taken_for_a_network_without_signal() -> None:
     model = build("model=resnet20")
     nn.init.zeros_(model.fc.weight)
-    data = SimpleNamespace(num_examples={"train": 4}, draw=lambda *_: [(torch.randn(4, *CIFAR), torch.arange(4))])
+    data = SimpleNamespace(
+        num_examples={"train": 4}, draw=lambda examples, generator, dtype: [(torch.randn(4, *CIFAR), torch.arange(4))]
+    )
     initial = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     mask = masks.full(model)
 

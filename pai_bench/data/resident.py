@@ -13,8 +13,9 @@ from filelock import FileLock, Timeout
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from pai_bench.core import Batch, Batches, Change, Examples, Place, Shape, num_steps
+from pai_bench.core import Batch, Batches, Change, Drawn, Examples, Place, Shape, num_steps
 from pai_bench.errors import ConfigError
+from pai_bench.layout import laid_out
 
 # images (N, H, W, C) uint8 and labels (N,) int64
 Images = tuple[np.ndarray, np.ndarray]
@@ -49,14 +50,6 @@ def check_ranges(mean: list[float] | None, std: list[float] | None, padding: int
         raise ConfigError(f"dataset.std={std}: give numbers above 0")
     if padding < 0:
         raise ConfigError(f"dataset.padding={padding}: give 0 or more pixels")
-
-
-def joined_single(number: int, size: int) -> list[range]:
-    """Batches of so many images; a single left-over image joins the batch before it (batch norm needs two)."""
-    ranges = [range(start, min(start + size, number)) for start in range(0, number, size)]
-    if len(ranges) > 1 and len(ranges[-1]) == 1:
-        ranges[-2:] = [range(ranges[-2].start, number)]
-    return ranges
 
 
 def hold_out(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
@@ -138,6 +131,44 @@ def _mirrored(positions: Tensor, side: int) -> Tensor:
     return side - 1 - (side - 1 - positions.abs()).abs()
 
 
+def joined_single(number: int, size: int) -> list[range]:
+    """Batches of `size` of that many images; one that is left over joins the batch before it.
+
+    Batch norm in train mode takes no single image.
+    """
+    starts = list(range(0, number, size))
+    if len(starts) > 1 and size > 1 and number % size == 1:
+        starts.pop()
+    return [range(start, end) for start, end in zip(starts, [*starts[1:], number], strict=True)]
+
+
+class Normalisation:
+    """uint8 pixels (B, H, W * C) -> images (B, C, H, W) of a precision, in which it is also computed.
+
+    Args:
+        mean, std: per channel, of pixels in [0, 1].
+        width: W.
+    """
+
+    def __init__(self, mean: list[float], std: list[float], width: int, device: torch.device) -> None:
+        self._mean, self._std, self._width, self._device = mean, std, width, device
+        self._constants = {torch.float32: self._constants_in(torch.float32)}
+
+    def _constants_in(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Factor and summand."""
+        mean, std = (torch.tensor(values, dtype=dtype, device=self._device) for values in (self._mean, self._std))
+        # One for each byte of a row of pixels: broadcasting over three channels takes twice as long.
+        return (1 / (255 * std)).repeat(self._width), (-mean / std).repeat(self._width)
+
+    def __call__(self, pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The images, laid out channels last."""
+        if dtype not in self._constants:
+            self._constants[dtype] = self._constants_in(dtype)
+        scale, shift = self._constants[dtype]
+        images = torch.addcmul(shift, pixels.to(dtype), scale)
+        return images.view(*pixels.shape[:2], self._width, len(self._mean)).permute(0, 3, 1, 2)
+
+
 class Resident:
     """A core.Data whose images are uint8 tensors on the device.
 
@@ -198,9 +229,7 @@ class Resident:
                 "is 0; give dataset.mean and dataset.std"
             )
         device, self._share = place.device, place.share
-        # One for each byte of a row of pixels: broadcasting over three channels takes twice as long.
-        self._scale = (1 / (255 * torch.tensor(std, device=device))).repeat(width)
-        self._shift = (-torch.tensor(mean, device=device) / torch.tensor(std, device=device)).repeat(width)
+        self._normalise = Normalisation(mean, std, width, device)
         self._padding, self._padding_mode, self._flip, self._device = padding, padding_mode, flip, device
         labels = torch.as_tensor(train[1], dtype=torch.int64)
         train_indices, validation_indices = hold_out(labels, validation)
@@ -231,12 +260,6 @@ class Resident:
         strides = (rows * columns * channels, columns * channels, channels, columns * channels, 1)
         return padded.as_strided((len(images), size, size, height, width * channels), strides)
 
-    def _normalise(self, pixels: Tensor) -> Tensor:
-        """uint8 (B, H, W * C) -> float (B, C, H, W), laid out with the channels last."""
-        channels, height, width = self.input_shape
-        images = torch.addcmul(self._shift, pixels.float(), self._scale)
-        return images.view(-1, height, width, channels).permute(0, 3, 1, 2)
-
     def _augmented(self, indices: Tensor, generator: Generator) -> list[Tensor]:
         """Index, crop offsets and flip of each image, drawn for all at once so that nothing is drawn per batch."""
         size = 2 * self._padding + 1
@@ -244,13 +267,19 @@ class Resident:
         flips = torch.rand(len(indices), generator=generator) < 0.5
         return [tensor.to(self._device) for tensor in (indices, rows, columns, flips)]
 
-    def _images(self, windows: Tensor, indices: Tensor, rows: Tensor, columns: Tensor, flips: Tensor) -> Tensor:
+    def _plain(self, indices: Tensor) -> list[Tensor]:
+        """The same of images as they are."""
+        middle = torch.full_like(indices, self._padding)
+        return [tensor.to(self._device) for tensor in (indices, middle, middle, torch.zeros_like(indices).bool())]
+
+    def _images(self, windows: Tensor, drawn: list[Tensor], part: slice, dtype: torch.dtype = torch.float32) -> Tensor:
+        indices, rows, columns, flips = (tensor[part] for tensor in drawn)
         pixels = windows[indices, rows, columns]
         if self._flip:  # while a pixel is one byte and not four
             channels, height, width = self.input_shape
             images = pixels.view(-1, height, width, channels)
             pixels = torch.where(flips.view(-1, 1, 1, 1), images.flip(2), images).view(pixels.shape)
-        return self._normalise(pixels)
+        return self._normalise(pixels, dtype)
 
     def train(self, batch_size: int, order: Generator, augment: Generator, start: int = 0) -> Iterator[Batch]:
         """One epoch of augmented training batches in random order, from batch `start`, the same as without it.
@@ -262,7 +291,7 @@ class Resident:
         drawn = self._augmented(permutation, augment)
         for step in range(start, num_steps(len(permutation), batch_size)):
             part = slice(step * batch_size + self._share.rank, (step + 1) * batch_size, self._share.size)
-            yield self._images(self._windows, *(tensor[part] for tensor in drawn)), labels[part]
+            yield self._images(self._windows, drawn, part), labels[part]
 
     def evaluation(self, split: str, batch_size: int) -> Iterator[Batch]:
         """Every image of a split once, un-augmented, in a fixed order."""
@@ -271,10 +300,15 @@ class Resident:
             part = slice(start, start + batch_size)
             yield self._normalise(pixels[part].contiguous()), labels[part]
 
-    def draw(self, examples: Examples, generator: Generator, change: Change | None = None) -> Batches:
-        """Training images for scoring, batched. A single left-over image joins the batch before it.
+    def draw(
+        self, examples: Examples, generator: Generator, dtype: torch.dtype, change: Change | None = None
+    ) -> Batches:
+        """Training images for scoring, laid out channels first. A single left-over image joins the batch before it.
+
+        All that is random is drawn at once, and the change is done; images are made when a batch is asked for.
 
         Args:
+            dtype: of the images; it is also what they are normalised in.
             change: is done to the images, as they are stored, and to their labels, before they are augmented.
 
         Raises:
@@ -287,9 +321,10 @@ class Resident:
             stored = windows[indices.to(self._device), self._padding, self._padding]
             changed, labels = change(stored.view(-1, height, width, channels), labels)
             windows, indices = self._windowed(changed), torch.arange(len(indices))
-        if examples.augment:
-            images = self._images(windows, *self._augmented(indices, generator))
-        else:
-            images = self._normalise(windows[indices.to(self._device), self._padding, self._padding])
-        parts = (slice(part.start, part.stop) for part in joined_single(len(labels), examples.batch_size))
-        return [(images[part], labels[part]) for part in parts]
+        drawn = self._augmented(indices, generator) if examples.augment else self._plain(indices)
+        parts = [slice(part.start, part.stop) for part in joined_single(len(labels), examples.batch_size)]
+
+        def images(number: int) -> Tensor:
+            return laid_out(self._images(windows, drawn, parts[number], dtype), torch.contiguous_format)
+
+        return Drawn(images, [labels[part] for part in parts])
