@@ -1,13 +1,14 @@
 # Every target sets up what it needs: a virtual environment in .venv with the package and its tools.
 PYTHON ?= python3
 BIN := .venv/bin
+OLDEST := .venv-oldest/bin
 
 .DEFAULT_GOAL := help
 
-.PHONY: help setup run report test bench lint types format clean
+.PHONY: help setup run report test test-oldest bench lint types format clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/installed ## create .venv and install the package with its tools
 
@@ -25,6 +26,15 @@ report: setup ## tables, figures and a page of results/, in report/
 test: setup ## run the tests (a few minutes, no GPU, no download)
 	$(BIN)/python -m pytest -n 2
 
+.venv-oldest/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-oldest
+	$(OLDEST)/python -m pip install --quiet --disable-pip-version-check \
+		--editable '.[parts,test]' 'torch==2.4.*' 'torchvision==0.19.*'
+	@touch $@
+
+test-oldest: .venv-oldest/installed ## run the fast tests on the oldest torch that pyproject.toml admits
+	$(OLDEST)/python -m pytest -n 2 -m 'not slow'
+
 bench: setup ## measure the claims about speed (minutes; nothing else should run)
 	$(BIN)/python -m benchmarks
 
@@ -40,5 +50,5 @@ format: setup ## format the code and fix what can be fixed
 	$(BIN)/ruff format .
 
 clean: ## remove the environment, caches and build products; results/ and data/ stay
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-oldest build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -83,7 +83,8 @@ def rates(device: torch.device, quick: bool = False) -> Rates:
         return min(seconds(function, device) for _ in range(2 if quick else 5))
 
     gemm, convolution = {}, {}
-    with torch.no_grad(), devices.fast():
+    devices.prepare(device, "float32")
+    with torch.no_grad():
         for precision in ("float32", "float64", "bfloat16"):
             dtype = getattr(torch, precision)
             matrix = torch.randn(size, size, device=device).to(dtype)

@@ -77,7 +77,7 @@ _SYNFLOW: dict[tuple[str, bool], list[tuple[float | None, float | None]]] = {
 def _synflow_parts(setting: Setting, net: str, dtype: str, rounds: int) -> Parts:
     return parts(
         setting.device, f"model={net}", "pruner=synflow", "sparsity=0.99", "training=cifar",
-        f"pruner.score.dtype={dtype}", f"schedule.rounds={rounds}",
+        f"pruner.dtype={dtype}", f"schedule.rounds={rounds}", "schedule.rounding=up",
     )  # fmt: skip
 
 
@@ -95,7 +95,7 @@ def synflow(setting: Setting) -> Iterator[Row]:
         runs = {dtype: _synflow_parts(setting, net, dtype, rounds) for dtype in ("float32", "float64")}
         model = runs["float32"].build("init")
         num_prunable = masks.total(masks.full(model))
-        counts = [masks.num_kept(r.sparsity, num_prunable) for r in runs["float32"].rounds]
+        counts = textbook.synflow_counts(num_prunable, 0.01, rounds)
 
         def published(model: nn.Module = model, counts: list[int] = counts, into: list[Mask] = expected) -> float:
             copied = textbook.Masked(model)

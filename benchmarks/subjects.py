@@ -13,8 +13,8 @@ from torch import Generator, nn
 from torch.nn import functional as F
 
 from benchmarks.measure import Rates
-from pai_bench import cli, experiment, measures
-from pai_bench.core import Batch, Batches, Data, Examples, Mask, Place, Shape, Subnetwork
+from pai_bench import cli, devices, experiment, measures
+from pai_bench.core import Batch, Batches, Change, Data, Examples, Mask, Place, Shape, Subnetwork
 from pai_bench.data.resident import Resident
 from pai_bench.experiment import Parts
 from pai_bench.prune import Pruned, prune
@@ -60,6 +60,7 @@ def parts(device: torch.device, *overrides: str, size: int = 32, num_classes: in
         "name": "synthetic", "_target_": "benchmarks.subjects.synthetic",
         "size": size, "num_classes": num_classes, "num_train": num_train,
     }  # fmt: skip
+    devices.prepare(device, cfg["training"]["precision"])
     return experiment.assembled(cfg, device)
 
 
@@ -124,9 +125,9 @@ class Repeated(Generic[Noted]):
         images, labels = self.batch
         yield images[:2], labels[:2]
 
-    def draw(self, examples: Examples, generator: Generator) -> Batches:
+    def draw(self, examples: Examples, generator: Generator, change: Change | None = None) -> Batches:
         """Training images for scoring, as the dataset draws them."""
-        return self.data.draw(examples, generator)
+        return self.data.draw(examples, generator, change)
 
 
 class Steps(Generic[Noted]):

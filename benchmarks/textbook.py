@@ -63,6 +63,12 @@ def keep(net: Masked, scores: Scores, k: int, exactly: bool) -> None:
                 missing -= len(equal)
 
 
+def synflow_counts(num_prunable: int, density: float, rounds: int) -> list[int]:
+    """How many weights the published loop keeps in each round: all but trunc((1 - d_i) N)."""
+    densities = [density ** (i / rounds) for i in range(1, rounds + 1)]
+    return [num_prunable - int((1 - reached) * num_prunable) for reached in densities]
+
+
 def synflow(net: Masked, input_shape: Shape, counts: Sequence[int], *, exactly: bool = False) -> Mask:
     """SynFlow in rounds that keep so many weights each: signs are put away and brought back in every one."""
     net.eval()

@@ -224,7 +224,8 @@ def _found(setting: Setting, net: str, method: str, compressions: tuple[int, ...
             yield compression, result.mask
         else:  # a method of one shot has the same scores at every sparsity
             everything = masks.full(training.model)
-            yield compression, of.allocate(scores, everything, of.cfg["sparsity"], torch.Generator()).mask
+            keep = masks.num_kept(of.cfg["sparsity"], masks.total(everything))
+            yield compression, of.allocate(scores, everything, keep, torch.Generator()).mask
 
 
 def _compact(setting: Setting, net: str, method: str, compression: int, mask: Mask) -> Row:

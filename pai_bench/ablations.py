@@ -1,15 +1,17 @@
 """Sanity checks: what is broken on purpose to test a claim. Each function fits one hook of core.Ablation."""
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
-from pai_bench.core import Batches, Mask, Scores, State
+from pai_bench.core import Batch, Batches, Mask, Scores, State
 
 
 def random_labels(batches: Batches, generator: Generator) -> Batches:
     """Scores see labels drawn uniformly from those present.
 
     Reference: Su et al. 2020, arXiv:2009.11094.
+    Deviates: their code relabels the whole dataset and then takes as many images of each of these classes, so that
+        classes are balanced; here they are not.
     """
     present = torch.unique(torch.cat([labels for _, labels in batches]))
     return [
@@ -22,6 +24,8 @@ def random_pixels(batches: Batches, generator: Generator) -> Batches:
     """Scores see images whose pixels are permuted, every image in its own way, its channels together.
 
     Reference: Su et al. 2020, arXiv:2009.11094.
+    Deviates: in the released code, which random_pixels_official follows, channels mix, images are augmented afterwards,
+        and the labels are random, too.
     """
     corrupted = []
     for images, labels in batches:
@@ -30,6 +34,21 @@ def random_pixels(batches: Batches, generator: Generator) -> Batches:
         shuffled = flat.gather(2, order.to(images.device)[:, None].expand_as(flat))
         corrupted.append((torch.empty_like(images).copy_(shuffled.view(images.shape)), labels))
     return corrupted
+
+
+def random_pixels_official(images: Tensor, labels: Tensor, generator: Generator) -> Batch:
+    """Scores see images (B, H, W, C) all of whose values trade places, channels included, and labels that do so too.
+
+    The images are those that are stored: they are cropped and flipped afterwards.
+
+    Reference: Su et al. 2020, arXiv:2009.11094, released code.
+    Deviates: their code draws a label for every image of the dataset and then takes as many images of each of these
+        classes; here the labels of the images that are drawn trade places, so that classes are as balanced.
+    """
+    flat = images.flatten(1)
+    order = torch.stack([torch.randperm(flat.shape[1], generator=generator) for _ in range(len(flat))])
+    permuted = torch.randperm(len(labels), generator=generator).to(labels.device)
+    return flat.gather(1, order.to(flat.device)).view(images.shape), labels[permuted]
 
 
 def invert(scores: Scores, candidates: Mask, generator: Generator) -> Scores:

@@ -1,4 +1,4 @@
-"""Scores -> mask: which of the candidates stay. Every function keeps exactly round((1 - sparsity) * N) weights."""
+"""Scores -> mask: which of the candidates stay. Every function keeps exactly the number asked for."""
 
 import math
 import operator
@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 from pai_bench import mask_files, masks
 from pai_bench.core import Chosen, Mask, Scores
 from pai_bench.errors import ConfigError, UserError
+from pai_bench.ranges import Fraction, NonNegative
 
 _NEVER = -1e300  # keys of what cannot be drawn lie below
 _FEW = 0.25  # of a layer's weights, below which its candidates are gathered before they are compared
@@ -153,50 +154,48 @@ def _keep_together(scores: Scores, candidates: Mask, k: int) -> Chosen:
     return replace(together, mask=mask)
 
 
-def global_topk(
-    scores: Scores, candidates: Mask, sparsity: float, generator: Generator, *, min_density: float
-) -> Chosen:
+def global_topk(scores: Scores, candidates: Mask, keep: int, generator: Generator, *, min_density: Fraction) -> Chosen:
     """Keeps the highest scores of the whole network; of equal scores the first in parameter order.
 
     Args:
         min_density: the part of every layer that always stays, its highest scores, rounded up; 0 lets layers collapse.
 
     Raises:
-        ConfigError: the sparsity leaves no weight, or less than min_density.
+        ConfigError: less is to be kept than min_density.
         ValueError: fewer candidates than weights to keep.
     """
-    k = masks.num_kept(sparsity, masks.total(candidates))
     if min_density == 0:
-        return keep_largest(scores, candidates, k)
+        return keep_largest(scores, candidates, keep)
     floors = {name: math.ceil(round(min_density * mask.numel(), 9)) for name, mask in candidates.items()}
-    if sum(floors.values()) > k:
+    if sum(floors.values()) > keep:
         raise ConfigError(
-            f"allocation.min_density={min_density}: it keeps {sum(floors.values())}, the sparsity {k}; lower one"
+            f"allocation.min_density={min_density}: it keeps {sum(floors.values())}, the sparsity {keep}; lower one"
         )
     safe = by_count(scores, candidates, floors).mask  # ties among these take part in the next choice
     rest = {name: mask & ~safe[name] for name, mask in candidates.items()}
-    chosen = keep_largest(scores, rest, k - sum(floors.values()))
+    chosen = keep_largest(scores, rest, keep - sum(floors.values()))
     return replace(chosen, mask={name: mask | safe[name] for name, mask in chosen.mask.items()})
 
 
-def uniform(scores: Scores, candidates: Mask, sparsity: float, generator: Generator) -> Chosen:
+def uniform(scores: Scores, candidates: Mask, keep: int, generator: Generator) -> Chosen:
     """Keeps the same fraction of every layer, by score within the layer.
 
     Raises:
-        ConfigError: the sparsity leaves no weight.
         ValueError: fewer candidates than weights to keep.
     """
-    return by_density(scores, candidates, sparsity, dict.fromkeys(candidates, 1.0))
+    return by_density(scores, candidates, keep, dict.fromkeys(candidates, 1.0))
 
 
-def uniform_plus(scores: Scores, candidates: Mask, sparsity: float, generator: Generator, *, min_last: float) -> Chosen:
+def uniform_plus(scores: Scores, candidates: Mask, keep: int, generator: Generator, *, min_last: Fraction) -> Chosen:
     """Keeps the first layer whole and at least `min_last` of the last; the others share what is left, uniformly.
 
     Reference: Gale et al. 2019, arXiv:1902.09574; as in Liu et al. 2022, arXiv:2202.02643.
-    Deviates: the code of the latter divides what is left by the size of the whole network, and so keeps too few.
+    Deviates: the code of the latter misses the target. Below a density of 0.2 it divides what is left by the size of
+        the whole network, and keeps too few; from 0.2 on it keeps that density of all layers but the first, and so too
+        many.
 
     Raises:
-        ConfigError: the sparsity leaves less than the first and last layer take.
+        ConfigError: less is to be kept than the first and last layer take.
     """
     _require_weights(candidates, "uniform_plus")
     names = list(candidates)
@@ -204,21 +203,20 @@ def uniform_plus(scores: Scores, candidates: Mask, sparsity: float, generator: G
         raise ConfigError("allocation=uniform_plus: it needs a first, a last and other layers; use allocation=uniform")
     first, last = names[0], names[-1]
     sizes = {name: mask.numel() for name, mask in candidates.items()}
-    k = masks.num_kept(sparsity, sum(sizes.values()))
-    density = (k - sizes[first]) / (sum(sizes.values()) - sizes[first])
+    density = (keep - sizes[first]) / (sum(sizes.values()) - sizes[first])
     of_last = max(density, min_last)
     rest = sum(sizes[name] for name in names[1:-1])
-    others = (k - sizes[first] - of_last * sizes[last]) / rest
+    others = (keep - sizes[first] - of_last * sizes[last]) / rest
     if others <= 0:
         raise ConfigError(
-            f"sparsity={sparsity:g}: allocation=uniform_plus keeps the first layer and {min_last:g} of the last, which "
-            "leaves nothing for the others; lower the sparsity"
+            f"{_asked(keep, candidates)}: allocation=uniform_plus keeps the first layer and {min_last:g} of the last, "
+            "which leaves nothing for the others; lower the sparsity"
         )
     shares = dict.fromkeys(names, others) | {first: 1.0, last: of_last}
-    return by_density(scores, candidates, sparsity, shares, fixed={first, last})
+    return by_density(scores, candidates, keep, shares, fixed={first, last})
 
 
-def erk(scores: Scores, candidates: Mask, sparsity: float, generator: Generator, *, kernel: bool) -> Chosen:
+def erk(scores: Scores, candidates: Mask, keep: int, generator: Generator, *, kernel: bool) -> Chosen:
     """Erdos-Renyi layer densities, by score within the layer: proportional to the sum over the product of the sizes.
 
     Layers that would get more than they have are kept whole, and the others share what is left.
@@ -234,27 +232,30 @@ def erk(scores: Scores, candidates: Mask, sparsity: float, generator: Generator,
     for name, mask in candidates.items():
         sizes = mask.shape if kernel else mask.shape[:2]
         shares[name] = sum(sizes) / math.prod(sizes)
-    return by_density(scores, candidates, sparsity, shares)
+    return by_density(scores, candidates, keep, shares)
 
 
 def smart_ratio(
     scores: Scores,
     candidates: Mask,
-    sparsity: float,
+    keep: int,
     generator: Generator,
     *,
     shape: Literal["resnet", "vgg"],
-    linear_density: float,
+    linear_density: Fraction,
+    surplus: Literal["proportional", "next"],
 ) -> Chosen:
     """Densities that fall with depth, by score within the layer: (L - l + 1)^2 + (L - l + 1) in layer l of L.
 
     Args:
         shape: "vgg" divides by l^2, too.
         linear_density: what every linear layer keeps.
+        surplus: what exceeds a full layer is spread over all others in proportion, or goes to the next layers, as far
+            as they have room, as in the released code. All of the paper's VGG-19 is concerned, at 90 to 98 %.
 
     Reference: Su et al. 2020, arXiv:2009.11094, section 4, and the released code.
-    Deviates: what exceeds a full layer is spread over all others in proportion, not carried into the next layers, which
-        in their code stops early.
+    Deviates: the total is exact; their code rounds every layer down. With surplus=proportional densities differ from
+        theirs where a layer is full.
 
     Raises:
         ConfigError: the linear layers alone exceed the target.
@@ -269,10 +270,10 @@ def smart_ratio(
         else:
             height = depth - index + 1
             shares[name] = (height**2 + height) / (index**2 if shape == "vgg" else 1)
-    return by_density(scores, candidates, sparsity, shares, fixed=linear)
+    return by_density(scores, candidates, keep, shares, fixed=linear, surplus=surplus)
 
 
-def densities_of(scores: Scores, candidates: Mask, sparsity: float, generator: Generator, *, mask: str) -> Chosen:
+def densities_of(scores: Scores, candidates: Mask, keep: int, generator: Generator, *, mask: str) -> Chosen:
     """As many weights in every layer as another mask keeps there, by score within the layer.
 
     With pruner=random the positions are random: is it the method's choice of weights that matters, or only its layers?
@@ -290,13 +291,16 @@ def densities_of(scores: Scores, candidates: Mask, sparsity: float, generator: G
     for name, candidate in candidates.items():
         if name not in theirs or theirs[name].shape != candidate.shape:
             raise ConfigError(f"allocation.mask={mask}: it holds no mask of {name} {tuple(candidate.shape)}")
-    k = masks.num_kept(sparsity, masks.total(candidates))
-    if sum(counts.values()) != k:
+    if sum(counts.values()) != keep:
         raise ConfigError(
-            f"allocation.mask={mask}: it keeps {sum(counts.values())} weights and sparsity={sparsity:g} keeps {k}; "
-            "give a mask of the same sparsity"
+            f"allocation.mask={mask}: it keeps {sum(counts.values())} weights and {_asked(keep, candidates)} keeps "
+            f"{keep}; give a mask of the same sparsity"
         )
     return by_count(scores, candidates, counts)
+
+
+def _asked(keep: int, candidates: Mask) -> str:
+    return f"sparsity={1 - keep / masks.total(candidates):.6g}"
 
 
 def _require_weights(candidates: Mask, allocation: str) -> None:
@@ -314,7 +318,12 @@ def by_count(scores: Scores, candidates: Mask, counts: dict[str, int]) -> Chosen
 
 
 def by_density(
-    scores: Scores, candidates: Mask, sparsity: float, shares: dict[str, float], fixed: Collection[str] = ()
+    scores: Scores,
+    candidates: Mask,
+    keep: int,
+    shares: dict[str, float],
+    fixed: Collection[str] = (),
+    surplus: Literal["proportional", "next"] = "proportional",
 ) -> Chosen:
     """Keeps a fraction of each layer, by score within it: its share times one factor for all, at most 1.
 
@@ -323,24 +332,29 @@ def by_density(
 
     Args:
         fixed: layers whose share is their density, and takes no factor.
+        surplus: whether what exceeds a full layer changes the factor of the others, or goes to the next layers.
 
     Raises:
-        ConfigError: the sparsity leaves no weight, or less than the fixed layers take.
+        ConfigError: less is to be kept than the fixed layers take.
         ValueError: fewer candidates than weights to keep.
     """
-    k = masks.num_kept(sparsity, masks.total(candidates))
     sizes = {name: mask.numel() for name, mask in candidates.items()}
     room = {name: int(mask.count_nonzero()) for name, mask in candidates.items()}
-    if k > sum(room.values()):
-        raise ValueError(f"cannot keep {k} of {sum(room.values())} weights")
+    if keep > sum(room.values()):
+        raise ValueError(f"cannot keep {keep} of {sum(room.values())} weights")
     wanted = {name: min(shares[name] * sizes[name], room[name]) for name in fixed}
-    left = k - sum(wanted.values())
+    left = keep - sum(wanted.values())
     if left < 0:
+        names = ", ".join(name for name in candidates if name in fixed)
         raise ConfigError(
-            f"sparsity={sparsity:g}: it keeps {k} weights, and {', '.join(fixed)} alone {sum(wanted.values()):.0f}; "
-            "lower the sparsity or their density"
+            f"{_asked(keep, candidates)}: it keeps {keep} weights, and {names} alone {sum(wanted.values()):.0f}; lower "
+            "the sparsity or their density"
         )
     open_layers = [name for name in candidates if name not in wanted]
+    if surplus == "next" and open_layers:
+        factor = left / sum(shares[name] * sizes[name] for name in open_layers)
+        wanted |= _carried({name: factor * shares[name] * sizes[name] for name in open_layers}, room)
+        open_layers = []
     while open_layers:
         factor = left / sum(shares[name] * sizes[name] for name in open_layers)
         full = [name for name in open_layers if factor * shares[name] * sizes[name] > room[name]]
@@ -350,19 +364,29 @@ def by_density(
         open_layers = [name for name in open_layers if name not in wanted]
     counts = {name: min(math.floor(round(wanted[name], 6)), room[name]) for name in candidates}
     by_remainder = sorted(counts, key=lambda name: counts[name] - wanted[name])
-    while (missing := k - sum(counts.values())) > 0:
+    while (missing := keep - sum(counts.values())) > 0:
         for name in [name for name in by_remainder if counts[name] < room[name]][:missing]:
             counts[name] += 1
     return by_count(scores, candidates, counts)
 
 
+def _carried(wanted: dict[str, float], room: dict[str, int]) -> dict[str, float]:
+    """What layers want, where what one has no room for goes to the next, and from the last to the first."""
+    given, surplus = dict(wanted), 0.0
+    for name in [*wanted, *wanted]:
+        given[name] += surplus
+        surplus = max(given[name] - room[name], 0.0)
+        given[name] -= surplus
+    return given
+
+
 def sampled(
     scores: Scores,
     candidates: Mask,
-    sparsity: float,
+    keep: int,
     generator: Generator,
     *,
-    beta: float,
+    beta: NonNegative,
     scope: Literal["global", "layer"],
     rescale: bool,
 ) -> Chosen:
@@ -381,7 +405,6 @@ def sampled(
     Deviates: whether the paper draws with replacement, rescales, and draws per layer could not be established.
 
     Raises:
-        ConfigError: the sparsity leaves no weight.
         UserError: a score is negative, and so no probability.
     """
     for name, values in scores.items():
@@ -390,11 +413,10 @@ def sampled(
                 f"allocation=sampled draws in proportion to scores, and {name} has negative ones; use a pruner whose "
                 "scores are sizes (for GraSP pruner=grasp_abs)"
             )
-    k = masks.num_kept(sparsity, masks.total(candidates))
     if scope == "global":
-        groups = [(dict(candidates), k)]
+        groups = [(dict(candidates), keep)]
     else:
-        top = keep_largest(scores, candidates, k).mask
+        top = keep_largest(scores, candidates, keep).mask
         groups = [({name: mask}, int(top[name].count_nonzero())) for name, mask in candidates.items()]
     mask: Mask = {}
     scale: dict[str, Tensor] = {}
@@ -465,7 +487,7 @@ def check_scores(scores: Scores, candidates: Mask, *, zeros_allowed: bool = Fals
         if bad := int((~values.isfinite()).sum()):
             raise UserError(
                 f"{bad} of {values.numel()} scores of {name} are not finite ({values.dtype}); "
-                "score in a wider type (pruner.score.dtype=float64 for SynFlow) or lower the initial scale"
+                "score in a wider type (pruner.dtype=float64) or lower the initial scale"
             )
     if not zeros_allowed and all(_is_silent(scores[name], kept) for name, kept in candidates.items()):
         first = next(iter(scores))

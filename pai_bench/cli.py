@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from pai_bench import config, preemption, status, sweeps
-from pai_bench.errors import ConfigError, PreemptedError, UserError
+from pai_bench.errors import ConfigError, DataError, PreemptedError, UserError
 from pai_bench.summary import already
 from pai_bench.world import world
 
@@ -43,6 +43,8 @@ def _one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}"
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file == "hydra/launcher/joblib":
+        return "hydra/launcher=parallel: hydra-joblib-launcher is not installed; pip install hydra-joblib-launcher"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, option = error.missing_cfg_file.rpartition("/")
         return f"{group}={option}: there is no such option; give one of {', '.join(error.options)}"
@@ -64,16 +66,19 @@ def _one_line(error: BaseException) -> str:
 def _run(composed: DictConfig) -> float | None:
     """One job of Hydra, in this process or in a worker of a launcher. Its failure does not end a sweep."""
     start_process()
-    if preemption.requested():
-        _stop()
+    if preemption.requested() and _in_worker():  # the first process says it
         count(PreemptedError.exit_code)
         return None
     try:
+        preemption.check()
         sweeps.check_scale(HydraConfig.get().runtime.choices)
         completed = config.complete(composed)
         directory = config.directory(completed)
     except Exception as error:
-        count(_report(error))
+        code = _report(error)
+        count(code)
+        if code == PreemptedError.exit_code:
+            _stop()
         return None
     code = attempt(completed)
     if code == PreemptedError.exit_code:
@@ -102,19 +107,32 @@ def _spare_imports() -> None:
     atexit.register(gc.unfreeze)
 
 
+def _done_before(completed: dict[str, Any]) -> bool:
+    """Whether a run is finished, and says so: experiment.run would say no more, after importing torch."""
+    directory = config.directory(completed)
+    row = status.settled(directory)
+    if row is None or not config.name_decides_images(completed) or world().size > 1:
+        return False
+    log.info("%s", already(row, directory, completed["save_model"] is not False))
+    return True
+
+
 def attempt(completed: dict[str, Any]) -> int:
     """Runs what a completed config describes; says in one line what went wrong, if so, and returns the exit code."""
-    directory = config.directory(completed)
-    if (row := status.settled(directory)) and config.name_decides_images(completed) and world().size == 1:
-        log.info("%s", already(row, directory))  # experiment.run would say no more, after importing torch
-        count(0, skipped=True)
-        return 0
+    try:
+        if _done_before(completed):
+            count(0, skipped=True)
+            return 0
+    except OSError as error:
+        code = _report(error)
+        count(code)
+        return code
 
-    from pai_bench import experiment, slurm
+    from pai_bench import devices, experiment, slurm
 
     _spare_imports()
     preemption.watch()
-    skipped = status.finished(directory) is not None
+    skipped = status.finished(config.directory(completed)) is not None
     code = 0
     try:
         experiment.run(completed)
@@ -125,6 +143,7 @@ def attempt(completed: dict[str, Any]) -> int:
         if isinstance(error, PreemptedError):
             slurm.requeue()
     gc.collect()  # a failure keeps its tensors and worker processes in a cycle; the next run wants the memory
+    devices.release()
     count(code, skipped)
     if code and world().size > 1:
         sys.exit(code)  # the processes may no longer stand at the same place
@@ -151,6 +170,14 @@ def _inside_null(error: Exception) -> ConfigError | None:
     return None
 
 
+def _rank() -> int:
+    """The number of this process; 0 also where the environment makes no sense, which is what there is to report."""
+    try:
+        return world().rank
+    except ConfigError:
+        return 0
+
+
 def _report(error: Exception) -> int:
     """Says in one line what went wrong, and returns the exit code."""
     error = _inside_null(error) or error
@@ -158,10 +185,11 @@ def _report(error: Exception) -> int:
         code = ConfigError.exit_code
     else:
         code = getattr(error, "exit_code", UserError.exit_code)
-    if world().rank > 0 and (getattr(error, "shared", False) or code in (2, 75) or preemption.requested()):
+    rank = _rank()
+    if rank > 0 and (getattr(error, "shared", False) or code in (2, 75) or preemption.requested()):
         return code  # the first process says it
     kind = {2: "config error", 4: "data error", 6: "owned", 75: "preempted"}.get(code, "error")
-    where = f"process {world().rank}: " if world().rank else ""
+    where = f"process {rank}: " if rank else ""
     print(f"{kind}: {where}{'; '.join([_one_line(error), *getattr(error, '__notes__', [])])}", file=sys.stderr)
     return code
 
@@ -241,13 +269,23 @@ def stored(directory: Path, tracker: dict[str, Any] | None = None) -> dict[str, 
 
     Args:
         tracker: takes the place of the one that it had.
+
+    Raises:
+        ConfigError: this version has no such settings.
+        DataError: config.yaml is missing or damaged.
     """
     config.register()
-    with hydra.initialize_config_dir(str(directory.resolve()), version_base="1.3"):
-        composed = hydra.compose("config")
-        if tracker is not None:
-            composed.tracker = tracker
-        return config.complete(composed)
+    try:
+        with hydra.initialize_config_dir(str(directory.resolve()), version_base="1.3"):
+            composed = hydra.compose("config")
+            if tracker is not None:
+                composed.tracker = tracker
+            return config.complete(composed)
+    except UserError:
+        raise
+    except Exception as error:  # it may hold anything, and yaml, OmegaConf and Hydra each have words for that
+        said = _one_line(error).partition(";")[0]
+        raise DataError(f"{directory / 'config.yaml'}: it is damaged ({said})") from error
 
 
 @contextmanager
@@ -283,6 +321,8 @@ def start_process() -> None:
     console = logging.StreamHandler(sys.stdout)
     console.setLevel(logging.ERROR if world().rank > 0 else logging.WARNING if _in_worker() else logging.INFO)
     log.handlers = [console]
+    if _in_worker():
+        preemption.end_with_parent()
 
 
 def main() -> None:
@@ -293,9 +333,10 @@ def main() -> None:
     """
     # Hydra reports errors itself, in its own words and with exit code 1, unless it is told to raise them.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    config.register()
-    start_process()
-    preemption.watch()
+    with one_line_errors():
+        config.register()
+        start_process()
+        preemption.watch()
     sys.argv = [without_plus(word) for word in sys.argv]
     with counted():
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(_run)()

@@ -3,10 +3,12 @@ a config names: a wrong setting is refused in well under a second."""
 
 import ast
 import hashlib
+import importlib.util
 import json
 import math
 import os
 import re
+import secrets
 import tempfile
 from collections.abc import Collection
 from dataclasses import MISSING as DATACLASS_MISSING
@@ -15,7 +17,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from annotated_types import Ge, Gt, Le, Lt
 from hydra.conf import HydraConf
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -23,16 +24,18 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from pai_bench import signatures
 from pai_bench.errors import ConfigError
+from pai_bench.ranges import Ge, Gt, Le, Lt
 from pai_bench.signatures import check_keys, check_value, shown
 
 Mode = Literal["eval", "train"]
 LearningRateSchedule = Literal["step", "cosine"]
-Precision = Literal["float32", "bfloat16", "float16"]
+Precision = Literal["float32", "tfloat32", "bfloat16", "float16"]
+ScoringPrecision = Literal["float64", "float32"]
 OnCollapse = Literal["record", "stop"]
 Reduction = Literal["sum", "abs_sum", "l2"]
 Names = Literal["exact", "order"]
 Missing = Literal["refuse", "keep"]
-HOOKS = ("batches", "scores", "mask", "weights")
+HOOKS = ("batches", "images", "scores", "mask", "weights")
 Call = dict[str, Any]  # a name, a _target_, and the keyword arguments of that function
 
 
@@ -60,8 +63,10 @@ class PrunerConfig:
     score: Call | None = MISSING
     mode: str = _setting(choices=Mode)
     examples: ExamplesConfig | None = MISSING
+    dtype: str = field(default="float64", metadata={"choices": ScoringPrecision})
     reduce: str | None = field(default=None, metadata={"choices": Reduction})
     regrow: bool = False
+    regrow_moved: bool | None = None  # null is false, so that runs from before it keep their names
     transfer: Call | None = None
 
 
@@ -71,6 +76,7 @@ class AblationConfig:
 
     name: str = MISSING
     batches: Call | None = MISSING
+    images: Call | None = MISSING
     scores: Call | None = MISSING
     mask: Call | None = MISSING
     weights: Call | None = MISSING
@@ -148,7 +154,7 @@ class RunConfig:
     channels_last: bool = MISSING
     compile: bool = MISSING
     save_scores: bool = MISSING
-    save_model: bool = MISSING
+    save_model: Any = MISSING  # a bool, or "half"
     diagnostics: bool = MISSING
     reuse_gb: float = _setting(Ge(0))
 
@@ -187,6 +193,10 @@ def _runs_at_once() -> int:
     return torch.cuda.device_count() or len(os.sched_getaffinity(0))
 
 
+# Hydra insists on writing multirun.yaml somewhere; nothing reads it. A folder of this process, which the sweeper makes.
+SCRATCH = Path(tempfile.gettempdir()) / f"pai_bench-{secrets.token_hex(16)}"
+
+
 def register() -> None:
     """Stores the schema, our help, and the order that Hydra writes nothing itself: pai_bench.store keeps the records.
 
@@ -197,9 +207,7 @@ def register() -> None:
     store.store(name="run_schema", node=RunConfig)
     ours = {"output": "no_files", "help": "pai_bench", "job_logging": "none", "sweeper": "grid"}
     store.store(group="hydra/help", name="pai_bench", node={"app_name": "pai_bench", "template": _HELP})
-    # Hydra insists on writing multirun.yaml somewhere; nothing reads it.
-    scratch = str(Path(tempfile.gettempdir()) / f"pai_bench-{os.getuid()}")
-    nothing = {"run": {"dir": "."}, "sweep": {"dir": scratch, "subdir": "."}}
+    nothing = {"run": {"dir": "."}, "sweep": {"dir": str(SCRATCH), "subdir": "."}}
     store.store(group="hydra/output", name="no_files", node=nothing, package="hydra")
     hydra = HydraConf(output_subdir=None)
     hydra.defaults = [next(({k: ours[k]} for k in d if k in ours), d) for d in hydra.defaults]
@@ -266,8 +274,7 @@ def _check_schema(schema: type, values: dict[str, Any], path: str) -> None:
     ]
     check_keys(path, values, [key.name for key in fields(schema)], path or "a run", optional)
     for key in fields(schema):
-        value, inner = values.get(key.name), f"{path}.{key.name}" if path else key.name
-        values[key.name] = value
+        value, inner = values.setdefault(key.name, key.default), f"{path}.{key.name}" if path else key.name
         parts = [part for part in (key.type, *get_args(key.type)) if isinstance(part, type) and is_dataclass(part)]
         if parts and not (value is None and type(None) in get_args(key.type)):
             if not isinstance(value, dict):
@@ -329,8 +336,14 @@ def _require(condition: bool, setting: str, value: object, remedy: str) -> None:
         raise ConfigError(f"{setting}={shown(value)}: {remedy}")
 
 
+def _word(value: object) -> object:
+    """A setting that may be a bool or a word, as a user writes it."""
+    return str(value).lower() if isinstance(value, bool) else value
+
+
 def _check_ranges(cfg: dict[str, Any]) -> None:
     """Refuses values that only others make wrong, and those whose range no type can say."""
+    _check_tracker(cfg["tracker"])
     training, dataset, examples = cfg["training"], cfg["dataset"], cfg["pruner"]["examples"]
     device = re.fullmatch(r"auto|cpu|cuda|cuda:[0-9]{1,2}", cfg["device"])
     _require(device is not None, "device", cfg["device"], "give auto, cpu, cuda or cuda:<n>")
@@ -338,7 +351,11 @@ def _check_ranges(cfg: dict[str, Any]) -> None:
         training["momentum"] > 0 or not training["nesterov"],
         "training.nesterov", training["nesterov"], "it needs training.momentum above 0",
     )  # fmt: skip
-    _require(training["compact"] in ("auto", "off"), "training.compact", training["compact"], "give one of auto, off")
+    for setting, value, choices in (
+        ("training.compact", training["compact"], ("auto", "off")),
+        ("save_model", _word(cfg["save_model"]), ("true", "half", "false")),
+    ):
+        _require(value in choices, setting, value, f"give one of {', '.join(choices)}")
     drops = training["lr_drop_epochs"]
     _require(drops == sorted(drops), "training.lr_drop_epochs", drops, "give the epochs in rising order")
     _require(not drops or drops[0] >= 0, "training.lr_drop_epochs", drops, "give epochs of 0 or more")
@@ -361,6 +378,21 @@ def _check_ranges(cfg: dict[str, Any]) -> None:
         )  # fmt: skip
 
 
+def _check_tracker(tracker: Call) -> None:
+    """Refuses what W&B would refuse later, when the run has begun."""
+    if tracker["_target_"] != "pai_bench.tracking.wandb":
+        return
+    found = importlib.util.find_spec("wandb")
+    if found is None or found.origin is None:  # a folder that is called wandb is no package
+        raise ConfigError(f"tracker={tracker['name']}: wandb is not installed; pip install wandb, or give tracker=none")
+    mode = os.environ.get("WANDB_MODE") or "offline"
+    _require(mode in ("online", "offline", "disabled"), "WANDB_MODE", mode, "give online, offline or disabled")
+    for key in ("project", "entity"):
+        name = tracker.get(key)
+        fits = name is None or re.fullmatch(r"[^/\\#?%:]{1,128}", name)
+        _require(bool(fits), f"tracker.{key}", name, "give 1 to 128 characters, none of them / \\ # ? % :")
+
+
 def _check_fits_together(cfg: dict[str, Any]) -> None:
     """Refuses settings that exclude each other."""
     if cfg["weights"] is None:
@@ -376,7 +408,7 @@ def _check_fits_together(cfg: dict[str, Any]) -> None:
     broken = [hook for hook in HOOKS if ablation[hook] is not None]
     if broken and never_prunes and cfg["mask"] is None:
         raise ConfigError(f"ablation={ablation['name']}: a dense network has nothing to break; choose a pruner")
-    if ablation["batches"] is not None and pruner["examples"] is None:
+    if (ablation["batches"] is not None or ablation["images"] is not None) and pruner["examples"] is None:
         raise ConfigError(f"ablation={ablation['name']}: pruner={pruner['name']} looks at no images; choose another")
     rewinds = schedule.get("rewind_weights", False)
     if cfg["allocation"].get("rescale"):
@@ -392,6 +424,8 @@ def _check_fits_together(cfg: dict[str, Any]) -> None:
             f"schedule={schedule['name']}: rewinding the weights would undo what pruner={pruner['name']} gives them; "
             "use schedule=constant"
         )
+    if pruner["regrow_moved"] and not pruner["regrow"]:
+        raise ConfigError("pruner.regrow_moved=true: no weight returns with pruner.regrow=false; set it to true")
     if pruner["reduce"] is not None and pruner["regrow"]:
         raise ConfigError("pruner.regrow=true: filters do not return, because their norms do not; set it to false")
     if "mask" in cfg["allocation"] and not schedule["_target_"].endswith((".one_shot", ".none")):
@@ -432,7 +466,7 @@ def _check_mask_stands_alone(cfg: dict[str, Any], never_prunes: bool) -> None:
         raise ConfigError(
             f"mask={mask}: schedule={cfg['schedule']['name']} would compute another mask; leave schedule= or mask= out"
         )
-    if cfg["ablation"]["scores"] is not None or cfg["ablation"]["batches"] is not None:
+    if any(cfg["ablation"][hook] is not None for hook in ("batches", "images", "scores")):
         raise ConfigError(
             f"ablation={cfg['ablation']['name']}: mask={mask} comes without scores; "
             "choose an ablation of the mask or the weights"

@@ -14,6 +14,7 @@ Mask = dict[str, Tensor]  # same names and shapes, bool; True = kept
 State = dict[str, Tensor]  # a state dict: every parameter and buffer
 Batch = tuple[Tensor, Tensor]  # images (B, C, H, W) float, labels (B,) int64
 Batches = Sequence[Batch]  # materialised: may be walked twice
+Change = Callable[[Tensor, Tensor], Batch]  # images as they are stored, (B, H, W, C) uint8, and labels -> others
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits (B, K), labels (B,) -> scalar mean
 Record = Callable[[dict[str, float], float], None]  # metrics, epoch: the one way by which numbers leave a run
 Shape = tuple[int, int, int]  # (C, H, W) of one image
@@ -28,13 +29,14 @@ class Subnetwork:
 
     model: nn.Module
     mask: Mask
-    initial: Weights
+    initial: Weights  # of every parameter in a search; where nothing but weights is asked for, of those alone
     input_shape: Shape
     held: Mask = field(default_factory=dict)  # other parameters that are held at zero: norms of pruned filters
     num_kept: Callable[[], int] = field(default=lambda: 1)  # how many units the round will leave; scores seldom ask
     # What a score wants to find again in the next round of the same search, while masks narrow and nothing else moves
     # the weights. It may be empty in any round, so what is found there saves work and changes nothing.
     memory: dict[str, Any] = field(default_factory=dict)
+    moved: Weights | None = None  # the values that weights had when they were last kept; None: they count as initial
 
     @property
     def weights(self) -> Weights:
@@ -95,10 +97,10 @@ class Chosen:
 
 
 class Allocate(Protocol):
-    """Which of the candidates stay, so that exactly round((1 - sparsity) * N) weights are kept."""
+    """Which of the candidates stay."""
 
-    def __call__(self, scores: Scores, candidates: Mask, sparsity: float, generator: Generator) -> Chosen:
-        """The mask, and a rescaling of the weights if one comes with it."""
+    def __call__(self, scores: Scores, candidates: Mask, keep: int, generator: Generator) -> Chosen:
+        """The mask, of exactly `keep` weights, and a rescaling of the weights if one comes with it."""
 
 
 class Transfer(Protocol):
@@ -116,6 +118,9 @@ class Length:
     steps_per_epoch: int
 
 
+Rounding = Literal["nearest", "up", "down"]  # of (1 - sparsity) * N, to the number of weights that a round keeps
+
+
 @dataclass(frozen=True)
 class Round:
     """One score, allocate, mask cycle, within training or, as by default, before it.
@@ -127,6 +132,7 @@ class Round:
     until_epoch: float = 0.0  # train this far before scoring
     rewind_epoch: float | None = None  # after masking, put the clock and the learning rate back to this time,
     rewind_weights: bool = True  # and, if so, the weights too (their values when the clock first stood there)
+    rounding: Rounding = "nearest"
 
 
 class Schedule(Protocol):
@@ -160,8 +166,10 @@ class Pruner:
     score: Score | None  # None: dense, there are no rounds
     mode: Literal["eval", "train"]  # batch-norm mode while scoring
     examples: Examples | None  # None: the score looks at no images
+    dtype: torch.dtype = torch.float64  # of network, images and scores; float32 is what most authors' code computes in
     reduce: Reduction | None = None  # set: whole filters are ranked and pruned, and the sparsity is that of filters
     regrow: bool = False  # a weight pruned in one round may return in the next, with its initial value
+    regrow_moved: bool = False  # or with the value that it had when it was pruned
     transfer: Transfer | None = None  # set: every round ends with new weights
 
 
@@ -170,6 +178,7 @@ class Ablation:
     """What is broken on purpose to test a claim: hooks, each of which does nothing where it is None."""
 
     batches: Callable[[Batches, Generator], Batches] | None = None  # the images and labels that a score sees
+    images: Callable[[Tensor, Tensor, Generator], Batch] | None = None  # the same as they are stored: see Change
     scores: Callable[[Scores, Mask, Generator], Scores] | None = None  # of every round, given its candidates
     mask: Callable[[Mask, Generator], Mask] | None = None  # of the last round
     # The state dict that training goes on from, given the present one and a freshly drawn one; to return the latter
@@ -213,11 +222,15 @@ class Data(Protocol):
     def evaluation(self, split: str, batch_size: int) -> Iterator[Batch]:
         """Every image of a split once, un-augmented, in a fixed order; of several processes each gets other batches."""
 
-    def draw(self, examples: Examples, generator: Generator) -> Batches:
+    def draw(self, examples: Examples, generator: Generator, change: Change | None = None) -> Batches:
         """Training images for scoring.
 
+        Args:
+            change: is done to the images, as they are stored, and to their labels, before they are augmented.
+
         Raises:
-            ConfigError: a class, or the training split, holds fewer images than asked for.
+            ConfigError: a class, or the training split, holds fewer images than asked for; the images are of many sizes
+                and are to be changed.
         """
 
 

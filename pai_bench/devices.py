@@ -1,21 +1,28 @@
 """The device of a run: which one, what precision it offers, how much memory was used."""
 
+import logging
 import os
 import platform
 import resource
 import secrets
 import sys
 import tempfile
-from contextlib import AbstractContextManager
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from filelock import FileLock, Timeout
 
+from pai_bench import files
 from pai_bench.errors import ConfigError
 from pai_bench.world import World
 
-AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+log = logging.getLogger(__name__)
+
+AUTOCAST = {"float32": None, "tfloat32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def pick(name: str, world: World) -> torch.device:
@@ -47,8 +54,7 @@ _taken: dict[int, FileLock] = {}  # the GPU of this process and its lock, held u
 def _least_used() -> int:
     """The GPU with the fewest processes of ours on this machine. The same at every call from one process."""
     if not _taken:
-        folder = Path(tempfile.gettempdir()) / f"pai_bench-{os.getuid()}"
-        folder.mkdir(exist_ok=True)
+        folder = files.private_folder(Path(tempfile.gettempdir()) / f"pai_bench-{os.getuid()}")
         names = [str(torch.cuda.get_device_properties(index).uuid) for index in range(torch.cuda.device_count())]
         with FileLock(folder / "gpus.lock"):
             numbers = [sum(not _free(lock) for lock in folder.glob(f"gpu-{name}-*.lock")) for name in names]
@@ -79,14 +85,74 @@ def num_cores(device: torch.device) -> int:
     return max(allowed // sharing, 1)
 
 
-def reproducible() -> AbstractContextManager[None]:
-    """Convolutions on a GPU in true float32, by an algorithm that gives the same result every time: for scores."""
-    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+def prepare(device: torch.device, precision: str) -> None:
+    """Sets how everything that this process computes from now on is rounded, and where; once, at the start of a run.
+
+    float32 is IEEE everywhere. tfloat32 lets a GPU round the factors of matrix products and convolutions to ten bits,
+    where it has units for that; elsewhere it is float32. Convolutions take whichever algorithm is fastest.
+    """
+    if device.type == "cuda":  # what names no GPU would open a context on the first, whichever the run is on
+        torch.cuda.set_device(device)
+    tf32 = precision == "tfloat32" and device.type == "cuda"
+    _set_flags(_Flags(tf32, tf32, benchmark=True, deterministic=False))
 
 
-def fast() -> AbstractContextManager[None]:
-    """The fastest convolutions on a GPU, but still in true float32 where the precision is float32: for training."""
-    return torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=False)
+@contextmanager
+def reproducible(device: torch.device) -> Iterator[None]:
+    """Runs a block in IEEE precision, by algorithms that give the same result every time: for scores.
+
+    What has no such algorithm is named in the log, once.
+    """
+    before = _flags()
+    _set_flags(_Flags(False, False, benchmark=False, deterministic=True))
+    # On a CPU every algorithm is deterministic, and torch would fill each new tensor with NaN.
+    strict, strictly = device.type == "cuda", torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    try:
+        with warnings.catch_warnings(record=strict) as caught:
+            if strict:
+                torch.use_deterministic_algorithms(True, warn_only=True)
+            yield
+        for warning in caught or []:
+            _tell(warning)
+    finally:
+        if strict:
+            torch.use_deterministic_algorithms(strictly, warn_only=warn_only)
+        _set_flags(before)
+
+
+class _Flags(NamedTuple):
+    """What torch keeps for the whole process."""
+
+    matmul_tf32: bool
+    cudnn_tf32: bool
+    benchmark: bool
+    deterministic: bool
+
+
+def _flags() -> _Flags:
+    cudnn = torch.backends.cudnn
+    return _Flags(torch.backends.cuda.matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic)
+
+
+def _set_flags(flags: _Flags) -> None:
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = flags.matmul_tf32, flags.cudnn_tf32
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = flags.benchmark, flags.deterministic
+
+
+_told: set[str] = set()  # operations
+
+
+def _tell(warning: warnings.WarningMessage) -> None:
+    """Logs that an operation is not deterministic, once for each operation; hands on any other warning."""
+    message = str(warning.message)
+    if "determinis" not in message:
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    elif (operation := message.split()[0]) not in _told:
+        _told.add(operation)
+        log.info(
+            "%s has no deterministic algorithm here; scores can differ between runs in their last digits", operation
+        )
 
 
 def check_precision(precision: str, device: torch.device) -> None:
@@ -97,7 +163,11 @@ def check_precision(precision: str, device: torch.device) -> None:
     """
     if precision == "float16" and device.type != "cuda":
         raise ConfigError(f"training.precision=float16: {device.type} has none; use bfloat16 or float32")
-    if precision == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+    if (
+        precision == "bfloat16"
+        and device.type == "cuda"
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
         raise ConfigError("training.precision=bfloat16: this GPU has none; use float16 or float32")
 
 
@@ -112,6 +182,12 @@ def wait(device: torch.device) -> None:
     """Waits until a device has done what it was asked to."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def release() -> None:
+    """Gives memory that no tensor holds any more back to the GPU: after a run, so that the next one finds it whole."""
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()
 
 
 def start_memory(device: torch.device) -> None:

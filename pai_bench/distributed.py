@@ -1,7 +1,10 @@
 """Several processes for one run: what they have to agree on. In a run of one process nothing here does anything."""
 
+import logging
 import os
 import subprocess
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,11 +16,14 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from pai_bench import preemption
 from pai_bench.core import Chosen, Mask, Weights
 from pai_bench.errors import ConfigError
-from pai_bench.world import world
+from pai_bench.world import World, world
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
+_PATIENCE_SECONDS = 5.0
 
 
 def start(device: torch.device) -> None:
@@ -25,6 +31,7 @@ def start(device: torch.device) -> None:
 
     Raises:
         ConfigError: SLURM does not say where the first of them runs.
+        PreemptedError: a signal has come while it waited for the others.
     """
     here = world()
     if here.size == 1 or distributed.is_initialized():
@@ -33,15 +40,52 @@ def start(device: torch.device) -> None:
         nodes = os.environ.get("SLURM_STEP_NODELIST", "")
         try:
             shown = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
-        except (OSError, subprocess.SubprocessError) as error:
-            raise ConfigError(f"{here.size} SLURM tasks: scontrol does not tell their hosts ({error})") from error
-        # Jobs that share a machine have different ids.
-        os.environ["MASTER_ADDR"] = shown.stdout.split()[0]
-        os.environ["MASTER_PORT"] = str(20000 + int(os.environ["SLURM_JOB_ID"]) % 40000)
+            # Jobs that share a machine have different ids.
+            port = 20000 + int(os.environ["SLURM_JOB_ID"]) % 40000
+            os.environ["MASTER_ADDR"] = shown.stdout.split()[0]
+        except (OSError, subprocess.SubprocessError, LookupError, ValueError) as error:
+            raise ConfigError(
+                f"{here.variable}={here.size}: scontrol does not tell the hosts of these processes ({error}); start "
+                f"them with srun or torchrun, or unset {here.variable} if there are none"
+            ) from error
+        os.environ["MASTER_PORT"] = str(port)
     os.environ |= {"RANK": str(here.rank), "WORLD_SIZE": str(here.size), "LOCAL_RANK": str(here.local_rank)}
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=1))
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    _meet(here, lambda: distributed.init_process_group(backend, timeout=timedelta(hours=1)))
+
+
+def _meet(here: World, join: Callable[[], None]) -> None:
+    """Joins the other processes in a thread, so that this one can say for whom it waits, and end on a signal.
+
+    Raises:
+        PreemptedError: a signal has come.
+    """
+    failed: list[Exception] = []
+
+    def work() -> None:
+        try:
+            join()
+        except Exception as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=work, name="meet", daemon=True)
+    thread.start()
+    # The first process usually waits for some other; these speak up where the first is not there.
+    patience, level = (_PATIENCE_SECONDS, logging.WARNING) if here.rank == 0 else (6 * _PATIENCE_SECONDS, logging.ERROR)
+    said, started = False, time.monotonic()
+    while thread.is_alive():
+        thread.join(0.2)
+        preemption.check()
+        if not said and thread.is_alive() and time.monotonic() - started > patience:
+            said = True
+            log.log(
+                level, "process %d of %d waits for the others at %s:%s; if there are none, unset %s",
+                here.rank, here.size, os.environ["MASTER_ADDR"], os.environ.get("MASTER_PORT", "?"), here.variable,
+            )  # fmt: skip
+    if failed:
+        raise failed[0]
 
 
 def _alone() -> bool:
@@ -132,6 +176,8 @@ def _synchronised(module: _BatchNorm, x: Tensor) -> Tensor:
         plain: Tensor = type(module).forward(module, x)
         return plain
     dims, shape = [0, *range(2, x.dim())], [1, -1, *[1] * (x.dim() - 2)]
+    if x.is_cuda:
+        return _fused(module, x)
     values = x.float()
     count = total(torch.tensor(x.numel() / x.shape[1], device=x.device))
     mean: Tensor = _Total.apply(values.sum(dims)) / count  # type: ignore[no-untyped-call]
@@ -148,3 +194,19 @@ def _synchronised(module: _BatchNorm, x: Tensor) -> Tensor:
     if module.affine:
         result = result * module.weight.view(shape) + module.bias.view(shape)
     return result.to(x.dtype)
+
+
+def _fused(module: _BatchNorm, x: Tensor) -> Tensor:
+    """As `_synchronised`, by torch's own operation for GPUs: one collective forwards, one backwards, no wait."""
+    from torch.nn.modules._functions import SyncBatchNorm
+
+    rate = 0.0 if module.momentum is None else module.momentum
+    if module.track_running_stats and module.num_batches_tracked is not None:
+        module.num_batches_tracked.add_(1)
+        if module.momentum is None:
+            rate = 1 / float(module.num_batches_tracked)
+    result: Tensor = SyncBatchNorm.apply(  # type: ignore[no-untyped-call]
+        x, module.weight, module.bias, module.running_mean, module.running_var, module.eps, rate,
+        distributed.group.WORLD, distributed.get_world_size(),
+    )  # fmt: skip
+    return result

@@ -22,8 +22,11 @@ from pai_bench import (
     mask_files,
     masks,
     measures,
+    operations,
+    paths,
     preemption,
     reuse,
+    scoring,
     seeding,
     status,
     store,
@@ -37,6 +40,7 @@ from pai_bench.core import (
     Allocate,
     Batch,
     Batches,
+    Change,
     Chosen,
     Data,
     Examples,
@@ -94,6 +98,7 @@ def run(cfg: dict[str, Any]) -> dict[str, Any]:
     here = world()
     device = devices.pick(cfg["device"], here)
     devices.check_precision(cfg["training"]["precision"], device)
+    devices.prepare(device, cfg["training"]["precision"])
     distributed.start(device)
     claimed: list[store.RunDirectory] = []
 
@@ -109,7 +114,7 @@ def run(cfg: dict[str, Any]) -> dict[str, Any]:
     files = claimed[0] if claimed else store.Elsewhere(directory, checkpoint)
     try:
         if row is not None:
-            log.info("%s", already(row, directory))
+            log.info("%s", already(row, directory, cfg["save_model"] is not False))
             return row
         return _attempt(cfg, device, files)
     finally:
@@ -121,7 +126,10 @@ def _attempt(cfg: dict[str, Any], device: torch.device, files: store.RunDirector
     handler = files.start_log()
     try:
         try:
-            return _run(cfg, device, files)
+            with preemption.last_words(partial(files.status, "preempted", exit_code=PreemptedError.exit_code)):
+                return _run(cfg, device, files)
+        except KeyboardInterrupt as error:  # in a process that does not note signals
+            raise PreemptedError(f"{files.path.name} was interrupted; the same command goes on with it") from error
         except LostWorkerError as error:
             if preemption.requested():
                 raise PreemptedError(f"{files.path.name} was preempted; the same command goes on with it") from error
@@ -182,7 +190,10 @@ def _pruner(cfg: dict[str, Any]) -> Pruner:
     examples = Examples(**cfg["examples"]) if cfg["examples"] is not None else None
     if (transfer := functions["transfer"]) is not None:
         functions["transfer"] = lambda *arguments: distributed.from_first(transfer(*arguments))
-    return Pruner(**functions, mode=cfg["mode"], examples=examples, reduce=cfg["reduce"], regrow=cfg["regrow"])
+    return Pruner(
+        **functions, mode=cfg["mode"], examples=examples, dtype=scoring.DTYPES[cfg["dtype"]], reduce=cfg["reduce"],
+        regrow=cfg["regrow"], regrow_moved=bool(cfg["regrow_moved"]),
+    )  # fmt: skip
 
 
 def _ablation(cfg: dict[str, Any]) -> Ablation:
@@ -226,9 +237,9 @@ def assembled(cfg: dict[str, Any], device: torch.device) -> Parts:
     rounds = _function(cfg["schedule"])(cfg["sparsity"], train.length(recipe, data))
     pruner, ablation, choose = _pruner(cfg["pruner"]), _ablation(cfg["ablation"]), _function(cfg["allocation"])
 
-    def allocate(scores: Scores, candidates: Mask, sparsity: float, generator: Generator) -> Chosen:
+    def allocate(scores: Scores, candidates: Mask, keep: int, generator: Generator) -> Chosen:
         # Every process scores, and the mask of the first holds: two GPUs may round differently.
-        chosen: Chosen = distributed.from_first(choose(scores, candidates, sparsity, generator))
+        chosen: Chosen = distributed.from_first(choose(scores, candidates, keep, generator))
         return chosen
 
     return Parts(cfg, device, data, build, pruner, allocate, ablation, rounds, recipe)
@@ -275,19 +286,22 @@ def _shelf(parts: Parts, model: torch.nn.Module, ablation: Ablation) -> reuse.Sh
     trains = any(this.until_epoch > 0 for this in parts.rounds)
     if not cfg["reuse_gb"] or world().size > 1 or pruner.score is None or pruner.transfer is not None or trains:
         return None
-    hooks = {hook: cfg["ablation"][hook] for hook in config.HOOKS} if ablation is parts.ablation else {}
-    called = [cfg["pruner"]["score"], cfg["allocation"], *(hook for hook in hooks.values() if hook)]
+    # What comes after the score cannot change it, and masks are kept for searches of several rounds alone.
+    after = ("reduce", "regrow") if len(parts.rounds) == 1 else ()
+    before = ("images", "batches") if len(parts.rounds) == 1 else ("images", "batches", "scores", "mask")
+    hooks = {hook: cfg["ablation"][hook] for hook in before if ablation is parts.ablation and cfg["ablation"][hook]}
+    called = [cfg["pruner"]["score"], *hooks.values(), *([cfg["allocation"]] if len(parts.rounds) > 1 else [])]
     dataset = {key: value for key, value in cfg["dataset"].items() if key != "root"}
     determines = {
         "network": reuse.fingerprint(model),
         "input_shape": parts.data.input_shape,
         "seed": cfg["seed"],
-        "pruner": {key: value for key, value in cfg["pruner"].items() if key != "name"},
+        "pruner": {key: value for key, value in cfg["pruner"].items() if key not in ("name", *after)},
         "images": None if pruner.examples is None else [parts.data.checksum, dataset],
         "ablation": hooks,
         "code": reuse.code(call["_target_"] for call in called),
         # Rounding is another on other machines.
-        "machine": [torch.__version__, devices.describe(device), cfg["channels_last"]],
+        "machine": [torch.__version__, devices.describe(device)],
     }
     return reuse.Shelf(Path(cfg["results_dir"]) / ".reuse", round(cfg["reuse_gb"] * 1e9), determines)
 
@@ -308,31 +322,36 @@ def _search(
         checkpoint(pruned)
         return pruned, None
 
-    def search(pruner: Pruner, record: Record) -> Pruned:
+    def search(pruner: Pruner, record: Record, **other: Any) -> Pruned:
+        settings: dict[str, Any] = {
+            "ablation": ablation, "draw": parts.data.draw, "checkpoint": checkpoint,
+        }  # fmt: skip
         return prune(
-            trainer.model, pruner, parts.allocate, parts.rounds, ablation=ablation, initial=initial,
-            input_shape=parts.data.input_shape, draw=partial(_draw, parts.data, trainer.model), training=trainer,
-            loss=F.cross_entropy, seed=parts.cfg["seed"], record=record, diagnose=trainer.diagnose, begun=begun,
-            checkpoint=checkpoint,
+            trainer.model, pruner, parts.allocate, parts.rounds, initial=initial, input_shape=parts.data.input_shape,
+            training=trainer, loss=F.cross_entropy, seed=parts.cfg["seed"], record=record, diagnose=trainer.diagnose,
+            begun=begun, **settings | other,
         )  # fmt: skip
 
     pruner, cfg = parts.pruner, parts.cfg
     shelf = _shelf(parts, trainer.model, ablation) if begun is None or not begun.sparsities else None
     if shelf is not None and pruner.score is not None and len(parts.rounds) == 1:
-        score = reuse.Remembered(pruner.score, shelf)
-        pruned = search(replace(pruner, score=score), record)
-        spared = score.spared
-        pruned = replace(pruned, seconds=pruned.seconds + spared["seconds"], flops=pruned.flops + int(spared["flops"]))
-        return pruned, shelf.used
+        if (found := reuse.scores(shelf, trainer.model)) is None:
+            return search(replace(pruner, score=reuse.Kept(pruner.score, shelf)), record), None
+        scores, costs = found
+        pruned = search(
+            replace(pruner, score=lambda *_: scores), record, ablation=replace(ablation, batches=None),
+            draw=lambda *_: [],  # nothing looks at images
+            checkpoint=lambda _: None,  # it would lack the costs
+        )  # fmt: skip
+        return replace(pruned, **costs | {"seconds": pruned.seconds + costs["seconds"]}), shelf.used
     if shelf is not None and trainer.diagnose is None and not cfg["save_scores"]:
         allocation = {key: value for key, value in cfg["allocation"].items() if key != "name"}
-        path = {"rounds": [this.sparsity for this in parts.rounds], "allocation": allocation}
+        path = {"rounds": [(this.sparsity, this.rounding) for this in parts.rounds], "allocation": allocation}
         pruned = reuse.stored_mask(
             shelf, path, trainer.model, initial,
             lambda metrics: record(metrics, trainer.age_epochs),
             lambda record: search(pruner, lambda metrics, _: record(metrics)),
         )  # fmt: skip
-        checkpoint(pruned)
         return pruned, shelf.used
     return search(pruner, record), None
 
@@ -386,10 +405,12 @@ def _overlap(parts: Parts, pruned: Pruned, unbroken: Mask | None, trainer: Train
     return overlap
 
 
-def _draw(data: Data, model: torch.nn.Module, examples: Examples, generator: Generator) -> Batches:
-    """Training images for scoring, laid out as the network is."""
+def _draw(
+    data: Data, model: torch.nn.Module, examples: Examples, generator: Generator, change: Change | None = None
+) -> Batches:
+    """Training images, laid out as the network is."""
     form = layout.layout_of(model)
-    return [(layout.laid_out(images, form), labels) for images, labels in data.draw(examples, generator)]
+    return [(layout.laid_out(images, form), labels) for images, labels in data.draw(examples, generator, change)]
 
 
 def _examples_at_random(data: Data, model: torch.nn.Module, seed: int, stream: str) -> Batch:
@@ -398,10 +419,52 @@ def _examples_at_random(data: Data, model: torch.nn.Module, seed: int, stream: s
     return batch
 
 
-def _carries_signal(model: torch.nn.Module, data: Data, seed: int) -> bool:
-    batch = _examples_at_random(data, model, seed, "signal")
+def _carries_signal(model: torch.nn.Module, data: Data, seed: int, initial: Weights, effective: Mask | None) -> bool:
+    """Whether the outputs depend on the image. Where not even the dense network's do, paths decide."""
+    images, _ = _examples_at_random(data, model, seed, "signal")
     with seeding.seeded(seed, "signal"):
-        return measures.carries_signal(model, batch, F.cross_entropy)
+        if measures.carries_signal(model, images):
+            return True
+        if measures.carries_signal(model, images, initial):
+            return False
+    log.info("the dense network's output does not depend on the image either, as where a classifier starts at zero")
+    return effective is None or masks.kept(effective) > 0
+
+
+def _examined(parts: Parts, model: torch.nn.Module) -> operations.Operations:
+    """What one image's way through the network shows, before anything is trained.
+
+    Raises:
+        ConfigError: the network does not take the images, or applies weights that a mask does not reach.
+    """
+    cfg, data = parts.cfg, parts.data
+    name = f"model.name={cfg['model']['name']}"
+    try:
+        with measures.mode(model, training=False):
+            found = operations.watch(model, data.input_shape)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error
+    if tuple(found.output_shape) != (1, data.num_classes):
+        raise ConfigError(
+            f"{name}: for one image it gives outputs of shape {tuple(found.output_shape)}, and {data.num_classes} "
+            "classes take (1, classes); give another model"
+        )
+    if parts.pruner.score is None and cfg["mask"] is None:
+        return found
+    if found.computed:
+        layer = type(model.get_submodule(found.computed[0].rpartition(".")[0])).__name__
+        raise ConfigError(
+            f"{name}: {len(found.computed)} layers such as {found.computed[0]} ({layer}) compute what they apply from "
+            "the weights that are pruned, so zeros would not stay zeros; give a model that applies weights as they are"
+        )
+    if others := masks.unprunable(model):
+        names = list(others)
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        log.warning(
+            "%s parameters in %s%s are of no layer that is pruned, and stay dense",
+            f"{masks.total(others):,}", ", ".join(names[:3]), more,
+        )  # fmt: skip
+    return found
 
 
 def _diagnose(parts: Parts, model: torch.nn.Module) -> Diagnose:
@@ -432,6 +495,7 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory | 
     parts = assembled(cfg, device)
     data, recipe = parts.data, parts.recipe
     model = parts.build("init")
+    multiply_adds = _examined(parts, model).multiply_adds
     given = given_mask(cfg, model) if cfg["mask"] is not None else None
     if given is not None:
         sparsity = masks.sparsity(given[0])  # whole layers that the file leaves out count too
@@ -484,7 +548,8 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory | 
         )  # fmt: skip
     try:
         # The mask. What an ablation of the scores changes is seen beside a search without it.
-        broken = parts.ablation.scores is not None or parts.ablation.batches is not None
+        before_the_mask = (parts.ablation.batches, parts.ablation.images, parts.ablation.scores)
+        broken = any(hook is not None for hook in before_the_mask)
         if broken and reached["unbroken"] is None:
             reached["unbroken"] = _beside(parts, copy.deepcopy(model), initial, checkpoints, begun)
             reached["beside"] = None
@@ -496,17 +561,17 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory | 
 
         pruned, reused = _search(parts, trainer, initial, parts.ablation, record, pruned, checkpoint, given)
         reached["reused"] = reached["reused"] or reused
+        checkpoint(pruned)
         num_units = masks.num_kept(sparsity, masks.total(pruned.units))
         assert masks.kept(pruned.units) == num_units, "the allocation did not keep the exact number"
-        multiply_adds = measures.multiply_adds(model, data.input_shape)
-        effective = measures.effective(model, pruned.mask, data.input_shape)
+        effective = paths.effective(model, pruned.mask, data.input_shape)
         layers = rows.layers(pruned, effective, multiply_adds)
         files.write_tensors("mask.safetensors", pruned.held)
         files.write_json("mask.json", rows.mask_report(pruned, layers))
         if cfg["save_scores"] and pruned.scores is not None:
             files.write_tensors("scores.safetensors", pruned.scores)
         tracker.mask(files.path / "mask.safetensors")
-        pruned = replace(pruned, scores=None)  # they would lie on the device all through training
+        pruned = replace(pruned, scores=None, moved=None)  # they would lie on the device all through training
         collapsed = masks.collapsed(pruned.mask)
         if collapsed:
             log.warning("layer collapse: nothing is kept in %s", ", ".join(collapsed))
@@ -517,7 +582,7 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory | 
             reached["pruned"] = stored(pruned)
             reached["last"] = {
                 "overlap": overlap,
-                "signal": _carries_signal(model, data, seed),
+                "signal": _carries_signal(model, data, seed, initial, effective),
                 "search_examples": trainer.num_examples,
                 "start": trainer.age_epochs,
                 "num_lines": len(files.curve()),
@@ -530,8 +595,10 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory | 
             log.warning("on_collapse=stop: it is not trained")
         trainer.finish(pruned.held, trainer.epoch if stop else recipe.epochs)
         train_examples = trainer.num_examples - last["search_examples"]
-        if cfg["save_model"]:
-            files.write_tensors("model.safetensors", model.state_dict())
+        if cfg["save_model"] is not False:
+            files.write_tensors(
+                "model.safetensors", store.final_weights(model.state_dict(), cfg["save_model"] == "half")
+            )
         if here.rank > 0:
             return {}
 
@@ -554,10 +621,9 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory | 
             "sparsity": masks.sparsity(pruned.mask),
             "target_sparsity": cfg["sparsity"] if given is None else _target_sparsity(cfg, given[0]),
             **rows.of_filters(pruned, parts.pruner.reduce is not None),
-            "num_effective": masks.kept(effective),
-            "effective_sparsity": masks.sparsity(effective),
-            "dead_units": sum(measures.dead_units(effective).values()),
+            **rows.effective(effective),
             "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "num_unprunable": masks.total(masks.unprunable(model)),
             "num_tied": sum(pruned.num_tied),
             "num_rounds": len(parts.rounds),
             "collapsed_layers": collapsed,

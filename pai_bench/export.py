@@ -1,7 +1,6 @@
 """What other programs can use of a finished run: its mask, and the physically smaller network, checked and measured."""
 
 import io
-import json
 import statistics
 import time
 from pathlib import Path
@@ -12,9 +11,10 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from pai_bench import config, files, mask_files, masks, measures, seeding, structure
+from pai_bench import config, files, mask_files, masks, measures, seeding, status, structure
 from pai_bench.core import Mask, Shape, State
 from pai_bench.errors import DataError, UserError
+from pai_bench.summary import weights_again
 
 
 def trained(directory: Path) -> tuple[nn.Module, Shape]:
@@ -27,11 +27,8 @@ def trained(directory: Path) -> tuple[nn.Module, Shape]:
 
     model, shape, _ = _built(directory)
     if not (directory / "model.safetensors").is_file():
-        raise DataError(
-            f"{directory}: there is no model.safetensors: the weights were not kept; run it again, elsewhere, with "
-            "save_model=true"
-        )
-    model.load_state_dict(load_file(directory / "model.safetensors"))
+        raise DataError(f"{directory}: there is no model.safetensors, so {weights_again(directory)}")
+    model.load_state_dict(load_file(directory / "model.safetensors"))  # of half precision too
     return model, shape
 
 
@@ -53,9 +50,9 @@ def _built(directory: Path) -> tuple[nn.Module, Shape, dict[str, Any]]:
     """The network of a finished run as its seed draws it, in eval mode, the shape of its images, and its config."""
     from hydra.utils import instantiate
 
-    if not (directory / "result.json").is_file():
-        raise DataError(f"{directory}: there is no result.json: it is not the directory of a finished run")
-    row = json.loads((directory / "result.json").read_text())
+    row = status.finished(directory)
+    if row is None:
+        raise DataError(f"{directory}: there is no whole result.json: it is not the directory of a finished run")
     cfg: Any = OmegaConf.to_container(OmegaConf.load(directory / "config.yaml"))
     call = {key: value for key, value in cfg["model"].items() if key != "name"}
     shape: Shape = tuple(row["input_shape"])

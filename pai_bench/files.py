@@ -4,9 +4,13 @@ import json
 import math
 import os
 import secrets
+import stat
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pai_bench.errors import UserError
 
 if TYPE_CHECKING:  # what only asks for states imports no torch
     from torch import Tensor
@@ -21,6 +25,34 @@ def valid(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [valid(item) for item in value]
     return value
+
+
+def moment(seconds: float) -> str:
+    """Seconds since 1970 as a date and time of day here, also of a number that is none."""
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+    except (ValueError, OverflowError, OSError):
+        return "?"
+
+
+def csv_cell(value: Any) -> Any:
+    """A value of a CSV file such that no spreadsheet takes a text for a formula."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+
+
+def private_folder(path: Path) -> Path:
+    """A folder that only this user can enter, made if it is missing.
+
+    Raises:
+        UserError: there is something else of that name, or it is open to others.
+    """
+    path.mkdir(mode=0o700, exist_ok=True)
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise UserError(
+            f"{path}: it is a link, or others can write to it; remove it, or set TMPDIR to a folder of yours"
+        )
+    return path
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -49,6 +81,26 @@ def tensor_bytes(tensors: Mapping[str, "Tensor"], notes: str = "") -> bytes:
     # safetensors ends the process where it gets no memory for its two copies; Python can be asked and says no.
     bytearray(2 * sum(tensor.nbytes for tensor in there.values()))
     return save(there, {"notes": notes} if notes else None)
+
+
+def read_json(path: Path, **needed: type | tuple[type, ...]) -> dict[str, Any]:
+    """The dictionary that a JSON file holds. Whatever else it holds, the error names the file.
+
+    Args:
+        needed: keys that it must have, and the types of their values.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is damaged, or something else.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: it is damaged ({error})") from error
+    wrong = [key for key, kind in needed.items() if not isinstance(value, dict) or not isinstance(value.get(key), kind)]
+    if not isinstance(value, dict) or wrong:
+        raise ValueError(f"{path}: it is damaged (no {' and no '.join(wrong) or 'dictionary'} in it)")
+    return value
 
 
 def write_json(path: Path, value: Any) -> None:

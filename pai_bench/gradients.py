@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
@@ -70,19 +71,29 @@ def mean_gradient(
     return {name: leaf.detach() for name, leaf in weights.items()}, dict(zip(weights, sums, strict=True))
 
 
-def mean_square_gradient(net: Subnetwork, batches: Batches, loss: Loss) -> tuple[Weights, Weights]:
-    """The masked weights w and the mean over batches of the squared gradient of each batch's loss, both detached.
+def mean_square_gradient(
+    net: Subnetwork, batches: Batches, loss: Loss, *, temperature: float = 1.0, at: Weights | None = None
+) -> tuple[Weights, Weights]:
+    """The weights w and the mean over batches of the squared gradient of each batch's loss at w, both detached.
+
+    Batches count by their size.
+
+    Args:
+        temperature: divides the logits.
+        at: the weights, when they are not the masked ones of the model; it may name other parameters, too.
 
     Raises:
         UserError: there are no batches.
     """
-    weights = _leaves(net, batches, None)
+    weights = _leaves(net, batches, at)
     leaves = list(weights.values())
+    num_examples = sum(len(labels) for _, labels in batches)
     sums = [torch.zeros_like(leaf) for leaf in leaves]
     for batch in batches:
-        value = _batch_loss(net, weights, batch, loss, 1.0)
+        value = _batch_loss(net, weights, batch, loss, temperature)
+        share = len(batch[1]) / num_examples
         for total, gradient in zip(sums, torch.autograd.grad(value, leaves, materialize_grads=True), strict=True):
-            total.addcmul_(gradient, gradient, value=1 / len(batches))
+            total.addcmul_(gradient, gradient, value=share)
     return {name: leaf.detach() for name, leaf in weights.items()}, dict(zip(weights, sums, strict=True))
 
 
@@ -130,3 +141,8 @@ def hessian_gradient(
         for total, product in zip(sums, products, strict=True):
             total.add_(product, alpha=share)
     return {name: leaf.detach() for name, leaf in weights.items()}, dict(zip(weights, sums, strict=True))
+
+
+def minus_true_logit(logits: Tensor, labels: Tensor) -> Tensor:
+    """Minus the mean logit of the true class, as F.nll_loss makes it of raw logits (B, K) and labels (B,)."""
+    return -logits.gather(1, labels[:, None]).mean()

@@ -1,5 +1,6 @@
 """Masks over the prunable weights of a model: which weights those are, how many are kept, and how masks are applied."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -9,21 +10,34 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from pai_bench.core import Mask
+from pai_bench.core import Mask, Rounding
 from pai_bench.errors import ConfigError
+
+_PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")  # of nn.MultiheadAttention
 
 
 def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The weights of convolutions and linear layers, classifier included, by parameter name in module order.
+    """The weights of convolutions, linear layers and attention's projections, classifier included, by parameter name.
 
-    Biases and the parameters of normalisation layers are never prunable. A weight shared by two layers counts once.
+    They come in module order. Biases and the parameters of normalisation layers are never prunable. A weight shared by
+    two layers counts once.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found: dict[str, nn.Parameter] = {}
     for module in model.modules():
-        if isinstance(module, (_ConvNd, nn.Linear)) and id(module.weight) in names:
-            found[names[id(module.weight)]] = cast(nn.Parameter, module.weight)
+        if isinstance(module, nn.MultiheadAttention):
+            weights = [getattr(module, name) for name in _PROJECTIONS]
+        else:
+            weights = [module.weight] if isinstance(module, (_ConvNd, nn.Linear)) else []
+        found |= {names[id(weight)]: weight for weight in weights if id(weight) in names}
     return found
+
+
+def unprunable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Other parameters of two dimensions or more, which no mask covers: embeddings, mixtures of kernels."""
+    covered = prunable(model)
+    named = model.named_parameters()
+    return {name: p for name, p in named if name not in covered and sum(size > 1 for size in p.shape) > 1}
 
 
 def full(model: nn.Module) -> Mask:
@@ -88,14 +102,18 @@ def sparsity(mask: Mask) -> float:
     return 1 - kept(mask) / total(mask)
 
 
-def num_kept(sparsity: float, num_prunable: int) -> int:
-    """k = round((1 - sparsity) * N), the exact number of weights to keep.
+def num_kept(sparsity: float, num_prunable: int, rounding: Rounding = "nearest") -> int:
+    """k = round((1 - sparsity) * N), the exact number of weights to keep; a half goes to the even number.
 
     Raises:
         ConfigError: nothing would be left.
     """
-    # 1 - 0.98 is not 0.02 in binary; twelve digits are more than any N can tell apart.
-    k = round(round(1 - sparsity, 12) * num_prunable)
+    if rounding == "nearest":
+        # 1 - 0.98 is not 0.02 in binary; twelve digits are more than any N can tell apart.
+        k = round(round(1 - sparsity, 12) * num_prunable)
+    else:
+        whole = math.ceil if rounding == "up" else math.floor
+        k = whole(round((1 - sparsity) * num_prunable, 6))  # 0.02 * 100 is 2, whatever its last bits say
     if k < 1:
         raise ConfigError(
             f"sparsity {sparsity} leaves none of {num_prunable} weights; give at most {1 - 1 / num_prunable:.9g}"
@@ -168,7 +186,7 @@ def clear_(weight: Tensor, kept: Tensor, before: Tensor | None = None) -> None:
     # To keep all bits or none takes half the time of a product, and a quarter of that of masked_fill_.
     bits = weight.view(_INTEGERS[weight.element_size()])
     signs = kept.view(torch.int8).neg()
-    if kept.numel() <= _IN_CACHE:
+    if kept.numel() <= _IN_CACHE or kept.device.type != "cpu":
         bits.bitwise_and_(signs)
         return
     rows = max(_IN_CACHE * len(kept) // kept.numel(), 1)

@@ -9,10 +9,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pai_bench import files
 from pai_bench.errors import OwnedError
 
 DEAD_AFTER_SECONDS = 180.0  # of silence, of an owner on another machine
 _NAME = "owner.json"
+_CLAIM: dict[str, type | tuple[type, ...]] = {
+    "host": str, "pid": int, "started": (str, type(None)), "since": (int, float), "machine": str,
+    "job": (str, type(None)), "restarts": int, "token": str,
+}  # fmt: skip
 
 
 def _started(pid: int) -> str | None:
@@ -48,10 +53,9 @@ def _restarts() -> int:
 def _holder(path: Path) -> dict[str, Any]:
     """What a claim file says of its owner; empty if it says nothing."""
     try:
-        holder: dict[str, Any] = json.loads(path.read_text())
+        return files.read_json(path, **_CLAIM)
     except (OSError, ValueError):
         return {}
-    return holder
 
 
 def _machine() -> str:
@@ -114,32 +118,48 @@ class Claim:
             OSError, ValueError: the file system does not tell.
         """
         try:
-            return bool(json.loads(self.path.read_text())["token"] != self._token)
+            return bool(files.read_json(self.path, token=str)["token"] != self._token)
         except FileNotFoundError:
             return True
 
     def _take(self) -> None:
         for _ in range(20):
             if self._create(self.path):
+                self._remove_left_over()
                 return
             holder = _holder(self.path)
-            if self._alive(holder):
+            if self._alive(self.path):
                 where = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
                 job = f" (job {holder['job']})" if holder.get("job") else ""
-                since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.get("since", 0)))
+                since = files.moment(holder.get("since", 0))
                 raise OwnedError(
                     f"{self.path.parent}: {where}{job} has been running it since {since}; wait for it, or end it"
                 )
-            # Of all who find this claim dead, the one that creates this file clears it away.
-            clearing = self.path.with_name(f"{_NAME}.{holder.get('token', 'torn')}.cleared")
-            if self._create(clearing):
-                if _holder(self.path).get("token") == holder.get("token"):
-                    self.path.unlink(missing_ok=True)
-                clearing.unlink(missing_ok=True)
-            elif self._age(clearing) > self._dead_after_seconds:
-                clearing.unlink(missing_ok=True)  # whoever cleared has died over it
+            self._clear(self.path)
             time.sleep(0.05)
         raise OwnedError(f"{self.path.parent}: other processes keep claiming it; try again")
+
+    def _clear(self, dead: Path) -> None:
+        """Removes a claim whose owner is dead: of all who find it dead, the one that creates a second file does.
+
+        That one may die over it, too; its file is cleared in the same way.
+        """
+        token = _holder(dead).get("token")
+        clearing = self.path.with_name(f"{_NAME}.{token or 'torn'}.cleared")
+        if clearing == dead:
+            dead.unlink(missing_ok=True)
+        elif self._create(clearing):
+            if _holder(dead).get("token") == token:
+                dead.unlink(missing_ok=True)
+            clearing.unlink(missing_ok=True)
+        elif not self._alive(clearing):
+            self._clear(clearing)
+
+    def _remove_left_over(self) -> None:
+        """Removes the files of processes that died while they claimed the directory."""
+        for path in self.path.parent.glob(f"{_NAME}.*"):
+            if not self._alive(path):
+                path.unlink(missing_ok=True)
 
     def _create(self, path: Path) -> bool:
         """Creates a claim file, whole, if there is none."""
@@ -157,8 +177,10 @@ class Claim:
             temporary.unlink()
         return True
 
-    def _alive(self, holder: dict[str, Any]) -> bool:
-        return self.path.exists() and _is_alive(holder, self._age(self.path), self._dead_after_seconds)
+    def _alive(self, path: Path) -> bool:
+        """Whether the process that made a claim file lives, as far as can be told."""
+        holder, age = _holder(path), self._age(path)
+        return path.exists() and _is_alive(holder, age, self._dead_after_seconds)
 
     def _age(self, path: Path) -> float:
         """Seconds since a file was touched, by the clock of its file system."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from pai_bench import allocation, devices, layout, masks, measures, seeding, structure
+from pai_bench import allocation, devices, layout, masks, measures, scoring, seeding, structure
 from pai_bench.core import (
     Ablation,
     Allocate,
@@ -46,6 +46,7 @@ class Pruned:
     flops: int = 0  # of the scores, over all rounds, two for a multiply-add
     sparsities: list[float] = field(default_factory=list)  # of the prunable weights, after each round
     num_tied: list[int] = field(default_factory=list)  # in each round, candidates among which order decided
+    moved: Weights | None = None  # values that weights had when they were last kept, where a pruner asks for them
 
     @property
     def held(self) -> Mask:
@@ -62,7 +63,7 @@ def prune(
     ablation: Ablation,
     initial: Weights,
     input_shape: Shape,
-    draw: Callable[[Examples, Generator], Batches],
+    draw: Callable[..., Batches],
     training: Training,
     loss: Loss,
     seed: int,
@@ -77,6 +78,7 @@ def prune(
 
     Args:
         initial: of every parameter, as the model was drawn.
+        draw: training images for scoring, as core.Data draws them.
         diagnose: measurements to record before and after the mask of every round is applied.
         begun: what an earlier attempt had reached, to go on from; the model is as it was then.
         checkpoint: called at the start and after every round with what has been reached.
@@ -86,10 +88,6 @@ def prune(
             training that is not rewound.
         UserError: the scores of a round cannot rank the weights.
     """
-    # Without training in between, weights lie in the order of their dimensions, as scores do: masks are found faster.
-    trained_in = layout.layout_of(model)
-    if all(this.until_epoch == 0 for this in rounds):
-        layout.lay_out_(model, torch.contiguous_format)
     everything = masks.full(model)
     filters = structure.filters(model, input_shape) if pruner.reduce is not None else None
     if ablation.mask is not None and any(r.until_epoch > 0 and not _returns(r) for r in rounds):
@@ -99,27 +97,35 @@ def prune(
         )
     pruned = begun or Pruned(everything, everything if filters is None else filters.full(everything))
     checkpoint(pruned)
+    left = list(enumerate(rounds, start=1))[len(pruned.sparsities) :]
+    if not left:
+        return pruned
+    # Without training in between, weights lie in the order of their dimensions, as scores do: masks are found faster.
+    trained_in, device = layout.layout_of(model), next(model.parameters()).device
+    if all(this.until_epoch == 0 for this in rounds):
+        layout.lay_out_(model, scoring.PLAIN)
+    scored = scoring.copy_for_scores(model, pruner.dtype)
+    drawn = scoring.cast_weights(initial, pruner.dtype)
+    stale = False  # the copy, since weights have moved otherwise than by pruning
     memory: dict[str, Any] = {}
-    for number, this in list(enumerate(rounds, start=1))[len(pruned.sparsities) :]:
+    for number, this in left:
         assert pruner.score is not None, "a schedule with rounds needs a score"
         if this.until_epoch > 0:
             training.until(pruned.held, this.until_epoch)
-            memory = {}
+            stale, memory = True, {}
         before = {f"before/{key}": value for key, value in diagnose(pruned.held).items()} if diagnose else {}
-        batches: Batches = []
-        if pruner.examples is not None:
-            batches = draw(pruner.examples, seeding.generator(seed, "examples", number))
-            if ablation.batches is not None:
-                batches = ablation.batches(batches, seeding.generator(seed, "ablation", number))
+        batches = scoring.cast_images(_batches(pruner.examples, ablation, draw, seed, number), pruner.dtype)
         started = time.perf_counter()
+        if stale:
+            scoring.update_(scored, model)
         candidates = pruned.units
         if pruner.regrow:
             candidates = {name: torch.ones_like(tensor) for name, tensor in candidates.items()}
-        num_kept = masks.num_kept(this.sparsity, masks.total(candidates))
-        weights = {name: initial[name] for name in everything}
+        num_kept = masks.num_kept(this.sparsity, masks.total(candidates), this.rounding)
+        moved = _moved(model, pruned, initial) if pruner.regrow_moved else None
         net = Subnetwork(
-            model, pruned.mask, weights, input_shape, pruned.companions, lambda n=num_kept: n,  # type: ignore[misc]
-            memory=memory,
+            scored, pruned.mask, drawn, input_shape, pruned.companions, lambda n=num_kept: n,  # type: ignore[misc]
+            memory=memory, moved=None if moved is None else scoring.cast_weights(moved, pruner.dtype),
         )  # fmt: skip
 
         def generator(name: str, number: int = number) -> Generator:
@@ -129,17 +135,17 @@ def prune(
         # later counts as done, so that costs can be compared.
         counter = measures.CountFlops() if number == 1 else None
 
-        def scoring(stream: str, number: int = number, counter: measures.CountFlops | None = counter) -> ExitStack:
+        def conditions(stream: str, number: int = number, counter: measures.CountFlops | None = counter) -> ExitStack:
             stack = ExitStack()
-            stack.enter_context(measures.mode(model, pruner.mode == "train"))
+            stack.enter_context(measures.mode(scored, pruner.mode == "train"))
             stack.enter_context(seeding.seeded(seed, stream, number))
-            stack.enter_context(devices.reproducible())
+            stack.enter_context(devices.reproducible(device))
             if counter is not None:
                 stack.enter_context(counter)
             return stack
 
         try:
-            with scoring("score"):
+            with conditions("score"):
                 scores = pruner.score(net, batches, loss, generator("noise"))
             if filters is not None and pruner.reduce is not None:
                 scores = filters.reduce(scores, pruner.reduce)
@@ -156,25 +162,32 @@ def prune(
             raise UserError(f"round {number} of {len(rounds)}: {error}") from error
         if ablation.scores is not None:
             scores = ablation.scores(scores, candidates, generator("ablation"))
-        chosen = allocate(scores, candidates, this.sparsity, generator("allocation"))
+        chosen = allocate(scores, candidates, num_kept, generator("allocation"))
         units, unbroken = chosen.mask, None
         if ablation.mask is not None and number == len(rounds):
             unbroken = units if filters is None else filters.expand(model, units)
             units = ablation.mask(units, generator("ablation"))
         held = units if filters is None else filters.expand(model, units)
         mask = {name: held[name] for name in everything}
-        if pruner.regrow or unbroken is not None:  # what comes back does so with its initial value
-            _restore_(model, initial, {name: held[name] & ~kept for name, kept in pruned.held.items()})
+        if pruner.regrow or unbroken is not None:  # what comes back does so with its initial value, or where it stood
+            _restore_(model, initial | (moved or {}), {n: held[n] & ~kept for n, kept in pruned.held.items()})
         if chosen.scale is not None:
             _assign_(model, {name: weight * chosen.scale[name] for name, weight in net.weights.items()})
         masks.narrow_(model, pruned.held, held)
         if pruner.transfer is not None:
-            net = Subnetwork(model, mask, weights, input_shape)
-            with scoring("transfer"):
+            scoring.update_(scored, model)
+            net = Subnetwork(scored, mask, drawn, input_shape)
+            with conditions("transfer"):
                 _assign_(model, pruner.transfer(net, batches, loss, generator("transfer")))
             masks.apply_(model, held)
-        if pruner.regrow or chosen.scale is not None or pruner.transfer is not None or this.rewind_epoch is not None:
+        stale = (
+            pruner.regrow or pruner.transfer is not None or chosen.scale is not None or this.rewind_epoch is not None
+        )
+        if stale:
             memory = {}
+        else:
+            masks.narrow_(scored, pruned.held, held)
+        devices.wait(device)
         took = time.perf_counter() - started
         densities = masks.densities(mask)
         pruned = Pruned(
@@ -188,6 +201,7 @@ def prune(
             counter.flops if counter is not None else pruned.flops // (number - 1) * number,
             [*pruned.sparsities, 1 - sum(densities[name] * mask[name].numel() for name in mask) / masks.total(mask)],
             [*pruned.num_tied, chosen.num_tied],
+            moved,
         )
         after = {f"after/{key}": value for key, value in diagnose(pruned.held).items()} if diagnose else {}
         layers = {f"layer/{name}/density": density for name, density in densities.items()}
@@ -222,6 +236,24 @@ def impose(model: nn.Module, mask: Mask, companions: Mask, *, ablation: Ablation
     layers = {f"layer/{name}/density": density for name, density in masks.densities(chosen).items()}
     record({"prune/round": 0, "prune/sparsity": masks.sparsity(chosen)} | layers, 0.0)
     return Pruned(chosen, chosen, companions, mask if ablation.mask is not None else None)
+
+
+def _batches(
+    examples: Examples | None, ablation: Ablation, draw: Callable[..., Batches], seed: int, number: int
+) -> Batches:
+    """The images and labels that the score of a round sees."""
+    if examples is None:
+        return []
+    noise, stored = seeding.generator(seed, "ablation", number), ablation.images
+    change = () if stored is None else (lambda images, labels: stored(images, labels, noise),)
+    batches = draw(examples, seeding.generator(seed, "examples", number), *change)
+    return batches if ablation.batches is None else ablation.batches(batches, noise)
+
+
+def _moved(model: nn.Module, pruned: Pruned, initial: Weights) -> Weights:
+    """The values of weights, and of those that are pruned the values that they had before."""
+    weights, before = masks.prunable(model), pruned.moved or initial
+    return {name: torch.where(kept, weights[name].detach(), before[name]) for name, kept in pruned.mask.items()}
 
 
 def _returns(this: Round) -> bool:

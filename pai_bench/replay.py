@@ -24,9 +24,14 @@ def replay(directory: Path, cfg: dict[str, Any], tracker: Callable[[Run], Tracke
     Raises:
         DataError: the curve is damaged.
     """
+    stands = status.state(directory)
+    if stands.name == "broken":
+        raise DataError(f"{stands.error}; run it again")
     try:
         lines = [json.loads(line) for line in (directory / "curve.jsonl").read_text().splitlines()]
-    except (OSError, ValueError) as error:
+        for line in lines:
+            line["epoch"] + 0
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise DataError(f"{directory / 'curve.jsonl'}: it cannot be read ({error}); run it again") from error
     names = [cfg[group]["name"] for group in ("dataset", "model", "pruner")]
     told = tracker(Run(directory.name, config.group_id(cfg), directory, cfg, names))
@@ -34,6 +39,5 @@ def replay(directory: Path, cfg: dict[str, Any], tracker: Callable[[Run], Tracke
         told.record({key: value for key, value in line.items() if key != "epoch" and value is not None}, line["epoch"])
     if (directory / "mask.safetensors").is_file():
         told.mask(directory / "mask.safetensors")
-    stands = status.state(directory)
     told.finish(status.finished(directory) or {}, 0 if stands.name == "finished" else max(stands.exit_code, 1))
     return told.delivers

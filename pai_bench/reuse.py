@@ -5,18 +5,20 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Generator, Tensor, nn
 
-from pai_bench import files, masks, measures
+from pai_bench import devices, files, masks, measures
 from pai_bench.core import Batches, Loss, Mask, Score, Scores, Subnetwork, Weights
 from pai_bench.prune import Pruned
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _SECONDS = 1.0  # what takes less is computed again sooner than it is found
@@ -58,24 +60,25 @@ class Shelf:
         text = json.dumps([kind, self.determines, more], sort_keys=True)
         return self.folder / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"
 
-    def take(self, kind: str, more: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Tensors on the CPU and what was noted with them, or None."""
+    def take(self, kind: str, more: dict[str, Any], use: Callable[[dict[str, Tensor], dict[str, Any]], T]) -> T | None:
+        """What `use` makes of tensors on the CPU and of what was noted with them, or None: it is to be computed."""
         from safetensors import SafetensorError, safe_open
 
         path = self._path(kind, more)
         try:
             with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
-                notes = json.loads(file.metadata()["notes"])
+                found = use(tensors, json.loads(file.metadata()["notes"]))
             path.touch()
         except FileNotFoundError:
             return None
-        except (OSError, SafetensorError) as error:
-            log.warning("%s cannot be read and is computed again: %s", path, error)
+        # It may be any file: one without notes, or with other ones.
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            log.warning("%s cannot be read and is computed again: %s: %s", path, type(error).__name__, error)
             return None
         self.used = kind
         log.info("the %s of an earlier run with the same network and settings are used: %s", kind, path)
-        return tensors, notes
+        return found
 
     def put(self, kind: str, more: dict[str, Any], tensors: dict[str, Tensor], notes: dict[str, Any]) -> None:
         """Keeps tensors; a disk or a memory that is full costs no more than a warning."""
@@ -91,6 +94,10 @@ class Shelf:
             log.warning("%s cannot be kept for other runs: %s", path, error)
 
     def _make_room(self) -> None:
+        for torn in self.folder.glob("*.tmp-*"):  # of processes that died over it, long ago
+            with suppress(FileNotFoundError):
+                if time.time() - torn.stat().st_mtime > 3600:
+                    torn.unlink()
         found = []
         for path in self.folder.glob("*.safetensors"):
             try:
@@ -105,30 +112,54 @@ class Shelf:
                 path.unlink(missing_ok=True)
 
 
-class Remembered:
-    """A score for all sparsities of one-shot pruning: taken from the shelf, or computed and put there."""
+def scores(shelf: Shelf, model: nn.Module) -> tuple[Scores, dict[str, Any]] | None:
+    """The scores that one-shot pruning of a model takes at every sparsity, and what they had cost; None if not kept."""
+    weights = masks.prunable(model)
+
+    def use(tensors: dict[str, Tensor], notes: dict[str, Any]) -> tuple[Scores, dict[str, Any]]:
+        _check_shapes(tensors, weights)
+        costs = {"seconds": float(notes["seconds"])} | {key: int(notes[key]) for key in ("num_examples", "flops")}
+        return {name: tensors[name].to(weight.device) for name, weight in weights.items()}, costs
+
+    return shelf.take("scores", {}, use)
+
+
+def _check_shapes(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Refuses tensors of another network.
+
+    Raises:
+        ValueError: they are.
+    """
+    if {name: t.shape for name, t in tensors.items()} != {name: t.shape for name, t in expected.items()}:
+        raise ValueError("its tensors are not those of this network")
+
+
+class Kept:
+    """A score for all sparsities of one-shot pruning, put on the shelf once it is computed."""
 
     def __init__(self, score: Score, shelf: Shelf) -> None:
         self.score, self.shelf = score, shelf
-        self.spared: dict[str, float] = {"seconds": 0.0, "flops": 0}  # what the scores had cost, if they were taken
 
     def __call__(self, net: Subnetwork, batches: Batches, loss: Loss, generator: Generator) -> Scores:
         """The scores."""
-        if (found := self.shelf.take("scores", {})) is not None:
-            tensors, self.spared = found
-            return {name: tensors[name].to(weight.device) for name, weight in net.weights.items()}
         asked = []
 
         def num_kept() -> int:
             asked.append(True)
             return net.num_kept()
 
+        device = next(iter(net.weights.values())).device
+        devices.wait(device)
         started, counter = time.perf_counter(), measures.CountFlops()
         with counter:
             scores = self.score(replace(net, num_kept=num_kept), batches, loss, generator)
+        devices.wait(device)  # or the clock is read before the work is done
         seconds = time.perf_counter() - started
         if seconds >= _SECONDS and not asked:  # scores that depend on the number to keep are those of one sparsity
-            self.shelf.put("scores", {}, scores, {"seconds": seconds, "flops": counter.flops})
+            num_examples = sum(len(labels) for _, labels in batches)
+            self.shelf.put(
+                "scores", {}, scores, {"seconds": seconds, "num_examples": num_examples, "flops": counter.flops}
+            )
         return scores
 
 
@@ -143,22 +174,26 @@ def stored_mask(
     """What a search of several rounds without training finds: taken from the shelf, or searched and put there.
 
     Args:
-        path: what leads from scores to the mask: the sparsities of the rounds and the allocation.
+        path: what leads from scores to the mask: the sparsities of the rounds and their rounding, and the allocation.
         model: is masked, as by the search.
         record: receives what the rounds of the search record.
         search: the search, given where to record.
     """
-    device = next(model.parameters()).device
-    if (found := shelf.take("mask", path)) is not None:
-        tensors, notes = found
+    weights = masks.prunable(model)
+
+    def use(tensors: dict[str, Tensor], notes: dict[str, Any]) -> tuple[Pruned, list[dict[str, float]]]:
         parts: dict[str, Mask] = {"mask": {}, "companions": {}, "units": {}}
         for key, tensor in tensors.items():
             part, _, name = key.partition("/")
-            parts[part][name] = tensor.to(device)
+            parts[part][name] = tensor.to(next(model.parameters()).device)
         mask, companions, units = ({name: parts[p][name] for name in notes["order"][p]} for p in parts)
-        pruned = Pruned(mask, units or mask, companions, **{key: notes[key] for key in _COSTS})
+        _check_shapes(mask, weights)
+        return Pruned(mask, units or mask, companions, **{key: notes[key] for key in _COSTS}), list(notes["lines"])
+
+    if (found := shelf.take("mask", path, use)) is not None:
+        pruned, known = found
         masks.apply_(model, pruned.held)
-        for line in notes["lines"]:
+        for line in known:
             record(line)
         return pruned
     lines: list[dict[str, float]] = []
@@ -169,7 +204,6 @@ def stored_mask(
 
     pruned = search(noted)
     # A search that also changes weights, by rescaling, leaves more than a mask.
-    weights = masks.prunable(model)
     only_masked = all(torch.equal(weights[name], initial[name] * kept) for name, kept in pruned.mask.items())
     if pruned.seconds >= _SECONDS and pruned.unbroken is None and only_masked:
         filters = any(pruned.mask.get(name) is not tensor for name, tensor in pruned.units.items())

@@ -7,13 +7,18 @@ from pai_bench.core import Mask
 from pai_bench.prune import Pruned
 
 
-def layers(pruned: Pruned, reached: Mask, multiply_adds: dict[str, int]) -> list[dict[str, Any]]:
-    """Name, shape, size, kept, density and so on of each prunable tensor; multiply-adds are of the dense layer."""
-    densities, dead = masks.densities(pruned.mask), measures.dead_units(reached)
+def layers(pruned: Pruned, reached: Mask | None, multiply_adds: dict[str, int]) -> list[dict[str, Any]]:
+    """Name, shape, size, kept, density and so on of each prunable tensor; multiply-adds are of the dense layer.
+
+    Args:
+        reached: the weights on a path, None where that cannot be told.
+    """
+    densities, dead = masks.densities(pruned.mask), measures.dead_units(reached or {})
     return [
         {
             "name": name, "shape": list(kept.shape), "size": kept.numel(), "kept": int(kept.sum()),
-            "density": densities[name], "effective": int(reached[name].sum()), "dead_units": dead[name],
+            "density": densities[name], "effective": int(reached[name].sum()) if reached else None,
+            "dead_units": dead.get(name),
             "multiply_adds": multiply_adds.get(name, 0),
         }
         for name, kept in pruned.mask.items()
@@ -63,6 +68,17 @@ def kept(mask: Mask) -> dict[str, Any]:
     """The size of a mask in all the field's units."""
     number, total = masks.kept(mask), masks.total(mask)
     return {"num_kept": number, "num_prunable": total, "density": number / total, "compression": total / number}
+
+
+def effective(reached: Mask | None) -> dict[str, Any]:
+    """How much of a mask lies on a path, None where that cannot be told."""
+    if reached is None:
+        return {"num_effective": None, "effective_sparsity": None, "dead_units": None}
+    return {
+        "num_effective": masks.kept(reached),
+        "effective_sparsity": masks.sparsity(reached),
+        "dead_units": sum(measures.dead_units(reached).values()),
+    }
 
 
 def of_filters(pruned: Pruned, whole_filters: bool) -> dict[str, Any]:

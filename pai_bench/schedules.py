@@ -1,13 +1,17 @@
 """Sparsity -> rounds: in which steps a sparsity is reached, before training or within it.
 
 Density never rises, and the last round hits the target. Times within training are given in epochs; n steps are
-n / steps_per_epoch of one.
+n / steps_per_epoch of one. `rounding` says how the rounds before the last come from a density to a number of weights;
+the last keeps the nearest number, always.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
 
-from pai_bench.core import Length, Round
+from pai_bench.core import Length, Round, Rounding
 from pai_bench.errors import ConfigError
+from pai_bench.ranges import Count, NonNegative, NonNegativeInt
 
 
 def none(sparsity: float, length: Length) -> Sequence[Round]:
@@ -20,26 +24,51 @@ def one_shot(sparsity: float, length: Length) -> Sequence[Round]:
     return [Round(sparsity)]
 
 
-def exponential(sparsity: float, length: Length, *, rounds: int) -> Sequence[Round]:
+def exponential(
+    sparsity: float, length: Length, *, rounds: Count, rounding: Literal["nearest", "up", "down"]
+) -> Sequence[Round]:
     """Density d^(i/n) after round i of n, so that every round prunes the same fraction of what is left.
 
+    Args:
+        rounding: of the number of weights that a round before the last keeps. The code of Tanaka et al. rounds up, that
+            of de Jorge et al. 2021, arXiv:2006.09081, down.
+
     Reference: Tanaka et al. 2020, arXiv:2006.05467, Algorithm 1.
+    Deviates: the last round keeps the nearest number, and ties are broken by order; the authors round it as the others,
+        and drop (Tanaka) or keep (de Jorge) all that equal the threshold.
     """
-    return [Round(reached) for reached in _exponential(sparsity, rounds)]
+    return _rounded([Round(reached) for reached in _exponential(sparsity, rounds)], rounding)
 
 
-def linear(sparsity: float, length: Length, *, rounds: int) -> Sequence[Round]:
-    """Sparsity i/n of the target after round i of n, so that every round prunes the same number of weights."""
-    return [Round(sparsity * i / rounds) for i in range(1, rounds)] + [Round(sparsity)]
+def linear(
+    sparsity: float, length: Length, *, rounds: Count, rounding: Literal["nearest", "up", "down"]
+) -> Sequence[Round]:
+    """Sparsity i/n of the target after round i of n, so that every round prunes the same number of weights.
+
+    Args:
+        rounding: as in `exponential`.
+    """
+    return _rounded([Round(sparsity * i / rounds) for i in range(1, rounds)] + [Round(sparsity)], rounding)
 
 
-def constant(sparsity: float, length: Length, *, rounds: int) -> Sequence[Round]:
+def constant(sparsity: float, length: Length, *, rounds: Count) -> Sequence[Round]:
     """The target in every round, for methods that move their mask or their weights from round to round."""
     return [Round(sparsity)] * rounds
 
 
-def early(sparsity: float, length: Length, *, epoch: float | None, step: int | None, rounds: int) -> Sequence[Round]:
+def early(
+    sparsity: float,
+    length: Length,
+    *,
+    epoch: NonNegative | None,
+    step: NonNegativeInt | None,
+    rounds: Count,
+    rounding: Literal["nearest", "up", "down"],
+) -> Sequence[Round]:
     """Pruning after some training: at an epoch or a step, in exponential rounds; then training goes on.
+
+    Args:
+        rounding: as in `exponential`.
 
     Reference: Frankle et al. 2021, arXiv:2009.08576, section 6 (pruning later in training).
 
@@ -47,16 +76,16 @@ def early(sparsity: float, length: Length, *, epoch: float | None, step: int | N
         ConfigError: not exactly one of epoch and step is given, or it lies outside training.
     """
     time = _time("schedule.epoch", epoch, "schedule.step", step, length)
-    return [Round(reached, until_epoch=time) for reached in _exponential(sparsity, rounds)]
+    return _rounded([Round(reached, until_epoch=time) for reached in _exponential(sparsity, rounds)], rounding)
 
 
 def iterative(
     sparsity: float,
     length: Length,
     *,
-    levels: int,
-    rewind_epoch: float | None,
-    rewind_step: int | None,
+    levels: Count,
+    rewind_epoch: NonNegative | None,
+    rewind_step: NonNegativeInt | None,
     rewind_weights: bool,
 ) -> Sequence[Round]:
     """Train to the end, prune, rewind; `levels` times. The rows count the last training; its search precedes it.
@@ -67,7 +96,8 @@ def iterative(
     Reference: Frankle and Carbin 2019, arXiv:1803.03635; Frankle et al. 2020, arXiv:1912.05671, for rewinding to an
         early step; Renda et al. 2020, arXiv:2003.02389, for learning-rate rewinding.
     Deviates: levels are given and the fraction pruned per level follows from the target, so that it is met exactly;
-        the papers prune 20 % per level and stop where that leads.
+        the papers prune 20 % per level and stop where that leads. open_lth keeps n - ceil(n / 5) - 1 of the n that are
+        left, so that its levels hold a few weights less than 0.8^level.
 
     Raises:
         ConfigError: not exactly one of rewind_epoch and rewind_step is given, or it lies outside training.
@@ -77,7 +107,7 @@ def iterative(
     return [Round(reached, end, time, rewind_weights) for reached in _exponential(sparsity, levels)]
 
 
-def fine_tune(sparsity: float, length: Length, *, levels: int, epochs: int) -> Sequence[Round]:
+def fine_tune(sparsity: float, length: Length, *, levels: Count, epochs: Count) -> Sequence[Round]:
     """Train to the end, prune, train for `epochs` more at the last learning rate; `levels` times.
 
     Reference: Han et al. 2015, arXiv:1506.02626; as in Renda et al. 2020, arXiv:2003.02389, section 3.
@@ -92,7 +122,7 @@ def fine_tune(sparsity: float, length: Length, *, levels: int, epochs: int) -> S
 
 
 def gradual(
-    sparsity: float, length: Length, *, start_epoch: float, end_epoch: float, every_steps: int
+    sparsity: float, length: Length, *, start_epoch: NonNegative, end_epoch: NonNegative, every_steps: Count
 ) -> Sequence[Round]:
     """Gradual pruning during training: sparsity s (1 - (1 - t)^3), t from 0 to 1 between two epochs.
 
@@ -115,7 +145,7 @@ def gradual(
     return rounds
 
 
-def front_loaded(sparsity: float, length: Length, *, rounds: int, warmup_epochs: int) -> Sequence[Round]:
+def front_loaded(sparsity: float, length: Length, *, rounds: Count, warmup_epochs: Count) -> Sequence[Round]:
     """One epoch of training before every round; density n d / (n d + i (1 - d)) after round i of n.
 
     Round j prunes the fraction p / (j p + n d) of what is left, with p = 1 - d: the first rounds prune most.
@@ -138,6 +168,10 @@ def front_loaded(sparsity: float, length: Length, *, rounds: int, warmup_epochs:
     density = 1 - sparsity
     reached = [1 - rounds * density / (rounds * density + i * sparsity) for i in range(1, rounds)] + [sparsity]
     return [Round(s, until_epoch=float(warmup_epochs + i)) for i, s in enumerate(reached)]
+
+
+def _rounded(rounds: list[Round], rounding: Rounding) -> list[Round]:
+    return [replace(this, rounding=rounding) for this in rounds[:-1]] + rounds[-1:]
 
 
 def _exponential(sparsity: float, rounds: int) -> list[float]:

@@ -19,27 +19,29 @@ def generator(seed: int, *name: str | int) -> Generator:
     return Generator().manual_seed(stream_seed(seed, *name))
 
 
-def states() -> list[Tensor]:
-    """The states of torch's global generators: the CPU's, then every CUDA device's if CUDA is in use."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
-    return [torch.get_rng_state(), *cuda]
+def states(device: torch.device) -> list[Tensor]:
+    """The states of torch's global generators that a run uses: the CPU's, then its GPU's if it has one."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
 
 
-def set_states(states: list[Tensor]) -> None:
-    """Puts the global generators back to what `states` returned."""
+def set_states(states: list[Tensor], device: torch.device) -> None:
+    """Puts the global generators back to what `states` returned, on this GPU or another one; without one the CPU's."""
     torch.set_rng_state(states[0])
-    if len(states) > 1:
-        torch.cuda.set_rng_state_all(states[1:])
+    if len(states) > 1 and device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)
 
 
 @contextmanager
 def seeded(seed: int, *name: str | int) -> Iterator[None]:
     """Runs a block with torch's global generators at the stream `name`, and restores them afterwards."""
-    before, number = states(), stream_seed(seed, *name)
+    before, number = torch.get_rng_state(), stream_seed(seed, *name)
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     try:
         torch.default_generator.manual_seed(number)  # torch.manual_seed takes a hundred times as long
-        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        if cuda:
             torch.cuda.manual_seed_all(number)
         yield
     finally:
-        set_states(before)
+        torch.set_rng_state(before)
+        if cuda:
+            torch.cuda.set_rng_state_all(cuda)

@@ -1,4 +1,4 @@
-"""The settings of a function, read from its source without importing it; and whether values fit them, in plain words."""
+"""The settings of a function, read from its source without importing it, and whether values fit them."""
 
 import ast
 import math
@@ -92,7 +92,8 @@ def settings_of(target: str) -> dict[str, Setting]:
 @lru_cache
 def _defined(name: str, module: str) -> tuple[ast.expr | ast.ClassDef, str] | None:
     """What a name of an annotation stands for, a type or a TypedDict, and the module that says so."""
-    for node in (tree := _tree(module)) and tree.body or []:
+    tree = _tree(module)
+    for node in tree.body if tree is not None else []:
         if isinstance(node, ast.ClassDef) and node.name == name:
             return node, module
         if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == [name]:
@@ -102,7 +103,7 @@ def _defined(name: str, module: str) -> tuple[ast.expr | ast.ClassDef, str] | No
     return None
 
 
-# Whether a value fits --------------------------------------------------------------------------------------------------
+# Whether a value fits -------------------------------------------------------------------------------------------------
 
 
 def problem(value: object, annotation: ast.expr, module: str = "") -> str | None:
@@ -165,21 +166,21 @@ def _list_problem(value: object, of: ast.expr, module: str) -> str | None:
 
 
 def _outside(value: Any, markers: list[ast.expr]) -> str | None:
-    """The range that a value lies outside of."""
+    """The range that a value lies outside of, where its type is right."""
+    if value is None:
+        return None
     bounds: dict[str, Any] = {}
     for marker in markers:
         if isinstance(marker, ast.Call):
-            name = _last(marker.func)
-            given = [ast.literal_eval(part) for part in (*marker.args, *(keyword.value for keyword in marker.keywords))]
-            bounds[name] = given[0] if name != "Len" else tuple(given)
-    if value is None:
-        return None
-    if (length := bounds.get("Len", (bounds.get("MinLen", 0), math.inf))) and isinstance(value, list):
-        least, most = length
-        if least <= len(value) <= most:
+            given = [*marker.args, *(keyword.value for keyword in marker.keywords)]
+            bounds[_last(marker.func)] = [ast.literal_eval(number) for number in given]
+    if "Len" in bounds:
+        least, most = (*bounds["Len"], None)[:2]
+        if least <= len(value) <= (most or math.inf):
             return None
-        return f"{least} value{'s' * (least > 1)}" if least == most else f"at least {least} value{'s' * (least > 1)}"
-    return None if _inside(value, bounds) else _range_words(bounds)
+        return f"{'' if least == most else 'at least '}{least} value{'s' * (least > 1)}"
+    limits = {name: numbers[0] for name, numbers in bounds.items()}
+    return None if _inside(value, limits) else _range_words(limits)
 
 
 def _inside(value: float, bounds: Mapping[str, float]) -> bool:
@@ -253,15 +254,13 @@ def check_call(path: str, call: object, named: bool, trusted: bool) -> None:
     """
     if not isinstance(call, dict) or "_target_" not in call or (named and "name" not in call):
         needs = "a name and a _target_" if named else "a _target_"
-        raise ConfigError(
-            f"{path}={shown(call)}: it needs {needs}, the dotted path of a function; choose an option of {path.partition('.')[0]}="
-        )
+        raise ConfigError(f"{path}={shown(call)}: it needs {needs}; choose an option of {path.partition('.')[0]}=")
     target = call["_target_"]
     if not isinstance(target, str):
         raise ConfigError(f"{path}._target_={shown(target)}: give the dotted path of a function")
     if not trusted and not target.startswith("pai_bench."):
         raise ConfigError(
-            f"{path}._target_={target}: a stored config may name functions of pai_bench alone; if you trust it, add --trust"
+            f"{path}._target_={target}: a stored config names functions of pai_bench alone; add --trust if it is yours"
         )
     try:
         settings = settings_of(target)

@@ -43,8 +43,7 @@ def submit(cfgs: Sequence[dict[str, Any]], *, folder: str, max_requeues: int, **
         ConfigError: there is no SLURM here, or a setting that submitit does not know.
         UserError: SLURM refuses.
     """
-    import submitit
-
+    submitit = _submitit()
     if shutil.which("sbatch") is None:
         raise ConfigError("hydra/launcher=slurm: no sbatch here; go to a login node, or add hydra.launcher.export=DIR")
     wanted = _to_do(cfgs)
@@ -72,6 +71,14 @@ def submit(cfgs: Sequence[dict[str, Any]], *, folder: str, max_requeues: int, **
     arrays = ", ".join(dict.fromkeys(job.partition("_")[0] for job in submitted.values()))
     log.info("%d runs submitted as SLURM job %s; their output goes to %s", len(submitted), arrays, Path(folder).parent)
     return submitted
+
+
+def _submitit() -> Any:
+    try:
+        import submitit
+    except ModuleNotFoundError as error:
+        raise ConfigError("hydra/launcher=slurm: submitit is not installed; pip install submitit") from error
+    return submitit
 
 
 def _to_do(cfgs: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -187,6 +194,7 @@ def export(jobs: Sequence[Sequence[str]], folder: Path, *, max_requeues: int, **
     Returns:
         The scripts, one for each 1,000 runs.
     """
+    _submitit()
     from submitit.slurm.slurm import _make_sbatch_string
 
     shutil.rmtree(folder / "args", ignore_errors=True)

@@ -1,6 +1,6 @@
 """How runs stand, by what lies in their directories. Imports no torch: a login node asks too."""
 
-import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,16 @@ from pai_bench.ownership import claimed
 
 RESULT = "result.json"
 QUEUED = "queued.json"
+STATUS = "status.json"
 CHECKPOINT = "checkpoint.pt"
 
 
 def finished(directory: Path) -> dict[str, Any] | None:
-    """The result row of a finished run, or None."""
-    path = directory / RESULT
-    return json.loads(path.read_text()) if path.is_file() else None
+    """The result row of a finished run, or None: there is none, or what is there is no row."""
+    try:
+        return _row(directory)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
 
 
 def settled(directory: Path) -> dict[str, Any] | None:
@@ -25,11 +28,30 @@ def settled(directory: Path) -> dict[str, Any] | None:
     return None if (directory / CHECKPOINT).is_file() else finished(directory)
 
 
+def _row(directory: Path) -> dict[str, Any]:
+    return files.read_json(directory / RESULT, id=str, test_top1=(int, float), sparsity=(int, float))
+
+
+def noted(directory: Path) -> dict[str, Any]:
+    """What status.json says: its state, and of attempt, updated, started, job, error and exit_code what makes sense.
+
+    Raises:
+        OSError: there is none, or it cannot be read.
+        ValueError: it is damaged.
+    """
+    kinds: dict[str, type | tuple[type, ...]] = {
+        "attempt": int, "updated": (int, float), "started": (int, float), "job": str, "error": str, "exit_code": int,
+    }  # fmt: skip
+    found = files.read_json(directory / STATUS, state=str)
+    return {"state": found["state"]} | {key: found[key] for key in kinds if isinstance(found.get(key), kinds[key])}
+
+
 @dataclass(frozen=True)
 class RunState:
     """How a run stands, by what lies in its directory."""
 
-    name: str  # finished, running, queued, preempted, failed, dead (killed without a word) or missing
+    # finished, running, queued, preempted, failed, dead (killed without a word), broken (damaged records) or missing
+    name: str
     job: str | None = None  # of SLURM
     error: str | None = None
     exit_code: int = 0
@@ -39,25 +61,32 @@ class RunState:
 
 def state(directory: Path) -> RunState:
     """How a run stands. Nothing but its directory is asked, so a job that is gone may still be called queued."""
+    damaged: list[str] = []
 
-    def content(name: str) -> dict[str, Any]:
+    def content(read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         try:
-            found = json.loads((directory / name).read_text())
-        except (OSError, ValueError):
+            return read()
+        except OSError:
             return {}
-        return found if isinstance(found, dict) else {}
+        except ValueError as error:
+            damaged.append(str(error))
+            return {}
 
-    status, queued = content("status.json"), content(QUEUED)
+    status = content(lambda: noted(directory))
+    queued = content(lambda: files.read_json(directory / QUEUED, job=str, since=(int, float)))
+    row = content(lambda: _row(directory))
     attempt, updated, job = status.get("attempt", 0), status.get("updated", 0.0), status.get("job")
-    if (directory / RESULT).is_file():
+    if row:
         return RunState("finished", job, attempt=attempt, updated=updated)
     if claimed(directory):
         return RunState("running", job, attempt=attempt, updated=updated)
     if queued and queued["since"] > updated:
         return RunState("queued", queued["job"], attempt=attempt, updated=queued["since"])
+    if damaged:
+        return RunState("broken", job, "; ".join(damaged), 1, attempt, updated)
     if not status:
         return RunState("missing")
-    name = "dead" if status["state"] == "running" else status["state"]
+    name = status["state"] if status["state"] in ("preempted", "failed") else "dead"
     return RunState(name, job, status.get("error"), status.get("exit_code", 0), attempt, updated)
 
 
@@ -83,7 +112,7 @@ def read(root: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for path in root.glob(f"*/{RESULT}"):
         try:
-            rows.append(json.loads(path.read_text()))
+            rows.append(files.read_json(path, id=str))
         except (OSError, ValueError) as error:
-            raise DataError(f"{path}: it is damaged ({error}); take the run away, or make it anew") from error
+            raise DataError(f"{error}; run it again, or take it away") from error
     return sorted(rows, key=lambda row: str(row["id"]))

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,22 @@ from pai_bench import files
 from pai_bench.core import Mask, Scores, State
 from pai_bench.errors import ConfigError, OwnedError, UserError
 from pai_bench.ownership import Claim, job_id
-from pai_bench.status import CHECKPOINT, QUEUED, RESULT, finished
+from pai_bench.status import CHECKPOINT, QUEUED, RESULT, STATUS, finished, noted
 
 log = logging.getLogger(__name__)
 
 _PREVIOUS = "checkpoint.previous.pt"
-_MAGIC = b"pai_bench checkpoint 2\n"
+DAMAGED = f"{RESULT}.damaged"
+_MAGIC = b"pai_bench checkpoint 3\n"
 _PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "wandb", "numpy")
+
+
+def _version(package: str) -> str | None:
+    """What is installed of a package that a run may do without."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def provenance() -> dict[str, Any]:
@@ -47,17 +56,22 @@ def provenance() -> dict[str, Any]:
         "commit": git("rev-parse", "HEAD"),
         "dirty": None if changes is None else bool(changes),
         "python": platform.python_version(),
-        "versions": {package: version(package) for package in _PACKAGES},
+        "versions": {package: _version(package) for package in _PACKAGES},
         "platform": platform.platform(),
         "host": socket.gethostname(),
         "command": sys.argv,
     }
 
 
-def save_checkpoint(directory: Path, state: dict[str, Any]) -> None:
-    """Writes a checkpoint beside the previous one, which stays until the next: one of the two is always whole."""
+def save_checkpoint(directory: Path, state: dict[str, Any], curve_bytes: int = 0) -> None:
+    """Writes a checkpoint beside the previous one, which stays until the next: one of the two is always whole.
+
+    Args:
+        directory: of the run; its name goes into the checkpoint.
+        curve_bytes: how long the curve is by now.
+    """
     buffer = io.BytesIO()
-    torch.save(state, buffer)
+    torch.save(state | {"run": directory.name, "curve_bytes": curve_bytes}, buffer)
     payload = buffer.getvalue()
     current = directory / CHECKPOINT
     if current.is_file():
@@ -66,20 +80,64 @@ def save_checkpoint(directory: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(directory: Path) -> dict[str, Any] | None:
-    """The newest whole checkpoint of a run, on the CPU, or None. A torn one is passed over, and the log says so."""
+    """The newest whole checkpoint of this run, on the CPU, or None. Any other is passed over, and the log says so."""
     for path in (directory / CHECKPOINT, directory / _PREVIOUS):
         if not path.is_file():
             continue
-        content = path.read_bytes()
-        start = len(_MAGIC) + hashlib.sha256().digest_size
-        payload = content[start:]
-        if content[:start] == _MAGIC + hashlib.sha256(payload).digest():
-            state: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-            curve = directory / "curve.jsonl"
-            if state.get("curve_bytes", 0) <= (curve.stat().st_size if curve.is_file() else 0):
-                return state
-        log.warning("%s is damaged, or its curve is; an earlier checkpoint, or the start, takes its place", path)
+        try:
+            state = _checkpoint(path)
+            _check_curve(directory / "curve.jsonl", state["curve_bytes"])
+            return state
+        except ValueError as error:
+            log.warning("%s; an earlier checkpoint, or the start, takes its place", error)
     return None
+
+
+def _checkpoint(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds.
+
+    Raises:
+        ValueError: it is damaged, or not one of the run in whose directory it lies.
+    """
+    content = path.read_bytes()
+    start = len(_MAGIC) + hashlib.sha256().digest_size
+    payload = content[start:]
+    if content[:start] != _MAGIC + hashlib.sha256(payload).digest():
+        raise ValueError(f"{path}: it is damaged")
+    try:
+        state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+        run, _ = state["run"], state["curve_bytes"]
+    except Exception as error:  # whatever torch says of what is no checkpoint
+        raise ValueError(f"{path}: it is no checkpoint of a run ({type(error).__name__})") from error
+    if run != path.parent.name:
+        raise ValueError(f"{path}: it is a checkpoint of another run, {run}")
+    return dict(state)
+
+
+def _check_curve(path: Path, num_bytes: int) -> None:
+    """Refuses a curve whose beginning, up to a checkpoint, is not what the run wrote.
+
+    Raises:
+        ValueError: it is too short or damaged.
+    """
+    content = path.read_bytes()[:num_bytes] if path.is_file() else b""
+    if len(content) < num_bytes:
+        raise ValueError(f"{path}: it ends before the checkpoint does")
+    try:
+        whole = all("epoch" in json.loads(line) for line in content.splitlines())
+    except (ValueError, TypeError, RecursionError):
+        whole = False
+    if not whole:
+        raise ValueError(f"{path}: it is damaged")
+
+
+def final_weights(state: State, half: bool) -> State:
+    """A state dict as it is kept on disk: as it is, or with kernels and matrices, but not norms, in half precision."""
+    if not half:
+        return state
+    return {
+        name: value.half() if value.is_floating_point() and value.dim() > 1 else value for name, value in state.items()
+    }
 
 
 class RunDirectory:
@@ -101,12 +159,12 @@ class RunDirectory:
         try:
             path.mkdir(parents=True, exist_ok=True)
             claim = self._claim = Claim(path)
-            previous: dict[str, Any] = {}
-            if (path / "status.json").is_file():
-                previous = json.loads((path / "status.json").read_text())
-            self._status = previous
+            previous = self._status = self._previous()
             # Finished just before it could be claimed, or by a process that died before it had tidied up.
             self.row = finished(path)
+            if self.row is None and (path / RESULT).is_file():
+                (path / RESULT).replace(path / DAMAGED)
+                log.warning("%s is damaged, and is now %s; the run is done again", path / RESULT, DAMAGED)
             (path / QUEUED).unlink(missing_ok=True)
             # What the run goes on from, or None: it starts.
             self.checkpoint = load_checkpoint(path) if self.row is None else None
@@ -118,7 +176,9 @@ class RunDirectory:
                 for left in path.iterdir():
                     if left.is_dir():
                         shutil.rmtree(left)
-                    elif not left.name.startswith(claim.path.name):  # other processes try to claim it too
+                    elif left.name != DAMAGED and not left.name.startswith(
+                        claim.path.name
+                    ):  # other processes try to claim it too
                         left.unlink(missing_ok=True)
                 (path / "curve.jsonl").touch()
             else:
@@ -143,6 +203,16 @@ class RunDirectory:
         }
         self.status("running")
 
+    def _previous(self) -> dict[str, Any]:
+        """What status.json says of earlier attempts; nothing where there were none, or where it is damaged."""
+        try:
+            return noted(self.path)
+        except FileNotFoundError:
+            pass
+        except ValueError as error:
+            log.warning("%s; it is written anew", error)
+        return {}
+
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Writes a checkpoint that knows how far the curve had come.
 
@@ -152,7 +222,7 @@ class RunDirectory:
         self.check()
         with (self.path / "curve.jsonl").open("rb") as curve:
             os.fsync(curve.fileno())
-            save_checkpoint(self.path, state | {"curve_bytes": os.fstat(curve.fileno()).st_size})
+            save_checkpoint(self.path, state, os.fstat(curve.fileno()).st_size)
 
     def check(self) -> None:
         """Makes sure that this process may still write here.
@@ -190,7 +260,7 @@ class RunDirectory:
     def status(self, state: str, **details: Any) -> None:
         """Replaces status.json: state is running, finished, failed or preempted; times are seconds since 1970."""
         self._status |= {"state": state, "updated": time.time(), **details}
-        files.write_json(self.path / "status.json", self._status)
+        files.write_json(self.path / STATUS, self._status)
 
     def discard(self) -> None:
         """Removes the directory: a run that was refused leaves nothing behind."""
@@ -224,9 +294,9 @@ class RunDirectory:
         temporary = self.path / "metrics.csv.tmp"
         with temporary.open("w", newline="") as file:
             keys = list(dict.fromkeys(key for line in epochs for key in line))
-            writer = csv.DictWriter(file, keys, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(epochs)
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(map(files.csv_cell, keys))
+            writer.writerows([line.get(key) for key in keys] for line in epochs)
         temporary.replace(self.path / "metrics.csv")
         self.write_json(RESULT, row)
         self._tidy()

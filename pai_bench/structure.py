@@ -3,7 +3,7 @@
 import copy
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -26,7 +26,7 @@ class Layer:
     slices: dict[
         str, Tensor
     ]  # norms, biases, depthwise kernels -> (O,): the entry of each filter in the first dimension
-    readers: dict[str, Tensor]  # weights that read the filters' channels -> (O, n): the n columns that read each
+    readers: dict[str, Tensor]  # weights that read the filters' channels -> (O, n): the n input channels of each
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,10 @@ class Filters:
                     mask[other] = torch.ones_like(parameters[other], dtype=torch.bool)
                 mask[other][entries[gone.to(entries.device)]] = False
             for reader, columns in layer.readers.items():
-                mask[reader][:, columns[gone.to(columns.device)].flatten()] = False
+                read, width = columns[gone.to(columns.device)].flatten(), mask[reader].shape[1]
+                groups = getattr(model.get_submodule(reader.rpartition(".")[0]), "groups", 1)
+                by_group = mask[reader].view(groups, -1, *mask[reader].shape[1:])
+                by_group[read // width, :, read % width] = False
         return mask
 
 
@@ -72,16 +75,48 @@ _REDUCTIONS = {
 }
 
 
+_LOOKS = 20  # at the dependencies of a node, on average; DenseNet-121 takes 3, ResNeSt-14 takes 6 and half a minute
+
+
 def _torch_pruning() -> ModuleType:
-    """The library, without timm: it wants only its layers' counters, and to import that takes two seconds."""
+    """The library, without timm: it wants only its layers' counters, and to import that takes two seconds.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
     hidden = "torch_pruning" not in sys.modules and "timm" not in sys.modules
     if hidden:
         sys.modules["timm"] = None  # type: ignore[assignment]  # to import it fails, which the library expects
     try:
         return importlib.import_module("torch_pruning")
+    except ModuleNotFoundError as error:
+        if error.name != "torch_pruning":
+            raise
+        raise ConfigError(
+            "channels are followed by torch-pruning, which is not installed: pip install torch-pruning, or choose a "
+            "pruner of single weights (PHEW and filters need it)"
+        ) from error
     finally:
         if hidden:
             del sys.modules["timm"]
+
+
+class _Bounded(list[Any]):
+    """The dependencies of a node, which may be looked at only so often: some searches would not come to an end."""
+
+    def __init__(self, dependencies: list[Any], graph: "_Graph") -> None:
+        super().__init__(dependencies)
+        self._graph = graph
+
+    def __iter__(self) -> Iterator[Any]:
+        self._graph.steps_left -= 1
+        if self._graph.steps_left < 0:
+            raise _EndlessError("the search for what goes with a channel does not come to an end")
+        return super().__iter__()
+
+
+class _EndlessError(Exception):
+    """Channels are split and joined in rings."""
 
 
 class _Graph:
@@ -89,7 +124,7 @@ class _Graph:
 
     def __init__(self, model: nn.Module, input_shape: Shape) -> None:
         tp = _torch_pruning()
-        self.model = model
+        self.model, self.steps_left = model, sys.maxsize
         self.names = {module: name for name, module in model.named_modules()}
         parameter = next(model.parameters())
         image = torch.zeros((1, *input_shape), device=parameter.device, dtype=parameter.dtype)
@@ -99,25 +134,48 @@ class _Graph:
             with _disable_current_modes():  # tracing is no work of a score that is being counted
                 self.graph = tp.DependencyGraph().build_dependency(model.eval(), example_inputs=image, verbose=False)
         except Exception as error:
-            raise ConfigError(
-                f"the channels of {type(model).__name__} cannot be traced ({type(error).__name__}: {error}); "
-                "prune weights instead of filters"
-            ) from error
+            raise self._untraceable(error) from error
         finally:
             for module, training in was_training.items():
                 module.training = training
             for parameter, wants in wanted.items():
                 parameter.requires_grad_(wants)
+        for node in self.graph.module2node.values():
+            node.dependencies = _Bounded(node.dependencies, self)
+
+    def _untraceable(self, error: Exception) -> ConfigError:
+        reason = str(error) if isinstance(error, _EndlessError) else f"{type(error).__name__}: {error}"
+        return ConfigError(
+            f"the channels of {type(self.model).__name__} cannot be traced ({reason}); prune weights instead of filters"
+        )
 
     def group(self, module: nn.Module, channels: list[int] | None = None) -> Any:
         """The group of layers that share the output channels of a module."""
         chosen = list(range(self.graph.get_out_channels(module))) if channels is None else channels
-        return self.graph.get_pruning_group(module, self.graph.get_pruner_of_module(module).prune_out_channels, chosen)
+        handler = self.graph.get_pruner_of_module(module).prune_out_channels
+        self.steps_left = _LOOKS * len(self.graph.module2node)
+        try:
+            return self.graph.get_pruning_group(module, handler, chosen)
+        except Exception as error:
+            raise self._untraceable(error) from error
+        finally:
+            self.steps_left = sys.maxsize
+
+    def by_channel(self, module: nn.Module, indices: Sequence[int]) -> Tensor:
+        """Entries that go with the output channels of a module: (channels, entries of each)."""
+        number = self.graph.get_out_channels(module)
+        if len(indices) % number:
+            raise ConfigError(
+                f"{self.names[module]} of {type(self.model).__name__} shares its channels out among layers, which "
+                "cannot be followed; prune weights instead of filters"
+            )
+        return torch.tensor(list(indices)).view(number, -1)
 
     def following(self, module: nn.Module) -> Iterator[nn.Module]:
         """The norms and depthwise convolutions that a convolution's output runs through before it meets another."""
-        node = self.graph.module2node[module]
-        while len(node.outputs) == 1 and len(node.outputs[0].inputs) == 1:
+        node, seen = self.graph.module2node[module], set()
+        while node not in seen and len(node.outputs) == 1 and len(node.outputs[0].inputs) == 1:
+            seen.add(node)
             node = node.outputs[0]
             if isinstance(node.module, _BatchNorm) or _depthwise(node.module):
                 yield node.module
@@ -187,14 +245,13 @@ def filters(model: nn.Module, input_shape: Shape) -> Filters:
             # Behind a sum the norm belongs to the others, too.
             if follower in followers or (not shared and (isinstance(follower, _BatchNorm) or _depthwise(follower))):
                 at = graph.names[follower]
-                slices |= {
-                    f"{at}.{key}": torch.tensor(list(indices)) for key, _ in follower.named_parameters(recurse=False)
-                }
+                entries = graph.by_channel(module, indices).flatten()
+                slices |= {f"{at}.{key}": entries for key, _ in follower.named_parameters(recurse=False)}
         columns = {}
         if not shared:
             for reader, indices in readers:
                 # A flattened map gives every channel several columns, next to each other.
-                columns[f"{graph.names[reader]}.weight"] = torch.tensor(indices).view(module.out_channels, -1)
+                columns[f"{graph.names[reader]}.weight"] = graph.by_channel(module, indices)
         layers[f"{name}.weight"] = Layer(module.out_channels, slices, columns)
     if not layers:
         raise ConfigError(f"{type(model).__name__} has no filters that can be pruned; prune weights instead of filters")
@@ -434,7 +491,7 @@ def _channels(graph: _Graph) -> Iterator[_Channels]:
             if layer not in graph.names:
                 continue
             channels.shifted |= isinstance(layer, _BatchNorm) and not layer.affine
-            at = torch.tensor(list(indices)).view(number, -1)  # behind a flattened map a channel has several entries
+            at = graph.by_channel(module, indices)  # behind a flattened map a channel has several entries
             if dependency.handler.__name__ == "prune_in_channels":
                 channels.columns.append((f"{graph.names[layer]}.weight", at))
             else:

@@ -6,10 +6,20 @@ from typing import Any
 _BAR = 24
 
 
-def already(row: dict[str, Any], directory: Path) -> str:
-    """A line on a run that needs not be done again."""
+def already(row: dict[str, Any], directory: Path, wants_weights: bool = False) -> str:
+    """A line on a run that needs not be done again; and on final weights that it was asked for and has not."""
     accuracy = f"{100 * row['test_top1']:.2f} % test accuracy"
-    return f"{directory} is finished already: {accuracy}, sparsity {row['sparsity']:.6g}"
+    missing = wants_weights and not (directory / "model.safetensors").is_file()
+    rest = f"; {weights_again(directory)}" if missing else ""
+    return f"{directory} is finished already: {accuracy}, sparsity {row['sparsity']:.6g}{rest}"
+
+
+def weights_again(directory: Path) -> str:
+    """How to get final weights that a finished run has not kept."""
+    return (
+        "its final weights were not kept; to have them, run it again with save_model=true: remove "
+        f"{directory / 'result.json'}, or give another results_dir="
+    )
 
 
 def _duration(seconds: float) -> str:
@@ -61,7 +71,7 @@ def closing(row: dict[str, Any], layers: list[dict[str, Any]], directory: Path) 
         f"  sparsity {row['sparsity']:.6g}   density {row['density']:.6g}   compression {row['compression']:.4g}x"
     )
     lines.append(f"  {kept}" + (f", {row['num_tied']:,} tied at the threshold" if row["num_tied"] else ""))
-    if row["num_effective"] < row["num_kept"]:
+    if row["num_effective"] is not None and row["num_effective"] < row["num_kept"]:
         useless = row["num_kept"] - row["num_effective"]
         lines.append(
             f"  effective sparsity {row['effective_sparsity']:.6g}: {useless:,} kept weights lie on no path from image "

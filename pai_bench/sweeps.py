@@ -16,6 +16,7 @@ from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from pai_bench import preemption
 from pai_bench.errors import ConfigError
 
 Job = dict[str, str]  # setting -> value, as on the command line
@@ -226,6 +227,7 @@ class SweepLoader(ConfigLoaderImpl):
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
         """The config of one run of the sweep that `master_config` describes."""
+        preemption.check()  # to compose thousands takes a while
         overrides = OverridesParser.create().parse_overrides(sweep_overrides)
         if any(o.type is not OverrideType.CHANGE or o.is_sweep_override() for o in overrides):
             return super().load_sweep_config(master_config, sweep_overrides)

@@ -11,7 +11,7 @@ import torch
 from torch import Generator
 
 from pai_bench import devices, experiment, masks, seeding
-from pai_bench.core import Batch, Batches, Data, Examples
+from pai_bench.core import Batch, Batches, Change, Data, Examples
 from pai_bench.errors import ConfigError
 from pai_bench.world import world
 
@@ -58,9 +58,9 @@ class _Stopwatch:
         """No split but the one to train on has images."""
         yield from ()
 
-    def draw(self, examples: Examples, generator: Generator) -> Batches:
+    def draw(self, examples: Examples, generator: Generator, change: Change | None = None) -> Batches:
         """Training images for scoring, as the dataset draws them."""
-        return self._data.draw(examples, generator)
+        return self._data.draw(examples, generator, change)
 
 
 def measure(cfg: dict[str, Any], seconds: float) -> dict[str, float]:
@@ -75,6 +75,7 @@ def measure(cfg: dict[str, Any], seconds: float) -> dict[str, float]:
         raise ConfigError(f"throughput is measured in one process, and these are {size}; start one")
     device = devices.pick(cfg["device"], world())
     devices.check_precision(cfg["training"]["precision"], device)
+    devices.prepare(device, cfg["training"]["precision"])
     parts = experiment.assembled(cfg, device)
     data, batch_size = parts.data, parts.recipe.batch_size
 

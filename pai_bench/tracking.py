@@ -1,14 +1,18 @@
 """Weights & Biases, or nothing. A mirror of the run directory: its failures end no run."""
 
+import hashlib
 import logging
 import netrc
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 from urllib.parse import urlparse
 
+from pai_bench import files
 from pai_bench.errors import PreemptedError
+from pai_bench.ranges import Positive
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +101,7 @@ class _WandB:
 
     def mask(self, file: Path) -> None:
         def log_artifact() -> None:
-            artifact = self._client.Artifact(f"mask-{self._name}", type="mask")
+            artifact = self._client.Artifact(_fitting(f"mask-{self._name}"), type="mask")
             artifact.add_file(str(file))
             self._run.log_artifact(artifact)
 
@@ -113,6 +117,12 @@ class _WandB:
         self._safely("finish", end)
 
 
+def _fitting(name: str, length: int = 128) -> str:
+    """A name as W&B takes it: without some characters and not too long; names that differ still do."""
+    plain = re.sub(r"[^\w.-]", "_", name, flags=re.ASCII)
+    return plain if len(plain) <= length else f"{plain[: length - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
 def _has_key(host: str) -> bool:
     if os.environ.get("WANDB_API_KEY"):
         return True
@@ -123,7 +133,13 @@ def _has_key(host: str) -> bool:
 
 
 def wandb(
-    run: Run, *, project: str, entity: str | None, mode: str, tags: list[str], patience_seconds: float
+    run: Run,
+    *,
+    project: str,
+    entity: str | None,
+    mode: Literal["online", "offline", "disabled"],
+    tags: list[str],
+    patience_seconds: Positive,
 ) -> Tracker:
     """A W&B run with the id of the run, in its directory; offline unless told otherwise.
 
@@ -140,11 +156,11 @@ def wandb(
     try:
         import wandb as client
 
-        mode = os.environ.get("WANDB_MODE") or mode
+        wanted: str = os.environ.get("WANDB_MODE") or mode
         host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-        if mode == "online" and not _has_key(host):
+        if wanted == "online" and not _has_key(host):
             log.warning("tracker.mode=online: no W&B key for %s, going offline; run `wandb login` first", host)
-            mode = "offline"
+            wanted = "offline"
         settings = client.Settings(
             console="off",
             disable_git=True,
@@ -152,20 +168,21 @@ def wandb(
             init_timeout=patience_seconds,
             finish_timeout=patience_seconds,
             finish_timeout_raises=True,
-            x_disable_machine_info=mode == "offline",
+            x_disable_machine_info=wanted == "offline",
             x_save_requirements=False,
             x_transaction_log_flush_interval=1,  # its 15 s would lose the last epochs of a run that is killed
         )
         keep = "allow" if run.curve is not None else None  # None: what W&B has of a run of this id is replaced
         start: dict[str, Any] = {
-            "id": run.id, "name": run.id, "group": run.group, "project": project, "entity": entity, "resume": keep,
-            "config": run.config, "tags": [*run.tags, *tags], "job_type": "train", "dir": str(run.directory),
-            "reinit": "create_new", "settings": settings,
+            "id": _fitting(run.id), "name": _fitting(run.id), "group": _fitting(run.group), "project": project,
+            "entity": entity, "resume": keep, "config": run.config, "dir": str(run.directory), "job_type": "train",
+            "tags": [_fitting(tag, 64) for tag in [*run.tags, *tags] if tag], "reinit": "create_new",
+            "settings": settings,
         }  # fmt: skip
         try:
-            started = client.init(**start | {"mode": mode})
+            started = client.init(**start | {"mode": wanted})
         except client.errors.Error as error:
-            if mode != "online":
+            if wanted != "online":
                 raise
             log.warning("W&B is unreachable (%s), going offline; `wandb sync` sends it later", type(error).__name__)
             client.teardown()
@@ -175,6 +192,9 @@ def wandb(
         started.define_metric("prune/round")
         started.define_metric("prune/*", step_metric="prune/round")
         started.define_metric("layer/*", step_metric="prune/round")
+        if started.id != start["id"] and not started.disabled:  # an agent of a sweep has given it another
+            log.warning("W&B calls this run %s, as an agent of a sweep says; wandb.json keeps that", started.id)
+            files.write_json(run.directory / "wandb.json", {"id": started.id, "sweep": started.sweep_id})
         tracker = _WandB(client, started, run.id)
         if run.curve is not None:
             tracker.go_on(run.curve, run.num_repeated, not started.offline)

@@ -31,10 +31,13 @@ _COUNTS = (
 
 # A smaller network is trained instead where at most this part of the multiply-adds is left,
 _WORTH = 0.8
-# and where training the whole takes at least so many floating-point operations, a minute of two cores: to look for it,
-# and to measure the gain on a few steps, takes seconds.
-_LONG = 1e13
+# and where training the whole takes at least so many floating-point operations, a minute of two cores or of a GPU: to
+# look for it, and to measure the gain on a few steps, takes seconds.
+_LONG = {"cpu": 1e13, "cuda": 1e15}
+# On a GPU fewer operations need not take less time, so there the steps that were measured decide.
+_FASTER = 1.1
 
+_TOGETHER = 10  # steps between two sums over processes, each of which makes them wait for each other
 _EVALUATION_BATCH = 512  # at most; evaluation keeps no graph, so four times the training batch fits where that does
 
 
@@ -55,7 +58,7 @@ class Recipe:
     warmup_epochs: int  # the learning rate rises linearly from 0, step by step
     label_smoothing: float
     temperature: float  # divides the logits in the loss
-    precision: str  # float32, or autocast to bfloat16 or float16; weights stay float32
+    precision: str  # float32, tfloat32 (see devices.prepare), or autocast to bfloat16 or float16
 
 
 def length(recipe: Recipe, data: Data) -> Length:
@@ -70,6 +73,7 @@ class Evaluation:
     loss: float
     top1: float
     top5: float
+    num_not_finite: int  # images some of whose logits are nan or infinite; they count as wrong
 
 
 def learning_rate(recipe: Recipe, epoch: float) -> float:
@@ -103,17 +107,20 @@ def evaluate(
     Args:
         temperature: divides the logits in the loss.
     """
-    sums, number = torch.zeros(3, dtype=torch.float64, device=device), 0
+    sums, number = torch.zeros(4, dtype=torch.float64, device=device), 0
     for images, labels in batches:
         with autocast(device, precision):
             logits = forward(images)
         logits = logits.float()
-        best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
+        finite = logits.isfinite().all(1)
+        best = (logits.topk(min(5, logits.shape[1])).indices == labels[:, None]) & finite[:, None]
         cross_entropy = F.cross_entropy(logits / temperature, labels, reduction="sum")
-        sums += torch.stack([value.to(sums) for value in (cross_entropy, best[:, 0].sum(), best.sum())])
+        sums += torch.stack(
+            [value.to(sums) for value in (cross_entropy, best[:, 0].sum(), best.sum(), (~finite).sum())]
+        )
         number += len(labels)
-    loss, top1, top5, number = distributed.total(torch.cat([sums, sums.new_tensor([number])])).tolist()
-    return Evaluation(loss / number, top1 / number, top5 / number)
+    loss, top1, top5, bad, number = distributed.total(torch.cat([sums, sums.new_tensor([number])])).tolist()
+    return Evaluation(loss / number, top1 / number, top5 / number, round(bad))
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -246,8 +253,7 @@ class Trainer:
                 self._finish_epoch()  # taken up again between the last step of an epoch and its evaluation
             while self.clock < target:
                 stop = min([target, self._end_of_epoch(), *(step for step in self._keep if step > self.clock)])
-                with devices.fast():
-                    self._train(stop)
+                self._train(stop)
                 self._keep_state()
                 self.checkpoint(False)
                 if self.clock % self.length.steps_per_epoch == 0:
@@ -263,7 +269,7 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "mask": self.mask,
             "kept": self._kept,
-            "random": seeding.states() if self._stepping else None,
+            "random": seeding.states(self.device) if self._stepping else None,
             "loss_sum": self._loss_sum,
             "correct": self._correct,
         } | {name: getattr(self, name) for name in _COUNTS}
@@ -284,7 +290,7 @@ class Trainer:
             setattr(self, name, state[name])
         self._evaluated &= same
         if not same:
-            self._since = self.clock
+            self._since, self.compact_speedup = self.clock, None
         # Of the first process; the others start a new stream.
         self._random = state["random"] if self.world.rank == 0 else None
 
@@ -335,6 +341,8 @@ class Trainer:
             if self.data.num_examples[split]:
                 batches = self._formatted(self.data.evaluation(split, size))
                 result = evaluate(self.gear.infer, batches, self.device, self.recipe.precision, self.recipe.temperature)
+                if result.num_not_finite:
+                    raise self._not_finite(split, result)
                 metrics |= {f"{split}/loss": result.loss, f"{split}/top1": result.top1, f"{split}/top5": result.top5}
         return metrics | (self.diagnose(self.mask) if self.diagnose is not None else {})
 
@@ -350,7 +358,7 @@ class Trainer:
             return
         self.mask = mask
         self._evaluated = False
-        self._stand_in = None
+        self._stand_in, self.compact_speedup = None, None
         self._since = self.clock
         self._whole.optimizer.hold(mask)
 
@@ -394,7 +402,7 @@ class Trainer:
             return
         shape = self.data.input_shape
         full = sum(measures.multiply_adds(self.model, shape).values())
-        if 6 * full * num_images < _LONG:  # forward and backward: three times two for each
+        if 6 * full * num_images < _LONG.get(self.device.type, 0):  # forward and backward: three times two for each
             return
         self._examined = self.mask
         if not masks.has_empty_slices(self.mask):
@@ -407,12 +415,20 @@ class Trainer:
         left = sum(measures.multiply_adds(found.model, shape).values())
         if left > _WORTH * full:
             return
-        log.info("training without the channels that the mask leaves idle: %.3g of the multiply-adds", left / full)
-        self._stand_in, self._small = found, self._gear(found.model, found.parameters())
-        self._small.optimizer.hold(found.mask(self.mask))
-        if self.world.size == 1:
+        gear = self._gear(found.model, found.parameters())
+        if self.world.size == 1 and self.compact_speedup is None:  # a run that is taken up again decides as before
             whole, small = self._step_seconds([self.model, found.model])
             self.compact_speedup = whole / small
+        if self.device.type == "cuda" and (self.compact_speedup or _FASTER) < _FASTER:
+            log.info(
+                "training.compact=auto: the whole network is trained: it takes %.2f times as long as without the "
+                "channels that the mask leaves idle",
+                self.compact_speedup,
+            )
+            return
+        log.info("training without the channels that the mask leaves idle: %.3g of the multiply-adds", left / full)
+        self._stand_in, self._small = found, gear
+        gear.optimizer.hold(found.mask(self.mask))
 
     def _step_seconds(self, nets: list[nn.Module]) -> list[float]:
         """Seconds of a forward and backward pass of each network, the median of a few taken in turn."""
@@ -427,7 +443,7 @@ class Trainer:
                 batch = layout.laid_out(images, form)
                 devices.wait(self.device)
                 started = time.perf_counter()
-                with devices.fast(), autocast(self.device, self.recipe.precision):
+                with autocast(self.device, self.recipe.precision):
                     loss = F.cross_entropy(net(batch), labels)
                 loss.backward()  # type: ignore[no-untyped-call]
                 devices.wait(self.device)
@@ -451,6 +467,14 @@ class Trainer:
         return UserError(
             f"training diverged in epoch {math.ceil(self.epoch)}: the loss is {loss}; lower "
             f"training.lr={self.recipe.lr:g} or use a wider type than training.precision={self.recipe.precision}"
+        )
+
+    def _not_finite(self, split: str, result: Evaluation) -> UserError:
+        if self.age:
+            return self._divergence(result.loss)
+        return UserError(
+            f"the outputs for {result.num_not_finite} of {self.data.num_examples[split]} {split} images are not finite "
+            f"before training; look at weights=, dataset.std and the initialization, or use training.precision=float32"
         )
 
     def _formatted(self, batches: Iterable[Batch]) -> Iterable[Batch]:
@@ -482,32 +506,33 @@ class Trainer:
         order, augment = (seeding.generator(self.seed, name, number) for name in ("order", "augment"))
         batches = self._formatted(self._fetched(self.data.train(recipe.batch_size, order, augment, start)))
         steps = range(self.clock, stop)
+        # Sums of several processes are brought together every few steps, and only then is a checkpoint offered.
+        every = 1 if self.world.size == 1 else _TOGETHER
+        own: Tensor | None = None
+        seen = 0
         shown = tqdm(steps, f"epoch {number}", leave=False, disable=None, unit="step")
         with seeding.seeded(self.seed, *stream), distributed.synchronised_norms(self.gear.net):
             if self._random is not None:
-                seeding.set_states(self._random)
+                seeding.set_states(self._random, self.device)
                 self._random = None
             for step, (images, labels) in zip(shown, batches, strict=False):
                 self.gear.optimizer.lr = learning_rate(recipe, step / per_epoch)
                 with autocast(self.device, recipe.precision):
                     logits = self.gear.forward(images)
                     loss = F.cross_entropy(logits / recipe.temperature, labels, label_smoothing=recipe.label_smoothing)
-                sums = [loss.detach() * len(labels), (logits.detach().argmax(1) == labels).sum()]
+                sums = torch.stack([loss.detach() * len(labels), (logits.detach().argmax(1) == labels).sum()])
+                own = sums if own is None else own + sums
                 num_images = len(labels)
                 if self.world.size > 1:
                     num_images = min(recipe.batch_size, num_train - (step - first) * recipe.batch_size)
                     # So that the average of the gradients over processes is that of the mean over all images.
                     loss = loss * (len(labels) * self.world.size / num_images)
-                    sums = list(distributed.total(torch.stack(sums)))
                 self.gear.optimizer.zero_grad()
                 if self.gear is self._small and self._stand_in is not None:
                     self._stand_in.rest()
                 self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
                 self.scaler.step(self.gear.optimizer)  # type: ignore[arg-type]
                 self.scaler.update()
-                self._loss_sum += sums[0]
-                self._correct += sums[1]
-                self._seen += num_images
                 self.num_examples += num_images
                 self._evaluated = False
                 self.age += 1
@@ -516,6 +541,13 @@ class Trainer:
                 self._epoch_seconds += now - started
                 self.seconds += now - started
                 started = now
+                seen += num_images
+                if self.clock % every and self.clock < stop:
+                    continue
+                totals, own = distributed.total(own), None
+                self._loss_sum += totals[0]
+                self._correct += totals[1]
+                self._seen, seen = self._seen + seen, 0
                 if self.clock < stop:
                     self._stepping = True
                     self.checkpoint(False)

@@ -1,7 +1,9 @@
 """Who this process is among those of its run. Imports no torch."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from pai_bench.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -11,13 +13,33 @@ class World:
     rank: int = 0
     size: int = 1
     local_rank: int = 0  # on this machine
+    variable: str = field(default="", compare=False)  # of the environment, that says how many there are
 
 
 def world() -> World:
-    """Who this process is, by the environment that torchrun or srun gave it."""
+    """Who this process is, by the environment that torchrun or srun gave it.
+
+    Raises:
+        ConfigError: the environment contradicts itself.
+    """
     env = os.environ
     if "WORLD_SIZE" in env and "RANK" in env:
-        return World(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", 0)))
-    if "SLURM_PROCID" in env and int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-        return World(int(env["SLURM_PROCID"]), int(env["SLURM_STEP_NUM_TASKS"]), int(env["SLURM_LOCALID"]))
+        return _world("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    if "SLURM_PROCID" in env and _number("SLURM_STEP_NUM_TASKS", 1) > 1:
+        return _world("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
     return World()
+
+
+def _world(rank: str, size: str, local_rank: str) -> World:
+    found = World(_number(rank), _number(size), _number(local_rank, 0), size)
+    if not 0 <= found.rank < found.size:
+        raise ConfigError(f"{rank}={found.rank}, {size}={found.size}: no launcher sets them so; unset both")
+    return found
+
+
+def _number(variable: str, default: int | None = None) -> int:
+    value = os.environ.get(variable, default)
+    try:
+        return int(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise ConfigError(f"{variable}={value}: no launcher sets it so; unset it") from None

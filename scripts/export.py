@@ -1,11 +1,11 @@
 """Writes what other programs can use of a finished run: its mask, or the physically smaller network.
 
-    python run.py pruner=filter_magnitude sparsity=0.5 save_model=true
+    python run.py pruner=filter_magnitude sparsity=0.5
     python scripts/export.py results/<run> -o mask.pt    # for torch.nn.utils.prune; also .npz, .safetensors
     python scripts/export.py results/<run> -o small.pt2
 
 A .pt is a state dict with NAME_mask and NAME_orig: the initialization, or with --weights final the weights that the run
-ended with (save_model=true). A .pt2 is a torch.export program without the pruned filters, which
+ended with. A .pt2 is a torch.export program without the pruned filters, which
 torch.export.load("small.pt2").module() runs without this package; a table says what it saves.
 """
 
@@ -21,7 +21,7 @@ ENDINGS = (".pt2", ".pt", ".npz", ".safetensors")
 def main() -> None:
     """Exports one run, and says what was written."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="directory of a run; for .pt2 one with save_model=true")
+    parser.add_argument("run", type=Path, help="directory of a run")
     parser.add_argument("-o", "--output", type=Path, required=True, help="file to write: " + ", ".join(ENDINGS))
     parser.add_argument("--weights", choices=("initial", "final"), help="what a .pt holds")
     parser.add_argument("--batch-size", type=int, default=64, help="images in the measured batch")

@@ -7,22 +7,21 @@
   python scripts/status.py experiment=NAME --retry hydra/launcher=slurm hydra.launcher.timeout_min=60
 
 Finished and running ones are never touched. A dead run was killed without a word; it goes on from its checkpoint, as a
-preempted one does.
+preempted one does. A broken one has records that are damaged, and starts again.
 """
 
 import argparse
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
 
-from pai_bench import cli, config, slurm, status
-from pai_bench.errors import ConfigError, DataError, PreemptedError
+from pai_bench import cli, config, files, slurm, status
+from pai_bench.errors import ConfigError, DataError, PreemptedError, UserError
 
-ORDER = ("finished", "running", "queued", "preempted", "dead", "failed", "missing")
-RETRIED = ("preempted", "dead", "failed", "missing")
+ORDER = ("finished", "running", "queued", "preempted", "dead", "failed", "broken", "missing")
+RETRIED = ("preempted", "dead", "failed", "broken", "missing")
 
 
 def table(states: dict[str, status.RunState]) -> str:
@@ -33,7 +32,7 @@ def table(states: dict[str, status.RunState]) -> str:
     for name in ORDER[1:]:
         for run_id, state in sorted(states.items()):
             if state.name == name:
-                when = time.strftime("%Y-%m-%d %H:%M", time.localtime(state.updated)) if state.updated else ""
+                when = files.moment(state.updated).rpartition(":")[0] if state.updated else ""
                 words = [f"job {state.job}" if state.job else "", f"attempt {state.attempt}" if state.attempt else ""]
                 reason = [state.error.partition("\n")[0]] if state.error else []
                 details = "  ".join([when, *filter(None, words), *reason])
@@ -42,7 +41,7 @@ def table(states: dict[str, status.RunState]) -> str:
 
 
 def main() -> None:
-    """Prints the states; exits with 1 if a run has failed or is dead, with --retry as run.py does."""
+    """Prints the states; exits with 1 if a run has failed, is dead or broken, with --retry as run.py does."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="+", help="a results folder, or the overrides of a sweep")
     parser.add_argument("--retry", action="store_true", help=f"run what is {', '.join(RETRIED)}")
@@ -68,14 +67,18 @@ def main() -> None:
         print(table(states))
         wanted = [run_id for run_id, state in states.items() if state.name in RETRIED]
         if not arguments.retry:
-            sys.exit(int(any(state.name in ("failed", "dead") for state in states.values())))
+            sys.exit(int(any(state.name in ("failed", "dead", "broken") for state in states.values())))
         missing = [run_id for run_id in wanted if run_id not in cfgs]
         lost = [run_id for run_id in missing if not (directories[run_id] / "config.yaml").is_file()]
         for run_id in lost:
             print(f"{run_id}: it left no config.yaml to run again; name its sweep instead")
         for run_id in wanted:
             if run_id not in cfgs and run_id not in lost:
-                cfgs[run_id] = cli.stored(directories[run_id]) | {"results_dir": str(folders[0])}
+                try:
+                    cfgs[run_id] = cli.stored(directories[run_id]) | {"results_dir": str(folders[0])}
+                except UserError as error:
+                    print(f"{run_id}: {error}; name its sweep instead")
+                    lost.append(run_id)
         again = [cfgs[run_id] for run_id in wanted if run_id not in lost]
         kind = launcher._target_.rpartition(".")[2]
         if kind == "SlurmLauncher":

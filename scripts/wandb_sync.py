@@ -3,15 +3,15 @@
   python scripts/wandb_sync.py results
   python scripts/wandb_sync.py results/<run> tracker.project=thesis tracker.entity=lab
 
-A run of the same id in the project is replaced, so this can be repeated. Running ones are left out.
+A run of the same id in the project is replaced, so this can be repeated. Running ones are left out. A damaged one stops
+none of the others; the exit code is the worst.
 """
 
 import argparse
 import os
+import sys
 from functools import partial
 from pathlib import Path
-
-from hydra.errors import HydraException
 
 from pai_bench import cli, status, tracking
 from pai_bench.errors import DataError, UserError
@@ -36,7 +36,7 @@ def main() -> None:
         if not found:
             raise DataError(f"{folder}: there are no runs; give a results folder or the directory of a run")
         os.environ["WANDB_MODE"] = "online"
-        failed = 0
+        codes = []
         for directory in found:
             if status.state(directory).name == "running":
                 print(f"{directory.name}: running, left out")
@@ -44,12 +44,13 @@ def main() -> None:
             try:
                 sent = replay(directory, cli.stored(directory, cfg["tracker"]), tracker)
                 print(f"{directory.name}: {'sent' if sent else 'NOT SENT'}")
-            except (UserError, HydraException) as error:
-                sent = False
+                codes += [] if sent else [UserError.exit_code]
+            except UserError as error:
                 print(f"{directory.name}: NOT SENT, {error}")
-            failed += not sent
-        if failed:
-            raise UserError(f"{failed} of {len(found)} runs were not sent")
+                codes.append(error.exit_code)
+        if codes:
+            print(f"error: {len(codes)} of {len(found)} runs were not sent", file=sys.stderr)
+            sys.exit(max(codes))
 
 
 if __name__ == "__main__":

@@ -11,20 +11,24 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # What each module may import of ours. Nobody is listed for pruners, models and data: a yaml's _target_ reaches them.
 LEAVES = {"core", "errors"}
-BASICS = LEAVES | {"masks", "gradients"}
-LOOPS = BASICS | {"allocation", "devices", "distributed", "measures", "world", "seeding", "structure"}
+BASICS = LEAVES | {"masks", "gradients", "layout"}
+LOOPS = BASICS | {"allocation", "devices", "distributed", "measures", "world", "seeding", "structure", "scoring"}
 ALLOWED = {
     "errors": set(),
     "core": {"errors"},
     "config": {"errors", "mask_files"},
     "mask_files": LEAVES | {"masks"},
     "masks": LEAVES,
-    "gradients": LEAVES,
+    "layout": set(),
+    "scoring": LEAVES | {"layout"},
+    "gradients": LEAVES | {"layout"},
     "seeding": LEAVES,
-    "devices": LEAVES | {"world"},
+    "devices": LEAVES | {"files", "world"},
     "schedules": LEAVES,
     "allocation": BASICS | {"mask_files"},
-    "measures": BASICS,
+    "operations": LEAVES | {"masks"},
+    "measures": BASICS | {"operations"},
+    "paths": LEAVES | {"masks", "measures"},
     "ablations": LEAVES,
     "structure": LEAVES | {"masks"},
     "pruners": BASICS | {"structure"},
@@ -36,19 +40,22 @@ ALLOWED = {
     "train": LOOPS | {"sgd", "stand_in"},
     "stand_in": LOOPS,
     "reuse": LOOPS | {"files", "prune"},
-    "files": set(),
-    "ownership": {"errors"},
+    "files": {"errors"},
+    "ownership": {"errors", "files"},
     "status": {"errors", "files", "ownership"},
     "store": LOOPS | {"files", "ownership", "status"},
-    "sweeps": {"errors"},
+    "sweeps": {"errors", "preemption"},
     "slurm": {"cli", "config", "errors", "ownership", "preemption", "status"},
-    "preemption": set(),
-    "tracking": LOOPS,
+    "preemption": {"errors", "second_signal"},
+    "second_signal": set(),
+    "tracking": LOOPS | {"files"},
     "summary": set(),
     "experiment": LOOPS
     | {
         "config",
         "mask_files",
+        "operations",
+        "paths",
         "prune",
         "reuse",
         "schedules",
@@ -61,9 +68,9 @@ ALLOWED = {
         "checkpoints",
         "row",
     },
-    "world": set(),
+    "world": {"errors"},
     "replay": {"config", "errors", "status", "tracking"},
-    "distributed": LEAVES | {"world"},
+    "distributed": LEAVES | {"preemption", "world"},
     "checkpoints": LEAVES | {"world", "preemption", "prune", "store", "train"},
     "row": LOOPS | {"prune"},
     "report.cells": LEAVES,
@@ -74,21 +81,21 @@ ALLOWED = {
     "report.plots": {"report.cells", "report.evidence", "report.names"},
     "report.svg": {"report.names", "report.plots"},
     "report.drawing": {"report.names", "report.plots"},
-    "report.tables": {"report.cells", "report.comparison", "report.names", "report.plots"},
+    "report.tables": {"files", "report.cells", "report.comparison", "report.names", "report.plots"},
     "report.page": {f"report.{part}" for part in ("cells", "comparison", "names", "plots", "svg", "tables")},
     "report.writing": {"errors", "files"}
     | {
         f"report.{part}"
         for part in ("cells", "comparison", "drawing", "evidence", "names", "page", "plots", "reading", "tables")
     },
-    "export": LOOPS | {"config", "files", "mask_files"},
+    "export": LOOPS | {"config", "files", "mask_files", "status", "summary"},
     "sketching": LEAVES,
     "published.numbers": LEAVES,
     "published.verdicts": LEAVES,
     "published.matching": {"cli", "config", "errors", "published.numbers", "published.verdicts"},
     "published.pages": {"errors", "files", "published.matching", "published.numbers", "published.verdicts"},
     "throughput": LOOPS | {"experiment"},
-    "cli": {"config", "world", "errors", "experiment", "preemption", "slurm", "status", "summary", "sweeps"},
+    "cli": {"config", "devices", "world", "errors", "experiment", "preemption", "slurm", "status", "summary", "sweeps"},
 }
 
 # The modules that may import an outside library.

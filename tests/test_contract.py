@@ -1,8 +1,10 @@
 """What holds for every pruner, whatever its method: a yaml in conf/pruner is under test by existing."""
 
 import copy
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -11,8 +13,9 @@ from safetensors.torch import save_file
 from torch import Generator, nn
 from torch.nn import functional as F
 
-from pai_bench import allocation, experiment, masks, measures
-from pai_bench.core import Batches, Length, Pruner, Scores, Subnetwork
+from pai_bench import allocation, experiment, layout, masks, measures
+from pai_bench.core import Batches, Length, Place, Pruner, Scores, Subnetwork
+from pai_bench.data.resident import Resident
 from pai_bench.errors import ConfigError
 
 PRUNERS = options("pruner")
@@ -87,9 +90,10 @@ def test_a_pruned_weight_stays_pruned(name: str, net: nn.Module, batches: Batche
     mask = masks.full(net)
     for sparsity in (0.3, 0.6, 0.8):
         before = mask
-        mask = allocation.global_topk(take(name, net, batches, mask), mask, sparsity, Generator(), min_density=0.0).mask
+        k = masks.num_kept(sparsity, masks.total(mask))
+        mask = allocation.global_topk(take(name, net, batches, mask), mask, k, Generator(), min_density=0.0).mask
         masks.apply_(net, mask)
-        assert masks.kept(mask) == masks.num_kept(sparsity, masks.total(mask))
+        assert masks.kept(mask) == k
         assert not any((mask[key] & ~before[key]).any() for key in mask)
 
 
@@ -114,7 +118,7 @@ def test_every_allocation_keeps_exactly_k(
     more = [f"allocation.mask={tmp_path / 'mask.safetensors'}"] if allocate == "densities_of" else []
     function = experiment._function(composed(f"allocation={allocate}", *more)["allocation"])
     try:
-        chosen = function(scores, candidates, sparsity, generator)
+        chosen = function(scores, candidates, k, generator)
     except ConfigError as error:
         assert allocate in LIMITED and sparsity >= 0.9 and "lower" in str(error)
         return
@@ -138,3 +142,56 @@ def test_every_schedule_ends_at_the_target_and_keeps_its_times_in_order(name: st
     for this in rounds:
         assert clock <= this.until_epoch <= LENGTH.epochs or this.until_epoch == 0
         clock = max(clock, this.until_epoch) if this.rewind_epoch is None else this.rewind_epoch
+
+
+# One seed, one mask ---------------------------------------------------------------------------------------------------
+
+
+def _images(number: int) -> tuple[np.ndarray, np.ndarray]:
+    pixels = np.random.default_rng(number).integers(0, 256, (number, 12, 12, 3), dtype=np.uint8)
+    return pixels, np.arange(number) % 3
+
+
+def _mask(name: str, num_threads: int, channels_last: bool, device: str = "cpu") -> masks.Mask:
+    """The mask of a whole search, before training, on a network with residual connections."""
+    of_method = ["sparsity=0.9"]
+    if name.startswith("filter_"):
+        of_method += ["schedule=linear", "schedule.rounds=5"]
+    if name.startswith("ntt"):
+        of_method = ["sparsity=0.5", "schedule.rounds=2", "pruner.transfer.steps=2"]
+    if composed(f"pruner={name}", *of_method)["pruner"]["examples"] is not None:
+        of_method += [f"pruner.examples.{of}" for of in ("per_class=6", "total=null", "batch_size=8")]
+    cfg = composed(
+        f"pruner={name}", *of_method, "model=resnet8_thin", "model.widths=[16,20]", "model.blocks=[1,1]", "reuse_gb=0",
+        f"channels_last={str(channels_last).lower()}",
+    )  # fmt: skip
+    on = torch.device(device)
+    data = Resident(
+        _images(40), _images(4), 3, Place(Path(), False, on, 0), validation=0.0, mean=None, std=None, padding=1,
+        flip=True,
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(experiment, "load_data", lambda *_: data)
+        parts = experiment.assembled(cfg, on)
+    model = parts.build("init")
+    torch.set_num_threads(num_threads)  # the fixture of all tests puts it back
+    trainer = experiment.trainer_for(parts, model, lambda *_: None)
+    assert (layout.layout_of(model) == torch.channels_last) == channels_last
+    initial = {key: parameter.detach().clone() for key, parameter in model.named_parameters()}
+    search = partial(experiment._search, parts, trainer, initial, parts.ablation)
+    pruned, _ = search(lambda *_: None, None, lambda _: None)
+    return pruned.held
+
+
+@pytest.mark.parametrize("name", SCORED)
+def test_a_seed_has_one_mask_with_any_threads_and_layout(name: str) -> None:
+    plain, other = _mask(name, 1, False), _mask(name, 2, True)
+    assert list(plain) == list(other)
+    assert sum(int((plain[key] ^ other[key]).sum()) for key in plain) == 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", SCORED)
+def test_a_seed_has_the_same_mask_on_a_gpu(name: str) -> None:
+    plain, other = _mask(name, 1, False), _mask(name, 1, True, "cuda")
+    assert sum(int((plain[key] ^ other[key].cpu()).sum()) for key in plain) == 0

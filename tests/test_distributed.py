@@ -5,18 +5,21 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, RunCli
 from safetensors.torch import load_file
 from test_data import all_images, all_labels, numbered
 from test_resume import TINY, directory_of
 
+from pai_bench import distributed, preemption
 from pai_bench.core import Share
+from pai_bench.errors import PreemptedError
 from pai_bench.world import World, world
 
 # Shares of 51 and 50. A small step, or training would amplify what rounding makes different.
@@ -133,3 +136,48 @@ def test_who_a_process_is(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("RANK", "3"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "3")):
         monkeypatch.setenv(name, value)
     assert world() == World(3, 4, 3)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_who_waits_for_processes_that_do_not_come_says_so_and_ends_on_a_signal(
+    rank: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(distributed, "_PATIENCE_SECONDS", 0.0)
+    monkeypatch.setenv("MASTER_ADDR", "node7")
+    monkeypatch.setenv("MASTER_PORT", "1234")
+    never = threading.Event()
+
+    def join() -> None:
+        monkeypatch.setattr(preemption, "_received", ["SIGTERM"])
+        never.wait()
+
+    with pytest.raises(PreemptedError, match="SIGTERM came before the run began"):
+        distributed._meet(World(rank, 4, 0, "SLURM_STEP_NUM_TASKS"), join)
+    never.set()
+    caplog.clear()
+    monkeypatch.setattr(preemption, "_received", [])
+    distributed._meet(World(rank, 4, 0, "SLURM_STEP_NUM_TASKS"), lambda: time.sleep(0.3))
+    said = f"process {rank} of 4 waits for the others at node7:1234; if there are none, unset SLURM_STEP_NUM_TASKS"
+    assert [record.getMessage() for record in caplog.records] == [said]
+
+
+def test_who_cannot_join_fails_as_joining_did() -> None:
+    def join() -> None:
+        raise RuntimeError("the network is down")
+
+    with pytest.raises(RuntimeError, match="the network is down"):
+        distributed._meet(World(0, 2), join)
+
+
+@pytest.mark.parametrize(
+    ("env", "said"),
+    [
+        ({"WORLD_SIZE": "x", "RANK": "0"}, "WORLD_SIZE=x: no launcher"),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK=2, WORLD_SIZE=2: no launcher"),
+        ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0"}, "SLURM_STEP_NUM_TASKS=4: scontrol does not tell"),
+    ],
+)
+def test_stray_variables_of_a_launcher_are_named(env: dict[str, str], said: str, run_cli: RunCli) -> None:
+    done = run_cli("model=lenet300", "pruner=magnitude", "sparsity=0.5", "tracker=none", env=env)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith(f"config error: {said}") and len(done.stderr.splitlines()) == 1

@@ -146,9 +146,42 @@ def test_images_go_with_the_dataset_and_only_to_the_scores_that_look_at_them() -
     cfgs = runs("force_curves", "model=vgg19", "sparsity=0.99", "seed=0")
     totals = {(c["dataset"]["name"], c["pruner"]["name"]): (c["pruner"]["examples"] or {}).get("total") for c in cfgs}
     for dataset, total in (("cifar10", 128), ("cifar100", 1280), ("tiny_imagenet", 2560)):
-        assert [totals[dataset, name] for name in ("snip", "iter_snip", "force_released")] == [total] * 3
+        assert [totals[dataset, name] for name in ("snip", "iter_snip_official", "force_released")] == [total] * 3
         assert totals[dataset, "dense"] is None and totals[dataset, "grasp_released"] is None
     assert {cfg["schedule"]["rounds"] for cfg in cfgs if cfg["pruner"]["name"] == "force_released"} == {60}
+
+
+def test_rounds_of_papers_round_as_their_code() -> None:
+    force = runs("force_curves", "model=vgg19", "dataset=cifar100", "sparsity=0.99", "seed=0")
+    found = {cfg["pruner"]["name"]: cfg["schedule"].get("rounding") for cfg in force}
+    assert (found["iter_snip_official"], found["force_released"], found["snip"]) == ("down", "down", None)
+    assert {tuple(cfg["training"]["lr_drop_epochs"]) for cfg in force} == {(149, 249)}
+    (synflow,) = runs("synflow_fig6", "model=vgg16", "dataset=cifar10", "pruner=synflow", "compression=10", "seed=0")
+    assert (synflow["schedule"]["rounds"], synflow["schedule"]["rounding"]) == (100, "up")
+
+
+def test_grasp_draws_as_often_as_its_code() -> None:
+    narrowed = ["pruner=grasp_released", "sparsity=0.95", "seed=0"]
+    for name in ("grasp_table1", "grasp_table2", "grasp_tiny_imagenet"):
+        for cfg in runs(name, *narrowed):
+            dataset, model, score = cfg["dataset"]["name"], cfg["model"]["name"], cfg["pruner"]["score"]
+            twice = 2 if (dataset, model) == ("cifar100", "resnet32_double") else 1
+            assert score["draws"] == (10 if dataset == "tiny_imagenet" else twice)
+
+
+def test_sanity_checks_score_as_the_released_code() -> None:
+    cfgs = runs("smart_ratio", "model=vgg19", "dataset=cifar10", "sparsity=0.98", "seed=0")
+    scored = [cfg for cfg in cfgs if cfg["pruner"]["examples"] is not None]
+    assert len(scored) == 8
+    for cfg in scored:
+        assert cfg["pruner"]["mode"] == "train" and cfg["pruner"]["examples"]["augment"] is True
+        assert (cfg["pruner"]["examples"]["per_class"], cfg["pruner"]["examples"]["total"]) == (10, None)
+        settings = cfg["pruner"]["score"]
+        assert settings.get("class_halves", True) and settings.get("redraw_linear", True)
+    pixels = [cfg for cfg in scored if "pixels" in cfg["ablation"]["name"]]
+    assert [cfg["ablation"]["name"] for cfg in pixels] == ["random_pixels_official"] * 2
+    (random,) = [cfg for cfg in cfgs if cfg["pruner"]["name"] == "random"]
+    assert random["allocation"]["surplus"] == "next"
 
 
 def test_a_schedule_that_an_experiment_names_takes_the_place_of_the_pruners_own() -> None:

@@ -1,7 +1,10 @@
 """What goes wrong around a run: it says so in a line, and nothing that was done is lost."""
 
+import csv
+import importlib.metadata
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -14,11 +17,14 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, RunCli
+from conftest import ROOT, RunCli, composed
 from test_data import photographs
 from test_resume import RUNS, TINY, assert_equal, config_of, directory_of, in_child, outcome, whole
 
-from pai_bench import experiment, files, status
+from pai_bench import config, experiment, export, files, masks, ownership, seeding, status, store
+from pai_bench.errors import DataError, UserError
+from pai_bench.report.tables import as_csv
+from pai_bench.summary import already
 
 __all__ = ["photographs", "whole"]  # fixtures
 
@@ -187,3 +193,156 @@ def test_many_processes_write_into_one_results_folder(tmp_path: Path) -> None:
         curve = [json.loads(line) for line in (directory / "curve.jsonl").read_text().splitlines()]
         assert [line["epoch"] for line in curve if "test/top1" in line] == [0, 1, 2]
         assert not list(directory.glob("*.tmp-*")) and not (directory / "owner.json").exists()
+
+
+def test_a_folder_of_this_user_alone(tmp_path: Path) -> None:
+    mine = files.private_folder(tmp_path / "mine")
+    assert mine.stat().st_mode & 0o777 == 0o700 and files.private_folder(mine) == mine
+    (tmp_path / "link").symlink_to(mine)
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    for name in ("link", "open"):
+        with pytest.raises(UserError, match=f"{tmp_path / name}: .*; remove it, or set TMPDIR"):
+            files.private_folder(tmp_path / name)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give a folder away")
+def test_a_folder_of_another_user_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir(mode=0o700)
+    os.chown(tmp_path / "theirs", 12345, 12345)
+    with pytest.raises(UserError, match="others can write to it"):
+        files.private_folder(tmp_path / "theirs")
+
+
+def test_a_sweep_writes_through_nobodys_link_and_leaves_no_folder(run_cli: RunCli, tmp_path: Path) -> None:
+    (tmp_path / "temporary").mkdir()
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "temporary" / f"pai_bench-{os.getuid()}").symlink_to(tmp_path / "theirs")
+    sweep = [
+        "-m",
+        "model=lenet300",
+        "training.epochs=1",
+        "tracker=none",
+        "pruner=magnitude",
+        "sparsity=0.5",
+        "seed=0,1",
+    ]
+    done = run_cli(*sweep, env={"TMPDIR": str(tmp_path / "temporary")})
+    assert done.returncode == 0 and "2 done" in done.stdout, done.stderr
+    assert list((tmp_path / "theirs").iterdir()) == []
+    assert [path.name for path in (tmp_path / "temporary").glob("pai_bench*")] == [f"pai_bench-{os.getuid()}"]
+
+
+@pytest.mark.parametrize(
+    ("value", "cell"),
+    [("=1+1", "'=1+1"), ("+x", "'+x"), ("-x", "'-x"), ("@x", "'@x"), ("\t=x", "'\t=x"), ("snip", "snip"), (-0.5, -0.5)],
+)
+def test_texts_are_no_formulas_in_csv_files(value: object, cell: object, tmp_path: Path) -> None:
+    assert files.csv_cell(value) == cell
+    text = as_csv([{"label": value, "list": [value]}], ["label", "list"])
+    assert next(csv.DictReader(text.splitlines()))["label"] == str(cell)
+
+
+def test_metrics_of_a_run_are_no_formulas(tmp_path: Path) -> None:
+    run = store.RunDirectory(tmp_path / "run")
+    run.record({"test/top1": -0.5, "=cmd": 1.0}, 1.0)
+    run.finish({"id": "run", "test_top1": 0.5, "sparsity": 0.0})
+    run.close()
+    assert (tmp_path / "run" / "metrics.csv").read_text() == "epoch,test/top1,'=cmd\n1.0,-0.5,1.0\n"
+
+
+def test_checkpoints_hold_the_random_state_of_the_device_in_use_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    put: list[tuple[torch.Tensor, torch.device]] = []
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.tensor([7], dtype=torch.uint8))
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: put.append((state, device)))
+    taken = seeding.states(torch.device("cuda", 3))
+    assert [state.tolist() for state in taken[1:]] == [[7]]
+    seeding.set_states(taken, torch.device("cuda", 0))  # where there are fewer
+    seeding.set_states(taken, torch.device("cpu"))
+    assert [(state.tolist(), device) for state, device in put] == [([7], torch.device("cuda", 0))]
+    assert len(seeding.states(torch.device("cpu"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("package", "words", "said"),
+    [
+        (
+            "hydra_plugins.hydra_joblib_launcher",
+            ["hydra/launcher=parallel"],
+            "hydra/launcher=parallel: .*not installed",
+        ),
+        ("wandb", [], "tracker=wandb: wandb is not installed; pip install wandb, or give tracker=none"),
+        ("submitit", ["hydra/launcher=slurm", "tracker=none"], "hydra/launcher=slurm: submitit is not installed"),
+    ],
+)
+def test_what_is_not_installed_is_named_in_a_line(package: str, words: list[str], said: str, tmp_path: Path) -> None:
+    code = f"""
+import importlib.util, sys
+real = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == {package!r} else real(name, *rest)
+sys.modules[{package!r}] = None
+from pai_bench import cli
+cli.main()
+"""
+    done = without(code, ["-m", "model=lenet300", "pruner=magnitude", "sparsity=0.5", *words], tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert re.match(f"config error: .*{said}", done.stderr) and len(done.stderr.splitlines()) == 1
+
+
+def without(code: str, words: list[str], tmp_path: Path) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-c", code, *words, f"results_dir={tmp_path}"], cwd=ROOT, capture_output=True, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False,
+    )  # fmt: skip
+
+
+def test_a_run_without_a_tracker_needs_no_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(package: str) -> str:
+        if package == "wandb":
+            raise importlib.metadata.PackageNotFoundError(package)
+        return "1"
+
+    monkeypatch.setattr(store, "version", version)
+    assert store.provenance()["versions"] == dict.fromkeys(store._PACKAGES, "1") | {"wandb": None}
+
+
+def test_final_weights_are_kept_whole_or_in_half_precision(tmp_path: Path) -> None:
+    sizes = {}
+    for kept in ("true", "half", "false"):
+        small = ["model=lenet300", "training.epochs=1", "tracker=none", "pruner=magnitude", "sparsity=0.5"]
+        cfg = composed(*small, f"save_model={kept}", f"results_dir={tmp_path / kept}")
+        row = experiment.run(cfg)
+        path = config.directory(cfg) / "model.safetensors"
+        sizes[kept] = path.stat().st_size if path.is_file() else 0
+        if kept == "false":
+            with pytest.raises(
+                DataError, match=r"final weights were not kept .*remove .*result.json, or give another res"
+            ):
+                export.trained(path.parent)
+            assert "final weights were not kept" in already(row, path.parent, wants_weights=True)
+        else:
+            model, _ = export.trained(path.parent)
+            assert next(model.parameters()).dtype == torch.float32
+            assert sum(int(weight.count_nonzero()) for weight in masks.prunable(model).values()) == row["num_kept"]
+            assert "not kept" not in already(row, path.parent, wants_weights=True)
+    assert 0 == sizes["false"] < sizes["half"] < 0.52 * sizes["true"]
+
+
+def test_workers_of_a_sweep_end_with_it(tmp_path: Path) -> None:
+    command = [
+        sys.executable, str(ROOT / "run.py"), "-m", "hydra/launcher=parallel", "hydra.launcher.n_jobs=2",
+        "model=lenet300", "training.epochs=5000", "tracker=none", "pruner=magnitude", "sparsity=0.5", "seed=0,1",
+        f"results_dir={tmp_path}",
+    ]  # fmt: skip
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and len(list(tmp_path.glob("*/checkpoint.pt"))) < 2:
+        time.sleep(0.05)
+    workers = [json.loads(path.read_text())["pid"] for path in tmp_path.glob("*/status.json")]
+    assert process.pid not in workers and len(workers) == 2
+    process.kill()
+    process.wait()
+    end = time.monotonic() + 5
+    while any(ownership._started(worker) for worker in workers) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert [worker for worker in workers if ownership._started(worker)] == []

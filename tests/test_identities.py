@@ -4,17 +4,19 @@ import copy
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any, Literal
 
 import pytest
 import torch
-from conftest import Chain, residual
+from conftest import Chain, Untrained, drawn, residual
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from pai_bench import allocation, masks, measures
-from pai_bench.core import Batches, Scores, Subnetwork
+from pai_bench import allocation, masks, measures, paths, schedules
+from pai_bench.core import Ablation, Batches, Chosen, Examples, Length, Pruner, Rounding, Scores, Subnetwork
 from pai_bench.errors import UserError
 from pai_bench.gradients import hessian_gradient, mean_gradient
+from pai_bench.prune import prune
 from pai_bench.pruners import (
     force,
     gradient_flow,
@@ -30,7 +32,7 @@ from pai_bench.pruners import (
 from pai_bench.pruners import random as random_pruner
 
 SHAPE = (3, 8, 8)
-PLAIN = {"absolute": False, "class_halves": False, "redraw_linear": False}
+PLAIN = {"absolute": False, "class_halves": False, "draws": 1, "redraw_linear": False}
 
 
 def subnetwork(model: nn.Module, mask: masks.Mask | None = None) -> Subnetwork:
@@ -78,14 +80,14 @@ def flow(model: nn.Module) -> float:
 
 
 def test_synflow_every_layer_of_a_chain_has_the_same_sum(chain: nn.Module) -> None:
-    scores = taken(synflow.score, chain, [], False, dtype="float64")
+    scores = taken(synflow.score, chain, [], False)
     for values in scores.values():
         assert (values >= 0).all()
         assert_close(values.sum(), flow(chain), 1e-12)
 
 
 def test_synflow_is_conserved_through_every_channel(chain: nn.Module) -> None:
-    scores = taken(synflow.score, chain, [], False, dtype="float64")
+    scores = taken(synflow.score, chain, [], False)
     assert_close(scores["conv1.weight"].sum((1, 2, 3)), scores["conv2.weight"].sum((0, 2, 3)), 1e-12)
     assert_close(scores["conv2.weight"].sum((1, 2, 3)), scores["fc.weight"].sum(0), 1e-12)
 
@@ -93,7 +95,7 @@ def test_synflow_is_conserved_through_every_channel(chain: nn.Module) -> None:
 def test_synflow_branches_of_a_residual_block_add_up() -> None:
     torch.manual_seed(0)
     model = residual().double()
-    scores = {name: values.sum() for name, values in taken(synflow.score, model, [], False, dtype="float64").items()}
+    scores = {name: values.sum() for name, values in taken(synflow.score, model, [], False).items()}
     assert_close(scores["stages.1.0.conv1.weight"], scores["stages.1.0.conv2.weight"], 1e-12)
     assert_close(scores["stages.1.0.conv2.weight"] + scores["stages.1.0.shortcut.0.weight"], flow(model), 1e-12)
     assert scores["stages.0.0.conv1.weight"] < flow(model)  # the rest goes through the identity
@@ -102,19 +104,19 @@ def test_synflow_branches_of_a_residual_block_add_up() -> None:
 
 
 def test_synflow_ignores_signs_and_data(chain: nn.Module, images: Batches) -> None:
-    before = taken(synflow.score, chain, images, False, dtype="float64")
+    before = taken(synflow.score, chain, images, False)
     with torch.no_grad():
         for weight in masks.prunable(chain).values():
             weight.mul_(torch.randint(0, 2, weight.shape) * 2 - 1)
-    after = taken(synflow.score, chain, [], False, dtype="float64")
+    after = taken(synflow.score, chain, [], False)
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_synflow_scaling_one_layer_scales_all_scores(chain: nn.Module) -> None:
-    before = taken(synflow.score, chain, [], False, dtype="float64")
+    before = taken(synflow.score, chain, [], False)
     with torch.no_grad():
         chain.conv2.weight.mul_(3)
-    after = taken(synflow.score, chain, [], False, dtype="float64")
+    after = taken(synflow.score, chain, [], False)
     for name in before:
         assert_close(after[name], 3 * before[name], 1e-12)
 
@@ -124,7 +126,7 @@ def test_synflow_pruned_weights_score_zero(chain: nn.Module) -> None:
     mask = {name: torch.rand(tensor.shape, generator=generator) < 0.5 for name, tensor in masks.full(chain).items()}
     net = subnetwork(chain, mask)
     with measures.mode(chain, False):
-        scores = synflow.score(net, [], F.cross_entropy, generator, dtype="float64")
+        scores = synflow.score(net, [], F.cross_entropy, generator)
     assert all((scores[name][~mask[name]] == 0).all() for name in mask)
     assert all((scores[name][mask[name]] > 0).any() for name in mask)
 
@@ -136,7 +138,7 @@ def test_synflow_equals_autograd_on_a_rewritten_network(chain: nn.Module) -> Non
         for parameter in positive.parameters():
             parameter.abs_()
     positive(torch.ones((1, *SHAPE), dtype=torch.float64)).sum().backward()
-    scores = taken(synflow.score, chain, [], False, dtype="float64")
+    scores = taken(synflow.score, chain, [], False)
     for name, parameter in masks.prunable(positive).items():
         assert parameter.grad is not None
         assert_close(scores[name], parameter * parameter.grad, 1e-12)
@@ -160,24 +162,164 @@ def test_synflow_in_float32_equals_the_published_loop() -> None:
         torch.func.functional_call(theirs, leaves, (image,)).sum().backward()
         reference = {name: (leaf.grad * leaf).detach().abs() for name, leaf in leaves.items()}
         with measures.mode(model, False):
-            scores = synflow.score(subnetwork(model, ours), [], F.cross_entropy, Generator(), dtype="float32")
+            scores = synflow.score(subnetwork(model, ours), [], F.cross_entropy, Generator())
         assert all(torch.equal(scores[name], reference[name]) for name in scores)
         k = round(density ** (i / rounds) * masks.total(mask))
         together = torch.cat([values.flatten() for values in reference.values()])
         threshold = torch.kthvalue(together, len(together) - k).values
         mask = {name: values > threshold for name, values in reference.items()}
-        ours = allocation.global_topk(scores, ours, 1 - k / masks.total(ours), Generator(), min_density=0.0).mask
+        ours = allocation.global_topk(scores, ours, k, Generator(), min_density=0.0).mask
         assert all(torch.equal(ours[name], mask[name]) for name in ours)
+
+
+class Norms(nn.Module):
+    """Patches, layer norms and attention: the output can fall when a weight's size grows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 4, stride=4)
+        self.before, self.after = nn.LayerNorm(8), nn.LayerNorm(8)
+        self.qkv, self.out, self.fc = nn.Linear(8, 24), nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        position = torch.linspace(0, 1, x.shape[1] * 8, dtype=x.dtype).view(1, -1, 8)
+        q, k, v = self.qkv(self.before(x + position)).chunk(3, -1)
+        x = x + self.out((q @ k.transpose(1, 2)).softmax(-1) @ v)
+        return self.fc(self.after(x).mean(1))
+
+
+@pytest.mark.parametrize(("make", "training"), [(Chain, True), (Norms, False)], ids=["batch statistics", "layer norm"])
+def test_synflow_takes_the_size_where_the_flow_falls(make: Callable[[], nn.Module], training: bool) -> None:
+    """The authors' code takes the size of w dR/dw, which matters where a norm lets the flow fall as a weight grows."""
+    torch.manual_seed(0)
+    model = make().double()
+    signed = copy.deepcopy(model).train(training)
+    with torch.no_grad():
+        for parameter in signed.parameters():
+            parameter.abs_()
+    signed(torch.ones((1, *SHAPE), dtype=torch.float64)).sum().backward()
+    scores = taken(synflow.score, model, [], training)
+    falls = 0
+    for name, parameter in masks.prunable(signed).items():
+        assert parameter.grad is not None
+        product = (parameter * parameter.grad).detach()
+        falls += int((product < -1e-6 * product.abs().max()).sum())
+        torch.testing.assert_close(scores[name], product.abs(), rtol=1e-9, atol=1e-12)
+    assert falls > 20
 
 
 def test_synflow_says_when_it_overflows(chain: nn.Module) -> None:
     with torch.no_grad():
         for weight in masks.prunable(chain).values():
             weight.mul_(1e15)
-    with pytest.raises(UserError, match=r"SynFlow overflows float32 on this model; set pruner.score.dtype=float64"):
-        taken(synflow.score, chain, [], False, dtype="float32")
-    scores = taken(synflow.score, chain, [], False, dtype="float64")
+    with pytest.raises(UserError, match=r"SynFlow overflows float32 on this model; set pruner.dtype=float64"):
+        taken(synflow.score, copy.deepcopy(chain).float(), [], False)
+    scores = taken(synflow.score, chain, [], False)
     assert_close(scores["fc.weight"].sum(), flow(chain), 1e-12)
+
+
+# Whole searches against the authors' loops, with the numbers of weights that their code keeps -------------------------
+
+Draw = Callable[[Examples, Generator], Batches]
+
+
+def search(
+    model: nn.Module, pruner: Pruner, density: float, rounds: int, rounding: Rounding, draw: Draw
+) -> tuple[list[masks.Mask], masks.Mask]:
+    """The masks with which the rounds of a search begin, and the one that it finds."""
+    seen: list[masks.Mask] = []
+    assert pruner.score is not None
+    score = pruner.score
+
+    def watched(net: Subnetwork, *rest: Any) -> Scores:
+        seen.append({name: kept.clone() for name, kept in net.mask.items()})
+        return score(net, *rest)
+
+    def topk(scores: Scores, candidates: masks.Mask, keep: int, generator: Generator) -> Chosen:
+        return allocation.keep_largest(scores, candidates, keep)
+
+    found = prune(
+        model, dataclasses.replace(pruner, score=watched), topk,
+        schedules.exponential(1 - density, Length(1, 1), rounds=rounds, rounding=rounding),
+        ablation=Ablation(), initial=drawn(model), input_shape=SHAPE, draw=draw, training=Untrained(),
+        loss=F.cross_entropy, seed=0, record=lambda metrics, epoch: None,
+    )  # fmt: skip
+    return seen, found.mask
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_search_by_synflow_is_the_authors_loop_bit_for_bit(dtype: Literal["float32", "float64"]) -> None:
+    """100 rounds; theirs prune trunc((1 - d_i) N) weights by a threshold over all, with masks in the network."""
+    torch.manual_seed(0)
+    model = Chain(bias=True)
+    density, number = 0.1, 626
+    weights = {name: w.detach().to(getattr(torch, dtype)).abs() for name, w in masks.prunable(model).items()}
+    others = {name: p.detach().to(getattr(torch, dtype)).abs() for name, p in model.named_parameters()}
+    theirs = copy.deepcopy(model).to(getattr(torch, dtype)).eval()
+    factors = {name: torch.ones_like(w) for name, w in weights.items()}
+    expected = []
+    for i in range(1, 101):
+        expected.append({name: factor.bool() for name, factor in factors.items()})
+        leaves = {name: w.clone().requires_grad_() for name, w in weights.items()}
+        image = torch.ones((1, *SHAPE), dtype=getattr(torch, dtype))
+        state = others | {name: leaf * factors[name] for name, leaf in leaves.items()}
+        torch.func.functional_call(theirs, state, (image,)).sum().backward()
+        sizes = torch.cat([(leaf.grad * leaf).detach().abs().flatten() for leaf in leaves.values()])
+        threshold = sizes.sort().values[int((1 - density ** (i / 100)) * number) - 1]
+        parts = (sizes > threshold).split([w.numel() for w in weights.values()])
+        factors = {name: part.view(w.shape).to(w.dtype) for (name, w), part in zip(weights.items(), parts, strict=True)}
+    pruner = Pruner(synflow.score, "eval", None, getattr(torch, dtype))
+    seen, found = search(copy.deepcopy(model), pruner, density, 100, "up", lambda *_: [])
+    assert masks.kept(found) == sum(int(factor.sum()) for factor in factors.values()) == 63
+    for ours, mask in zip([*seen, found], [*expected, {n: f.bool() for n, f in factors.items()}], strict=True):
+        assert all(torch.equal(ours[name], mask[name]) for name in mask)
+    nearest, _ = search(copy.deepcopy(model), pruner, density, 100, "nearest", lambda *_: [])
+    assert [masks.kept(mask) for mask in nearest] != [masks.kept(mask) for mask in seen]
+
+
+@pytest.mark.parametrize("method", ["force", "iterative SNIP"])
+@pytest.mark.parametrize("official_loss", [False, True])
+def test_a_search_by_force_or_iterative_snip_is_the_authors_loop_bit_for_bit(
+    method: str, official_loss: bool, batches: Batches
+) -> None:
+    """10 rounds in train mode; theirs keep all that reach the trunc(d_i N)-th largest score. FORCE starts from w0."""
+    torch.manual_seed(0)
+    model = Chain(bias=True).double()
+    density, number = 0.13, 626
+    images = [[(x.double() + 0.1 * i, y)] for i, (x, y) in enumerate([batches[0]] * 10)]
+    start = {name: w.detach().clone() for name, w in masks.prunable(model).items()}
+    kept = {name: torch.ones_like(w) for name, w in start.items()}
+    expected = []
+    for i in range(1, 11):
+        expected.append({name: factor.bool() for name, factor in kept.items()})
+        net = copy.deepcopy(model).train()
+        with torch.no_grad():
+            for name, w in masks.prunable(net).items():
+                w.copy_(start[name] * kept[name])
+        ((x, y),) = images[i - 1]
+        (F.nll_loss if official_loss else F.cross_entropy)(net(x), y).backward()
+        scores = {}
+        for name, w in masks.prunable(net).items():
+            assert w.grad is not None
+            scores[name] = ((start[name] if method == "force" else w) * w.grad).detach().abs()
+        k = int(math.exp(i / 10 * math.log(density)) * number)
+        threshold = torch.cat([s.flatten() for s in scores.values()]).topk(k).values[-1]
+        assert threshold > 0  # or all that are zero would stay
+        kept = {name: (s >= threshold).double() for name, s in scores.items()}
+    functions = {
+        ("force", False): force.score, ("force", True): force.score_true_logit,
+        ("iterative SNIP", False): snip.score, ("iterative SNIP", True): snip.score_true_logit,
+    }  # fmt: skip
+    pruner = Pruner(functions[method, official_loss], "train", Examples(None, 12, 12, False), regrow=method == "force")
+    for rounding in ("down", "nearest"):
+        left = iter(images)
+        seen, found = search(copy.deepcopy(model), pruner, density, 10, rounding, lambda *_, left=left: next(left))
+        equal = [
+            all(torch.equal(ours[name], mask[name]) for name in mask)
+            for ours, mask in zip([*seen, found], [*expected, {n: f.bool() for n, f in kept.items()}], strict=True)
+        ]
+        assert all(equal) if rounding == "down" else not all(equal)
 
 
 # SNIP -----------------------------------------------------------------------------------------------------------------
@@ -350,7 +492,7 @@ def test_rescaling_a_hidden_channel_moves_magnitude_but_not_synflow_and_snip(ima
     torch.manual_seed(0)
     model = Chain(norm=False).double()
     before = {
-        "synflow": taken(synflow.score, model, [], False, dtype="float64"),
+        "synflow": taken(synflow.score, model, [], False),
         "snip": taken(snip.score, model, images, False),
         "magnitude": taken(magnitude.score, model, [], False),
     }
@@ -358,7 +500,7 @@ def test_rescaling_a_hidden_channel_moves_magnitude_but_not_synflow_and_snip(ima
         model.conv1.weight[2] *= 4
         model.conv2.weight[:, 2] /= 4
     for name in before["snip"]:
-        assert_close(taken(synflow.score, model, [], False, dtype="float64")[name], before["synflow"][name], 1e-12)
+        assert_close(taken(synflow.score, model, [], False)[name], before["synflow"][name], 1e-12)
         assert_close(taken(snip.score, model, images, False)[name], before["snip"][name], 1e-9)
     assert not torch.equal(
         taken(magnitude.score, model, [], False)["conv1.weight"], before["magnitude"]["conv1.weight"]
@@ -368,7 +510,7 @@ def test_rescaling_a_hidden_channel_moves_magnitude_but_not_synflow_and_snip(ima
 
 # FORCE, iterative SNIP, ProsPr ----------------------------------------------------------------------------------------
 
-PROSPR = {"steps": 3, "lr": 0.1, "momentum": 0.9, "first_order": False}
+PROSPR = {"steps": 3, "lr": 0.1, "momentum": 0.9, "detach_momentum": False, "first_order": False}
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -440,6 +582,43 @@ def test_prospr_is_the_derivative_through_the_steps(images: Batches, momentum: f
         assert_close(found[name].view(-1)[index], abs(numeric), 1e-5)
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_prospr_of_the_authors_code_holds_the_first_momentum_constant(images: Batches, momentum: float) -> None:
+    """Against finite differences in which the first step goes along the gradient of the network that was not moved."""
+    torch.manual_seed(0)
+    model = Chain(norm=False).double()
+    settings = PROSPR | {"lr": 0.5, "momentum": momentum}
+    found = taken(prospr.score, model, images, True, **settings | {"detach_momentum": True})
+    through = taken(prospr.score, model, images, True, **settings)
+    first = [p.detach() for p in model.parameters()]
+    held = torch.autograd.grad(F.cross_entropy(model(images[0][0]), images[0][1]), list(model.parameters()))
+
+    def loss_after(name: str, index: int, step: float) -> float:
+        trained = copy.deepcopy(model)
+        with torch.no_grad():
+            dict(trained.named_parameters())[name].view(-1)[index] *= 1 + step
+        buffers = [g.clone() for g in held]
+        for i in range(3):
+            x, y = images[i % 2]
+            gradients = torch.autograd.grad(F.cross_entropy(trained(x), y), list(trained.parameters()))
+            if momentum == 0:
+                buffers = list(gradients)
+            elif i > 0:
+                buffers = [momentum * b + g for b, g in zip(buffers, gradients, strict=True)]
+            with torch.no_grad():
+                for p, b in zip(trained.parameters(), buffers, strict=True):
+                    p -= 0.5 * b
+        x, y = images[1]
+        return F.cross_entropy(trained(x), y).item()
+
+    for name, index in (("conv1.weight", 7), ("conv2.weight", 100), ("fc.weight", 5)):
+        numeric = (loss_after(name, index, 1e-5) - loss_after(name, index, -1e-5)) / 2e-5
+        assert_close(found[name].view(-1)[index], abs(numeric), 1e-5)
+    assert all(torch.equal(p, before) for p, before in zip(model.parameters(), first, strict=True))
+    differ = max(float((found[n] - through[n]).abs().max() / through[n].abs().max()) for n in found)
+    assert (differ > 0.01) == (momentum > 0)
+
+
 def test_first_order_prospr_is_the_initial_weight_times_the_gradient_after_the_steps(images: Batches) -> None:
     torch.manual_seed(0)
     model = Chain(norm=False).double()
@@ -478,6 +657,28 @@ def test_grasp_variants(chain: nn.Module, images: Batches) -> None:
         chain.fc.weight.copy_(noise)
     for name, values in taken(grasp.score, chain, images, True, **settings).items():
         assert_close(redrawn[name], values, 1e-9)
+
+
+def test_grasp_draws_as_many_of_every_class_several_times(chain: nn.Module) -> None:
+    """Two draws of two images of each of four classes: four chunks of two classes each."""
+    generator = Generator().manual_seed(0)
+    x = torch.randn(16, 3, 8, 8, dtype=torch.float64, generator=generator)
+    y = torch.tensor([3, 0, 1, 2] * 4)
+    of = {label: [i for i in range(16) if y[i] == label] for label in range(4)}
+    chunks = [
+        [of[a][start], of[a][start + 1], of[b][start], of[b][start + 1]]
+        for start in (0, 2) for a, b in ((0, 1), (2, 3))
+    ]  # fmt: skip
+    settings = {"temperature": 200.0, **PLAIN}
+    by_hand = taken(grasp.score, chain, [(x[chunk], y[chunk]) for chunk in chunks], True, **settings)
+    drawn_twice = settings | {"class_halves": True, "draws": 2}
+    found = taken(grasp.score, chain, [(x[:10], y[:10]), (x[10:], y[10:])], True, **drawn_twice)
+    once = taken(grasp.score, chain, [(x, y)], True, **settings | {"class_halves": True})
+    for name in found:
+        assert_close(found[name], by_hand[name], 1e-9)
+        assert not torch.allclose(found[name], once[name])
+    with pytest.raises(UserError, match=r"pruner.score.draws=9: of 16 images a half is left without any"):
+        taken(grasp.score, chain, [(x, y)], True, **settings | {"class_halves": True, "draws": 9})
 
 
 def every_weight_times_hessian_gradient(model: nn.Module, images: Batches, temperature: float) -> dict[str, Tensor]:
@@ -545,41 +746,41 @@ def test_biased_loss_from_the_initialization_weighs_by_the_distance_moved(chain:
 
 
 def test_fisher_is_the_mean_squared_gradient_of_single_images(chain: nn.Module, images: Batches) -> None:
-    found = taken(gradient_norm.fisher, chain, images, False, per_example=True)
-    of_batches = taken(gradient_norm.fisher, chain, images, False, per_example=False)
+    found = taken(gradient_norm.fisher, chain, images, False, per_example=True, temperature=1.0)
+    of_batches = taken(gradient_norm.fisher, chain, images, False, per_example=False, temperature=5.0)
     chain.eval()
 
-    def squares(batches: Batches) -> dict[str, Tensor]:
+    def squares(batches: Batches, temperature: float) -> dict[str, Tensor]:
         sums = {name: torch.zeros_like(weight) for name, weight in masks.prunable(chain).items()}
         for x, y in batches:
             chain.zero_grad()
-            F.cross_entropy(chain(x), y).backward()
+            F.cross_entropy(chain(x) / temperature, y).backward()
             for name, weight in masks.prunable(chain).items():
-                sums[name] += weight.grad**2 / len(batches)
+                sums[name] += weight.grad**2 * len(y) / 20  # a batch counts by its size
         return sums
 
     singles = [(x[i : i + 1], y[i : i + 1]) for x, y in images for i in range(len(y))]
-    for scores, expected in ((found, squares(singles)), (of_batches, squares(images))):
+    for scores, expected in ((found, squares(singles, 1)), (of_batches, squares(images, 5))):
         for name, weight in masks.prunable(chain).items():
             assert_close(scores[name], weight.detach() ** 2 * expected[name], 1e-9)
     with pytest.raises(UserError, match=r"pruner.mode=train: an image by itself has no batch statistics"):
-        taken(gradient_norm.fisher, chain, images, True, per_example=True)
+        taken(gradient_norm.fisher, chain, images, True, per_example=True, temperature=1.0)
 
 
 def test_batch_norm_scores_are_those_of_the_norm_behind_the_filter(chain: nn.Module, images: Batches) -> None:
     with torch.no_grad():
         chain.norm1.weight.uniform_(-1, 1)
         chain.norm1.bias.uniform_(-1, 1)
-    scores = taken(gradient_flow.batch_norm, chain, [], False, taylor=False)
+    scores = taken(gradient_flow.batch_norm, chain, [], False, taylor=False, temperature=5.0)
     assert_close(scores["conv1.weight"].sum((1, 2, 3)), chain.norm1.weight.detach().abs(), 1e-9)
-    taylor = taken(gradient_flow.batch_norm, chain, images, False, taylor=True)
+    taylor = taken(gradient_flow.batch_norm, chain, images, False, taylor=True, temperature=5.0)
     expected = torch.zeros(6, dtype=torch.float64)
     chain.eval()
     for x, y in images:
         chain.zero_grad()
-        F.cross_entropy(chain(x), y).backward()
+        (F.cross_entropy(chain(x) / 5, y)).backward()
         for p in (chain.norm1.weight, chain.norm1.bias):
-            expected += (p.detach() * p.grad) ** 2 / 2
+            expected += (p.detach() * p.grad) ** 2 * len(y) / 20  # a batch counts by its size
     assert_close(taylor["conv1.weight"].sum((1, 2, 3)), expected, 1e-9)
 
 
@@ -665,7 +866,7 @@ def test_phew_keeps_weights_on_paths_and_large_ones(make: Callable[[], nn.Module
     net = dataclasses.replace(subnetwork(model), num_kept=lambda: k)
     scores = phew.score(net, [], F.cross_entropy, Generator().manual_seed(0), **WALKS)
     mask = allocation.keep_largest(scores, masks.full(model), k).mask
-    reached = measures.effective(model, mask, SHAPE)
+    reached = paths.effective(model, mask, SHAPE)
     assert masks.kept(mask) == k and masks.kept(reached) >= k - len(mask)  # the last walk may be cut short
     weights = {name: weight.detach().abs() for name, weight in masks.prunable(model).items()}
     for name in ("conv1.weight", "conv2.weight") if make is Chain else ("stages.1.0.conv1.weight",):
@@ -691,7 +892,7 @@ def test_phew_walks_in_proportion_to_the_weights() -> None:
     assert torch.allclose(first / 2000, torch.tensor([0.2, 0.3, 0.5]), atol=0.04)
 
 
-TRANSFER = {"steps": 30, "lr": 5e-3, "kernel_weight": 1e-3, "decay": 0.0}
+TRANSFER = {"steps": 30, "lr": 5e-3, "kernel": "kept", "kernel_weight": 1e-3, "decay": 0.0}
 
 
 def test_the_tangent_kernel_is_that_of_explicit_jacobians(images: Batches) -> None:
@@ -707,6 +908,54 @@ def test_the_tangent_kernel_is_that_of_explicit_jacobians(images: Batches) -> No
     jacobian = torch.stack(rows).view(4, 4, -1)
     assert_close(kernel, torch.einsum("akp,blp->akbl", jacobian[:2], jacobian[2:]), 1e-9)
     assert_close(outputs, model(x), 1e-12)
+
+
+@pytest.mark.parametrize("kernel", ["kept", "all"])
+def test_transfer_is_adam_on_explicit_kernels(kernel: str) -> None:
+    """Three steps on a masked network with biases against rows of Jacobians; of all positions, biases move."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    x = torch.randn(6, 3, 2, 2, dtype=torch.float64)
+    mask = {n: torch.rand(w.shape) < 0.5 for n, w in masks.full(model).items()}
+    weights = list(mask)
+    counted = [n for n, _ in model.named_parameters()] if kernel == "all" else weights
+    dense, student = copy.deepcopy(model), copy.deepcopy(model)
+    net = Subnetwork(copy.deepcopy(model), mask, drawn(model), (3, 2, 2))
+    masks.apply_(net.model, mask)
+    settings = {"steps": 3, "lr": 0.05, "kernel_weight": 0.5, "decay": 0.01}
+    found = neural_tangent_transfer.transfer(
+        net, [(x, torch.zeros(6))], F.cross_entropy, Generator(), **settings, kernel=kernel
+    )
+
+    def outputs_and_kernel(at: dict[str, Tensor], factor: masks.Mask) -> tuple[Tensor, Tensor]:
+        logits, rows = torch.func.functional_call(model, at, (x,)), []
+        for value in logits.flatten():
+            parts = torch.autograd.grad(value, [at[n] for n in counted], create_graph=True)
+            kept = [p * factor[n] if n in factor else p for n, p in zip(counted, parts, strict=True)]
+            rows.append(torch.cat([p.flatten() for p in kept]))
+        jacobian = torch.stack(rows)
+        return logits, jacobian[:9] @ jacobian[9:].T
+
+    density = sum(int(kept.sum()) for kept in mask.values()) / 75
+    moving = dict(student.named_parameters())
+    optimizer = torch.optim.Adam([moving[n] for n in counted], lr=0.05)
+    target, of_dense = outputs_and_kernel(dict(dense.named_parameters()), {})
+    for _ in range(3):
+        at = {n: p * mask[n] if n in mask else p for n, p in moving.items()}
+        logits, own = outputs_and_kernel(at, mask if kernel == "kept" else {})
+        size = sum((at[n] ** 2).sum() for n in weights)
+        value = ((logits - target) ** 2).sum() / 18 + 0.5 * ((own - of_dense) ** 2).sum() / 81
+        optimizer.zero_grad()
+        (value + 0.01 / density * size).backward(inputs=[moving[n] for n in counted])
+        optimizer.step()
+    assert sorted(found) == sorted(counted)
+    for name, values in found.items():
+        expected = moving[name] * mask[name] if name in mask else moving[name]
+        assert_close(values, expected.detach(), 1e-7)
+        assert (values - dict(dense.named_parameters())[name]).abs().max() > 0.01
 
 
 def test_transfer_brings_outputs_and_kernel_closer_to_the_dense_network(images: Batches) -> None:

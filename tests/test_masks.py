@@ -21,6 +21,10 @@ GENERATOR = Generator()
 LENGTH = Length(epochs=160, steps_per_epoch=391)
 
 
+def num_kept(candidates: masks.Mask, sparsity: float) -> int:
+    return masks.num_kept(sparsity, masks.total(candidates))
+
+
 def everything(*shapes: tuple[int, ...]) -> masks.Mask:
     return {f"layer{i}.weight": torch.ones(shape, dtype=torch.bool) for i, shape in enumerate(shapes)}
 
@@ -34,6 +38,23 @@ def test_prunable_are_weights_of_convolutions_and_linear_layers() -> None:
         nn.LayerNorm(5), nn.Embedding(3, 5), nn.Linear(5, 2),
     )  # fmt: skip
     assert list(masks.prunable(model)) == ["0.weight", "2.weight", "3.weight", "6.weight"]
+
+
+@pytest.mark.parametrize("widths", [{}, {"kdim": 6, "vdim": 10}], ids=["packed", "separate"])
+def test_the_projections_of_attention_are_prunable(widths: dict[str, int]) -> None:
+    attention = nn.MultiheadAttention(8, 2, batch_first=True, **widths)
+    packed = ["in_proj_weight"] if not widths else ["q_proj_weight", "k_proj_weight", "v_proj_weight"]
+    assert list(masks.prunable(attention)) == [*packed, "out_proj.weight"]
+    assert not masks.unprunable(attention)
+
+
+def test_other_weights_of_two_dimensions_are_known() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Embedding(3, 5), nn.LayerNorm([2, 3]), nn.PReLU(4), nn.LSTM(2, 3))
+    model.token = nn.Parameter(torch.zeros(1, 1, 7))
+    model[0] = nn.utils.parametrizations.weight_norm(model[0])
+    assert list(masks.unprunable(model)) == [
+        "0.parametrizations.weight.original1", "1.weight", "2.weight", "2.bias", "4.weight_ih_l0", "4.weight_hh_l0",
+    ]  # fmt: skip
 
 
 def test_a_shared_weight_counts_once() -> None:
@@ -53,6 +74,34 @@ def test_num_kept_is_the_rounded_density(sparsity: float, num_prunable: int, exp
     assert masks.num_kept(sparsity, num_prunable) == expected
 
 
+@pytest.mark.parametrize("num_prunable", [626, 14_576, 270_896, 14_761_664])
+@pytest.mark.parametrize("density", [0.1, 0.02, 0.01, 1 / 3])
+def test_rounds_can_keep_the_numbers_of_the_authors_code(num_prunable: int, density: float) -> None:
+    """Synaptic-Flow prunes trunc((1 - d_i) N) weights, FORCE keeps trunc(d_i N); the last round keeps the nearest."""
+    of = {
+        (schedule, rounding): [
+            masks.num_kept(r.sparsity, num_prunable, r.rounding)
+            for r in getattr(schedules, schedule)(1 - density, LENGTH, rounds=100, rounding=rounding)
+        ]
+        for schedule in ("exponential", "linear")
+        for rounding in ("nearest", "up", "down")
+    }
+    exponential = [density ** (i / 100) for i in range(1, 100)]
+    assert of["exponential", "up"][:-1] == [num_prunable - int((1 - d) * num_prunable) for d in exponential]
+    logarithmic = [math.exp(i / 100 * math.log(density)) for i in range(1, 100)]
+    assert of["exponential", "down"][:-1] == [int(d * num_prunable) for d in logarithmic]
+    for schedule in ("exponential", "linear"):
+        last = {of[schedule, rounding][-1] for rounding in ("nearest", "up", "down")}
+        assert last == {round(density * num_prunable)}
+        rounded = zip(*(of[schedule, rounding] for rounding in ("down", "nearest", "up")), strict=True)
+        assert all(low <= near <= high <= low + 1 for low, near, high in rounded)
+
+
+def test_a_whole_number_of_weights_is_not_rounded() -> None:
+    assert {masks.num_kept(0.98, 100, rounding) for rounding in ("nearest", "up", "down")} == {2}  # 1 - 0.98 > 0.02
+    assert {masks.num_kept(0.93, 100, rounding) for rounding in ("nearest", "up", "down")} == {7}  # 1 - 0.93 < 0.07
+
+
 def test_a_sparsity_that_leaves_nothing_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"leaves none of 100 weights; give at most 0\.99"):
         masks.num_kept(0.9999, 100)
@@ -64,7 +113,7 @@ def test_a_sparsity_that_leaves_nothing_is_refused() -> None:
 def test_global_topk_keeps_the_highest_scores_of_the_whole_network() -> None:
     scores = {"a": torch.tensor([0.1, 0.9, -3.0]), "b": torch.tensor([[0.5], [0.8]])}
     candidates = {name: torch.ones_like(values, dtype=torch.bool) for name, values in scores.items()}
-    mask = allocation.global_topk(scores, candidates, 0.4, GENERATOR, min_density=0.0).mask
+    mask = allocation.global_topk(scores, candidates, num_kept(candidates, 0.4), GENERATOR, min_density=0.0).mask
     assert mask["a"].tolist() == [False, True, False]
     assert mask["b"].tolist() == [[True], [True]]
 
@@ -72,13 +121,18 @@ def test_global_topk_keeps_the_highest_scores_of_the_whole_network() -> None:
 def test_ties_go_to_the_first_and_are_counted() -> None:
     scores = {"a": torch.tensor([1.0, 0.0, 0.0, 2.0]), "b": torch.tensor([0.0, 0.0])}
     candidates = {name: torch.ones_like(values, dtype=torch.bool) for name, values in scores.items()}
-    chosen = allocation.global_topk(scores, candidates, 0.5, GENERATOR, min_density=0.0)
+    chosen = allocation.global_topk(scores, candidates, num_kept(candidates, 0.5), GENERATOR, min_density=0.0)
     assert chosen.mask["a"].tolist() == [True, True, False, True]
     assert not chosen.mask["b"].any()
     assert chosen.num_tied == 4
     for sparsity in (0.0, 2 / 3):  # all that are equal stay, or none
-        assert allocation.global_topk(scores, candidates, sparsity, GENERATOR, min_density=0.0).num_tied == 0
-    by_layer = allocation.uniform(scores, candidates, 0.5, GENERATOR)
+        assert (
+            allocation.global_topk(
+                scores, candidates, num_kept(candidates, sparsity), GENERATOR, min_density=0.0
+            ).num_tied
+            == 0
+        )
+    by_layer = allocation.uniform(scores, candidates, num_kept(candidates, 0.5), GENERATOR)
     assert [kept.tolist() for kept in by_layer.mask.values()] == [[True, False, False, True], [True, False]]
     assert by_layer.num_tied == 2
 
@@ -86,10 +140,10 @@ def test_ties_go_to_the_first_and_are_counted() -> None:
 def test_only_candidates_are_kept_even_when_others_score_higher() -> None:
     scores = {"a": torch.tensor([9.0, 1.0, 2.0, 9.0])}
     candidates = {"a": torch.tensor([False, True, True, False])}
-    mask = allocation.global_topk(scores, candidates, 0.75, GENERATOR, min_density=0.0).mask
+    mask = allocation.global_topk(scores, candidates, num_kept(candidates, 0.75), GENERATOR, min_density=0.0).mask
     assert mask["a"].tolist() == [False, False, True, False]
     with pytest.raises(ValueError, match="cannot keep 3 of 2"):
-        allocation.global_topk(scores, candidates, 0.25, GENERATOR, min_density=0.0)
+        allocation.global_topk(scores, candidates, num_kept(candidates, 0.25), GENERATOR, min_density=0.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -185,7 +239,7 @@ def test_positions_follow_a_mask_that_is_changed_in_place() -> None:
 def test_uniform_keeps_the_same_share_of_every_layer(sparsity: float) -> None:
     candidates = everything((3, 5), (7, 11), (2,), (40, 40))
     scores = {name: torch.rand(mask.shape, generator=Generator().manual_seed(1)) for name, mask in candidates.items()}
-    mask = allocation.uniform(scores, candidates, sparsity, GENERATOR).mask
+    mask = allocation.uniform(scores, candidates, num_kept(candidates, sparsity), GENERATOR).mask
     for kept in mask.values():
         share = (1 - sparsity) * kept.numel()
         assert math.floor(share) - 1 <= int(kept.sum()) <= math.ceil(share) + 1
@@ -221,8 +275,10 @@ def test_allocations_reach_their_counts_over_many_nested_rounds(allocate: str, s
     shapes = [(16, 1, 3, 3), (16, 16, 3, 3), (8, 16, 1, 1), (10, 8), (7, 1), (1, 1), (40, 40)]
     candidates = everything(*shapes)
     scores = {name: torch.rand(mask.shape, generator=Generator().manual_seed(1)) for name, mask in candidates.items()}
-    for this in schedules.exponential(sparsity, LENGTH, rounds=200):
-        mask = getattr(allocation, allocate)(scores, candidates, this.sparsity, GENERATOR, **NESTED[allocate]).mask
+    for this in schedules.exponential(sparsity, LENGTH, rounds=200, rounding="nearest"):
+        mask = getattr(allocation, allocate)(
+            scores, candidates, num_kept(candidates, this.sparsity), GENERATOR, **NESTED[allocate]
+        ).mask
         assert masks.kept(mask) == masks.num_kept(this.sparsity, masks.total(mask))
         assert not any((mask[name] & ~candidates[name]).any() for name in mask)
         candidates = mask
@@ -231,12 +287,16 @@ def test_allocations_reach_their_counts_over_many_nested_rounds(allocate: str, s
 def test_a_floor_keeps_the_highest_scores_of_every_layer() -> None:
     candidates = everything((30,), (100,))
     scores = {"layer0.weight": torch.arange(30.0), "layer1.weight": 1000 + torch.arange(100.0)}
-    mask = allocation.global_topk(scores, candidates, 0.9, GENERATOR, min_density=0.1).mask
+    mask = allocation.global_topk(scores, candidates, num_kept(candidates, 0.9), GENERATOR, min_density=0.1).mask
     assert mask["layer0.weight"].nonzero().squeeze(1).tolist() == [27, 28, 29]
     assert mask["layer1.weight"].nonzero().squeeze(1).tolist() == list(range(90, 100))
-    assert not allocation.global_topk(scores, candidates, 0.9, GENERATOR, min_density=0.0).mask["layer0.weight"].any()
+    assert (
+        not allocation.global_topk(scores, candidates, num_kept(candidates, 0.9), GENERATOR, min_density=0.0)
+        .mask["layer0.weight"]
+        .any()
+    )
     with pytest.raises(ConfigError, match=r"allocation.min_density=0.5: it keeps 65, the sparsity 13"):
-        allocation.global_topk(scores, candidates, 0.9, GENERATOR, min_density=0.5)
+        allocation.global_topk(scores, candidates, num_kept(candidates, 0.9), GENERATOR, min_density=0.5)
 
 
 def densities(mask: masks.Mask) -> list[float]:
@@ -246,15 +306,17 @@ def densities(mask: masks.Mask) -> list[float]:
 def test_uniform_plus_spends_the_whole_budget() -> None:
     candidates = everything((64, 3, 3, 3), (128, 64, 3, 3), (128, 128, 3, 3), (100, 128))
     scores = {name: torch.rand(mask.shape, generator=Generator().manual_seed(0)) for name, mask in candidates.items()}
-    mask = allocation.uniform_plus(scores, candidates, 0.95, GENERATOR, min_last=0.2).mask
+    mask = allocation.uniform_plus(scores, candidates, num_kept(candidates, 0.95), GENERATOR, min_last=0.2).mask
     first, one, two, last = densities(mask)
     assert (first, last) == (1.0, pytest.approx(0.2, abs=1e-4))
     assert one == pytest.approx(two, abs=1e-4) and one < 0.05
     assert masks.kept(mask) == masks.num_kept(0.95, masks.total(mask))
-    others = densities(allocation.uniform_plus(scores, candidates, 0.5, GENERATOR, min_last=0.2).mask)[1:]
+    others = densities(
+        allocation.uniform_plus(scores, candidates, num_kept(candidates, 0.5), GENERATOR, min_last=0.2).mask
+    )[1:]
     assert len(set(np.round(others, 3))) == 1
     with pytest.raises(ConfigError, match="allocation=uniform_plus keeps the first layer"):
-        allocation.uniform_plus(scores, candidates, 0.99, GENERATOR, min_last=0.2)
+        allocation.uniform_plus(scores, candidates, num_kept(candidates, 0.99), GENERATOR, min_last=0.2)
 
 
 def test_erdos_renyi_densities_are_proportional_until_a_layer_is_full() -> None:
@@ -262,13 +324,28 @@ def test_erdos_renyi_densities_are_proportional_until_a_layer_is_full() -> None:
     scores = {name: torch.rand(mask.shape, generator=Generator().manual_seed(0)) for name, mask in candidates.items()}
     before = [0.0] * 4
     for sparsity in (0.95, 0.9, 0.8, 0.6, 0.3):
-        mask = allocation.erk(scores, candidates, sparsity, GENERATOR, kernel=True).mask
+        mask = allocation.erk(scores, candidates, num_kept(candidates, sparsity), GENERATOR, kernel=True).mask
         ratios = [d / (sum(m.shape) / m.numel()) for d, m in zip(densities(mask), mask.values(), strict=True) if d < 1]
         assert max(ratios) == pytest.approx(min(ratios), rel=0.02)
         assert all(now >= then for now, then in zip(densities(mask), before, strict=True))
         before = densities(mask)
     with pytest.raises(ConfigError, match="not for filters"):
-        allocation.erk({"a": torch.ones(3)}, {"a": torch.ones(3, dtype=torch.bool)}, 0.5, GENERATOR, kernel=True)
+        allocation.erk({"a": torch.ones(3)}, {"a": torch.ones(3, dtype=torch.bool)}, 2, GENERATOR, kernel=True)
+
+
+@pytest.mark.parametrize("surplus", ["proportional", "next"])
+@pytest.mark.parametrize("sparsity", [0.1, 0.3, 0.6, 0.9])
+def test_smart_ratio_keeps_exactly_the_number_whatever_is_full(surplus: Any, sparsity: float) -> None:
+    candidates = everything((4, 3, 3, 3), (6, 4, 3, 3), (8, 6, 3, 3), (8, 8, 3, 3), (4, 8))
+    scores = {name: torch.rand(mask.shape, generator=Generator().manual_seed(0)) for name, mask in candidates.items()}
+    keep = num_kept(candidates, sparsity)
+    settings = {"shape": "vgg", "linear_density": 0.5, "surplus": surplus}
+    mask = allocation.smart_ratio(scores, candidates, keep, GENERATOR, **settings).mask
+    assert masks.kept(mask) == keep
+    counts = [int(kept.sum()) for kept in mask.values()]
+    full = [kept == candidate.numel() for kept, candidate in zip(counts, candidates.values(), strict=True)]
+    assert sorted(full[:4], reverse=True) == full[:4]  # the first layers are filled before those behind them
+    assert counts[4] == 16
 
 
 def test_densities_of_another_mask_are_taken_over(tmp_path: Path) -> None:
@@ -277,18 +354,22 @@ def test_densities_of_another_mask_are_taken_over(tmp_path: Path) -> None:
     theirs["layer0.weight"].view(-1)[:30] = True
     save_file(theirs, tmp_path / "m.safetensors")
     scores = {name: torch.rand(mask.shape, generator=Generator().manual_seed(0)) for name, mask in candidates.items()}
-    mask = allocation.densities_of(scores, candidates, 0.9, GENERATOR, mask=str(tmp_path / "m.safetensors")).mask
+    mask = allocation.densities_of(
+        scores, candidates, num_kept(candidates, 0.9), GENERATOR, mask=str(tmp_path / "m.safetensors")
+    ).mask
     assert [int(kept.sum()) for kept in mask.values()] == [30, 0]
     kept = mask["layer0.weight"]
     assert scores["layer0.weight"][kept].min() > scores["layer0.weight"][~kept].max()
     with pytest.raises(ConfigError, match=r"keeps 30 weights and sparsity=0.8 keeps 60"):
-        allocation.densities_of(scores, candidates, 0.8, GENERATOR, mask=str(tmp_path / "m.safetensors"))
+        allocation.densities_of(
+            scores, candidates, num_kept(candidates, 0.8), GENERATOR, mask=str(tmp_path / "m.safetensors")
+        )
     with pytest.raises(ConfigError, match=r"there is no such file"):
-        allocation.densities_of(scores, candidates, 0.8, GENERATOR, mask=str(tmp_path / "other"))
+        allocation.densities_of(scores, candidates, num_kept(candidates, 0.8), GENERATOR, mask=str(tmp_path / "other"))
     with pytest.raises(ConfigError, match=r"holds no mask of other \(3,\)"):
         other = {"other": torch.ones(3)}
         allocation.densities_of(
-            other, {"other": torch.ones(3, dtype=torch.bool)}, 0.5, GENERATOR, mask=str(tmp_path / "m.safetensors")
+            other, {"other": torch.ones(3, dtype=torch.bool)}, 2, GENERATOR, mask=str(tmp_path / "m.safetensors")
         )
 
 
@@ -297,7 +378,9 @@ def test_scores_of_any_memory_format_are_ranked_alike(tied: bool) -> None:
     values = torch.ones(4, 3, 3, 3) if tied else torch.rand(4, 3, 3, 3, generator=Generator().manual_seed(0))
     candidates = everything((4, 3, 3, 3))
     plain, last = (
-        allocation.global_topk({"layer0.weight": v}, candidates, 0.7, GENERATOR, min_density=0.0).mask["layer0.weight"]
+        allocation.global_topk(
+            {"layer0.weight": v}, candidates, num_kept(candidates, 0.7), GENERATOR, min_density=0.0
+        ).mask["layer0.weight"]
         for v in (values, values.contiguous(memory_format=torch.channels_last))
     )
     assert torch.equal(plain, last) and last.is_contiguous()
@@ -348,21 +431,21 @@ def test_measures_of_a_mask() -> None:
 
 
 def test_exponential_rounds_prune_the_same_share_of_what_is_left() -> None:
-    densities = [1.0] + [1 - this.sparsity for this in schedules.exponential(0.99, LENGTH, rounds=100)]
+    densities = [1.0] + [1 - this.sparsity for this in schedules.exponential(0.99, LENGTH, rounds=100, rounding="up")]
     ratios = [after / before for before, after in pairwise(densities)]
     assert ratios == pytest.approx([0.01 ** (1 / 100)] * 100)
 
 
 def test_linear_rounds_prune_the_same_number_of_weights() -> None:
-    sparsities = [0.0] + [this.sparsity for this in schedules.linear(0.6, LENGTH, rounds=6)]
+    sparsities = [0.0] + [this.sparsity for this in schedules.linear(0.6, LENGTH, rounds=6, rounding="down")]
     steps = [after - before for before, after in pairwise(sparsities)]
     assert steps == pytest.approx([0.1] * 6)
 
 
 def test_a_schedule_of_one_round_is_one_shot() -> None:
-    one = schedules.one_shot(0.7, LENGTH)
-    assert schedules.exponential(0.7, LENGTH, rounds=1) == schedules.linear(0.7, LENGTH, rounds=1) == one
-    assert schedules.early(0.7, LENGTH, epoch=0.0, step=None, rounds=1) == one
+    one, settings = schedules.one_shot(0.7, LENGTH), {"rounds": 1, "rounding": "up"}
+    assert schedules.exponential(0.7, LENGTH, **settings) == schedules.linear(0.7, LENGTH, **settings) == one
+    assert schedules.early(0.7, LENGTH, epoch=0.0, step=None, **settings) == one
 
 
 def test_front_loaded_rounds_prune_the_published_share_of_what_is_left() -> None:
@@ -393,10 +476,14 @@ def test_iterative_rounds_train_to_the_end_and_go_back_to_a_step() -> None:
 @pytest.mark.parametrize(
     ("schedule", "settings", "message"),
     [
-        ("early", {"epoch": 1.0, "step": 3, "rounds": 1}, "schedule.epoch=1.0, schedule.step=3: give one of the two"),
         (
             "early",
-            {"epoch": 161.0, "step": None, "rounds": 1},
+            {"epoch": 1.0, "step": 3, "rounds": 1, "rounding": "up"},
+            "schedule.epoch=1.0, schedule.step=3: give one of the two",
+        ),
+        (
+            "early",
+            {"epoch": 161.0, "step": None, "rounds": 1, "rounding": "up"},
             "schedule.epoch=161.0: it lies outside training.epochs=160",
         ),
         ("gradual", {"start_epoch": 5, "end_epoch": 5, "every_steps": 1}, "start_epoch=5, end_epoch=5"),

@@ -71,9 +71,10 @@ def test_magnitude_deletes_the_classifier_of_resnet18_at_the_predicted_density(
     with seeding.seeded(0, "init"):
         model = experiment._function(composed("model=resnet18")["model"])((3, 32, 32), num_classes)
     scores = {name: weight.detach().abs() for name, weight in masks.prunable(model).items()}
+    total = masks.total(scores)
     above, below = (
         allocation.global_topk(
-            scores, masks.full(model), 1 - factor * critical_density, Generator(), min_density=0.0
+            scores, masks.full(model), round(factor * critical_density * total), Generator(), min_density=0.0
         ).mask
         for factor in (1.01, 0.99)
     )
@@ -110,7 +111,8 @@ def resnet50() -> nn.Module:
 def test_erk_leaves_the_published_share_of_multiply_adds(number: numbers.Number, resnet50: nn.Module) -> None:
     scores = {name: weight.detach().abs() for name, weight in masks.prunable(resnet50).items()}
     assert number.density is not None
-    mask = allocation.erk(scores, masks.full(resnet50), 1 - number.density, Generator(), kernel=True).mask
+    keep = round(number.density * masks.total(scores))
+    mask = allocation.erk(scores, masks.full(resnet50), keep, Generator(), kernel=True).mask
     counts = measures.multiply_adds(resnet50, (3, 224, 224))
     assert sum(counts.values()) == pytest.approx(4.089e9, rel=1e-3)
     share = measures.masked_multiply_adds(counts, mask) / sum(counts.values())
@@ -122,7 +124,8 @@ def test_uniform_with_a_dense_first_layer_leaves_the_published_share(resnet50: n
     counts = measures.multiply_adds(resnet50, (3, 224, 224))
     for sparsity, published in ((0.8, 0.223), (0.9, 0.126), (0.95, 0.077)):
         shares = dict.fromkeys(scores, 1.0)
-        mask = allocation.by_density(scores, masks.full(resnet50), sparsity, shares, fixed={"conv1.weight"}).mask
+        keep = masks.num_kept(sparsity, masks.total(scores))
+        mask = allocation.by_density(scores, masks.full(resnet50), keep, shares, fixed={"conv1.weight"}).mask
         share = measures.masked_multiply_adds(counts, mask) / sum(counts.values())
         assert share == pytest.approx(published, abs=0.002)
 
@@ -131,7 +134,8 @@ def test_erk_densities_of_resnet20() -> None:
     with seeding.seeded(0, "init"):
         model = experiment._function(composed("model=resnet20")["model"])((3, 32, 32), 10)
     scores = {name: weight.detach().abs() for name, weight in masks.prunable(model).items()}
-    mask = allocation.erk(scores, masks.full(model), 0.9, Generator(), kernel=True).mask
+    keep = masks.num_kept(0.9, masks.total(scores))
+    mask = allocation.erk(scores, masks.full(model), keep, Generator(), kernel=True).mask
     found = masks.densities(mask)
     expected = {
         "conv.weight": 0.983, "stages.0.0.conv1.weight": 0.280, "stages.1.0.conv1.weight": 0.199,
@@ -143,14 +147,59 @@ def test_erk_densities_of_resnet20() -> None:
 
 
 def test_smart_ratio_densities_of_vgg19() -> None:
-    """At 98 % nothing but the first layers is full, and what they cannot take is too little to show elsewhere."""
+    """Published densities of 98 %, where what a full layer cannot take is spread in proportion: the shape is theirs."""
     with seeding.seeded(0, "init"):
         model = experiment._function(composed("model=vgg19")["model"])((3, 32, 32), 10)
     scores = {name: weight.detach().abs() for name, weight in masks.prunable(model).items()}
-    mask = allocation.smart_ratio(scores, masks.full(model), 0.98, Generator(), shape="vgg", linear_density=0.3).mask
+    keep = masks.num_kept(0.98, masks.total(scores))
+    settings = {"shape": "vgg", "linear_density": 0.3, "surplus": "proportional"}
+    mask = allocation.smart_ratio(scores, masks.full(model), keep, Generator(), **settings).mask
     found = list(masks.densities(mask).values())
     expected = [1, 1, 0.838, 0.2635, 0.146, 0.087, 0.054, 0.0345, 0.0223, 0.0145, 0.0093, 0.0059, 0.0036, 0.0020]
     assert found[0] == found[1] == 1 and found[-1] == pytest.approx(0.3, abs=1e-3)
     ratios = [ours / theirs for ours, theirs in zip(found[3:13], expected[3:13], strict=True)]
     assert max(ratios) / min(ratios) < 1.03  # one factor: the shape is theirs
     assert fmean(ratios) == pytest.approx(1, abs=0.1)
+
+
+PLAN = [64, 64, 128, 128, *[256] * 4, *[512] * 8]  # the convolutions of VGG-19
+SMART_RATIO = {  # densities of its layers in the code of Su et al. 2020
+    0.9: [*[1] * 6, 0.318, 0.173, 0.112, 0.0725, 0.0466, 0.0294, 0.0179, 0.0103, 0.0054, 0.0024, 0.3],
+    0.95: [*[1] * 4, 0.669, 0.218, 0.1355, 0.0865, 0.0559, 0.0362, 0.0233, 0.0147, 0.0089, 0.0051, 0.0027, 0.0012, 0.3],
+    0.98: [1, 1, 0.838, 0.2635, 0.146, 0.087, 0.054, 0.0345, 0.0223, 0.0145, 0.0093, 0.0059, 0.0036, 0.0020, 0.0011,
+           0.0005, 0.3],
+}  # fmt: skip
+
+
+def smart_ratio_counts(sizes: list[int], sparsity: float) -> list[int]:
+    """What the released code keeps of the convolutions of a VGG and of the linear layer after them, in integers."""
+    depth = len(sizes)
+    raw = [((depth - i) ** 2 + depth - i) / (i + 1) ** 2 for i in range(depth - 1)]
+    scaled = sum(int(size * share) for size, share in zip(sizes, raw, strict=False))
+    ratios = [share * (int(sum(sizes) * (1 - sparsity)) - int(0.3 * sizes[-1])) / scaled for share in raw]
+    extra, counts = 0, []
+    for size, ratio in zip(sizes, ratios, strict=False):
+        if ratio >= 1:
+            extra += int((ratio - 1) * size)
+            counts.append(size)
+        else:
+            taken = min(extra, int((1 - ratio) * size))
+            extra -= taken
+            counts.append(int(ratio * size + taken))
+    return [*counts, int(0.3 * sizes[-1])]
+
+
+@pytest.mark.parametrize("sparsity", SMART_RATIO)
+def test_smart_ratio_gives_the_surplus_to_the_next_layers_as_the_released_code(sparsity: float) -> None:
+    shapes = [(out, before, 3, 3) for before, out in zip([3, *PLAN], PLAN, strict=False)] + [(10, 512)]
+    scores = {f"layer{i}.weight": torch.rand(shape) for i, shape in enumerate(shapes)}
+    candidates = {name: torch.ones_like(values, dtype=torch.bool) for name, values in scores.items()}
+    keep = masks.num_kept(sparsity, masks.total(scores))
+    settings = {"shape": "vgg", "linear_density": 0.3, "surplus": "next"}
+    mask = allocation.smart_ratio(scores, candidates, keep, Generator(), **settings).mask
+    assert masks.kept(mask) == keep
+    found, counts = list(masks.densities(mask).values()), [int(kept.sum()) for kept in mask.values()]
+    for ours, theirs in zip(found, SMART_RATIO[sparsity], strict=True):
+        assert ours == pytest.approx(theirs, abs=6e-4)
+    expected = smart_ratio_counts([values.numel() for values in scores.values()], sparsity)
+    assert max(abs(ours - theirs) for ours, theirs in zip(counts, expected, strict=True)) <= 3  # theirs round down

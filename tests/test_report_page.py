@@ -299,8 +299,50 @@ def test_cells_without_a_run_are_dashes_and_untrained_ones_marked() -> None:
     runs = [row("snip", 0), row("snip", 1, 0.1, stopped="collapse"), row("synflow", 0, sparsity=0.99)]
     _, table, looks = made(runs)
     text = tables.markdown(table, looks)
-    assert "| snip | 90.00 (n = 1) † | – |" in text and "| synflow | – | 90.00 (n = 1) |" in text
+    assert "| snip | 90.00 (n = 1) ‡ | – |" in text and "| synflow | – | 90.00 (n = 1) |" in text
     assert "left runs untrained" in text and "A dash is a cell without a run" in text
+
+
+def test_marks_say_what_is_best_and_what_cannot_be_told_from_it() -> None:
+    seeds = {"snip": [0.93, 0.935, 0.931], "synflow": [0.931, 0.93, 0.932], "random": [0.2, 0.21, 0.215]}
+    _, table, looks = made(rows(**seeds))
+    text = tables.markdown(table, looks)
+    assert "| **93.20 ± 0.26** |" in text and "| 93.10 ± 0.10 † |" in text and "| 20.83 ± 0.76 |" in text
+    assert "Bold: the best mean" in text and "† A paired t test cannot tell it from the best mean" in text
+    assert "There is no run of the dense network." in text and "Nothing was tested" not in text
+    _, table, looks = made(rows(**{name: values[:2] for name, values in seeds.items()}))
+    text = tables.markdown(table, looks)
+    assert "Nothing was tested: that takes 3 seeds." in text and "†" not in text and text.count("**") == 2
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_the_dense_network_is_drawn_or_missing(tmp_path: Path, dense: bool) -> None:
+    runs = rows(snip=[0.93, 0.935], synflow=[0.9, 0.91], **({"dense": [0.95, 0.952]} if dense else {}))
+    write(results(tmp_path / "results", runs), tmp_path / "report", images=False)
+    text = (tmp_path / "report" / "index.html").read_text()
+    assert ("the dashed line is the dense network" in text) == dense
+    missing = [(line["label"], line["seeds"]) for line in table(tmp_path / "report", "missing")]
+    assert missing == ([] if dense else [("dense", "0 1")])
+
+
+def test_a_share_of_paths_that_is_not_known_is_left_out(tmp_path: Path) -> None:
+    runs = [row("snip", 0, effective_sparsity=None), row("snip", 1)]
+    assert not write(results(tmp_path / "results", runs), tmp_path / "report", images=False).problems
+    (cell,) = table(tmp_path / "report", "cells")
+    assert cell["effective_sparsity"] == ""
+
+
+@pytest.mark.parametrize(("library", "images"), [("matplotlib", True), ("scipy", False), ("jinja2", False)])
+def test_a_library_that_is_missing_is_named(
+    library: str, images: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = results(tmp_path / "results", rows(snip=[0.93, 0.935, 0.91], synflow=[0.9, 0.91, 0.92]))
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ConfigError, match=f"a report needs {library}, which is not installed: pip install {library}"):
+        write(folder, tmp_path / "report", images=images)
+    assert not (tmp_path / "report").exists()
+    if library == "matplotlib":
+        write(folder, tmp_path / "report", images=False)
 
 
 def test_latex_is_a_booktabs_table_with_its_cells_in_place() -> None:

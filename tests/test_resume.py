@@ -1,8 +1,10 @@
 """A run that is killed, preempted or met by a second process: the same result as if nothing had happened."""
 
+import hashlib
 import json
 import logging
 import os
+import pickle
 import random
 import shutil
 import signal
@@ -19,7 +21,8 @@ import torch
 from conftest import ROOT, RunCli, composed
 from safetensors.torch import load_file
 
-from pai_bench import experiment, files, ownership, store
+from pai_bench import experiment, files, ownership, status, store
+from pai_bench.data import resident
 from pai_bench.errors import OwnedError
 
 TINY = [
@@ -67,7 +70,7 @@ RUNS = {
 def however_short() -> Iterator[None]:
     """Idle channels are looked for in these short runs, too."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("pai_bench.train._LONG", 0)
+        patched.setattr("pai_bench.train._LONG", {})
         yield
 
 
@@ -238,11 +241,12 @@ def test_a_run_that_dies_after_its_result_is_tidied_up(tmp_path: Path, monkeypat
 def test_who_claims_a_run_just_after_its_end_leaves_it_as_it_is(tmp_path: Path) -> None:
     first = store.RunDirectory(tmp_path / "run")
     first.record({"test/top1": 0.5}, 1.0)
-    first.finish({"id": "run"})
+    row = {"id": "run", "test_top1": 0.5, "sparsity": 0.0}
+    first.finish(row)
     first.close()
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.name != "status.json"}
     second = store.RunDirectory(tmp_path / "run")
-    assert second.row == {"id": "run"}
+    assert second.row == row
     second.close()
     after = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.name != "status.json"}
     assert after == before
@@ -258,7 +262,7 @@ def test_a_torn_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path, cap
         (tmp_path / "checkpoint.pt").write_bytes(damaged)
         loaded = store.load_checkpoint(tmp_path)
         assert loaded is not None and loaded["a"].all()
-    assert "checkpoint.pt is damaged" in caplog.text
+    assert "checkpoint.pt: it is damaged" in caplog.text
     (tmp_path / "checkpoint.previous.pt").write_bytes(b"pai_bench")
     assert store.load_checkpoint(tmp_path) is None
 
@@ -398,7 +402,145 @@ def test_a_file_system_that_stalls_does_not_lose_the_claim(tmp_path: Path, monke
 
 def test_a_checkpoint_beyond_the_end_of_its_curve_is_passed_over(tmp_path: Path) -> None:
     """A machine that crashed may have lost the end of the curve."""
-    (tmp_path / "curve.jsonl").write_text("{}\n" * 3)
-    store.save_checkpoint(tmp_path, {"curve_bytes": 6})
-    store.save_checkpoint(tmp_path, {"curve_bytes": 12})
-    assert store.load_checkpoint(tmp_path) == {"curve_bytes": 6}
+    (tmp_path / "curve.jsonl").write_text('{"epoch": 1.0}\n' * 2)
+    store.save_checkpoint(tmp_path, {}, curve_bytes=15)
+    store.save_checkpoint(tmp_path, {}, curve_bytes=45)
+    loaded = store.load_checkpoint(tmp_path)
+    assert loaded is not None and loaded["curve_bytes"] == 15
+
+
+def claim_of_a_dead_process(directory: Path) -> str:
+    """Leaves the claim file of a process that is gone, and returns what it holds."""
+    os.waitpid(in_child(lambda: (ownership.Claim(directory), os.kill(os.getpid(), signal.SIGKILL))), 0)
+    return (directory / "owner.json").read_text()
+
+
+def test_who_dies_while_it_clears_a_dead_claim_holds_nobody_up(tmp_path: Path) -> None:
+    token = json.loads(claim_of_a_dead_process(tmp_path))["token"]
+    other = tmp_path / "other"
+    other.mkdir()
+    left = claim_of_a_dead_process(other)
+    (tmp_path / f"owner.json.{token}.cleared").write_text(left)
+    # Who cleared that one has died over it, too.
+    (tmp_path / f"owner.json.{json.loads(left)['token']}.cleared").write_text(claim_of_a_dead_process(other))
+    started = time.monotonic()
+    ownership.Claim(tmp_path).release()
+    assert time.monotonic() - started < 5
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+
+
+def test_who_lives_and_clears_a_dead_claim_is_left_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    token = json.loads(claim_of_a_dead_process(tmp_path))["token"]
+    other = tmp_path / "other"
+    other.mkdir()
+    ownership.Claim(other).path.rename(tmp_path / f"owner.json.{token}.cleared")
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    with pytest.raises(OwnedError, match="try again"):
+        ownership.Claim(tmp_path)
+
+
+def test_files_of_processes_that_died_over_a_claim_are_removed(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    left = claim_of_a_dead_process(other)
+    for name in ("owner.json.tmp-0123456789abcdef", "owner.json.fedcba9876543210.cleared"):
+        (tmp_path / name).write_text(left)
+    torn = tmp_path / "owner.json.tmp-0011223344556677"
+    torn.touch()
+    os.utime(torn, (0, 0))
+    (tmp_path / "owner.json.tmp-7766554433221100").touch()  # being written now
+    claim = ownership.Claim(tmp_path)
+    assert {path.name for path in tmp_path.glob("owner*")} == {"owner.json", "owner.json.tmp-7766554433221100"}
+    claim.release()
+
+
+# Damaged records ------------------------------------------------------------------------------------------------------
+
+DAMAGE = {
+    "cut": b'{"id": "x", "test_t', "empty": b"", "a list": b"[]", "another dictionary": b"{}", "a number": b"7",
+    "null": b"null", "garbage": b"\x00\xff\xfe\x80", "deep": b"[" * 100_000, "odd values": b'{"id": 1, "state": 2}',
+}  # fmt: skip
+
+
+RECORDS = ("result.json", "status.json", "queued.json", "owner.json", "curve.jsonl")
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_damaged_record_is_named_and_holds_no_run_up(
+    name: str, kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = store.RunDirectory(tmp_path / "run")
+    first.record({"test/top1": 0.5}, 1.0)
+    first.save_checkpoint({"a": torch.ones(1)})
+    first.close()
+    path = tmp_path / "run" / name
+    path.write_bytes((DAMAGE[kind] + b" " * 100)[:100] if name == "curve.jsonl" else DAMAGE[kind])
+    os.utime(path, (0, 0))
+    assert status.finished(path.parent) is None
+    found = status.state(path.parent)
+    if name in ("result.json", "status.json", "queued.json"):
+        assert found.name == "broken" and found.error is not None and found.error.startswith(f"{path}: it is damaged")
+    else:
+        assert found.name == "dead"
+    caplog.clear()
+    second = store.RunDirectory(path.parent)
+    assert (second.checkpoint is None) == (name == "curve.jsonl")
+    second.finish({"id": "run", "test_top1": 0.5, "sparsity": 0.0})
+    second.close()
+    assert status.state(path.parent).name == "finished"
+    if name in ("result.json", "status.json", "curve.jsonl"):
+        assert f"{path}: it is damaged" in caplog.text or f"{path} is damaged" in caplog.text
+    if name == "result.json":
+        assert path.with_name("result.json.damaged").read_bytes() == DAMAGE[kind]
+
+
+def test_a_checkpoint_of_something_else_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("this", "other"):
+        (tmp_path / name).mkdir()
+        store.save_checkpoint(tmp_path / name, {"a": 1})
+    shutil.copy(tmp_path / "other" / "checkpoint.pt", tmp_path / "this" / "checkpoint.pt")
+    assert store.load_checkpoint(tmp_path / "this") is None
+    assert "it is a checkpoint of another run, other" in caplog.text
+    torch.save({"state": torch.ones(1)}, tmp_path / "this" / "checkpoint.pt")
+    assert store.load_checkpoint(tmp_path / "this") is None
+    for payload in (b"no pickle", pickle.dumps([1, 2])):
+        whole = store._MAGIC + hashlib.sha256(payload).digest() + payload
+        (tmp_path / "this" / "checkpoint.pt").write_bytes(whole)
+        assert store.load_checkpoint(tmp_path / "this") is None
+
+
+def test_a_sweep_counts_a_run_whose_records_are_damaged(run_cli: RunCli, tmp_path: Path) -> None:
+    sweep = [
+        "-m",
+        "model=lenet300",
+        "training.epochs=1",
+        "tracker=none",
+        "pruner=magnitude",
+        "sparsity=0.5",
+        "seed=0,1",
+    ]
+    assert run_cli(*sweep).returncode == 0
+    first, second = sorted((tmp_path / "results").iterdir())
+    (first / "result.json").write_bytes(b'{"id": "cut')
+    asked = [sys.executable, str(ROOT / "scripts" / "status.py"), str(tmp_path / "results")]
+    said = subprocess.run(asked, capture_output=True, text=True, check=False)
+    assert said.returncode == 1 and "1 finished   1 broken   of 2" in said.stdout
+    assert f"{first / 'result.json'}: it is damaged" in said.stdout
+    (second / "result.json").unlink()
+    (second / "config.yaml").write_bytes(b"\x00: [")
+    retried = subprocess.run([*asked, "--retry"], capture_output=True, text=True, check=False)
+    assert f"{second / 'config.yaml'}: it is damaged" in retried.stdout and retried.returncode == 4, retried.stderr
+    assert f"{first / 'result.json'} is damaged, and is now result.json.damaged" in retried.stdout
+    (first / "result.json").write_bytes(b"[]")
+    again = run_cli(*sweep)
+    assert again.returncode == 0 and "2 done, 0 skipped, 0 failed" in again.stdout, again.stderr
+
+
+def test_what_dead_processes_had_begun_to_decode_is_removed(tmp_path: Path) -> None:
+    for name in ("dead.1-32-abc", "busy-32-def"):
+        (tmp_path / f"{name}.building").mkdir()
+        (tmp_path / f"{name}.building" / "train.npy").touch()
+    with resident.lock(tmp_path, "busy-32-def"):
+        resident.remove_unfinished(tmp_path)
+    assert [path.name for path in tmp_path.glob("*.building")] == ["busy-32-def.building"]

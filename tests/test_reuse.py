@@ -1,16 +1,19 @@
 """Scores and masks that serve later runs: the same results as computed anew, and never those of something else."""
 
+import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import composed
+from conftest import Chain, composed
 from safetensors.torch import load_file
 from test_resume import TINY, config_of, directory_of, outcome
 
-from pai_bench import experiment, reuse
+from pai_bench import experiment, files, masks, reuse
+from pai_bench.core import Subnetwork
 from pai_bench.reuse import Shelf
 
 RUN = [word for word in TINY if "save_scores" not in word and "epochs=" not in word] + ["training.epochs=1"]
@@ -107,6 +110,55 @@ def test_a_damaged_file_is_computed_again(tmp_path: Path, caplog: pytest.LogCapt
     assert path.read_bytes() == content or len(path.read_bytes()) == len(content)
 
 
+@pytest.mark.parametrize("notes", ["", "[]", "{}", "null", "{", '{"seconds": "x", "num_examples": 1, "flops": 1}'])
+def test_an_entry_without_its_notes_is_computed_again(
+    notes: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(0)
+    model, shelf = Chain(), Shelf(tmp_path, 10**6, {})
+    scores = {name: torch.ones_like(weight) for name, weight in masks.prunable(model).items()}
+    costs = {"seconds": 2.0, "num_examples": 10, "flops": 7}
+    shelf.put("scores", {}, scores, costs)
+    found = reuse.scores(shelf, model)
+    assert found is not None and found[1] == costs and found[0].keys() == scores.keys()
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(files.tensor_bytes(scores, notes))
+    assert reuse.scores(shelf, model) is None and f"{path} cannot be read and is computed again" in caplog.text
+    path.write_bytes(files.tensor_bytes({"other": torch.ones(2)}, json.dumps(costs)))
+    assert reuse.scores(shelf, model) is None and "not those of this network" in caplog.text
+
+
+def test_one_entry_of_scores_serves_all_that_comes_after_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other hooks, allocations and sparsities; and no images are drawn for scores that are there."""
+    run(tmp_path / "a", *SNIP)
+
+    def no_images(*_: object) -> None:
+        raise AssertionError("scoring images were drawn")
+
+    after = ["ablation=shuffle_mask", "ablation=invert_scores", "ablation=reinit", "allocation=uniform"]
+    with monkeypatch.context() as patched:
+        patched.setattr("pai_bench.data.resident.Resident.draw", no_images)
+        patched.setattr(experiment, "_carries_signal", lambda *_: True)
+        rows = [run(tmp_path / "a", *SNIP, setting) for setting in after]
+    assert [row["reused"] for row in rows] == ["scores"] * len(after)
+    assert len(list((tmp_path / "a" / ".reuse").iterdir())) == 1
+    assert run(tmp_path / "a", *SNIP, "ablation=random_labels")["reused"] is None
+    assert len(list((tmp_path / "a" / ".reuse").iterdir())) == 2
+    assert_same_as_anew(rows[0], tmp_path / "a", tmp_path / "b", *SNIP, after[0])
+
+
+def test_costs_wait_for_the_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("pai_bench.reuse.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("pai_bench.devices.wait", lambda device: clock.append(clock.pop() + 100))
+    model, shelf = Chain(), Shelf(tmp_path, 10**6, {})
+    net = Subnetwork(model, masks.full(model), masks.prunable(model), (3, 8, 8))
+    ones = {name: torch.ones_like(weight) for name, weight in net.weights.items()}
+    reuse.Kept(lambda *_: ones, shelf)(net, [], torch.nn.functional.cross_entropy, torch.Generator())
+    found = reuse.scores(shelf, model)
+    assert found is not None and found[1]["seconds"] == 100
+
+
 def test_the_code_of_a_score_is_part_of_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "my_method.py").write_text("def score(): ...")
@@ -121,14 +173,21 @@ def test_the_shelf_drops_what_was_used_least_recently(tmp_path: Path) -> None:
     shelf = Shelf(tmp_path, 3000, {})
     tensor = {"a": torch.zeros(1000, dtype=torch.uint8)}
     for number in range(2):
-        shelf.put("scores", {"number": number}, tensor, {})
+        shelf.put("scores", {"number": number}, tensor, {"seconds": 1})
         os.utime(shelf._path("scores", {"number": number}), (number, number))
-    assert shelf.take("scores", {"number": 0}) is not None  # so the other is older now
-    shelf.put("scores", {"number": 2}, tensor, {})
-    found = [shelf.take("scores", {"number": number}) is not None for number in range(3)]
-    assert found == [True, False, True]
-    Shelf(tmp_path, 10, {}).put("scores", {"number": 3}, tensor, {})
-    assert shelf.take("scores", {"number": 3}) is None
+    assert taken(shelf, 0)  # so the other is older now
+    for name, age in (("old.tmp-1", 7200), ("now.tmp-2", 0)):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    shelf.put("scores", {"number": 2}, tensor, {"seconds": 1})
+    assert sorted(path.name for path in tmp_path.glob("*.tmp-*")) == ["now.tmp-2"]
+    assert [taken(shelf, number) for number in range(3)] == [True, False, True]
+    Shelf(tmp_path, 10, {}).put("scores", {"number": 3}, tensor, {"seconds": 1})
+    assert not taken(shelf, 3)
+
+
+def taken(shelf: Shelf, number: int) -> bool:
+    return shelf.take("scores", {"number": number}, lambda tensors, notes: True) is not None
 
 
 def test_runs_with_images_that_were_kept_are_taken_up_and_end_the_same(tmp_path: Path) -> None:

@@ -2,9 +2,12 @@
 
 import copy
 import dataclasses
+from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import Chain, Untrained, composed, drawn, options
@@ -13,7 +16,9 @@ from torch import Generator, nn
 from torch.nn import functional as F
 
 from pai_bench import ablations, allocation, experiment, masks, schedules
-from pai_bench.core import Ablation, Batches, Chosen, Examples, Length, Mask, Pruner, Round, Scores, Subnetwork
+from pai_bench.core import Ablation, Batches, Chosen, Examples, Length, Mask, Place, Pruner, Round, Scores, Subnetwork
+from pai_bench.data.imagenet import Streamed
+from pai_bench.data.resident import Resident
 from pai_bench.errors import ConfigError
 from pai_bench.prune import Pruned, prune
 from pai_bench.pruners import force, magnitude, neural_tangent_transfer, snip, synflow
@@ -24,8 +29,12 @@ LENGTH = Length(3, 5)  # of RECIPE on FewImages
 MAGNITUDE = Pruner(magnitude.score, "eval", None)
 
 
-def topk(scores: Scores, candidates: Mask, sparsity: float, generator: Generator) -> Chosen:
-    return allocation.keep_largest(scores, candidates, masks.num_kept(sparsity, masks.total(candidates)))
+def topk(scores: Scores, candidates: Mask, keep: int, generator: Generator) -> Chosen:
+    return allocation.keep_largest(scores, candidates, keep)
+
+
+def top(scores: Scores, candidates: Mask, sparsity: float) -> Mask:
+    return topk(scores, candidates, masks.num_kept(sparsity, masks.total(candidates)), Generator()).mask
 
 
 def searched(
@@ -46,9 +55,10 @@ def searched(
         record=lambda metrics, epoch: lines.append((epoch, metrics)),
         keep_epochs=[r.rewind_epoch for r in rounds if r.rewind_epoch is not None and r.rewind_weights],
     )  # fmt: skip
+    settings.setdefault("initial", drawn(model))
     pruned = prune(
-        model, pruner, allocate, rounds, ablation=ablation or Ablation(),
-        initial=drawn(model), input_shape=SHAPE, draw=FewImages().draw, training=trainer, loss=F.cross_entropy, seed=0,
+        model, pruner, allocate, rounds, ablation=ablation or Ablation(), input_shape=SHAPE,
+        draw=FewImages().draw, training=trainer, loss=F.cross_entropy, seed=0,
         record=lambda metrics, epoch: lines.append((epoch, metrics)), **settings,
     )  # fmt: skip
     return pruned, trainer, lines
@@ -88,7 +98,7 @@ def test_rewinding_returns_to_the_weights_of_an_epoch_or_step(epoch: float) -> N
     # The first level prunes the network that dense training leads to.
     dense = trained_to(3)
     scores = {name: weight.detach().abs() for name, weight in masks.prunable(dense).items()}
-    first = topk(scores, masks.full(dense), rounds[0].sparsity, Generator()).mask
+    first = top(scores, masks.full(dense), rounds[0].sparsity)
     assert not any((pruned.mask[name] & ~first[name]).any() for name in first)
     # Recorded time never goes back, and finding the mask is counted.
     times = [time for time, _ in lines]
@@ -124,7 +134,7 @@ def test_fine_tuning_goes_on_at_the_last_learning_rate() -> None:
 
 @pytest.mark.parametrize("step", [0, 1, 7])
 def test_pruning_early_in_training_goes_on_from_there(step: int) -> None:
-    rounds = schedules.early(0.5, LENGTH, epoch=None, step=step, rounds=1)
+    rounds = schedules.early(0.5, LENGTH, epoch=None, step=step, rounds=1, rounding="nearest")
     pruned, trainer, lines = searched(rounds)
     assert trainer.clock == step and equal(trainer.model, trained_to(step / 5), pruned.mask)
     trainer.finish(pruned.held, 3)
@@ -143,12 +153,8 @@ def test_gradual_pruning_masks_within_epochs_and_ends_with_an_evaluation_of_the_
 
 def test_momentum_of_pruned_weights_is_dropped() -> None:
     _, trainer, _ = searched([Round(0.5, until_epoch=1.0)])
-    mask = topk(
-        {n: w.detach().abs() for n, w in masks.prunable(trainer.model).items()},
-        masks.full(trainer.model),
-        0.8,
-        Generator(),
-    ).mask
+    scores = {n: w.detach().abs() for n, w in masks.prunable(trainer.model).items()}
+    mask = top(scores, masks.full(trainer.model), 0.8)
     trainer.until(mask, 1.4)
     for name in masks.prunable(trainer.model):
         assert not trainer.gear.optimizer.buffers[name][~mask[name]].any()
@@ -201,7 +207,7 @@ def test_transferred_weights_are_what_training_starts_from() -> None:
     model = Chain(norm=False)
 
     def transfer(net: Subnetwork, *rest: Any) -> dict[str, torch.Tensor]:
-        settings = {"steps": 3, "lr": 1e-2, "kernel_weight": 1e-3, "decay": 1e-5}
+        settings = {"steps": 3, "lr": 1e-2, "kernel": "kept", "kernel_weight": 1e-3, "decay": 1e-5}
         return neural_tangent_transfer.transfer(net, *rest, **settings)
 
     pruner = Pruner(
@@ -212,6 +218,45 @@ def test_transferred_weights_are_what_training_starts_from() -> None:
     for name, weight in masks.prunable(trainer.model).items():
         kept = pruned.mask[name]
         assert not weight[~kept].any() and (weight[kept] != before[name][kept]).any()
+
+
+@pytest.mark.parametrize("regrow_moved", [False, True])
+def test_a_weight_returns_with_its_initial_value_or_where_it_stood(regrow_moved: bool) -> None:
+    """Every round adds one to what is kept. Weights go and come back; a search that is taken up again ends the same."""
+    torch.manual_seed(0)
+    model = Chain()
+    initial = drawn(model)
+    seen: list[Scores] = []
+
+    def score(net: Subnetwork, *rest: Any) -> Scores:
+        seen.append(neural_tangent_transfer.score(net, *rest))
+        first = {name: torch.arange(w.numel()).view(w.shape) % 2 == 0 for name, w in net.weights.items()}
+        return {name: (kept if len(seen) in (1, 3) else ~kept).double() for name, kept in first.items()}
+
+    def moving(net: Subnetwork, *rest: Any) -> dict[str, torch.Tensor]:
+        return {name: weight + 1 for name, weight in net.weights.items()}
+
+    pruner = Pruner(score, "eval", None, regrow=True, regrow_moved=regrow_moved, transfer=moving)
+    reached: list[tuple[Pruned, dict[str, torch.Tensor]]] = []
+
+    def checkpoint(pruned: Pruned) -> None:
+        reached.append((pruned, copy.deepcopy(model.state_dict())))
+
+    searched([Round(0.5)] * 4, pruner, model=model, checkpoint=checkpoint)
+    half = torch.arange(initial["fc.weight"].numel()).view(initial["fc.weight"].shape) % 2 == 0
+    start = initial["fc.weight"]
+    expected = [start, torch.where(half, start + 1, start), start + 1, start + torch.where(half, 2, 1)]
+    if not regrow_moved:
+        expected[2] = torch.where(half, start, start + 1)
+        expected[3] = torch.where(half, start + 1, start)
+    for scores, values in zip(seen, expected, strict=True):
+        torch.testing.assert_close(scores["fc.weight"].float(), values.abs())
+    last = {name: weight.clone() for name, weight in model.named_parameters()}
+    begun, state = reached[2]
+    model.load_state_dict(state)
+    del seen[2:]
+    searched([Round(0.5)] * 4, pruner, model=model, begun=begun, initial=initial)
+    assert all(torch.equal(weight, last[name]) for name, weight in model.named_parameters())
 
 
 MOVES: dict[str, dict[str, Any]] = {
@@ -236,8 +281,8 @@ def test_a_score_remembers_nothing_once_weights_move(moved: str) -> None:
 
     def watched(net: Subnetwork, *rest: Any) -> Scores:
         memories.append(len(net.memory))
-        fresh = synflow.score(dataclasses.replace(net, memory={}), *rest, dtype="float64")
-        scores = synflow.score(net, *rest, dtype="float64")
+        fresh = synflow.score(dataclasses.replace(net, memory={}), *rest)
+        scores = synflow.score(net, *rest)
         assert all(torch.equal(scores[name], fresh[name]) for name in fresh)
         return scores
 
@@ -267,9 +312,9 @@ def test_a_sketch_rescales_the_weights() -> None:
     model = Chain()
     before = {name: weight.detach().clone() for name, weight in masks.prunable(model).items()}
 
-    def sketch(scores: Scores, candidates: Mask, sparsity: float, generator: Generator) -> Chosen:
+    def sketch(scores: Scores, candidates: Mask, keep: int, generator: Generator) -> Chosen:
         return Chosen(
-            topk(scores, candidates, sparsity, generator).mask, {n: torch.full_like(s, 3.0) for n, s in scores.items()}
+            topk(scores, candidates, keep, generator).mask, {n: torch.full_like(s, 3.0) for n, s in scores.items()}
         )
 
     pruned, trainer, _ = searched([Round(0.3), Round(0.5)], allocate=sketch, model=model)
@@ -309,7 +354,7 @@ def test_what_a_shuffled_mask_brings_back_has_its_initial_value(reduce: Any) -> 
 def test_inversion_reverses_ties_too() -> None:
     candidates = {"a": torch.ones(4, dtype=torch.bool)}
     inverted = ablations.invert({"a": torch.full((4,), 5.0)}, candidates, Generator())
-    assert topk(inverted, candidates, 0.5, Generator()).mask["a"].tolist() == [False, False, True, True]
+    assert top(inverted, candidates, 0.5)["a"].tolist() == [False, False, True, True]
 
 
 def test_inverted_scores_keep_what_was_pruned_first() -> None:
@@ -318,16 +363,16 @@ def test_inverted_scores_keep_what_was_pruned_first() -> None:
     scores = {name: torch.randn(w.shape) for name, w in masks.prunable(model).items()}  # signed, as GraSP's
     candidates = masks.full(model)
     inverted = ablations.invert(scores, candidates, Generator())
-    upper, lower = (topk(given, candidates, 0.5, Generator()).mask for given in (scores, inverted))
+    upper, lower = (top(given, candidates, 0.5) for given in (scores, inverted))
     assert not any((upper[name] & lower[name]).any() for name in upper)
     assert masks.kept(upper) + masks.kept(lower) in (masks.total(upper), masks.total(upper) + 1)
-    twice = topk(ablations.invert(inverted, candidates, Generator()), candidates, 0.8, Generator()).mask
-    assert all(torch.equal(twice[name], topk(scores, candidates, 0.8, Generator()).mask[name]) for name in twice)
+    twice = top(ablations.invert(inverted, candidates, Generator()), candidates, 0.8)
+    assert all(torch.equal(twice[name], top(scores, candidates, 0.8)[name]) for name in twice)
 
 
 def test_inverted_rounds_go_on_when_nothing_is_left_to_rank() -> None:
     def flow(net: Subnetwork, *rest: Any) -> Scores:
-        return synflow.score(net, *rest, dtype="float64")
+        return synflow.score(net, *rest)
 
     rounds = [Round(s) for s in (0.2, 0.4, 0.6, 0.8)]
     pruned = searched(rounds, Pruner(flow, "eval", None), Ablation(scores=ablations.invert))[0]
@@ -363,6 +408,74 @@ def test_random_pixels_permute_every_image_in_its_own_way(batches: Batches) -> N
             assert torch.equal(image, original[:, order])  # channels stay together
             orders.append(tuple(order))
     assert len(set(orders)) == len(orders)
+
+
+def byte_images() -> Resident:
+    """Twelve images of four classes in bytes, with a border of one black pixel for crops."""
+    generator = np.random.default_rng(0)
+    images = generator.integers(1, 256, (12, 4, 4, 3), dtype=np.uint8)  # none is black
+    labels = np.arange(12) % 4
+    place = Place(Path(), False, torch.device("cpu"), 0)
+    settings = {"validation": 0.0, "mean": [0.0] * 3, "std": [1.0] * 3, "padding": 1, "flip": True}
+    return Resident((images, labels), (images, labels), 4, place, **settings)
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_official_random_pixels_permute_all_values_of_an_image_before_it_is_augmented(augment: bool) -> None:
+    data = byte_images()
+    examples = Examples(per_class=3, total=None, batch_size=6, augment=augment)
+    change = partial(ablations.random_pixels_official, generator=Generator().manual_seed(0))
+    broken = data.draw(examples, Generator().manual_seed(1), change)
+    plain = data.draw(examples, Generator().manual_seed(1))
+    assert [x.shape for x, _ in broken] == [(6, 3, 4, 4)] * 2
+    found, before = (torch.cat([y for _, y in batches]) for batches in (broken, plain))
+    assert found.bincount().tolist() == [3] * 4 and (found != before).any()  # balanced, and others
+    pixels, original = ((255 * torch.cat([x for x, _ in b])).round().int() for b in (broken, plain))
+    for image, other in zip(pixels, original, strict=True):
+        black = image.eq(0).all(0)
+        assert torch.equal(image.eq(0).any(0), black)  # the border was added afterwards, to whole pixels
+        assert augment or not black.any()
+        if not augment:
+            assert sorted(image.flatten().tolist()) == sorted(other.flatten().tolist())
+            assert (
+                image[0].flatten().sort().values.tolist() != other[0].flatten().sort().values.tolist()
+            )  # channels mix
+    inside = pixels.eq(0).all(1).sum((1, 2))
+    assert (inside > 0).any() == augment
+    same = data.draw(examples, Generator().manual_seed(1))
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(same, plain, strict=True))  # what is stored stays
+
+
+def test_streamed_images_are_not_changed() -> None:
+    with pytest.raises(ConfigError, match=r"many sizes and are not changed; use .* ablation=random_pixels"):
+        Streamed.draw(None, Examples(None, 2, 2, False), Generator(), lambda images, labels: (images, labels))  # type: ignore[arg-type]
+
+
+def test_a_change_of_stored_images_reaches_the_score(batches: Batches) -> None:
+    seen: list[Batches] = []
+
+    def watched(net: Subnetwork, batches: Batches, *rest: Any) -> Scores:
+        seen.append(batches)
+        return magnitude.score(net, batches, *rest)
+
+    model = Chain()
+    changes = []
+
+    def draw(examples: Examples, generator: Generator, change: Any = None) -> Batches:
+        changes.append(change(torch.arange(24, dtype=torch.uint8).view(2, 2, 2, 3), torch.tensor([0, 1])))
+        return batches
+
+    prune(
+        model, Pruner(watched, "eval", Examples(None, 20, 20, False)), topk, [Round(0.3), Round(0.5)],
+        ablation=Ablation(images=ablations.random_pixels_official), initial=drawn(model), input_shape=SHAPE, draw=draw,
+        training=Untrained(), loss=F.cross_entropy, seed=0, record=lambda metrics, epoch: None,
+    )  # fmt: skip
+    assert len(seen) == len(changes) == 2
+    for scored in seen:
+        assert all(torch.equal(x, y.double()) for (x, _), (y, _) in zip(scored, batches, strict=True))
+    (first, _), (second, _) = changes
+    assert first[0].flatten().sort().values.tolist() == list(range(12))
+    assert not torch.equal(first, second)  # every round in its own way
 
 
 def test_weights_are_redrawn_or_shuffled_under_the_same_mask() -> None:

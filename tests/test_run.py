@@ -53,7 +53,12 @@ def test_one_run_leaves_a_whole_record(run_cli: RunCli, tmp_path: Path) -> None:
     named = {
         name.rstrip("/") for row in re.findall(r"^\|(.*?)\|", page, re.M) for name in re.findall(r"`([^`]+)`", row)
     }
-    assert {path.name for path in directory.iterdir()} == named - {"queued.json", "checkpoint.pt"}
+    assert {path.name for path in directory.iterdir()} == named - {
+        "queued.json",
+        "checkpoint.pt",
+        "result.json.damaged",
+        "wandb.json",
+    }
     assert sorted(path.name for path in directory.iterdir()) == [
         "config.yaml", "curve.jsonl", "mask.json", "mask.safetensors", "metrics.csv", "model.safetensors",
         "provenance.json", "result.json", "run.log", "scores.safetensors", "status.json", "wandb",

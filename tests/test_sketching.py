@@ -379,8 +379,7 @@ def draw(
 ) -> Chosen:
     """A sampled mask that keeps k, with its rescaling."""
     candidates = {name: torch.ones_like(values, dtype=torch.bool) for name, values in sizes.items()}
-    total = sum(values.numel() for values in sizes.values())
-    sketch = allocation.sampled(sizes, candidates, 1 - k / total, generator, beta=beta, scope=scope, rescale=True)
+    sketch = allocation.sampled(sizes, candidates, k, generator, beta=beta, scope=scope, rescale=True)
     assert sketch.scale is not None
     return sketch
 
@@ -413,7 +412,7 @@ def test_sampled_keeps_exactly_k_and_is_decided_by_its_generator(beta: float, sc
         k = round((1 - sparsity) * 168)
         masks, again, other = (
             allocation.sampled(
-                sizes, candidates, sparsity, Generator().manual_seed(seed), beta=beta, scope=scope, rescale=False
+                sizes, candidates, k, Generator().manual_seed(seed), beta=beta, scope=scope, rescale=False
             ).mask
             for seed in (0, 0, 1)
         )
@@ -494,7 +493,7 @@ def test_sampled_refuses_negative_scores_of_candidates() -> None:
     with pytest.raises(UserError, match="a has negative ones"):
         draw(sizes, 2, Generator())
     candidates = {"a": torch.tensor([True, False, True])}
-    sketch = allocation.sampled(sizes, candidates, 1 / 3, Generator(), beta=1.0, scope="global", rescale=True)
+    sketch = allocation.sampled(sizes, candidates, 2, Generator(), beta=1.0, scope="global", rescale=True)
     assert sketch.scale is not None
     assert sketch.mask["a"].tolist() == [True, False, True]
     assert sketch.scale["a"][sketch.mask["a"]].isfinite().all()

@@ -70,7 +70,7 @@ def built(name: str) -> nn.Module:
 
 @pytest.fixture(autouse=True)
 def long_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pai_bench.train._LONG", 0)
+    monkeypatch.setattr("pai_bench.train._LONG", {})
 
 
 def scattered(model: nn.Module) -> Mask:
@@ -184,7 +184,7 @@ def test_short_training_is_of_the_whole_network(monkeypatch: pytest.MonkeyPatch)
     trainer = trained(model, mask, True)
     assert trainer.compact_speedup is None and trainer.trained is trainer.model
     # Under the same mask for longer it is another matter, whether or not the run was interrupted in between.
-    monkeypatch.setattr("pai_bench.train._LONG", 0)
+    monkeypatch.setattr("pai_bench.train._LONG", {})
     trainer.until(mask, 2)
     assert trainer.trained is not trainer.model
 

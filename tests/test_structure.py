@@ -9,7 +9,7 @@ from conftest import Chain, composed, pruned_as, residual
 from torch import Generator, nn
 from torch.nn import functional as F
 
-from pai_bench import experiment, masks, measures, structure
+from pai_bench import experiment, masks, measures, paths, structure
 from pai_bench.core import Batches
 from pai_bench.errors import ConfigError
 from pai_bench.prune import Pruned
@@ -174,6 +174,48 @@ def test_the_residual_stream_keeps_its_channels_and_its_stem() -> None:
     assert torch.equal(block(x), F.relu(block.shortcut(x)))
 
 
+def test_filters_that_grouped_convolutions_read_are_followed() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 12, 3, groups=4), nn.BatchNorm2d(12), nn.ReLU(),
+        nn.Conv2d(12, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 10),
+    )  # fmt: skip
+    filters = structure.filters(model, SHAPE)
+    assert list(filters.layers) == ["0.weight", "6.weight"]  # a grouped convolution is not cut itself
+    units = filters.full(masks.full(model))
+    units["0.weight"][[1, 4]] = False
+    mask = filters.expand(unsettled(model.eval()), units)
+    # Filters 1 and 4 are the second of the first pair of channels and the first of the third pair.
+    expected = torch.ones(12, 2, 3, 3, dtype=torch.bool)
+    expected[0:3, 1] = expected[6:9, 0] = False
+    assert torch.equal(mask["3.weight"], expected)
+    masks.apply_(model, mask)
+    images = torch.randn(2, *SHAPE)
+    before = model(images)
+    with torch.no_grad():
+        model[0].weight[[1, 4]] = 1.0
+        model[1].bias[[1, 4]] = 1.0
+    assert torch.equal(model(images), before)
+
+
+@pytest.mark.parametrize("name", ["resnext50_32x4d", "regnetx_002", "dla46x_c"])
+def test_networks_with_grouped_convolutions_have_filters(name: str) -> None:
+    model = model_of("timm", f"model.name={name}")
+    filters = structure.filters(model, SHAPE)
+    units = filters.full(masks.full(model))
+    for kept in units.values():
+        kept[::2] = False
+    assert 0.4 < masks.sparsity(filters.expand(model, units)) < 0.8
+
+
+def test_channels_that_cannot_be_followed_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"layer1\.0\.conv1 of ResNet shares its channels out among layers"):
+        structure.filters(model_of("timm", "model.name=res2net50_26w_4s"), SHAPE)
+    monkeypatch.setattr(structure, "_LOOKS", 0)
+    with pytest.raises(ConfigError, match=r"cannot be traced \(the search .* does not come to an end\); prune weights"):
+        structure.filters(model_of("vgg11"), SHAPE)
+
+
 def test_all_filters_of_vgg13_and_mobilenet_count_once() -> None:
     vgg = structure.filters(model_of("vgg13"), SHAPE)
     assert (len(vgg.layers), sum(layer.num_filters for layer in vgg.layers.values())) == (10, 2944)
@@ -222,7 +264,7 @@ def test_effective_weights_of_a_chain_are_those_on_a_path(density: float) -> Non
     for seed in range(5):
         generator = Generator().manual_seed(seed)
         mask = {n: torch.rand(w.shape, generator=generator) < density for n, w in masks.prunable(model).items()}
-        found, expected = measures.effective(model, mask, (3, 8, 8)), on_a_path(model, mask)
+        found, expected = paths.effective(model, mask, (3, 8, 8)), on_a_path(model, mask)
         assert all(torch.equal(found[name], expected[name]) for name in mask)
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -234,7 +276,7 @@ def test_effective_weights_of_a_residual_net_are_those_whose_removal_can_matter(
     model = residual().double()
     generator = Generator().manual_seed(1)
     mask = {n: torch.rand(w.shape, generator=generator) < density for n, w in masks.prunable(model).items()}
-    found = measures.effective(model, mask, (3, 8, 8))
+    found = paths.effective(model, mask, (3, 8, 8))
     positive = {name: m.double().requires_grad_() for name, m in mask.items()}
     model.eval()
     others = {
@@ -252,9 +294,9 @@ def test_effective_sparsity_of_a_deep_network_neither_overflows_nor_vanishes() -
     model = model_of("resnet110")
     generator = Generator().manual_seed(0)
     full = masks.full(model)
-    assert masks.kept(measures.effective(model, full, SHAPE)) == masks.total(full)
+    assert masks.kept(paths.effective(model, full, SHAPE)) == masks.total(full)
     mask = {n: torch.rand(w.shape, generator=generator) < 0.05 for n, w in masks.prunable(model).items()}
-    reached = measures.effective(model, mask, SHAPE)
+    reached = paths.effective(model, mask, SHAPE)
     assert 0.5 * masks.kept(mask) < masks.kept(reached) < masks.kept(mask)
 
 
@@ -263,7 +305,7 @@ def test_dead_units_are_those_that_no_path_runs_through() -> None:
     mask = masks.full(model)
     mask["conv2.weight"][:, 2] = False  # nobody reads unit 2 of the first layer
     mask["conv1.weight"][4] = False  # nothing feeds unit 4
-    reached = measures.effective(model, mask, (3, 8, 8))
+    reached = paths.effective(model, mask, (3, 8, 8))
     assert measures.dead_units(reached) == {"conv1.weight": 2, "conv2.weight": 0, "fc.weight": 0}
     assert not reached["conv2.weight"][:, 4].any() and not reached["conv1.weight"][2].any()
 
@@ -272,6 +314,6 @@ def test_signal_and_paths_agree(batches: Batches) -> None:
     model = Chain()
     mask = masks.full(model)
     mask["conv2.weight"][:] = False
-    assert masks.kept(measures.effective(model, mask, (3, 8, 8))) == 0
+    assert masks.kept(paths.effective(model, mask, (3, 8, 8))) == 0
     masks.apply_(model, mask)
-    assert not measures.carries_signal(model, batches[0], F.cross_entropy)
+    assert not measures.carries_signal(model, batches[0][0])

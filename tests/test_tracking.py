@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, RunCli
+from conftest import ROOT, RunCli, composed
 from test_resume import RUNS, TINY, directory_of
 from wandb_server import Server
+
+from pai_bench import tracking
+from pai_bench.errors import ConfigError
 
 ONLINE = [*[word for word in TINY if not word.startswith("tracker")], "tracker=wandb"]
 
@@ -122,3 +125,73 @@ def test_what_could_not_be_sent_is_said(run_cli: RunCli, server: Server, tmp_pat
     )  # fmt: skip
     assert sent.returncode == 1
     assert "NOT SENT" in sent.stdout and "error: 1 of 1 runs were not sent" in sent.stderr
+
+
+def test_names_are_brought_into_the_form_that_wandb_takes() -> None:
+    long = "a" * 80
+    tag = tracking._fitting(long, 64)
+    assert len(tag) == 64 and tag != tracking._fitting(long + "b", 64)
+    assert tracking._fitting("mask-images of flowers/50%:ä") == "mask-images_of_flowers_50___"
+    assert tracking._fitting("digits-lenet300_1.5") == "digits-lenet300_1.5"
+
+
+def test_a_dataset_with_a_long_name_has_its_record(run_cli: RunCli, server: Server, tmp_path: Path) -> None:
+    name = "flowers of " + 60 * "b"
+    done = run_cli(
+        "model=lenet300",
+        "training.epochs=1",
+        "pruner=magnitude",
+        "sparsity=0.5",
+        f"dataset.name='{name}'",
+        env=server.env,
+    )
+    assert done.returncode == 0 and "cannot start" not in done.stdout, done.stdout + done.stderr
+    (run,) = server.runs.values()
+    assert all(len(tag) <= 64 for tag in run["tags"]) and run["summary"]["dataset"] == name
+
+
+@pytest.mark.parametrize(
+    ("words", "env", "said"),
+    [
+        (["tracker.mode=onlien"], {}, "tracker.mode=onlien: it must be"),
+        ([], {"WANDB_MODE": "onlien"}, "WANDB_MODE=onlien: give online, offline or disabled"),
+        (["tracker.project=a/b"], {}, "tracker.project=a/b: give 1 to 128 characters"),
+        (["tracker.project=''"], {}, "tracker.project=: give 1 to 128 characters"),
+        (["tracker.entity='my team?'"], {}, r"tracker.entity=my team\?: give 1 to 128 characters"),
+    ],
+)
+def test_a_mode_or_project_that_cannot_be_is_refused(
+    words: list[str], env: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key in ("WANDB_MODE",):
+        monkeypatch.delenv(key, raising=False)
+    for key, value in env.items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(ConfigError, match=said):
+        composed("tracker=wandb", *words, f"seed={len(said)}")
+
+
+def test_an_agent_of_a_sweep_that_names_the_run_otherwise_is_told_and_kept(run_cli: RunCli, tmp_path: Path) -> None:
+    agent = {"WANDB_SWEEP_ID": "abc", "WANDB_RUN_ID": "xyz", "WANDB_MODE": "offline"}
+    done = run_cli("model=lenet300", "training.epochs=1", "pruner=magnitude", "sparsity=0.5", env=agent)
+    assert done.returncode == 0 and "W&B calls this run xyz" in done.stdout, done.stderr
+    kept = json.loads((directory_of(tmp_path / "results") / "wandb.json").read_text())
+    assert kept == {"id": "xyz", "sweep": "abc"}
+
+
+def test_a_damaged_run_keeps_no_other_from_being_sent(run_cli: RunCli, server: Server, tmp_path: Path) -> None:
+    done = run_cli("-m", "model=lenet300", "training.epochs=1", "tracker=none", "pruner=magnitude", "sparsity=0.5",
+                   "seed=range(4)")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    first, second, third, fourth = sorted((tmp_path / "results").iterdir())
+    (first / "result.json").write_text("[]")
+    (second / "curve.jsonl").write_bytes(b"\x00[")
+    (third / "config.yaml").write_bytes(b"\x00: [")
+    sent = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "wandb_sync.py"), str(tmp_path / "results")],
+        env=os.environ | server.env, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert sent.returncode == 4 and "error: 3 of 4 runs were not sent" in sent.stderr, sent.stderr
+    for path in (first / "result.json", second / "curve.jsonl", third / "config.yaml"):
+        assert f"{path.parent.name}: NOT SENT, {path}: it " in sent.stdout
+    assert list(server.runs) == [fourth.name]

@@ -389,6 +389,31 @@ def test_the_schema_and_the_recipe_have_the_same_fields() -> None:
     assert {f.name for f in fields(config.TrainingConfig)} == {f.name for f in fields(Recipe)} | {"name", "compact"}
 
 
+def test_logits_that_are_not_finite_count_as_wrong() -> None:
+    logits = torch.eye(4)
+    logits[0, 2], logits[1] = math.inf, math.nan  # of labels 0 and 1
+    result = evaluate(lambda images: logits, [(torch.zeros(4, 1), torch.arange(4))], CPU)
+    assert (result.top1, result.top5, result.num_not_finite) == (0.5, 0.5, 2)
+    empty = evaluate(lambda images: torch.full((4, 4), math.nan), [(torch.zeros(4, 1), torch.zeros(4).long())], CPU)
+    assert (empty.top1, empty.num_not_finite) == (0.0, 4)
+
+
+def test_divergence_in_the_last_step_is_found_when_it_is_evaluated() -> None:
+    torch.manual_seed(0)
+    model = Chain()
+    training = trainer(model, replace(RECIPE, batch_size=40, lr=1e38))  # one step, whose loss is that of good weights
+    with pytest.raises(UserError, match=r"training diverged in epoch 1: the loss is nan; lower training.lr=1e\+38"):
+        training.finish(masks.full(model), 1)
+
+
+def test_a_network_that_starts_with_infinite_outputs_is_not_said_to_have_diverged() -> None:
+    model = Chain()
+    with torch.no_grad():
+        model.fc.weight.fill_(math.inf)
+    with pytest.raises(UserError, match="the outputs for 10 of 10 test images are not finite before training"):
+        trainer(model).finish(masks.full(model), 1)
+
+
 # Signal ---------------------------------------------------------------------------------------------------------------
 
 
@@ -397,11 +422,11 @@ def test_signal_is_lost_when_a_layer_of_a_chain_collapses(batches: Batches) -> N
     model = Chain()
     state = copy.deepcopy(model.state_dict())
     mask = masks.full(model)
-    assert measures.carries_signal(model, batches[0], F.cross_entropy)
+    assert measures.carries_signal(model, batches[0][0])
     assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
     mask["conv2.weight"] = torch.zeros_like(mask["conv2.weight"])
     masks.apply_(model, mask)
-    assert not measures.carries_signal(model, batches[0], F.cross_entropy)
+    assert not measures.carries_signal(model, batches[0][0])
 
 
 def test_a_collapsed_branch_of_a_residual_net_leaves_the_signal(batches: Batches) -> None:
@@ -413,7 +438,7 @@ def test_a_collapsed_branch_of_a_residual_net_leaves_the_signal(batches: Batches
     mask["stages.0.0.conv2.weight"] = torch.zeros_like(mask["stages.0.0.conv2.weight"])
     masks.apply_(model, mask)
     assert masks.collapsed(mask) == ["stages.0.0.conv2.weight"]
-    assert measures.carries_signal(model, batches[0], F.cross_entropy)
+    assert measures.carries_signal(model, batches[0][0])
     assert math.isfinite(model(batches[0][0]).sum().item())
 
 

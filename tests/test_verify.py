@@ -456,7 +456,7 @@ def test_densities_of_layers_are_verified_whatever_the_training(write: Write, tm
     found = list(compared(rows, tmp_path, layers).values())
     assert [c.name for c in found] == [REPRODUCED] * 13 + [DEVIATES]
     assert found[-1].ours and found[-1].ours.mean == pytest.approx(1.1 * layers[-1].value)
-    rows = write(layers[0], [0.1], {"pruner.score.dtype": "float32"})
+    rows = write(layers[0], [0.1], {"pruner.dtype": "float32"})
     assert compared(rows, tmp_path, layers[:1]).popitem()[1].name == NOT_COMPARABLE
 
 

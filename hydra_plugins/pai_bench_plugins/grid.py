@@ -1,5 +1,6 @@
 """Hydra's basic sweeper, with settings that go in pairs, what is left out, and a scale."""
 
+import shutil
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,9 +45,15 @@ class GridSweeper(BasicSweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Called by Hydra with the words of the command line."""
+        from pai_bench.config import SCRATCH
+
         parsed = OverridesParser.create().parse_overrides(arguments)
         self.given = {override.get_key_element() for override in parsed}
-        return super().sweep(arguments)
+        SCRATCH.mkdir(mode=0o700)
+        try:
+            return super().sweep(arguments)
+        finally:
+            shutil.rmtree(SCRATCH, ignore_errors=True)
 
     def split_arguments(self, overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:  # type: ignore[override]
         """The overrides of every job, in batches."""

@@ -7,10 +7,18 @@ import numpy as np
 from pai_bench.core import Place
 from pai_bench.data.resident import Images, Resident, lock
 from pai_bench.errors import DataError
+from pai_bench.ranges import NonNegativeInt, OfColours, ProperFraction, StdOfColours
 
 
 def cifar10(
-    place: Place, *, validation: float, mean: list[float], std: list[float], padding: int, flip: bool, verify: bool
+    place: Place,
+    *,
+    validation: ProperFraction,
+    mean: OfColours,
+    std: StdOfColours,
+    padding: NonNegativeInt,
+    flip: bool,
+    verify: bool,
 ) -> Resident:
     """CIFAR-10: 50,000 training and 10,000 test images of 32x32, ten classes.
 
@@ -29,7 +37,14 @@ def cifar10(
 
 
 def cifar100(
-    place: Place, *, validation: float, mean: list[float], std: list[float], padding: int, flip: bool, verify: bool
+    place: Place,
+    *,
+    validation: ProperFraction,
+    mean: OfColours,
+    std: StdOfColours,
+    padding: NonNegativeInt,
+    flip: bool,
+    verify: bool,
 ) -> Resident:
     """CIFAR-100: as CIFAR-10, with a hundred fine classes."""
     from torchvision.datasets import CIFAR100

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchcodec.decoders import decode_jpeg
 
-from pai_bench.data.resident import Images, lock
+from pai_bench.data.resident import Images, lock, remove_unfinished
 from pai_bench.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -128,7 +128,8 @@ def decoded(name: str, splits: dict[str, Listing], size: int | None, data_dir: P
         with lock(cache.parent, cache.name):
             if not cache.is_dir():  # another process may have built it while this one waited
                 log.info("decoding %d images of %s, once, into %s", sum(map(len, splits.values())), name, cache)
-                building = cache.with_suffix(".building")
+                remove_unfinished(cache.parent)
+                building = cache.with_name(f"{cache.name}.building")
                 shutil.rmtree(building, ignore_errors=True)
                 building.mkdir()
                 for split, listing in splits.items():

@@ -11,13 +11,14 @@ from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pai_bench import preemption
-from pai_bench.core import Batch, Batches, Examples, Place, Shape, num_steps
+from pai_bench.core import Batch, Batches, Change, Examples, Place, Shape, num_steps
 from pai_bench.data.crops import central_crop, random_crop
 from pai_bench.data.decode import decode
 from pai_bench.data.listing import Files, fingerprint, paired_class_folders
 from pai_bench.data.resident import choose_examples, hold_out
 from pai_bench.data.shrunk import build, check
-from pai_bench.errors import DataError, LostWorkerError
+from pai_bench.errors import ConfigError, DataError, LostWorkerError
+from pai_bench.ranges import Count, OfColours, ProperFraction, StdOfColours
 
 log = logging.getLogger(__name__)
 
@@ -54,9 +55,9 @@ class Streamed:
         *,
         size: int,
         resize: int,
-        validation: float,
-        mean: list[float],
-        std: list[float],
+        validation: ProperFraction,
+        mean: OfColours,
+        std: StdOfColours,
     ) -> None:
         self.input_shape: Shape = (3, size, size)
         self.num_classes = num_classes
@@ -124,12 +125,17 @@ class Streamed:
         batches = _chunks(self.num_examples[split], batch_size)[self._place.share.rank :: self._place.share.size]
         yield from self._batches(split, torch.arange(self.num_examples[split]), None, batches)
 
-    def draw(self, examples: Examples, generator: Generator) -> Batches:
+    def draw(self, examples: Examples, generator: Generator, change: Change | None = None) -> Batches:
         """Training images for scoring, batched.
 
         Raises:
-            ConfigError: a class, or the training split, holds fewer images than asked for.
+            ConfigError: a class, or the training split, holds fewer images than asked for; they are to be changed.
         """
+        if change is not None:
+            raise ConfigError(
+                "ablation.images: stored images that are read one by one are of many sizes and are not changed; use an "
+                "ablation of what a score sees, such as ablation=random_pixels"
+            )
         positions = choose_examples(self._train_labels, self.num_classes, examples, generator)
         seeds = torch.randint(2**62, (len(positions),), generator=generator) if examples.augment else None
         return list(self._batches("train", positions, seeds, _chunks(len(positions), examples.batch_size)))
@@ -161,12 +167,12 @@ def imagenet(
     *,
     root: str | None,
     subset: bool,
-    store: int | None,
-    size: int,
-    resize: int,
-    validation: float,
-    mean: list[float],
-    std: list[float],
+    store: Count | None,
+    size: Count,
+    resize: Count,
+    validation: ProperFraction,
+    mean: OfColours,
+    std: StdOfColours,
 ) -> Streamed:
     """ImageNet-1k: train/<wnid>/ and val/<wnid>/; val/ is the test split. Random resized crops for training.
 

@@ -1,16 +1,17 @@
 """Datasets that fit: uint8 images on the training device, cropped, flipped and normalised there in batches."""
 
 import hashlib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from pai_bench.core import Batch, Batches, Examples, Place, Shape, num_steps
+from pai_bench.core import Batch, Batches, Change, Examples, Place, Shape, num_steps
 from pai_bench.errors import ConfigError
 
 # images (N, H, W, C) uint8 and labels (N,) int64
@@ -21,6 +22,16 @@ def lock(directory: Path, name: str) -> FileLock:
     """A lock that lets one process at a time download or build `name` in a directory; the others wait for it."""
     directory.mkdir(parents=True, exist_ok=True)
     return FileLock(directory / f".{name}.lock")
+
+
+def remove_unfinished(directory: Path) -> None:
+    """Removes what processes that are gone had begun to build in a directory, each under the lock of its name."""
+    for building in directory.glob("*.building"):
+        try:
+            with FileLock(directory / f".{building.stem}.lock", blocking=False):
+                shutil.rmtree(building, ignore_errors=True)
+        except Timeout:
+            continue  # somebody builds it
 
 
 def hold_out(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
@@ -134,12 +145,7 @@ class Resident:
         labels = torch.as_tensor(train[1], dtype=torch.int64)
         train_indices, validation_indices = hold_out(labels, validation)
         images, held_out = (torch.from_numpy(train[0][i.numpy()]) for i in (train_indices, validation_indices))
-        # Every crop of every image is a view of the padded images, so a batch is one indexing operation.
-        self._padded = F.pad(images.to(device), (0, 0, padding, padding, padding, padding))
-        rows, columns, size = height + 2 * padding, width + 2 * padding, 2 * padding + 1
-        strides = (rows * columns * channels, columns * channels, channels, columns * channels, 1)
-        shape = (len(train_indices), size, size, height, width * channels)
-        self._windows = self._padded.as_strided(shape, strides)
+        self._windows = self._windowed(images.to(device))
         self._labels = labels[train_indices]
         self._evaluation = {
             "train": (self._windows[:, padding, padding], self._labels.to(device)),
@@ -147,6 +153,16 @@ class Resident:
             "test": (torch.from_numpy(np.array(test[0])).flatten(2).to(device), torch.as_tensor(test[1]).to(device)),
         }
         self.num_examples = {split: len(labels) for split, (_, labels) in self._evaluation.items()}
+
+    def _windowed(self, images: Tensor) -> Tensor:
+        """Every crop of every image (N, H, W, C), by row and column of its corner."""
+        channels, height, width = self.input_shape
+        padding = self._padding
+        # All are views of the padded images, so a batch is one indexing operation.
+        padded = F.pad(images, (0, 0, padding, padding, padding, padding))
+        rows, columns, size = height + 2 * padding, width + 2 * padding, 2 * padding + 1
+        strides = (rows * columns * channels, columns * channels, channels, columns * channels, 1)
+        return padded.as_strided((len(images), size, size, height, width * channels), strides)
 
     def _normalise(self, pixels: Tensor) -> Tensor:
         """uint8 (B, H, W * C) -> float (B, C, H, W), laid out with the channels last."""
@@ -161,8 +177,8 @@ class Resident:
         flips = torch.rand(len(indices), generator=generator) < 0.5
         return [tensor.to(self._device) for tensor in (indices, rows, columns, flips)]
 
-    def _images(self, indices: Tensor, rows: Tensor, columns: Tensor, flips: Tensor) -> Tensor:
-        pixels = self._windows[indices, rows, columns]
+    def _images(self, windows: Tensor, indices: Tensor, rows: Tensor, columns: Tensor, flips: Tensor) -> Tensor:
+        pixels = windows[indices, rows, columns]
         if self._flip:  # while a pixel is one byte and not four
             channels, height, width = self.input_shape
             images = pixels.view(-1, height, width, channels)
@@ -179,7 +195,7 @@ class Resident:
         drawn = self._augmented(permutation, augment)
         for step in range(start, num_steps(len(permutation), batch_size)):
             part = slice(step * batch_size + self._share.rank, (step + 1) * batch_size, self._share.size)
-            yield self._images(*(tensor[part] for tensor in drawn)), labels[part]
+            yield self._images(self._windows, *(tensor[part] for tensor in drawn)), labels[part]
 
     def evaluation(self, split: str, batch_size: int) -> Iterator[Batch]:
         """Every image of a split once, un-augmented, in a fixed order."""
@@ -188,17 +204,25 @@ class Resident:
             part = slice(start, start + batch_size)
             yield self._normalise(pixels[part].contiguous()), labels[part]
 
-    def draw(self, examples: Examples, generator: Generator) -> Batches:
+    def draw(self, examples: Examples, generator: Generator, change: Change | None = None) -> Batches:
         """Training images for scoring, batched.
+
+        Args:
+            change: is done to the images, as they are stored, and to their labels, before they are augmented.
 
         Raises:
             ConfigError: a class, or the training split, holds fewer images than asked for.
         """
         indices = choose_examples(self._labels, self.num_classes, examples, generator)
+        windows, labels = self._windows, self._labels[indices].to(self._device)
+        if change is not None:
+            channels, height, width = self.input_shape
+            stored = windows[indices.to(self._device), self._padding, self._padding]
+            changed, labels = change(stored.view(-1, height, width, channels), labels)
+            windows, indices = self._windowed(changed), torch.arange(len(indices))
         if examples.augment:
-            images = self._images(*self._augmented(indices, generator))
+            images = self._images(windows, *self._augmented(indices, generator))
         else:
-            images = self._normalise(self._windows[indices.to(self._device), self._padding, self._padding])
-        labels = self._labels[indices].to(self._device)
+            images = self._normalise(windows[indices.to(self._device), self._padding, self._padding])
         size = examples.batch_size
         return [(images[i : i + size], labels[i : i + size]) for i in range(0, len(labels), size)]

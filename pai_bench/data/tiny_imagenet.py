@@ -8,6 +8,7 @@ from pai_bench.data.decode import Listing, decoded
 from pai_bench.data.listing import image_files
 from pai_bench.data.resident import Resident, lock
 from pai_bench.errors import DataError
+from pai_bench.ranges import NonNegativeInt, OfColours, ProperFraction, StdOfColours
 
 _URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 _MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
@@ -19,10 +20,10 @@ def tiny_imagenet(
     place: Place,
     *,
     subset: bool,
-    validation: float,
-    mean: list[float],
-    std: list[float],
-    padding: int,
+    validation: ProperFraction,
+    mean: OfColours,
+    std: StdOfColours,
+    padding: NonNegativeInt,
     flip: bool,
 ) -> Resident:
     """Tiny-ImageNet: 100,000 training images of 64x64 in 200 classes; the 10,000 images of val/ are the test split.

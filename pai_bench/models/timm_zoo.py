@@ -16,10 +16,16 @@ def timm_model(input_shape: Shape, num_classes: int, *, architecture: str, optio
             batch norm of a residual block at zero, where scores that look through the block see nothing.
 
     Raises:
-        ConfigError: timm has no such model, or the model refuses the options.
+        ConfigError: timm is not installed or has no such model, or the model refuses the options.
     """
-    import timm
-
+    try:
+        import timm
+    except ModuleNotFoundError as error:
+        if error.name != "timm":
+            raise
+        raise ConfigError(
+            f"model=timm model.name={architecture}: timm is not installed: pip install timm, or choose another model"
+        ) from error
     if not timm.is_model(architecture):
         near = ", ".join(timm.list_models(f"*{architecture.split('.')[0]}*")[:5]) or "see timm.list_models()"
         raise ConfigError(f"model.name={architecture}: timm has no such model; near it: {near}")

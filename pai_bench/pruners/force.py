@@ -3,7 +3,7 @@
 from torch import Generator
 
 from pai_bench.core import Batches, Loss, Scores, Subnetwork
-from pai_bench.gradients import mean_gradient
+from pai_bench.gradients import mean_gradient, minus_true_logit
 
 
 def score(net: Subnetwork, batches: Batches, loss: Loss, generator: Generator) -> Scores:
@@ -13,7 +13,9 @@ def score(net: Subnetwork, batches: Batches, loss: Loss, generator: Generator) -
 
     Reference: de Jorge et al. 2021, arXiv:2006.09081, section 4.
     Deviates: the loss is cross-entropy, as in the paper; the authors' code feeds raw logits to the negative
-        log-likelihood (pruner=force_released).
+        log-likelihood (pruner=force_released). Masks equal those of their loop, bit for bit in float64, with the same
+        loss and the same numbers of weights: set schedule.rounding=down; their last round rounds down too. Where fewer
+        weights score above zero than are to be kept, their code keeps all; here the first in parameter order stay.
     """
     _, gradients = mean_gradient(net, batches, loss)
     return {name: (net.initial[name] * gradient).abs() for name, gradient in gradients.items()}
@@ -25,4 +27,4 @@ def score_true_logit(net: Subnetwork, batches: Batches, loss: Loss, generator: G
     Reference: de Jorge et al. 2021, arXiv:2006.09081, released code.
     Deviates: none from the code; the paper says cross-entropy.
     """
-    return score(net, batches, lambda logits, labels: -logits.gather(1, labels[:, None]).mean(), generator)
+    return score(net, batches, minus_true_logit, generator)

@@ -9,11 +9,12 @@ from torch import Generator
 from pai_bench import structure
 from pai_bench.core import Batches, Loss, Scores, Subnetwork
 from pai_bench.errors import UserError
-from pai_bench.gradients import hessian_gradient, mean_gradient
+from pai_bench.gradients import hessian_gradient, mean_gradient, mean_square_gradient
+from pai_bench.ranges import Positive
 
 
 def score(
-    net: Subnetwork, batches: Batches, loss: Loss, generator: Generator, *, temperature: float, from_initial: bool
+    net: Subnetwork, batches: Batches, loss: Loss, generator: Generator, *, temperature: Positive, from_initial: bool
 ) -> Scores:
     """|w| |w g|: loss preservation weighted by magnitude, the measure that the paper proposes.
 
@@ -30,7 +31,7 @@ def score(
 
 
 def loss_preservation(
-    net: Subnetwork, batches: Batches, loss: Loss, generator: Generator, *, temperature: float, signed: bool
+    net: Subnetwork, batches: Batches, loss: Loss, generator: Generator, *, temperature: Positive, signed: bool
 ) -> Scores:
     """|w g|: to first order, what removing the weight changes in the loss, which is the first derivative of the norm.
 
@@ -48,7 +49,7 @@ def loss_preservation(
 
 
 def gradient_preservation(
-    net: Subnetwork, batches: Batches, loss: Loss, generator: Generator, *, temperature: float, absolute: bool
+    net: Subnetwork, batches: Batches, loss: Loss, generator: Generator, *, temperature: Positive, absolute: bool
 ) -> Scores:
     """w (Hg), with g and H over every trainable parameter, norms and biases included.
 
@@ -68,11 +69,15 @@ def gradient_preservation(
     return {name: values.abs() for name, values in scores.items()} if absolute else scores
 
 
-def batch_norm(net: Subnetwork, batches: Batches, loss: Loss, generator: Generator, *, taylor: bool) -> Scores:
+def batch_norm(
+    net: Subnetwork, batches: Batches, loss: Loss, generator: Generator, *, taylor: bool, temperature: float
+) -> Scores:
     """|scale| of the batch norm that a filter runs into, spread evenly over the filter's weights: for reduce=sum.
 
     Args:
-        taylor: (scale g_scale)^2 + (shift g_shift)^2 instead, with the mean gradient of each batch squared.
+        taylor: (scale g_scale)^2 + (shift g_shift)^2 instead, with the mean gradient of each batch squared. Batches
+            count by their size.
+        temperature: divides the logits, where images are looked at.
 
     Raises:
         UserError: a filter runs into no norm.
@@ -96,12 +101,9 @@ def batch_norm(net: Subnetwork, batches: Batches, loss: Loss, generator: Generat
             "pruner.examples=null: taylor looks at images; say how many, as in conf/pruner/filter_loss.yaml"
         )
     if taylor:
-        squares = {key: torch.zeros_like(value) for key, value in values.items()}
-        for batch in batches:
-            at = net.masked() | values
-            _, gradients = mean_gradient(net, [batch], loss, at=at)
-            for key, value in values.items():
-                squares[key] += (value * gradients[key]) ** 2 / len(batches)
+        at = net.masked() | values
+        _, of_gradients = mean_square_gradient(net, batches, loss, temperature=temperature, at=at)
+        squares = {key: value**2 * of_gradients[key] for key, value in values.items()}
     for name, (scale, shift) in norms.items():
         of_filter = squares[scale] + squares[shift] if taylor else values[scale].abs()
         weight = scores[name]

@@ -16,23 +16,27 @@ def score(net: Subnetwork, batches: Batches, loss: Loss, generator: Generator) -
     return {name: gradient.abs() for name, gradient in mean_gradient(net, batches, loss)[1].items()}
 
 
-def fisher(net: Subnetwork, batches: Batches, loss: Loss, generator: Generator, *, per_example: bool) -> Scores:
+def fisher(
+    net: Subnetwork, batches: Batches, loss: Loss, generator: Generator, *, per_example: bool, temperature: float
+) -> Scores:
     """w^2 times the diagonal of the empirical Fisher information: the mean of the squared gradient.
 
     Args:
         per_example: square the gradient of every image, which costs a backward pass for each; else that of the mean
-            loss of every batch. In train mode an image would be normalised by itself, so it needs eval mode.
+            loss of every batch, which counts by its size. In train mode an image would be normalised by itself, so it
+            needs eval mode.
+        temperature: divides the logits.
 
     Raises:
         UserError: per_example in train mode.
 
     Reference: Theis et al. 2018, arXiv:1801.05787, eq. 8 without the constant 1/2; of batches as in the released code
         of Lubana and Dick 2021, arXiv:2009.11839.
-    Deviates: per weight and not per feature map.
+    Deviates: per weight and not per feature map, which the sum over a filter (pruner=filter_fisher) is in their code.
     """
     if per_example:
         if net.model.training:
             raise UserError("pruner.mode=train: an image by itself has no batch statistics; set pruner.mode=eval")
         batches = [(images[i : i + 1], labels[i : i + 1]) for images, labels in batches for i in range(len(labels))]
-    weights, squares = mean_square_gradient(net, batches, loss)
+    weights, squares = mean_square_gradient(net, batches, loss, temperature=temperature)
     return {name: weight**2 * squares[name] for name, weight in weights.items()}

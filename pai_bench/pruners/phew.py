@@ -5,11 +5,12 @@ from torch import Generator, Tensor
 
 from pai_bench import structure
 from pai_bench.core import Batches, Loss, Scores, Subnetwork
+from pai_bench.ranges import Count
 from pai_bench.structure import Step
 
 
 def score(
-    net: Subnetwork, batches: Batches, loss: Loss, generator: Generator, *, kernels: bool, batch_size: int
+    net: Subnetwork, batches: Batches, loss: Loss, generator: Generator, *, kernels: bool, batch_size: Count
 ) -> Scores:
     """The earlier a random walk takes a weight, the higher; what no walk takes follows by magnitude.
 
@@ -26,8 +27,10 @@ def score(
 
     Reference: Patil and Dovrolis 2021, arXiv:2010.11354.
     Deviates: where the network branches, a walk takes one of the branches at random; how the authors' code walks
-        residual networks could not be established. The number kept is exact, so the last walk may be cut short. Walks
-        also end when they find next to nothing new, as they do at low sparsity; the rest is kept by magnitude.
+        residual networks could not be established. The number kept is exact, so the last walk may be cut short; theirs
+        is kept whole. The first of its weights in parameter order stay, and up to L - 1 of them, of L layers, may lie
+        on no path. Walks also end when they find next to nothing new, as they do at low sparsity; the rest is kept by
+        magnitude.
     """
     num_kept = net.num_kept()
     way = structure.steps(net.model, net.input_shape)

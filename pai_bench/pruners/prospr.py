@@ -6,6 +6,7 @@ from torch import Generator, Tensor
 from pai_bench.core import Batches, Loss, Scores, Subnetwork
 from pai_bench.errors import UserError
 from pai_bench.gradients import twice_differentiable
+from pai_bench.ranges import NonNegativeInt, Positive, ProperFraction
 
 
 def score(
@@ -14,9 +15,10 @@ def score(
     loss: Loss,
     generator: Generator,
     *,
-    steps: int,
-    lr: float,
-    momentum: float,
+    steps: NonNegativeInt,
+    lr: Positive,
+    momentum: ProperFraction,
+    detach_momentum: bool,
     first_order: bool,
 ) -> Scores:
     """|dL(w_M)/dc| for a mask c at one that multiplies the weights once, before M steps of SGD on all parameters.
@@ -27,13 +29,16 @@ def score(
         steps: M, optimizer steps on the way.
         lr: learning rate of those steps.
         momentum: of those steps, without Nesterov and weight decay.
+        detach_momentum: hold the first momentum buffer constant, as the authors' code does: then the first step adds no
+            second-order term. Without momentum there is no buffer.
         first_order: differentiate the outer loss alone, as if the steps did not depend on the mask: |w0 g(w_M)|.
 
     Raises:
         UserError: there are no batches.
 
     Reference: Alizadeh et al. 2022, arXiv:2202.08132, Algorithm 1.
-    Deviates: momentum is differentiated through from the first step; the authors' code detaches its first buffer.
+    Deviates: without detach_momentum, which pruner=prospr_official sets, momentum is differentiated through from the
+        first step.
     """
     if not batches:
         raise UserError("pruner.examples=null: this score looks at images; say how many, as in conf/pruner/prospr.yaml")
@@ -54,7 +59,10 @@ def score(
                 batch_loss(step, parameters), list(parameters.values()), create_graph=not first_order
             )
             for name, gradient in zip(list(parameters), gradients, strict=True):
-                velocity[name] = gradient + momentum * velocity[name] if name in velocity else gradient
+                if name in velocity:
+                    velocity[name] = gradient + momentum * velocity[name]
+                else:
+                    velocity[name] = gradient.detach() if detach_momentum and momentum > 0 else gradient
                 # A weight that an earlier round pruned takes no part in the steps.
                 moved = velocity[name] * net.mask[name] if name in net.mask else velocity[name]
                 parameters[name] = parameters[name] - lr * moved

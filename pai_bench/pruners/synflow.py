@@ -2,7 +2,6 @@
 
 import copy
 import logging
-from typing import Literal
 
 import torch
 from torch import Generator, Tensor, nn
@@ -18,10 +17,8 @@ _LARGE = 1_000_000  # prunable weights, from which on leaving channels out saves
 _FEW = 0.25  # of the prunable weights, from which on idle channels are looked for; before there are hardly any
 
 
-def score(
-    net: Subnetwork, batches: Batches, loss: Loss, generator: Generator, *, dtype: Literal["float32", "float64"]
-) -> Scores:
-    """|w| * dR/d|w|, where R is the sum of the outputs for an all-ones image when every parameter is replaced by |.|.
+def score(net: Subnetwork, batches: Batches, loss: Loss, generator: Generator) -> Scores:
+    """|w| |dR/d|w||, where R is the sum of the outputs for an all-ones image when every parameter is replaced by |.|.
 
     Biases, norm parameters and running statistics enter R by their absolute value too. Pruned weights score exactly
     zero. Meant for eval mode (batch statistics of a constant image are meaningless) and many exponential rounds.
@@ -29,21 +26,18 @@ def score(
     In float64, channels of large networks that nothing reads any more are left out: no flow passes them. The next round
     may then write its scores over those of this one.
 
-    Args:
-        dtype: float64, or float32 to equal the authors' loop bit for bit. Masks from float32 depend on the
-            convolution algorithm, and deep networks overflow.
-
     Raises:
-        UserError: R overflows `dtype`.
+        UserError: R overflows the precision of the network. Deep networks overflow float32.
 
     Reference: Tanaka et al. 2020, arXiv:2006.05467, eq. 1 and Algorithm 1.
-    Deviates: float64 by default; the authors' code scores in float32.
+    Deviates: float64 by default; the authors' code scores in float32 (pruner.dtype=float32). Masks equal those of their
+        loop, bit for bit, in the same precision and with the same numbers of weights. For those set
+        schedule.rounding=up; their last round rounds up too, and of weights that equal the threshold they drop all.
     """
     if all(kept.all() for kept in net.mask.values()) and (odd := _without_conservation(net.model)):
         log.warning("SynFlow's conservation laws do not hold through %s; its scores are taken as they come", odd)
-    precision = {"float32": torch.float32, "float64": torch.float64}[dtype]
     if "synflow" not in net.memory:
-        net.memory["synflow"] = _Flow(net, precision)
+        net.memory["synflow"] = _Flow(net)
     scores: Scores = net.memory["synflow"].scores(net)
     return scores
 
@@ -51,8 +45,8 @@ def score(
 class _Flow:
     """The network with absolute values in place of its own, which the rounds of a search share."""
 
-    def __init__(self, net: Subnetwork, precision: torch.dtype) -> None:
-        self.precision = precision
+    def __init__(self, net: Subnetwork) -> None:
+        self.precision = next(iter(net.weights.values())).dtype
         self.source = {name: tensor.detach() for name, tensor in _named(net.model)}
         own = {id(tensor): self._like(tensor) for _, tensor in _named(net.model)}
         self.model = copy.deepcopy(net.model, own)  # type: ignore[arg-type]  # a memo: what it holds is not copied
@@ -63,7 +57,8 @@ class _Flow:
         self.products: Scores = {}  # scores of those: zero, but for what is left
         self.channels: Channels | None = None
         grouped = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in net.model.modules())
-        self.whole = precision == torch.float32 or grouped or masks.total(net.mask) < _LARGE
+        on_cpu = next(iter(net.mask.values())).device.type == "cpu"  # where leaving channels out was measured
+        self.whole = self.precision == torch.float32 or grouped or not on_cpu or masks.total(net.mask) < _LARGE
 
     def scores(self, net: Subnetwork) -> Scores:
         """The scores of all prunable weights."""
@@ -73,7 +68,8 @@ class _Flow:
         gradients = torch.autograd.grad(self._forward(net), list(self.weights.values()))
         scores: Scores = {}
         for (name, weight), gradient in zip(self.weights.items(), gradients, strict=True):
-            scores[name] = gradient.mul_(weight.detach())
+            # R falls as a weight grows where batch statistics, layer norm or attention stand behind it.
+            scores[name] = gradient.mul_(weight.detach()).abs_()
             if name in self.left:
                 if name not in self.products:
                     self.products[name] = torch.zeros_like(net.mask[name], dtype=self.precision)
@@ -97,7 +93,7 @@ class _Flow:
         flow: Tensor = self.model(image).sum()
         if not flow.isfinite():
             name = str(self.precision).removeprefix("torch.")
-            raise UserError(f"SynFlow overflows {name} on this model; set pruner.score.dtype=float64")
+            raise UserError(f"SynFlow overflows {name} on this model; set pruner.dtype=float64")
         return flow
 
     @torch.no_grad()

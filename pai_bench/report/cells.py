@@ -34,6 +34,9 @@ def is_dense(row: Row) -> bool:
     return bool(row["num_rounds"] == 0 and row["mask"] is None)
 
 
+NO_DENSE = "dense"  # the method of dense networks that are missing, whose id nobody knows
+
+
 @dataclass(frozen=True)
 class Cell:
     """The runs of a method at a sparsity in a setting, one for each seed, sorted by seed.
@@ -126,6 +129,12 @@ class Cell:
         """Mean of a numeric column over all runs."""
         return fmean(row[column] for row in self.rows)
 
+    @property
+    def effective_sparsity(self) -> float | None:
+        """Mean over all runs; None where of some it could not be told."""
+        found = [row["effective_sparsity"] for row in self.rows]
+        return None if None in found else fmean(found)
+
     def search(self, cost: str) -> float:
         """Mean over all runs of what finding the mask took, in `examples`, `flops` or `seconds`.
 
@@ -179,8 +188,12 @@ class Grid:
         return [*self.dense, *(cell for (_, sparsity), cell in self.cells.items() if sparsity == level)]
 
     def missing(self) -> list[tuple[str, float, list[int]]]:
-        """Method, sparsity and the seeds that some other cell of the grid has and this one has not."""
+        """Method, sparsity and the seeds that some other cell of the grid has and this one has not.
+
+        Of a dense network that has no run at all the method is NO_DENSE.
+        """
         expected: dict[tuple[str, float], Cell | None] = {(cell.method, 0.0): cell for cell in self.dense}
+        expected = expected or {(NO_DENSE, 0.0): None}
         expected |= {place: self.cells.get(place) for place in product(self.methods, self.levels)}
         found = []
         for (method, level), cell in expected.items():

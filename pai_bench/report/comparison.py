@@ -11,6 +11,7 @@ from pai_bench.report.cells import Cell, Grid, deviation
 
 LEVEL = 0.05  # of significance, two-sided; intervals hold the rest
 POWER = 0.8
+FEWEST = 3  # seeds of a test: the spread of two is one number
 _MOST_SEEDS = 1000
 
 
@@ -46,8 +47,9 @@ def difference(first: Cell, second: Cell) -> Difference | None:
         return None
     pairs = [first.values[seed] - second.values[seed] for seed in seeds]
     found = Difference(first.method, second.method, seeds, fmean(pairs))
-    if len(pairs) == 1:
-        return replace(found, remark="one seed: no interval and no test")
+    if len(pairs) < FEWEST:
+        words = "one seed" if len(pairs) == 1 else "two seeds"
+        return replace(found, sd=deviation(pairs), remark=f"{words}: no interval and no test")
     sd = deviation(pairs) or 0.0
     if sd <= 1e-9 * max(1e-12, abs(found.mean)) or sd < 1e-12:  # equal but for rounding
         return replace(found, sd=0.0, remark="the same difference for every seed: its spread is unknown, no test")
@@ -97,14 +99,14 @@ def resolvable(n: int) -> float:
 
 
 def seeds_needed(effect: float) -> int | None:
-    """How many seeds find a difference with a probability of 80 %; None if a thousand do not.
+    """How many seeds find a difference with a probability of 80 %, three or more; None if a thousand do not.
 
     Args:
         effect: as for `power`.
     """
     if effect <= 0 or resolvable(_MOST_SEEDS) > effect:
         return None
-    low, high = 1, 2  # low is too few
+    low, high = FEWEST - 1, FEWEST  # low is too few
     while resolvable(high) > effect:
         low, high = high, 2 * high
     while high - low > 1:
@@ -126,7 +128,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def comparisons(cells: Sequence[Cell]) -> list[Difference]:
     """Every pair of cells at one sparsity, corrected for the number of tests among them.
 
-    A cell in which some runs were not trained takes no part: the others are the seeds that went well.
+    A cell in which some runs were not trained takes no part: the others are the seeds that went well. Fewer than three
+    seeds are not tested.
     """
     pairs = combinations([cell for cell in cells if not cell.untrained], 2)
     found = [pair for first, second in pairs if (pair := difference(first, second)) is not None]
@@ -135,20 +138,26 @@ def comparisons(cells: Sequence[Cell]) -> list[Difference]:
     return [replace(pair, p_holm=corrected.get(id(pair))) for pair in found]
 
 
-def leaders(grid: Grid, level: float, differences: Sequence[Difference]) -> set[str]:
-    """The methods to print bold: the best mean, and all that a test does not find worse after the correction.
+def best(grid: Grid, level: float) -> set[str]:
+    """The methods to print bold: those with the best mean, where there are others below it.
 
-    None where nothing was tested against the best, or where that would be every method. The dense network is no
-    method.
+    The dense network is no method, and cells with untrained runs take no part.
     """
-    there = [cell for cell in grid.at(level) if not cell.dense and cell.mean is not None and not cell.untrained]
-    if not there:
-        return set()
-    best = max(there, key=lambda cell: cell.mean or 0.0).method
-    against = {(d.first if d.second == best else d.second): d for d in differences if best in (d.first, d.second)}
-    tested = {method: d for method, d in against.items() if d.p_holm is not None}
-    found = {best} | {cell.method for cell in there if cell.method in tested and not tested[cell.method].significant}
-    # Seed by seed the same, as with two equal masks.
-    found |= {method for method, d in against.items() if method not in tested and d.mean == 0 == d.sd}
-    others_tested = any(cell.method in tested for cell in there)
-    return found if others_tested and len(found) < len(there) else set()
+    means = {cell.method: cell.mean for cell in _ranked(grid, level)}
+    top = max((mean for mean in means.values() if mean is not None), default=None)
+    found = {method for method, mean in means.items() if mean == top}
+    return found if len(found) < len(means) else set()
+
+
+def not_told_from_best(grid: Grid, level: float, differences: Sequence[Difference]) -> set[str]:
+    """The other methods that a test cannot tell from the best mean after the correction."""
+    leading = best(grid, level)
+    found = set()
+    for d in differences:
+        if {d.first, d.second} & leading and d.p_holm is not None and not d.significant:
+            found |= {d.first, d.second} - leading
+    return found & {cell.method for cell in _ranked(grid, level)}
+
+
+def _ranked(grid: Grid, level: float) -> list[Cell]:
+    return [cell for cell in grid.at(level) if not cell.dense and cell.mean is not None and not cell.untrained]

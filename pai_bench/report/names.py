@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pai_bench.report import cells
-from pai_bench.report.cells import Cell, Grid
+from pai_bench.report.cells import NO_DENSE, Cell, Grid
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; without their yellow, which is faint on white.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -45,6 +45,7 @@ def looks(found: Sequence[Cell], directories: Mapping[str, Path]) -> dict[str, L
     for method, cell in of_method.items():
         if cell.dense:
             made[method] = Look(labels[method], "dense", "none", "dashed")
+    made.setdefault(NO_DENSE, Look("dense", "dense", "none", "dashed"))
     return made
 
 

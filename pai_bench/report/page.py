@@ -15,7 +15,7 @@ from pai_bench.report.plots import Figure, Shown
 from pai_bench.report.tables import Table
 
 _HERE = Path(__file__).parent
-_NUMBERS_OF_SEEDS = (2, 3, 5, 10, 20)
+_NUMBERS_OF_SEEDS = (3, 5, 10, 20)
 _MOST_COMPARISONS = 150  # on the page, of one grid; comparisons.csv has all
 
 
@@ -158,10 +158,11 @@ def _cost(cell: Cell, looks: Mapping[str, Look]) -> dict[str, Any]:
         "examples": cell.search("examples"), "flops": cell.search("flops"), "seconds": cell.search("seconds"),
         "total": cell.average("total_seconds"), "multiply_adds": cell.average("multiply_adds_masked"),
     }  # fmt: skip
+    effective = cell.effective_sparsity
     return {
         "label": looks[cell.method].label, "level": cell.sparsity, "ratio": names.compression(cell.sparsity),
         "values": [(value, names.amount(value)) for value in values.values()],
-        "density": 100 * cell.average("density"), "effective": 100 * (1 - cell.average("effective_sparsity")),
+        "density": 100 * cell.average("density"), "effective": None if effective is None else 100 * (1 - effective),
         "mean": cell.mean,
     }  # fmt: skip
 

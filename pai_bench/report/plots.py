@@ -234,7 +234,8 @@ def accuracy(grid: Grid, looks: Mapping[str, Look]) -> Figure | None:
             for s in series
         ]
         panels = [Lines("whole range", x, panels[0].y, tuple(series)), Lines("upper end", x, y, tuple(visible))]
-    caption = f"{_BAND}; the dashed line is the dense network. Means of untrained runs are not shown."
+    dense = "; the dashed line is the dense network" if any(line.flat for line in series) else ""
+    caption = f"{_BAND}{dense}. Means of untrained runs are not shown."
     return Figure("accuracy", "Accuracy against compression", caption, tuple(panels), _legend(grid, series))
 
 

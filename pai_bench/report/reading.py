@@ -18,12 +18,12 @@ _WORDS = (
     "dataset_checksum", "hardware",
 )  # fmt: skip
 _NUMBERS = (
-    "protocol", "seed", "target_sparsity", "sparsity", "density", "effective_sparsity", "num_rounds", "epochs",
+    "protocol", "seed", "target_sparsity", "sparsity", "density", "num_rounds", "epochs",
     "score_examples", "search_train_examples", "train_examples", "score_flops", "search_train_flops", "train_flops",
     "prune_seconds", "train_seconds", "total_seconds", "multiply_adds_masked", "test_top1", "best_test_top1",
 )  # fmt: skip
 _WORDS_OR_NULL = ("stopped", "mask", "weights")
-_NUMBERS_OR_NULL = ("selected_test_top1", "filter_sparsity")
+_NUMBERS_OR_NULL = ("selected_test_top1", "filter_sparsity", "effective_sparsity")
 
 
 @dataclass

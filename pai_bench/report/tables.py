@@ -6,13 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pai_bench.files import csv_cell
 from pai_bench.report import names
 from pai_bench.report.cells import Cell, Grid, compression
-from pai_bench.report.comparison import Difference, critical, leaders
+from pai_bench.report.comparison import FEWEST, Difference, best, critical, not_told_from_best
 from pai_bench.report.names import Look
 from pai_bench.report.plots import Shown
 
-DAGGER, ASTERISK = "†", "*"
+UNTOLD, UNTRAINED, ASTERISK = "†", "‡", "*"
 
 
 @dataclass(frozen=True)
@@ -49,18 +50,19 @@ def accuracy(
         statistic: a key of cells.STATISTICS.
     """
     full = len(grid.seeds)
-    best = {level: leaders(grid, level, differences.get(level, ())) for level in grid.levels}
+    bold = {level: best(grid, level) for level in grid.levels}
+    untold = {level: not_told_from_best(grid, level, differences.get(level, ())) for level in grid.levels}
 
-    def entry(cell: Cell | None, bold: bool = False) -> Entry:
+    def entry(cell: Cell | None) -> Entry:
         if cell is None:
             return Entry(None, None, 0, run=False)
-        marks = (DAGGER if cell.untrained else "") + (ASTERISK if cell.share("either") else "")
+        marks = UNTOLD if cell.method in untold.get(cell.sparsity, ()) else ""
+        marks += (UNTRAINED if cell.untrained else "") + (ASTERISK if cell.share("either") else "")
         mean, sd = (None if value is None else 100 * value for value in (cell.mean, cell.sd))
-        return Entry(mean, sd, cell.n, bold, marks, cell.n < full)
+        return Entry(mean, sd, cell.n, cell.method in bold.get(cell.sparsity, ()), marks, cell.n < full)
 
     rows = tuple(
-        (method, tuple(entry(grid.cells.get((method, level)), method in best[level]) for level in grid.levels))
-        for method in grid.methods
+        (method, tuple(entry(grid.cells.get((method, level))) for level in grid.levels)) for method in grid.methods
     )
     dense = tuple((cell.method, entry(cell)) for cell in grid.dense)
     entries = [*(entry for _, line in rows for entry in line), *(entry for _, entry in dense)]
@@ -82,17 +84,19 @@ def _notes(grid: Grid, entries: Sequence[Entry], statistic: str, looks: Mapping[
     if grid.filters:
         notes.append("Columns are the share of filters that is pruned, and its compression; not that of weights.")
     if any(entry.bold for entry in entries):
+        notes.append("Bold: the best mean of a column.")
+    if any(UNTOLD in entry.marks for entry in entries):
         notes.append(
-            "Bold: the best mean of a column, and every method that a paired t test does not find worse at 5 % (Holm, "
-            "over all pairs of the column), which few seeds often cannot; nothing is bold where that would be all."
+            f"{UNTOLD} A paired t test cannot tell it from the best mean at 5 % (Holm, over all pairs of the column), "
+            "which with few seeds says little."
         )
-    elif full > 1 and len(grid.methods) > 1:
-        notes.append("Nothing is bold: in no column does a paired test (Holm, 5 %) tell a method from the best.")
+    if full < FEWEST and len(grid.methods) > 1:
+        notes.append(f"Nothing was tested: that takes {FEWEST} seeds.")
     if any(not entry.run for entry in entries):
         notes.append("A dash is a cell without a run.")
-    if any(DAGGER in entry.marks for entry in entries):
+    if any(UNTRAINED in entry.marks for entry in entries):
         notes.append(
-            f"{DAGGER} on_collapse=stop left runs untrained; they do not count in the mean, and the cell is in no test."
+            f"{UNTRAINED} on_collapse=stop left runs untrained; they count in no mean, and the cell is in no test."
         )
     if any(ASTERISK in entry.marks for entry in entries):
         notes.append(f"{ASTERISK} In some seed a layer keeps nothing or the output does not depend on the image.")
@@ -104,6 +108,8 @@ def _notes(grid: Grid, entries: Sequence[Entry], statistic: str, looks: Mapping[
         for method, level, absent in grid.missing()
         if len(absent) < len(grid.seeds)
     ]
+    if not grid.dense:
+        notes.append("There is no run of the dense network.")
     if few:
         rest = f", and {len(few) - 8} more cells" if len(few) > 8 else ""
         notes.append(f"Seeds that are missing: {'; '.join(few[:8])}{rest}.")
@@ -147,7 +153,7 @@ def markdown(table: Table, looks: Mapping[str, Look]) -> str:
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "×": r"$\times$", "±": r"$\pm$", "†": r"$^\dagger$",
-    "–": "--", "*": r"$^*$",
+    "‡": r"$^\ddagger$", "–": "--", "*": r"$^*$",
 }  # fmt: skip
 
 
@@ -194,7 +200,8 @@ def as_csv(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
     writer = csv.DictWriter(buffer, columns, lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({k: " ".join(map(str, v)) if isinstance(v, (list, tuple)) else v for k, v in row.items()})
+        joined = {k: " ".join(map(str, v)) if isinstance(v, (list, tuple)) else v for k, v in row.items()}
+        writer.writerow({k: csv_cell(v) for k, v in joined.items()})
     return buffer.getvalue()
 
 
@@ -234,7 +241,7 @@ def cell_row(cell: Cell, looks: Mapping[str, Look]) -> dict[str, Any]:
         "collapsed_share": cell.share("collapsed"),
         "no_signal_share": cell.share("no_signal"),
         "weight_density": cell.average("density"),
-        "effective_sparsity": cell.average("effective_sparsity"),
+        "effective_sparsity": cell.effective_sparsity,
         "multiply_adds_masked": cell.average("multiply_adds_masked"),
         **{f"search_{cost}": cell.search(cost) for cost in ("examples", "flops", "seconds")},
         "total_seconds": cell.average("total_seconds"),

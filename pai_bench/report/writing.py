@@ -1,5 +1,6 @@
 """A results folder -> a report. Read `write` downwards."""
 
+import importlib.util
 import os
 import re
 import shlex
@@ -73,7 +74,8 @@ def write(folder: Path, output: Path, options: Options) -> Report:
     """Writes tables, figures and a page on the runs of a results folder.
 
     Raises:
-        ConfigError: the output cannot be written, an option is wrong, or no run has the accuracy asked for.
+        ConfigError: a library is missing, the output cannot be written, an option is wrong, or no run has the accuracy
+            asked for.
         DataError: there are no runs.
     """
     _check(folder, output, options)
@@ -148,6 +150,10 @@ def _check(folder: Path, output: Path, options: Options) -> None:
         raise ConfigError(f"--statistic {options.statistic}: give one of {', '.join(STATISTICS)}")
     if unknown := [kind for kind in options.figures if kind not in plots.KINDS]:
         raise ConfigError(f"--figures {unknown[0]}: give some of {', '.join(plots.KINDS)}")
+    needed = {"scipy": "", "jinja2": ""} | ({"matplotlib": ", or give --no-images"} if options.images else {})
+    for name, remedy in needed.items():
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(f"a report needs {name}, which is not installed: pip install {name}{remedy}")
     if folder.resolve() == output.resolve():
         raise ConfigError(f"--output {output}: that is the results folder; give another folder")
 

@@ -1,0 +1,127 @@
+"""How a process computes: the precision and the determinism that are set, and what is called on a GPU."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from conftest import Chain
+from test_train import CPU, RECIPE, trainer
+from torch import nn
+
+from pai_bench import devices, distributed, masks, train
+from pai_bench.errors import ConfigError
+
+CUDA = torch.device("cuda")
+
+
+@pytest.fixture(autouse=True)
+def flags() -> Iterator[None]:
+    before = devices._flags()
+    yield
+    devices._set_flags(before)
+
+
+@pytest.mark.parametrize("precision", ["float32", "tfloat32", "bfloat16", "float16"])
+def test_one_setting_decides_the_precision_of_everything_on_a_gpu(
+    precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    devices.prepare(CUDA, precision)
+    tf32 = precision == "tfloat32"
+    assert torch.backends.cuda.matmul.allow_tf32 is tf32
+    assert torch.backends.cudnn.allow_tf32 is tf32
+    assert torch.backends.cudnn.benchmark
+    assert chosen == [CUDA]
+    assert (devices.AUTOCAST[precision] is None) == precision.endswith("float32")
+
+
+def test_tfloat32_is_float32_on_a_cpu() -> None:
+    devices.prepare(CPU, "tfloat32")
+    assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
+    states = []
+    for precision in ("float32", "tfloat32"):
+        torch.manual_seed(0)
+        model = Chain()
+        training = trainer(model, replace(RECIPE, precision=precision))
+        training.until(masks.full(model), 2)
+        states.append(model.state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_scores_are_taken_in_ieee_precision_by_deterministic_algorithms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    devices.prepare(CUDA, "tfloat32")
+    before = devices._flags()
+    with devices.reproducible(CUDA):
+        assert devices._flags() == devices._Flags(False, False, benchmark=False, deterministic=True)
+        assert torch.are_deterministic_algorithms_enabled() and torch.is_deterministic_algorithms_warn_only_enabled()
+    assert devices._flags() == before and not torch.are_deterministic_algorithms_enabled()
+    with devices.reproducible(CPU):
+        assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_what_is_not_deterministic_is_told_once_in_a_line(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "_told", set())
+    monkeypatch.setattr(logging.getLogger("pai_bench"), "propagate", True)
+    with caplog.at_level(logging.INFO, "pai_bench"):
+        for _ in range(2):
+            with devices.reproducible(CUDA):
+                warnings.warn("upsample_cuda does not have a deterministic implementation, but ...", stacklevel=1)
+    assert [record.getMessage() for record in caplog.records] == [
+        "upsample_cuda has no deterministic algorithm here; scores can differ between runs in their last digits"
+    ]
+    with pytest.warns(UserWarning, match="something else"), devices.reproducible(CUDA):
+        warnings.warn("something else", stacklevel=1)
+
+
+def test_an_emulated_bfloat16_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    with pytest.raises(ConfigError, match=r"training.precision=bfloat16: this GPU has none"):
+        devices.check_precision("bfloat16", CUDA)
+
+
+def test_batch_norms_of_several_gpus_are_synchronised_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(
+        "torch.nn.modules._functions.SyncBatchNorm",
+        SimpleNamespace(apply=lambda *arguments: called.append(arguments) or arguments[0]),
+    )
+    monkeypatch.setattr(distributed.distributed, "get_world_size", lambda: 4)
+    norm, x = nn.BatchNorm2d(3, momentum=0.3), torch.ones(2, 3, 4, 4)
+    assert distributed._fused(norm, x) is x
+    assert norm.num_batches_tracked == 1
+    ((given, weight, bias, mean, variance, eps, rate, _, size),) = called
+    assert given is x and weight is norm.weight and bias is norm.bias
+    assert mean is norm.running_mean and variance is norm.running_var
+    assert (eps, rate, size) == (norm.eps, 0.3, 4)
+
+
+@pytest.mark.parametrize(("seconds", "is_smaller"), [([1.0, 0.5], True), ([1.0, 0.95], False)])
+def test_on_a_gpu_the_measured_steps_decide_about_a_smaller_network(
+    seconds: list[float], is_smaller: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "_LONG", {})
+    measured: list[int] = []
+    monkeypatch.setattr(train.Trainer, "_step_seconds", lambda self, nets: measured.append(1) or seconds)
+    torch.manual_seed(0)
+    model = Chain()
+    mask = masks.full(model)
+    mask["conv2.weight"][:, 2:] = False
+    training = trainer(model, compact=True)
+    training._set_mask(mask)
+    training.device = CUDA
+    training._find_stand_in(100)
+    assert (training._stand_in is not None) == is_smaller
+    assert training.compact_speedup == seconds[0] / seconds[1]
+    training._examined = None  # as in a run that is taken up again: what was measured then decides
+    training._stand_in = None
+    training._find_stand_in(100)
+    assert (training._stand_in is not None) == is_smaller and measured == [1]
