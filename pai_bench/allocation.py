@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 from pai_bench import mask_files, masks
 from pai_bench.core import Chosen, Mask, Scores
 from pai_bench.errors import ConfigError, UserError
+from pai_bench.ranges import Fraction, NonNegative
 
 _NEVER = -1e300  # keys of what cannot be drawn lie below
 _FEW = 0.25  # of a layer's weights, below which its candidates are gathered before they are compared
@@ -153,7 +154,7 @@ def _keep_together(scores: Scores, candidates: Mask, k: int) -> Chosen:
     return replace(together, mask=mask)
 
 
-def global_topk(scores: Scores, candidates: Mask, keep: int, generator: Generator, *, min_density: float) -> Chosen:
+def global_topk(scores: Scores, candidates: Mask, keep: int, generator: Generator, *, min_density: Fraction) -> Chosen:
     """Keeps the highest scores of the whole network; of equal scores the first in parameter order.
 
     Args:
@@ -185,7 +186,7 @@ def uniform(scores: Scores, candidates: Mask, keep: int, generator: Generator) -
     return by_density(scores, candidates, keep, dict.fromkeys(candidates, 1.0))
 
 
-def uniform_plus(scores: Scores, candidates: Mask, keep: int, generator: Generator, *, min_last: float) -> Chosen:
+def uniform_plus(scores: Scores, candidates: Mask, keep: int, generator: Generator, *, min_last: Fraction) -> Chosen:
     """Keeps the first layer whole and at least `min_last` of the last; the others share what is left, uniformly.
 
     Reference: Gale et al. 2019, arXiv:1902.09574; as in Liu et al. 2022, arXiv:2202.02643.
@@ -241,7 +242,7 @@ def smart_ratio(
     generator: Generator,
     *,
     shape: Literal["resnet", "vgg"],
-    linear_density: float,
+    linear_density: Fraction,
     surplus: Literal["proportional", "next"],
 ) -> Chosen:
     """Densities that fall with depth, by score within the layer: (L - l + 1)^2 + (L - l + 1) in layer l of L.
@@ -385,7 +386,7 @@ def sampled(
     keep: int,
     generator: Generator,
     *,
-    beta: float,
+    beta: NonNegative,
     scope: Literal["global", "layer"],
     rescale: bool,
 ) -> Chosen:

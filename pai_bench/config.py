@@ -11,7 +11,8 @@ import re
 import secrets
 import tempfile
 from collections.abc import Collection
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING as DATACLASS_MISSING
+from dataclasses import Field, dataclass, field, fields, is_dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -19,9 +20,12 @@ from typing import Any, Literal, cast, get_args
 from hydra.conf import HydraConf
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from pai_bench import signatures
 from pai_bench.errors import ConfigError
+from pai_bench.ranges import Ge, Gt, Le, Lt
+from pai_bench.signatures import check_keys, check_value, shown
 
 Mode = Literal["eval", "train"]
 LearningRateSchedule = Literal["step", "cosine"]
@@ -35,13 +39,18 @@ HOOKS = ("batches", "images", "scores", "mask", "weights")
 Call = dict[str, Any]  # a name, a _target_, and the keyword arguments of that function
 
 
+def _setting(*ranges: object, choices: Any = None) -> Any:
+    """A setting of the schema with its range, or with the Literal that has its values."""
+    return field(default=MISSING, metadata={"ranges": ranges, "choices": choices})
+
+
 @dataclass
 class ExamplesConfig:
     """core.Examples: which training images a score looks at."""
 
-    per_class: int | None = MISSING
-    total: int | None = MISSING
-    batch_size: int = MISSING
+    per_class: int | None = _setting(Ge(1))
+    total: int | None = _setting(Ge(1))
+    batch_size: int = _setting(Ge(2))
     augment: bool = MISSING
     balanced: bool | None = None
 
@@ -52,10 +61,10 @@ class PrunerConfig:
 
     name: str = MISSING
     score: Call | None = MISSING
-    mode: str = MISSING
+    mode: str = _setting(choices=Mode)
     examples: ExamplesConfig | None = MISSING
-    dtype: str = "float64"
-    reduce: str | None = None
+    dtype: str = field(default="float64", metadata={"choices": ScoringPrecision})
+    reduce: str | None = field(default=None, metadata={"choices": Reduction})
     regrow: bool = False
     regrow_moved: bool | None = None  # null is false, so that runs from before it keep their names
     transfer: Call | None = None
@@ -78,20 +87,20 @@ class TrainingConfig:
     """train.Recipe, everything about training that can change a result; and `compact`, which cannot."""
 
     name: str = MISSING
-    epochs: int = MISSING
-    batch_size: int = MISSING
-    lr: float = MISSING
-    momentum: float = MISSING
+    epochs: int = _setting(Ge(0))
+    batch_size: int = _setting(Ge(2))
+    lr: float = _setting(Gt(0), Lt(3e38))  # what float32 holds
+    momentum: float = _setting(Ge(0), Lt(1))
     nesterov: bool = MISSING
-    weight_decay: float = MISSING
+    weight_decay: float = _setting(Ge(0), Lt(3e38))
     decay_norm_and_bias: bool = MISSING
-    lr_schedule: str = MISSING
+    lr_schedule: str = _setting(choices=LearningRateSchedule)
     lr_drop_epochs: list[int] = MISSING
-    lr_drop_factor: float = MISSING
-    warmup_epochs: int = MISSING
-    label_smoothing: float = MISSING
-    temperature: float = MISSING
-    precision: str = MISSING
+    lr_drop_factor: float = _setting(Gt(0), Le(1))
+    warmup_epochs: int = _setting(Ge(0))
+    label_smoothing: float = _setting(Ge(0), Lt(1))
+    temperature: float = _setting(Gt(0))
+    precision: str = _setting(choices=Precision)
     compact: Any = MISSING  # "auto" or "off", which Hydra reads as False
 
 
@@ -99,8 +108,8 @@ class TrainingConfig:
 class MaskFileConfig:
     """How mask_files reads a mask that another framework may have written."""
 
-    names: str = MISSING
-    missing: str = MISSING
+    names: str = _setting(choices=Names)
+    missing: str = _setting(choices=Missing)
     zeros: bool = MISSING
 
 
@@ -119,8 +128,8 @@ class RunConfig:
     sparsity: float | None = MISSING
     density: float | None = MISSING
     compression: float | None = MISSING
-    seed: int = MISSING
-    protocol: int = MISSING
+    seed: int = _setting(Ge(0))
+    protocol: int = _setting(Ge(0))
     model: Call = MISSING
     dataset: Call = MISSING
     allocation: Call = MISSING
@@ -133,21 +142,21 @@ class RunConfig:
     mask_file: MaskFileConfig = field(default_factory=MaskFileConfig)
     weights: str | None = MISSING
     digests: DigestsConfig = field(default_factory=DigestsConfig)
-    on_collapse: str = MISSING
+    on_collapse: str = _setting(choices=OnCollapse)
     tracker: Call = MISSING
     results_dir: str = MISSING
     data_dir: str = MISSING
     download: bool = MISSING
     device: str = MISSING
-    num_workers: int | None = MISSING
-    checkpoint_epochs: int = MISSING
-    checkpoint_minutes: float = MISSING
+    num_workers: int | None = _setting(Ge(0))
+    checkpoint_epochs: int = _setting(Ge(1))
+    checkpoint_minutes: float = _setting(Ge(0))
     channels_last: bool = MISSING
     compile: bool = MISSING
     save_scores: bool = MISSING
     save_model: Any = MISSING  # a bool, or "half"
     diagnostics: bool = MISSING
-    reuse_gb: float = MISSING
+    reuse_gb: float = _setting(Ge(0))
 
 
 # What cannot change a result: where things lie (so dataset.root too), how fast they run, what is kept.
@@ -158,8 +167,7 @@ NOT_IDENTITY = {
 # Where on a curve of accuracy against sparsity a run stands, and what makes one curve of its setting.
 _POINT = {"sparsity", "density", "compression", "seed"}
 _OF_METHOD = {"pruner", "allocation", "schedule", "ablation", "mask", "mask_file"}
-# Keys of a call that are not arguments of the function: the label, and Hydra's own.
-_NOT_ARGUMENTS = {"name", "_target_"}
+_CALLS = ("model", "dataset", "allocation", "schedule", "tracker")  # groups that name one function
 
 
 _HELP = """\
@@ -209,35 +217,36 @@ def register() -> None:
 # Checks ---------------------------------------------------------------------------------------------------------------
 
 
-def complete(composed: DictConfig) -> dict[str, Any]:
+def complete(composed: DictConfig, trusted: bool = True) -> dict[str, Any]:
     """The composed config as a plain dict, checked whole, with the one sparsity that was asked for filled in.
+
+    Args:
+        trusted: the functions that it names may be those of any package; else ours.
 
     Raises:
         ConfigError: a key is unknown or missing, a value has the wrong type or lies outside its range, or two settings
             exclude each other; or a file with a mask or weights cannot be used.
     """
-    unknown = sorted(set(composed) - {f.name for f in fields(RunConfig)})
-    if unknown:
-        raise ConfigError(f"{unknown[0]}={composed[unknown[0]]}: there is no such setting; see python run.py --help")
-    try:
-        cfg = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True, throw_on_missing=True))
-    except MissingMandatoryValue as error:
-        raise ConfigError(f"{error.full_key} is missing: add {error.full_key}=VALUE") from error
-    for group in ("model", "dataset", "allocation", "schedule", "tracker"):
-        check_call(group, cfg[group])
+    cfg = _resolved(composed)
+    _check_schema(RunConfig, cfg, "")
+    for group in _CALLS:
+        check_call(group, cfg[group], trusted)
     hooks = [("ablation", hook) for hook in HOOKS]
     for group, key in (("pruner", "score"), ("pruner", "transfer"), *hooks):
         if cfg[group][key] is not None:
-            check_call(f"{group}.{key}", cfg[group][key])
+            check_call(f"{group}.{key}", cfg[group][key], trusted)
+    _expand_home(cfg)
     if cfg["dataset"]["name"] is None and cfg["dataset"].get("root"):  # a folder of images is known by its own name
-        cfg["dataset"]["name"] = Path(cfg["dataset"]["root"]).expanduser().resolve().name
-    for group in ("model", "dataset", "allocation", "schedule", "pruner", "ablation", "training", "tracker"):
-        name = cfg[group]["name"]
-        _require(isinstance(name, str) and name != "", f"{group}.name", name, "give a word (quote a number: \"'7'\")")
+        cfg["dataset"]["name"] = Path(cfg["dataset"]["root"]).resolve().name
+    for group in (*_CALLS, "pruner", "ablation", "training"):
+        _check_name(f"{group}.name", cfg[group]["name"])
+    if cfg["mask_name"] is not None:
+        _check_name("mask_name", cfg["mask_name"])
     cfg["training"]["compact"] = "off" if cfg["training"]["compact"] is False else cfg["training"]["compact"]
     if cfg["mask"] is not None:
         cfg["pruner"]["name"] = cfg["mask_name"] or "mask"
     _check_ranges(cfg)
+    _check_fits_together(cfg)
     cfg["sparsity"] = _sparsity(cfg) if cfg["mask"] is None else _of_mask(cfg)
     if cfg["weights"] is not None and not _is_stored(cfg, "weights"):
         identify(cfg, "weights", weights_digest(cfg))
@@ -245,9 +254,86 @@ def complete(composed: DictConfig) -> dict[str, Any]:
     return cfg
 
 
+def _resolved(composed: DictConfig) -> dict[str, Any]:
+    """A composed config as plain values."""
+    try:
+        return cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True, throw_on_missing=True))
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key} is missing: add {error.full_key}=VALUE") from error
+    except OmegaConfBaseException as error:
+        reason = str(error.msg or error).partition("\n")[0].replace("'", "")
+        raise ConfigError(f"{error.full_key}: {reason}; give a value, or the name of another setting") from error
+    except RecursionError as error:
+        raise ConfigError("a setting names itself in ${}; give it a value") from error
+
+
+def _check_schema(schema: type, values: dict[str, Any], path: str) -> None:
+    """Checks the keys of a part of the config, and the values that are no part themselves."""
+    optional = [
+        key.name for key in fields(schema) if key.default is not MISSING and key.default is not DATACLASS_MISSING
+    ]
+    check_keys(path, values, [key.name for key in fields(schema)], path or "a run", optional)
+    for key in fields(schema):
+        value, inner = values.setdefault(key.name, key.default), f"{path}.{key.name}" if path else key.name
+        parts = [part for part in (key.type, *get_args(key.type)) if isinstance(part, type) and is_dataclass(part)]
+        if parts and not (value is None and type(None) in get_args(key.type)):
+            if not isinstance(value, dict):
+                known = ", ".join(part.name for part in fields(parts[0]))
+                raise ConfigError(f"{inner}={shown(value)}: it has settings of its own: {known}; set one of them")
+            _check_schema(parts[0], value, inner)
+        elif not parts and key.name != "name":
+            check_value(inner, value, _annotation(key))
+
+
+@lru_cache
+def _annotation(key: Field[Any]) -> ast.expr:
+    """The type of a setting of the schema with its range, as in a signature."""
+    text = key.type.__name__ if isinstance(key.type, type) else str(key.type)
+    if choices := key.metadata.get("choices"):
+        text = f"{choices} | None" if text.endswith("None") else str(choices)
+    if ranges := key.metadata.get("ranges"):
+        text = f"Annotated[{text}, {', '.join(map(repr, ranges))}]"
+    return ast.parse(text, mode="eval").body
+
+
+def check_call(path: str, call: object, trusted: bool = True) -> None:
+    """Checks the arguments of a call, and of a group its name too.
+
+    Raises:
+        ConfigError: as `signatures.check_call`.
+    """
+    signatures.check_call(path, call, named="." not in path, trusted=trusted)
+
+
+def _expand_home(cfg: dict[str, Any]) -> None:
+    """Puts the home folder in the place of ~ at the beginning of paths, which shells do not do behind an =."""
+    for part, key in (
+        (cfg, "results_dir"),
+        (cfg, "data_dir"),
+        (cfg, "mask"),
+        (cfg, "weights"),
+        (cfg["dataset"], "root"),
+        (cfg["allocation"], "mask"),
+    ):
+        if isinstance(path := part.get(key), str) and path.startswith("~"):
+            try:
+                part[key] = str(Path(path).expanduser())
+            except RuntimeError as error:
+                raise ConfigError(f"{key}={path}: there is no such user; give a path") from error
+
+
+def _check_name(setting: str, name: object) -> None:
+    _require(isinstance(name, str) and name != "", setting, name, "give a word (quote a number: \"'7'\")")
+    bad = set(str(name)) & set("/\\") or not str(name).isprintable()
+    _require(
+        not bad and str(name)[0] not in ".-", setting, name, "give a word without / that does not begin with . or -"
+    )
+    _require(len(str(name)) <= 64, setting, name, "give one of at most 64 letters")
+
+
 def _require(condition: bool, setting: str, value: object, remedy: str) -> None:
     if not condition:
-        raise ConfigError(f"{setting}={value}: {remedy}")
+        raise ConfigError(f"{setting}={shown(value)}: {remedy}")
 
 
 def _word(value: object) -> object:
@@ -256,89 +342,40 @@ def _word(value: object) -> object:
 
 
 def _check_ranges(cfg: dict[str, Any]) -> None:
-    training, pruner, dataset = cfg["training"], cfg["pruner"], cfg["dataset"]
-    _require(cfg["seed"] >= 0, "seed", cfg["seed"], "give 0 or more")
-    _require(cfg["checkpoint_epochs"] >= 1, "checkpoint_epochs", cfg["checkpoint_epochs"], "give 1 or more")
-    _require(cfg["checkpoint_minutes"] >= 0, "checkpoint_minutes", cfg["checkpoint_minutes"], "give 0 or more")
-    patience = cfg["tracker"].get("patience_seconds", 1)
-    _require(0 < patience < math.inf, "tracker.patience_seconds", patience, "give a number above 0")
+    """Refuses values that only others make wrong, and those whose range no type can say."""
     _check_tracker(cfg["tracker"])
-    workers = cfg["num_workers"]
-    _require(workers is None or workers >= 0, "num_workers", workers, "give 0 or more, or null for one on each core")
-    _require(0 <= cfg["reuse_gb"] < math.inf, "reuse_gb", cfg["reuse_gb"], "give 0 or more")
-    device = cfg["device"]
-    known = device in ("auto", "cpu", "cuda") or device.removeprefix("cuda:").isdigit()
-    _require(known, "device", device, "give auto, cpu, cuda or cuda:<n>")
-    for key in ("epochs", "warmup_epochs"):
-        _require(training[key] >= 0, f"training.{key}", training[key], "give 0 or more")
-    _require(training["batch_size"] >= 2, "training.batch_size", training["batch_size"], "give 2 or more")
-    _require(0 < training["lr"] < math.inf, "training.lr", training["lr"], "give a number above 0")
-    _require(training["weight_decay"] >= 0, "training.weight_decay", training["weight_decay"], "give 0 or more")
-    _require(
-        0 < training["temperature"] < math.inf, "training.temperature", training["temperature"], "give one above 0"
-    )
-    for key in ("momentum", "label_smoothing"):
-        _require(0 <= training[key] < 1, f"training.{key}", training[key], "give a number in [0, 1)")
+    training, dataset, examples = cfg["training"], cfg["dataset"], cfg["pruner"]["examples"]
+    device = re.fullmatch(r"auto|cpu|cuda|cuda:[0-9]{1,2}", cfg["device"])
+    _require(device is not None, "device", cfg["device"], "give auto, cpu, cuda or cuda:<n>")
     _require(
         training["momentum"] > 0 or not training["nesterov"],
         "training.nesterov", training["nesterov"], "it needs training.momentum above 0",
     )  # fmt: skip
-    _require(
-        0 < training["lr_drop_factor"] <= 1, "training.lr_drop_factor", training["lr_drop_factor"], "give one in (0, 1]"
-    )
+    for setting, value, choices in (
+        ("training.compact", training["compact"], ("auto", "off")),
+        ("save_model", _word(cfg["save_model"]), ("true", "half", "false")),
+    ):
+        _require(value in choices, setting, value, f"give one of {', '.join(choices)}")
     drops = training["lr_drop_epochs"]
     _require(drops == sorted(drops), "training.lr_drop_epochs", drops, "give the epochs in rising order")
-    for setting, value, choices in (
-        ("training.lr_schedule", training["lr_schedule"], get_args(LearningRateSchedule)),
-        ("training.precision", training["precision"], get_args(Precision)),
-        ("training.compact", training["compact"], ("auto", "off")),
-        ("pruner.mode", pruner["mode"], get_args(Mode)),
-        ("pruner.dtype", pruner["dtype"], get_args(ScoringPrecision)),
-        ("pruner.reduce", pruner["reduce"], (None, *get_args(Reduction))),
-        ("on_collapse", cfg["on_collapse"], get_args(OnCollapse)),
-        ("save_model", _word(cfg["save_model"]), ("true", "half", "false")),
-        ("mask_file.names", cfg["mask_file"]["names"], get_args(Names)),
-        ("mask_file.missing", cfg["mask_file"]["missing"], get_args(Missing)),
-    ):
-        _require(value in choices, setting, value, "give one of " + ", ".join(choice or "null" for choice in choices))
-    if "padding" in dataset:
-        _require(dataset["padding"] >= 0, "dataset.padding", dataset["padding"], "give 0 or more pixels")
-    if "validation" in dataset:
-        _require(0 <= dataset["validation"] < 1, "dataset.validation", dataset["validation"], "give one in [0, 1)")
+    _require(not drops or drops[0] >= 0, "training.lr_drop_epochs", drops, "give epochs of 0 or more")
+    mean, std = dataset.get("mean") or (), dataset.get("std") or ()
+    _require(
+        len(mean) == len(std),
+        "dataset.std",
+        dataset.get("std"),
+        f"give as many values as dataset.mean={shown(dataset.get('mean'))} has",
+    )
     if "store" in dataset:
         size, resize, store = dataset["size"], dataset["resize"], dataset["store"]
-        _require(size >= 1, "dataset.size", size, "give 1 or more pixels")
         _require(resize >= size, "dataset.resize", resize, f"give dataset.size={size} or more")
         _require(store is None or store >= resize, "dataset.store", store, f"give dataset.resize={resize} or more")
-    schedule, allocation = cfg["schedule"], cfg["allocation"]
-    for key in ("rounds", "levels", "every_steps", "epochs"):
-        if key in schedule:
-            _require(schedule[key] >= 1, f"schedule.{key}", schedule[key], "give 1 or more")
-    for key in ("min_density", "min_last", "linear_density"):
-        if key in allocation:
-            _require(0 <= allocation[key] <= 1, f"allocation.{key}", allocation[key], "give one in [0, 1]")
-    if "beta" in allocation:
-        _require(0 <= allocation["beta"] < math.inf, "allocation.beta", allocation["beta"], "give 0 or more")
-    for part in ("score", "transfer"):
-        for key, value in (pruner[part] or {}).items():
-            setting = f"pruner.{part}.{key}"
-            if key in ("temperature", "lr"):
-                _require(0 < value < math.inf, setting, value, "give a number above 0")
-            elif key == "steps":
-                _require(value >= 0, setting, value, "give 0 or more")
-            elif key in ("batch_size", "draws"):
-                _require(value >= 1, setting, value, "give 1 or more")
-    _require(not drops or drops[0] >= 0, "training.lr_drop_epochs", drops, "give epochs of 0 or more")
-    if (examples := pruner["examples"]) is not None:
+    if examples is not None:
         per_class, total = examples["per_class"], examples["total"]
         _require(
             (per_class is None) != (total is None),
-            "pruner.examples", f"{{per_class: {per_class}, total: {total}}}", "give one of the two and null the other",
+            "pruner.examples", {"per_class": per_class, "total": total}, "give one of the two and null the other",
         )  # fmt: skip
-        number, key = (per_class, "per_class") if total is None else (total, "total")
-        _require(number >= 1, f"pruner.examples.{key}", number, "give 1 or more")
-        _require(examples["batch_size"] >= 2, "pruner.examples.batch_size", examples["batch_size"], "give 2 or more")
-    _check_fits_together(cfg)
 
 
 def _check_tracker(tracker: Call) -> None:
@@ -501,82 +538,6 @@ def _sparsity(cfg: dict[str, Any]) -> float:
             f"pruner={cfg['pruner']['name']} needs a target: add sparsity=0.9 (or density=0.1, or compression=10)"
         )
     return target
-
-
-# The arguments of a call, checked against the function that it names --------------------------------------------------
-
-
-@lru_cache
-def _settings_of(target: str) -> dict[str, tuple[str, bool]]:
-    """Annotation and optionality of each keyword-only argument of a function, read from its source, unimported."""
-    module, _, function = target.rpartition(".")
-    try:
-        spec = importlib.util.find_spec(module) if module else None
-    except ModuleNotFoundError:
-        spec = None
-    if spec is None or spec.origin is None:
-        raise ConfigError(f"_target_={target}: there is no module {module!r}")
-    for node in ast.parse(Path(spec.origin).read_text()).body:
-        if isinstance(node, ast.FunctionDef) and node.name == function:
-            return {
-                argument.arg: (ast.unparse(argument.annotation) if argument.annotation else "Any", default is not None)
-                for argument, default in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
-            }
-    raise ConfigError(f"_target_={target}: there is no function {function!r} in {module}")
-
-
-def check_call(path: str, call: Call) -> None:
-    """Checks the arguments of a call against the keyword-only arguments of the function that it names.
-
-    Positional arguments are what a run supplies (a model, scores, a sparsity); keyword-only ones are settings.
-
-    Raises:
-        ConfigError: an argument is unknown, missing or of the wrong type, or there is no such function.
-    """
-    if "_target_" not in call or ("name" not in call and "." not in path):  # a group has a name, a part of one has not
-        raise ConfigError(f"{path}: it needs a name and a _target_, the dotted path of a function")
-    settings = _settings_of(call["_target_"])
-    for key, value in call.items():
-        if key in _NOT_ARGUMENTS:
-            continue
-        if key not in settings:
-            known = ", ".join(settings) or "none"
-            raise ConfigError(f"{path}.{key}={value}: there is no such setting; {call['_target_']} has: {known}")
-        annotation = settings[key][0]
-        if not _fits(value, annotation):
-            raise ConfigError(f"{path}.{key}={value}: it must be {annotation}")
-    for key, (annotation, optional) in settings.items():
-        if not optional and key not in call:
-            raise ConfigError(f"{path}.{key} is missing: {call['_target_']} needs it ({annotation})")
-
-
-def _fits(value: object, annotation: str) -> bool:
-    """Whether a value from yaml or the command line is of the annotated type. Types it does not know are accepted."""
-    node = ast.parse(annotation, mode="eval").body
-    if isinstance(node, ast.BinOp):  # X | Y
-        return _fits(value, ast.unparse(node.left)) or _fits(value, ast.unparse(node.right))
-    if isinstance(node, ast.Subscript):
-        origin, inner = ast.unparse(node.value), node.slice
-        if origin == "Literal":
-            choices = inner.elts if isinstance(inner, ast.Tuple) else [inner]
-            return value in [choice.value for choice in choices if isinstance(choice, ast.Constant)]
-        if origin in ("list", "Sequence"):
-            return isinstance(value, list) and all(_fits(item, ast.unparse(inner)) for item in value)
-        if origin == "dict" and isinstance(inner, ast.Tuple):
-            of_key, of_value = (ast.unparse(part) for part in inner.elts)
-            return isinstance(value, dict) and all(_fits(k, of_key) and _fits(v, of_value) for k, v in value.items())
-    match annotation:
-        case "None":
-            return value is None
-        case "bool":
-            return isinstance(value, bool)
-        case "int":
-            return isinstance(value, int) and not isinstance(value, bool)
-        case "float":
-            return isinstance(value, (int, float)) and not isinstance(value, bool)
-        case "str":
-            return isinstance(value, str)
-    return True
 
 
 # Identity -------------------------------------------------------------------------------------------------------------

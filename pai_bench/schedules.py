@@ -11,6 +11,7 @@ from typing import Literal
 
 from pai_bench.core import Length, Round, Rounding
 from pai_bench.errors import ConfigError
+from pai_bench.ranges import Count, NonNegative, NonNegativeInt
 
 
 def none(sparsity: float, length: Length) -> Sequence[Round]:
@@ -24,7 +25,7 @@ def one_shot(sparsity: float, length: Length) -> Sequence[Round]:
 
 
 def exponential(
-    sparsity: float, length: Length, *, rounds: int, rounding: Literal["nearest", "up", "down"]
+    sparsity: float, length: Length, *, rounds: Count, rounding: Literal["nearest", "up", "down"]
 ) -> Sequence[Round]:
     """Density d^(i/n) after round i of n, so that every round prunes the same fraction of what is left.
 
@@ -40,7 +41,7 @@ def exponential(
 
 
 def linear(
-    sparsity: float, length: Length, *, rounds: int, rounding: Literal["nearest", "up", "down"]
+    sparsity: float, length: Length, *, rounds: Count, rounding: Literal["nearest", "up", "down"]
 ) -> Sequence[Round]:
     """Sparsity i/n of the target after round i of n, so that every round prunes the same number of weights.
 
@@ -50,7 +51,7 @@ def linear(
     return _rounded([Round(sparsity * i / rounds) for i in range(1, rounds)] + [Round(sparsity)], rounding)
 
 
-def constant(sparsity: float, length: Length, *, rounds: int) -> Sequence[Round]:
+def constant(sparsity: float, length: Length, *, rounds: Count) -> Sequence[Round]:
     """The target in every round, for methods that move their mask or their weights from round to round."""
     return [Round(sparsity)] * rounds
 
@@ -59,9 +60,9 @@ def early(
     sparsity: float,
     length: Length,
     *,
-    epoch: float | None,
-    step: int | None,
-    rounds: int,
+    epoch: NonNegative | None,
+    step: NonNegativeInt | None,
+    rounds: Count,
     rounding: Literal["nearest", "up", "down"],
 ) -> Sequence[Round]:
     """Pruning after some training: at an epoch or a step, in exponential rounds; then training goes on.
@@ -82,9 +83,9 @@ def iterative(
     sparsity: float,
     length: Length,
     *,
-    levels: int,
-    rewind_epoch: float | None,
-    rewind_step: int | None,
+    levels: Count,
+    rewind_epoch: NonNegative | None,
+    rewind_step: NonNegativeInt | None,
     rewind_weights: bool,
 ) -> Sequence[Round]:
     """Train to the end, prune, rewind; `levels` times. The rows count the last training; its search precedes it.
@@ -106,7 +107,7 @@ def iterative(
     return [Round(reached, end, time, rewind_weights) for reached in _exponential(sparsity, levels)]
 
 
-def fine_tune(sparsity: float, length: Length, *, levels: int, epochs: int) -> Sequence[Round]:
+def fine_tune(sparsity: float, length: Length, *, levels: Count, epochs: Count) -> Sequence[Round]:
     """Train to the end, prune, train for `epochs` more at the last learning rate; `levels` times.
 
     Reference: Han et al. 2015, arXiv:1506.02626; as in Renda et al. 2020, arXiv:2003.02389, section 3.
@@ -121,7 +122,7 @@ def fine_tune(sparsity: float, length: Length, *, levels: int, epochs: int) -> S
 
 
 def gradual(
-    sparsity: float, length: Length, *, start_epoch: float, end_epoch: float, every_steps: int
+    sparsity: float, length: Length, *, start_epoch: NonNegative, end_epoch: NonNegative, every_steps: Count
 ) -> Sequence[Round]:
     """Gradual pruning during training: sparsity s (1 - (1 - t)^3), t from 0 to 1 between two epochs.
 
@@ -144,7 +145,7 @@ def gradual(
     return rounds
 
 
-def front_loaded(sparsity: float, length: Length, *, rounds: int, warmup_epochs: int) -> Sequence[Round]:
+def front_loaded(sparsity: float, length: Length, *, rounds: Count, warmup_epochs: Count) -> Sequence[Round]:
     """One epoch of training before every round; density n d / (n d + i (1 - d)) after round i of n.
 
     Round j prunes the fraction p / (j p + n d) of what is left, with p = 1 - d: the first rounds prune most.

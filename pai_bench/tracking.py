@@ -12,6 +12,7 @@ from urllib.parse import urlparse
 
 from pai_bench import files
 from pai_bench.errors import PreemptedError
+from pai_bench.ranges import Positive
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +139,7 @@ def wandb(
     entity: str | None,
     mode: Literal["online", "offline", "disabled"],
     tags: list[str],
-    patience_seconds: float,
+    patience_seconds: Positive,
 ) -> Tracker:
     """A W&B run with the id of the run, in its directory; offline unless told otherwise.
 

@@ -10,6 +10,7 @@ from pai_bench.core import Place
 from pai_bench.data.archives import unpickle
 from pai_bench.data.resident import Images, Resident, check_ranges, lock
 from pai_bench.errors import DataError
+from pai_bench.ranges import NonNegativeInt, OfColours, ProperFraction, StdOfColours
 
 _UNREADABLE = (  # what pickles that are cut, damaged or of something else raise
     RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError, AttributeError, ImportError,
@@ -20,10 +21,10 @@ _UNREADABLE = (  # what pickles that are cut, damaged or of something else raise
 def cifar10(
     place: Place,
     *,
-    validation: float,
-    mean: list[float],
-    std: list[float],
-    padding: int,
+    validation: ProperFraction,
+    mean: OfColours,
+    std: StdOfColours,
+    padding: NonNegativeInt,
     padding_mode: Literal["reflect"] | None,
     flip: bool,
     verify: bool,
@@ -51,10 +52,10 @@ def cifar10(
 def cifar100(
     place: Place,
     *,
-    validation: float,
-    mean: list[float],
-    std: list[float],
-    padding: int,
+    validation: ProperFraction,
+    mean: OfColours,
+    std: StdOfColours,
+    padding: NonNegativeInt,
     padding_mode: Literal["reflect"] | None,
     flip: bool,
     verify: bool,

@@ -10,12 +10,13 @@ from torch.nn import functional as F
 from pai_bench.core import Place
 from pai_bench.data.resident import Resident, check_ranges, hold_out
 from pai_bench.errors import ConfigError, DataError
+from pai_bench.ranges import NonNegativeInt, OfGrey, ProperFraction, StdOfGrey
 
 _TEST_FRACTION = 0.2
 
 
 def digits(
-    place: Place, *, validation: float, mean: list[float], std: list[float], padding: int, flip: bool
+    place: Place, *, validation: ProperFraction, mean: OfGrey, std: StdOfGrey, padding: NonNegativeInt, flip: bool
 ) -> Resident:
     """Handwritten digits, 8x8 greyscale brought to 32x32: 1,438 training and 359 test images, the same for every seed.
 

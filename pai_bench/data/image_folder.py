@@ -8,17 +8,18 @@ from pai_bench.data.decode import decoded
 from pai_bench.data.listing import paired_class_folders
 from pai_bench.data.resident import Resident, check_ranges
 from pai_bench.errors import DataError
+from pai_bench.ranges import Count, NonNegativeInt, Positive, ProperFraction
 
 
 def image_folder(
     place: Place,
     *,
     root: str,
-    size: int | None,
-    validation: float,
+    size: Count | None,
+    validation: ProperFraction,
     mean: list[float] | None,
-    std: list[float] | None,
-    padding: int,
+    std: list[Positive] | None,
+    padding: NonNegativeInt,
     flip: bool,
     padding_mode: Literal["reflect"] | None,
 ) -> Resident:

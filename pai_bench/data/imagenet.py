@@ -21,6 +21,7 @@ from pai_bench.data.resident import Normalisation, check_ranges, choose_examples
 from pai_bench.data.shrunk import build, check
 from pai_bench.errors import ConfigError, DataError, LostWorkerError
 from pai_bench.layout import laid_out
+from pai_bench.ranges import Count, OfColours, ProperFraction, StdOfColours
 
 log = logging.getLogger(__name__)
 
@@ -115,9 +116,9 @@ class Streamed:
         *,
         size: int,
         resize: int,
-        validation: float,
-        mean: list[float],
-        std: list[float],
+        validation: ProperFraction,
+        mean: OfColours,
+        std: StdOfColours,
     ) -> None:
         check_ranges(mean, std)
         for setting, values in (("mean", mean), ("std", std)):
@@ -234,12 +235,12 @@ def imagenet(
     *,
     root: str | None,
     subset: bool,
-    store: int | None,
-    size: int,
-    resize: int,
-    validation: float,
-    mean: list[float],
-    std: list[float],
+    store: Count | None,
+    size: Count,
+    resize: Count,
+    validation: ProperFraction,
+    mean: OfColours,
+    std: StdOfColours,
 ) -> Streamed:
     """ImageNet-1k: train/<wnid>/ and val/<wnid>/; val/ is the test split. Random resized crops for training.
 

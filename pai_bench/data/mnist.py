@@ -9,6 +9,7 @@ import numpy as np
 from pai_bench.core import Place
 from pai_bench.data.resident import Images, Resident, check_ranges, lock
 from pai_bench.errors import DataError
+from pai_bench.ranges import NonNegativeInt, OfGrey, ProperFraction, StdOfGrey
 
 # MD5 of the unpacked files; torchvision knows those of the packed ones alone.
 _FILES = {
@@ -22,7 +23,14 @@ _UNREADABLE = (RuntimeError, ValueError, AssertionError, OSError)
 
 
 def mnist(
-    place: Place, *, validation: float, mean: list[float], std: list[float], padding: int, flip: bool, verify: bool
+    place: Place,
+    *,
+    validation: ProperFraction,
+    mean: OfGrey,
+    std: StdOfGrey,
+    padding: NonNegativeInt,
+    flip: bool,
+    verify: bool,
 ) -> Resident:
     """MNIST: 60,000 training and 10,000 test images of 28x28, greyscale, ten classes.
 

@@ -10,6 +10,7 @@ from pai_bench.data.decode import Listing, decoded
 from pai_bench.data.listing import image_files
 from pai_bench.data.resident import Resident, check_ranges, lock
 from pai_bench.errors import DataError
+from pai_bench.ranges import NonNegativeInt, OfColours, ProperFraction, StdOfColours
 
 _URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 _FOLDER = "tiny-imagenet-200"
@@ -20,10 +21,10 @@ def tiny_imagenet(
     place: Place,
     *,
     subset: bool,
-    validation: float,
-    mean: list[float],
-    std: list[float],
-    padding: int,
+    validation: ProperFraction,
+    mean: OfColours,
+    std: StdOfColours,
+    padding: NonNegativeInt,
     flip: bool,
     padding_mode: Literal["reflect"] | None,
 ) -> Resident:

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from pai_bench.core import Shape
-from pai_bench.models.initialization import initialize_
+from pai_bench.models.initialization import Init, initialize_
+from pai_bench.ranges import Counts
 
 
 class Plain(nn.Module):
@@ -24,7 +25,7 @@ class Plain(nn.Module):
         return self.layers(x)  # type: ignore[no-any-return]
 
 
-def lenet300(input_shape: Shape, num_classes: int, *, hidden: list[int], init: dict[str, str]) -> nn.Module:
+def lenet300(input_shape: Shape, num_classes: int, *, hidden: Counts, init: Init) -> nn.Module:
     """A perceptron; LeNet-300-100 has the hidden layers [300, 100].
 
     Reference: LeCun et al. 1998; as in Frankle and Carbin 2019, arXiv:1803.03635.
@@ -34,7 +35,7 @@ def lenet300(input_shape: Shape, num_classes: int, *, hidden: list[int], init: d
     return initialize_(Plain([], channels * height * width, hidden, num_classes), init)
 
 
-def lenet5(input_shape: Shape, num_classes: int, *, init: dict[str, str]) -> nn.Module:
+def lenet5(input_shape: Shape, num_classes: int, *, init: Init) -> nn.Module:
     """LeNet-5 in the form of Caffe: 5x5 convolutions of 20 and 50 channels, one hidden layer of 500.
 
     Reference: LeCun et al. 1998; as in Lee et al. 2019, arXiv:1810.02340.
@@ -48,7 +49,7 @@ def lenet5(input_shape: Shape, num_classes: int, *, init: dict[str, str]) -> nn.
     return initialize_(Plain(layers, num_in * height * width, [500], num_classes), init)
 
 
-def conv(input_shape: Shape, num_classes: int, *, widths: list[int], init: dict[str, str]) -> nn.Module:
+def conv(input_shape: Shape, num_classes: int, *, widths: Counts, init: Init) -> nn.Module:
     """Conv-2, -4 and -6: two 3x3 convolutions of each width and a max-pool, again and again; 256-256-K.
 
     Reference: Frankle and Carbin 2019, arXiv:1803.03635, figure 2.

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pai_bench.core import Shape
-from pai_bench.models.initialization import initialize_
+from pai_bench.models.initialization import Init, initialize_
 
 # Width and stride of the thirteen depthwise-separable blocks.
 _BLOCKS = [(64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1)]
@@ -33,7 +33,7 @@ class MobileNet(nn.Module):
         return self.fc(F.adaptive_avg_pool2d(self.features(x), 1).flatten(1))  # type: ignore[no-any-return]
 
 
-def mobilenet(input_shape: Shape, num_classes: int, *, init: dict[str, str]) -> nn.Module:
+def mobilenet(input_shape: Shape, num_classes: int, *, init: Init) -> nn.Module:
     """MobileNet-V1 of width 1.
 
     Reference: Howard et al. 2017, arXiv:1704.04861; the stem's stride is 1, as for CIFAR in Lubana and Dick 2021,

@@ -7,7 +7,8 @@ from torch.nn import functional as F
 
 from pai_bench.core import Shape
 from pai_bench.errors import ConfigError
-from pai_bench.models.initialization import initialize_
+from pai_bench.models.initialization import Init, initialize_
+from pai_bench.ranges import Counts
 
 
 def _shortcut(num_in: int, num_out: int, stride: int) -> nn.Module:
@@ -91,9 +92,9 @@ def resnet(
     input_shape: Shape,
     num_classes: int,
     *,
-    widths: list[int],
-    blocks: list[int],
-    init: dict[str, str],
+    widths: Counts,
+    blocks: Counts,
+    init: Init,
     block: Literal["basic", "bottleneck"] = "basic",
 ) -> nn.Module:
     """A residual network: `blocks[i]` blocks of `widths[i]` channels in stage i; later stages halve the image.

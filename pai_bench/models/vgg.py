@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pai_bench.core import Shape
-from pai_bench.models.initialization import initialize_
+from pai_bench.models.initialization import Init, initialize_
 
 # Convolutions in each of the five stages; their widths are 64, 128, 256, 512, 512.
 _STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
@@ -62,7 +62,7 @@ def vgg(
     classifier: Literal["linear", "pooled", "mlp"],
     conv_bias: bool,
     norm_last: bool,
-    init: dict[str, str],
+    init: Init,
 ) -> nn.Module:
     """VGG-depth with batch norm after every convolution.
 

@@ -5,7 +5,8 @@ from torch.nn import functional as F
 
 from pai_bench.core import Shape
 from pai_bench.errors import ConfigError
-from pai_bench.models.initialization import initialize_
+from pai_bench.models.initialization import Init, initialize_
+from pai_bench.ranges import Count, ProperFraction
 
 
 class PreActivationBlock(nn.Module):
@@ -49,7 +50,7 @@ class WideResNet(nn.Module):
 
 
 def wide_resnet(
-    input_shape: Shape, num_classes: int, *, depth: int, width: int, dropout: float, init: dict[str, str]
+    input_shape: Shape, num_classes: int, *, depth: Count, width: Count, dropout: ProperFraction, init: Init
 ) -> nn.Module:
     """WRN-depth-width: (depth - 4) / 6 blocks in each of three stages, `width` times the channels of a ResNet.
 

@@ -10,10 +10,11 @@ from pai_bench import structure
 from pai_bench.core import Batches, Loss, Scores, Subnetwork
 from pai_bench.errors import UserError
 from pai_bench.gradients import hessian_gradient, mean_gradient, mean_square_gradient
+from pai_bench.ranges import Positive
 
 
 def score(
-    net: Subnetwork, batches: Batches, loss: Loss, generator: Generator, *, temperature: float, from_initial: bool
+    net: Subnetwork, batches: Batches, loss: Loss, generator: Generator, *, temperature: Positive, from_initial: bool
 ) -> Scores:
     """|w| |w g|: loss preservation weighted by magnitude, the measure that the paper proposes.
 
@@ -30,7 +31,7 @@ def score(
 
 
 def loss_preservation(
-    net: Subnetwork, batches: Batches, loss: Loss, generator: Generator, *, temperature: float, signed: bool
+    net: Subnetwork, batches: Batches, loss: Loss, generator: Generator, *, temperature: Positive, signed: bool
 ) -> Scores:
     """|w g|: to first order, what removing the weight changes in the loss, which is the first derivative of the norm.
 
@@ -48,7 +49,7 @@ def loss_preservation(
 
 
 def gradient_preservation(
-    net: Subnetwork, batches: Batches, loss: Loss, generator: Generator, *, temperature: float, absolute: bool
+    net: Subnetwork, batches: Batches, loss: Loss, generator: Generator, *, temperature: Positive, absolute: bool
 ) -> Scores:
     """w (Hg), with g and H over every trainable parameter, norms and biases included.
 

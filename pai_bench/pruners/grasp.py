@@ -6,6 +6,7 @@ from torch import Generator
 from pai_bench.core import Batches, Loss, Scores, Subnetwork, Weights
 from pai_bench.errors import UserError
 from pai_bench.gradients import hessian_gradient
+from pai_bench.ranges import Count, Positive
 
 
 def score(
@@ -14,10 +15,10 @@ def score(
     loss: Loss,
     generator: Generator,
     *,
-    temperature: float,
+    temperature: Positive,
     absolute: bool,
     class_halves: bool,
-    draws: int,
+    draws: Count,
     redraw_linear: bool,
 ) -> Scores:
     """w * (Hg), signed: removing a weight with a high value would shrink the squared gradient norm.
@@ -53,7 +54,7 @@ def score(
     return {name: values.abs() for name, values in scores.items()} if absolute else scores
 
 
-def _class_halves(batches: Batches, draws: int) -> Batches:
+def _class_halves(batches: Batches, draws: Count) -> Batches:
     """The images in so many parts, each sorted by class and cut in two."""
     if not batches:
         return batches

@@ -8,6 +8,7 @@ from torch import Generator, Tensor
 from pai_bench.core import Batches, Loss, Scores, Subnetwork, Weights, labels_of
 from pai_bench.errors import UserError
 from pai_bench.gradients import twice_differentiable
+from pai_bench.ranges import NonNegative, NonNegativeInt, Positive
 
 
 def score(net: Subnetwork, batches: Batches, loss: Loss, generator: Generator) -> Scores:
@@ -27,11 +28,11 @@ def transfer(
     loss: Loss,
     generator: Generator,
     *,
-    steps: int,
-    lr: float,
+    steps: NonNegativeInt,
+    lr: Positive,
     kernel: Literal["kept", "all"],
-    kernel_weight: float,
-    decay: float,
+    kernel_weight: NonNegative,
+    decay: NonNegative,
 ) -> Weights:
     """The student's parameters after some steps of Adam towards the dense network's outputs and tangent kernel.
 

@@ -5,11 +5,12 @@ from torch import Generator, Tensor
 
 from pai_bench import structure
 from pai_bench.core import Batches, Loss, Scores, Subnetwork
+from pai_bench.ranges import Count
 from pai_bench.structure import Step
 
 
 def score(
-    net: Subnetwork, batches: Batches, loss: Loss, generator: Generator, *, kernels: bool, batch_size: int
+    net: Subnetwork, batches: Batches, loss: Loss, generator: Generator, *, kernels: bool, batch_size: Count
 ) -> Scores:
     """The earlier a random walk takes a weight, the higher; what no walk takes follows by magnitude.
 

@@ -6,6 +6,7 @@ from torch import Generator, Tensor
 from pai_bench.core import Batches, Loss, Scores, Subnetwork
 from pai_bench.errors import UserError
 from pai_bench.gradients import twice_differentiable
+from pai_bench.ranges import NonNegativeInt, Positive, ProperFraction
 
 
 def score(
@@ -14,9 +15,9 @@ def score(
     loss: Loss,
     generator: Generator,
     *,
-    steps: int,
-    lr: float,
-    momentum: float,
+    steps: NonNegativeInt,
+    lr: Positive,
+    momentum: ProperFraction,
     detach_momentum: bool,
     first_order: bool,
 ) -> Scores:
