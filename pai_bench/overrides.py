@@ -5,14 +5,15 @@ import difflib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from pai_bench import config
 from pai_bench.errors import ConfigError, UserError
@@ -36,7 +37,9 @@ def parsed(words: Sequence[str]) -> list[Override]:
         except HydraException as error:
             key, _, value = word.partition("=")
             remedy = f"put the value in quotes, as in '{key}=\"{value}\"'" if value else "give key=value"
-            raise ConfigError(f"{word.encode('ascii', 'backslashreplace').decode()}: it cannot be read; {remedy}") from error
+            raise ConfigError(
+                f"{word.encode('ascii', 'backslashreplace').decode()}: it cannot be read; {remedy}"
+            ) from error
     return found
 
 
@@ -76,13 +79,20 @@ def check(words: Sequence[str], loader: ConfigLoaderImpl) -> None:
     for override in overrides:
         key = override.key_or_group
         if any(key == setting or key.startswith(f"{setting}.") for setting in _NO_EFFECT):
-            raise ConfigError(f"{override.input_line}: it has no effect, as runs keep their own files; give results_dir=PATH")
+            raise ConfigError(
+                f"{override.input_line}: it has no effect, as runs keep their own files; give results_dir=PATH"
+            )
         if _is_group(key, loader):
             _check_option(override, loader)
         elif "/" in key or override.package is not None:
             raise ConfigError(f"{override.input_line}: there is no group {key}; see python run.py --help")
         elif key == "hydra.mode" and str(override.value()) not in ("RUN", "MULTIRUN"):
             raise ConfigError(f"{override.input_line}: give RUN or MULTIRUN")
+
+
+def loader_here() -> ConfigLoaderImpl:
+    """What knows the folders of configs, inside hydra.initialize_config_dir."""
+    return cast(ConfigLoaderImpl, GlobalHydra.instance().config_loader())
 
 
 def _is_group(key: str, loader: ConfigLoaderImpl) -> bool:
@@ -93,10 +103,12 @@ def _with_searchpath(loader: ConfigLoaderImpl, overrides: Sequence[Override]) ->
     """A loader that also knows the folders of hydra.searchpath=."""
     given = [override for override in overrides if override.key_or_group == "hydra.searchpath"]
     for override in given:
-        paths = override.value()
+        paths: Any = override.value()
         fits = isinstance(paths, list) and all(isinstance(path, str) for path in paths)
         if not fits or not all("://" in path and _is_there(path) for path in paths):
-            raise ConfigError(f"{override.input_line}: give folders that exist, as in hydra.searchpath=[file:///home/me/conf]")
+            raise ConfigError(
+                f"{override.input_line}: give folders that exist, as in hydra.searchpath=[file:///home/me/conf]"
+            )
         search_path = copy.deepcopy(loader.get_search_path())
         for path in paths:
             search_path.append("command line", path)
@@ -117,14 +129,18 @@ def _check_option(override: Override, loader: ConfigLoaderImpl) -> None:
             raise ConfigError(f"{line}: a run needs an option of {group}; give {group}=NAME")
         return
     options = loader.get_group_options(group)
-    if (override.is_add() or override.is_force_add()) and (group in _OPTIONAL or group.startswith("hydra/") or _is_needed(group)):
+    if (override.is_add() or override.is_force_add()) and (
+        group in _OPTIONAL or group.startswith("hydra/") or _is_needed(group)
+    ):
         raise ConfigError(f"{line}: leave the + out; {group}=NAME chooses an option")
     for value in _values(override):
         if value is None and group in _OPTIONAL:
             continue
         if not isinstance(value, str) or value not in options:
             near = _meant(value, options) if isinstance(value, str) else ""
-            raise ConfigError(f"{group}={shown(value)}: there is no such option; give one of {', '.join(options)}{near}")
+            raise ConfigError(
+                f"{group}={shown(value)}: there is no such option{near}; give one of {', '.join(options)}"
+            )
 
 
 def _is_needed(group: str) -> bool:
@@ -180,7 +196,9 @@ def _check_key(override: Override, tree: DictConfig) -> None:
     for depth, part in enumerate(parts):
         before = ".".join(parts[:depth])
         if node is None:
-            raise ConfigError(f"{override.input_line}: {before} is null for this {group}; choose one that has it ({group}=NAME)")
+            raise ConfigError(
+                f"{override.input_line}: {before} is null for this {group}; choose one that has it ({group}=NAME)"
+            )
         if not isinstance(node, DictConfig):
             raise ConfigError(f"{override.input_line}: {before} has no settings of its own; give {before}=VALUE")
         if part not in node:
@@ -188,18 +206,23 @@ def _check_key(override: Override, tree: DictConfig) -> None:
                 _check_addition(override, tree)
                 return
             raise ConfigError(f"{key}: there is no such setting; see python run.py --help{_meant_key(key, tree)}")
-        node = None if OmegaConf.is_missing(node, part) else node._get_node(part)
-        node = node if isinstance(node, DictConfig) and not node._is_none() else node and node._value()
+        inner = node._get_node(part)
+        plain: Any = OmegaConf.to_container(node)
+        node = inner if isinstance(inner, DictConfig) and not inner._is_none() else plain[part]
 
 
 def _check_addition(override: Override, tree: DictConfig) -> None:
     """Refuses a setting of Hydra's that it would not take; our own are checked as a whole."""
     key = override.key_or_group
     takes_any = str(tree.hydra.launcher._target_).startswith("hydra_plugins.pai_bench_plugins")
-    if key.startswith("hydra.") and not key.startswith(("hydra.sweeper.params.", "hydra.sweeper.scale.", "hydra.job.env")):
+    if key.startswith("hydra.") and not key.startswith(
+        ("hydra.sweeper.params.", "hydra.sweeper.scale.", "hydra.job.env")
+    ):
         if key.startswith("hydra.launcher.") and takes_any:
             return
-        raise ConfigError(f"{override.input_line}: there is no such setting; see python run.py --hydra-help{_meant_key(key, tree)}")
+        raise ConfigError(
+            f"{override.input_line}: there is no such setting; see python run.py --hydra-help{_meant_key(key, tree)}"
+        )
 
 
 def _meant_key(key: str, tree: DictConfig) -> str:
@@ -256,8 +279,9 @@ def complete(composed: DictConfig, of_hydra: Any) -> dict[str, Any]:
     """
     choices, words = of_hydra.runtime.choices, list(of_hydra.overrides.task)
     check_scale(choices)
-    own = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
-    cfg = config.complete(own)
+    with open_dict(composed):
+        composed.pop("hydra", None)
+    cfg = config.complete(composed)
     given = {override.key_or_group: override.value() for override in parsed(words)}
     _check_labels(given, choices)
     target = next((key for key in _TARGETS if given.get(key) is not None), None)
@@ -289,7 +313,11 @@ def _check_labels(given: Mapping[str, Any], choices: Mapping[str, str | None]) -
             continue
         others = {path.stem for path in (config.CONF / group).glob("*.yaml")}
         if label in others:
-            raise ConfigError(f"{key}={label}: that is another option of {group}; say {group}={label}, or give another name")
+            raise ConfigError(
+                f"{key}={label}: that is another option of {group}; say {group}={label}, or give another name"
+            )
         if chosen != "image_folder" and not any(other.startswith(f"{group}.") and other != key for other in given):
             architecture = f" (an architecture of timm: model=timm model.name={label})" if group == "model" else ""
-            raise ConfigError(f"{key}={label}: it is only a label, and {group}={chosen} stays as it is; leave it out{architecture}")
+            raise ConfigError(
+                f"{key}={label}: it is only a label, and {group}={chosen} stays as it is; leave it out{architecture}"
+            )

@@ -15,13 +15,13 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.global_hydra import GlobalHydra
 
-from pai_bench import cli, config, sweeps
+from pai_bench import cli, config, overrides, sweeps
 
 Words = tuple[str, ...]
 
@@ -63,15 +63,22 @@ MORE = (
     "hydra/launcher=null", "hydra/launcher=5", "hydra/sweeper=nosuch", "hydra/zzz=1", "+hydra/zzz=1", "hydra/output=x",
     "hydra.searchpath=5", "hydra.searchpath=[5]", "hydra.searchpath=[file:///nowhere]", "hydra.callbacks=5",
     "scale=smoke", "scale=null", "experiment=nosuch", "experiment=null", "+experiment=nosuch", "experiment=5",
-    "device=0", "device=cuda:99999999999", "device=cuda:-1", "device=cuda:x", "tracker.mode=onlien", "training.lr=1e300",
+    "device=0", "device=cuda:99999999999", "device=cuda:-1", "device=cuda:x", "tracker.mode=onlien",
+    "training.lr=1e300",
     "results_dir=''", "mask=x.pt", "weights=x.pt", "mask_name=x", "run_schema=x", "_self_=x", "config=x",
     "pruner.score={a:1}", "pruner.examples={a:1}", "model={}", "model={name:x}", "pruner={}", "seed=\udcff",
     "model.name=vgg16", "dataset.name=cifar10", "pruner.name=snip", "+model.depth=3", "+training.x=1", "++seed.x=1",
 )  # fmt: skip
 BASES: dict[str, Words] = {  # one for each option whose keys are tried
     f"{group}={path.stem}": (
-        *(() if group != "schedule" and group != "ablation" or path.stem == "none" else ("pruner=snip",)),
-        *(() if path.stem in ("dense", "none") and group != "tracker" else ("sparsity=0.5",) if group == "pruner" else ()),
+        *(() if (group != "schedule" and group != "ablation") or path.stem == "none" else ("pruner=snip",)),
+        *(
+            ()
+            if path.stem in ("dense", "none") and group != "tracker"
+            else ("sparsity=0.5",)
+            if group == "pruner"
+            else ()
+        ),
         *(("sparsity=0.5",) if group in ("schedule", "ablation") and path.stem != "none" else ()),
         *NEEDS.get(path.stem, ()),
         f"{group}={path.stem}",
@@ -89,11 +96,40 @@ def leaves(node: Any, path: str = "") -> Iterator[str]:
             yield from leaves(value, f"{path}{key}.")
 
 
+@cache
+def _composer() -> tuple[Any, sweeps.SweepLoader]:
+    """The config of the defaults, and what composes other runs quickly."""
+    config.register()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        base = hydra.compose("config", [], return_hydra_config=True)
+        return base, sweeps.SweepLoader(overrides.loader_here().get_search_path())
+
+
+def completed(words: Words) -> dict[str, Any]:
+    """The completed config of a run with these words."""
+    base, loader = _composer()
+    overrides.check(words, loader)
+    composed = loader.load_sweep_config(base, list(words))
+    return overrides.complete(composed, composed.hydra)
+
+
+def answer(words: Words) -> tuple[int, str]:
+    """The exit code of these words, and what is said, where everything up to the start of the run goes well."""
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        try:
+            cfg = completed(words)
+            code = 0 if len(config.run_id(cfg)) < 200 and config.group_id(cfg) and json.dumps(cfg) else 1
+        except Exception as error:
+            code = cli._report(error)
+    return code, said.getvalue()
+
+
 def keys() -> dict[str, Words]:
     """Every key once, with the words that make it appear: one for each function that has it."""
     found: dict[tuple[str, str], tuple[str, Words]] = {}
     for base in ((), *BASES.values()):
-        composed = outcome.composed(base)  # type: ignore[attr-defined]
+        composed = completed(base)
         for key in leaves(composed):
             group, _, inner = key.partition(".")
             target = composed[group].get("_target_", "") if isinstance(composed[group], dict) else ""
@@ -111,13 +147,17 @@ def everything() -> list[Words]:
         key = label.split(" ")[0]
         values = VALUES if not key.endswith("_target_") else TARGETS
         found += [(*base, f"{key}={value}") for value in values]
-        found += [(*base, f"{sign}{key}{rest}") for sign, rest in (("~", ""), ("+", "=1"), ("++", ".x=1"), ("+", ".x=1"))]
+        found += [
+            (*base, f"{sign}{key}{rest}") for sign, rest in (("~", ""), ("+", "=1"), ("++", ".x=1"), ("+", ".x=1"))
+        ]
         found.append((*base, f"{key[:-1]}=1"))
         if key.endswith(".name"):
             found += [(*base, f"{key}={name}") for name in NAMES]
     groups = (*GROUPS, "experiment", "scale", "hydra/launcher", "hydra/sweeper", "hydra/help", "hydra/output")
     found += [(f"{sign}{group}={option}",) for group in groups for option in OPTIONS for sign in ("", "+")]
-    found += [(word,) for group in groups for word in (f"~{group}", f"~{group}=x", f"++{group}=x", group, f"{group}.x=1")]
+    found += [
+        (word,) for group in groups for word in (f"~{group}", f"~{group}=x", f"++{group}=x", group, f"{group}.x=1")
+    ]
     found += [(word,) for word in MORE] + [("pruner=snip", word) for word in MORE]
     for launcher in ("basic", "parallel", "slurm"):
         inner = ("n_jobs", "timeout_min", "zzz", "_target_", "wait", "export", "setup", "max_requeues")
@@ -126,7 +166,18 @@ def everything() -> list[Words]:
             for key, value, sign in itertools.product(inner, ("1", "abc", "[1]", "null"), ("", "+"))
         ]
     rules = ("paired", "exclude", "drop", "scale", "params", "zzz", "max_batch_size")
-    values = ("1", "abc", "[1]", "[[1]]", "{a:1}", "[{a:1}]", "[{a:[1,2],b:[1]}]", "{seed:'0,1'}", "[{where:1}]", "null")
+    values = (
+        "1",
+        "abc",
+        "[1]",
+        "[[1]]",
+        "{a:1}",
+        "[{a:1}]",
+        "[{a:[1,2],b:[1]}]",
+        "{seed:'0,1'}",
+        "[{where:1}]",
+        "null",
+    )
     found += [(f"{sign}hydra.sweeper.{rule}={value}",) for rule in rules for value in values for sign in ("", "+")]
     return list(dict.fromkeys(found))
 
@@ -149,3 +200,26 @@ def wrong(words: Words, code: int, said: str) -> str | None:
         return f"Python's words: {found[0]}"
     key = re.split("[=@.\\[]", words[-1].lstrip("+~"))[0]
     return None if key in said else "the setting is not named"
+
+
+def main() -> None:
+    """Tries all overrides, or those that hold a text, and exits with 1 if an answer is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("text", nargs="?", default="", help="only overrides that hold it")
+    parser.add_argument("--every", type=int, default=8, help="every so many of them; 1 takes all")
+    parser.add_argument("-v", "--verbose", action="store_true", help="show every answer, not only wrong ones")
+    arguments = parser.parse_args()
+    chosen = [words for words in everything() if arguments.text in " ".join(words)][:: arguments.every]
+    num_taken = num_wrong = 0
+    for words in chosen:
+        code, said = answer(words)
+        reason = wrong(words, code, said)
+        num_taken, num_wrong = num_taken + (code == 0), num_wrong + (reason is not None)
+        if reason or arguments.verbose:
+            print(ascii(f"{reason or 'right'}: {' '.join(words)}: {said.strip()}"))
+    print(f"{len(chosen)} overrides: {num_taken} taken, {len(chosen) - num_taken} refused, {num_wrong} answers wrong")
+    sys.exit(int(num_wrong > 0))
+
+
+if __name__ == "__main__":
+    main()
