@@ -167,7 +167,7 @@ def gradients(setting: Setting) -> Iterator[Row]:
 def _snip(setting: Setting, net: str, of: Parts) -> Row:
     assert of.pruner.score is not None and of.pruner.examples is not None
     model, score = of.build("init"), of.pruner.score
-    ((images, labels),) = of.data.draw(of.pruner.examples, Generator())
+    ((images, labels),) = of.data.draw(of.pruner.examples, Generator(), torch.float32)
     subject = subnetwork(of, model, masks.full(model))
     found: dict[str, dict[str, Tensor]] = {}
 
@@ -197,7 +197,7 @@ def _snip(setting: Setting, net: str, of: Parts) -> Row:
 def _grasp(setting: Setting, net: str, of: Parts) -> Row:
     assert of.pruner.score is not None and of.pruner.examples is not None
     model, score = of.build("init"), of.pruner.score
-    ((images, labels),) = of.data.draw(of.pruner.examples, Generator())
+    ((images, labels),) = of.data.draw(of.pruner.examples, Generator(), torch.float32)
     subject, copied = subnetwork(of, model, masks.full(model)), textbook.Masked(model)
     first = images.contiguous()  # channels first, as published loaders give them
     found: dict[str, dict[str, Tensor]] = {}

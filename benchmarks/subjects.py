@@ -125,9 +125,11 @@ class Repeated(Generic[Noted]):
         images, labels = self.batch
         yield images[:2], labels[:2]
 
-    def draw(self, examples: Examples, generator: Generator, change: Change | None = None) -> Batches:
+    def draw(
+        self, examples: Examples, generator: Generator, dtype: torch.dtype, change: Change | None = None
+    ) -> Batches:
         """Training images for scoring, as the dataset draws them."""
-        return self.data.draw(examples, generator, change)
+        return self.data.draw(examples, generator, dtype, change)
 
 
 class Steps(Generic[Noted]):

@@ -3,7 +3,7 @@
 import torch
 from torch import Generator, Tensor
 
-from pai_bench.core import Batch, Batches, Mask, Scores, State
+from pai_bench.core import Batch, Batches, Drawn, Mask, Scores, State, labels_of
 
 
 def random_labels(batches: Batches, generator: Generator) -> Batches:
@@ -13,11 +13,10 @@ def random_labels(batches: Batches, generator: Generator) -> Batches:
     Deviates: their code relabels the whole dataset and then takes as many images of each of these classes, so that
         classes are balanced; here they are not.
     """
-    present = torch.unique(torch.cat([labels for _, labels in batches]))
-    return [
-        (images, present[torch.randint(len(present), labels.shape, generator=generator).to(labels.device)])
-        for images, labels in batches
-    ]
+    before = labels_of(batches)
+    present = torch.unique(torch.cat(before))
+    drawn = [torch.randint(len(present), labels.shape, generator=generator).to(labels.device) for labels in before]
+    return Drawn(lambda number: batches[number][0], [present[labels] for labels in drawn])
 
 
 def random_pixels(batches: Batches, generator: Generator) -> Batches:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, overload
 
 import torch
 from torch import Generator, Tensor, nn
@@ -13,11 +13,41 @@ Scores = dict[str, Tensor]  # same names and shapes, float; higher = keep
 Mask = dict[str, Tensor]  # same names and shapes, bool; True = kept
 State = dict[str, Tensor]  # a state dict: every parameter and buffer
 Batch = tuple[Tensor, Tensor]  # images (B, C, H, W) float, labels (B,) int64
-Batches = Sequence[Batch]  # materialised: may be walked twice
+Batches = Sequence[Batch]  # may be walked twice
 Change = Callable[[Tensor, Tensor], Batch]  # images as they are stored, (B, H, W, C) uint8, and labels -> others
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits (B, K), labels (B,) -> scalar mean
 Record = Callable[[dict[str, float], float], None]  # metrics, epoch: the one way by which numbers leave a run
 Shape = tuple[int, int, int]  # (C, H, W) of one image
+
+
+class Drawn(Sequence[Batch]):
+    """Batches whose images are made when a batch is asked for, so that not all lie on the device at once.
+
+    Args:
+        images: makes the images of the batch of a number, the same whenever it is asked.
+        labels: of every batch.
+    """
+
+    def __init__(self, images: Callable[[int], Tensor], labels: Sequence[Tensor]) -> None:
+        self._images, self.labels = images, list(labels)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @overload
+    def __getitem__(self, index: int) -> Batch: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Batch]: ...
+    def __getitem__(self, index: int | slice) -> Batch | list[Batch]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(len(self))[index]]
+        number = range(len(self))[index]
+        return self._images(number), self.labels[number]
+
+
+def labels_of(batches: Batches) -> list[Tensor]:
+    """The labels of each batch; no image is made for them."""
+    return batches.labels if isinstance(batches, Drawn) else [labels for _, labels in batches]
 
 
 @dataclass(frozen=True)
@@ -222,10 +252,15 @@ class Data(Protocol):
     def evaluation(self, split: str, batch_size: int) -> Iterator[Batch]:
         """Every image of a split once, un-augmented, in a fixed order; of several processes each gets other batches."""
 
-    def draw(self, examples: Examples, generator: Generator, change: Change | None = None) -> Batches:
-        """Training images for scoring.
+    def draw(
+        self, examples: Examples, generator: Generator, dtype: torch.dtype, change: Change | None = None
+    ) -> Batches:
+        """Training images for scoring, laid out channels first. A single left-over image joins the batch before it.
+
+        All that is random is drawn at once, and the change is done; images are made when a batch is asked for.
 
         Args:
+            dtype: of the images; it is also what they are normalised in.
             change: is done to the images, as they are stored, and to their labels, before they are augmented.
 
         Raises:

@@ -39,8 +39,6 @@ from pai_bench.core import (
     Ablation,
     Allocate,
     Batch,
-    Batches,
-    Change,
     Chosen,
     Data,
     Examples,
@@ -81,7 +79,7 @@ def load_data(cfg: dict[str, Any], device: torch.device) -> Data:
     """
     here = world()
     num_workers = devices.num_cores(device) if cfg["num_workers"] is None else cfg["num_workers"]
-    place = Place(Path(cfg["data_dir"]), cfg["download"], device, num_workers, Share(here.rank, here.size))
+    place = Place(Path(cfg["data_dir"]).expanduser(), cfg["download"], device, num_workers, Share(here.rank, here.size))
     data: Data = _function(cfg["dataset"])(place)
     return data
 
@@ -406,18 +404,12 @@ def _overlap(parts: Parts, pruned: Pruned, unbroken: Mask | None, trainer: Train
     return overlap
 
 
-def _draw(
-    data: Data, model: torch.nn.Module, examples: Examples, generator: Generator, change: Change | None = None
-) -> Batches:
-    """Training images, laid out as the network is."""
-    form = layout.layout_of(model)
-    return [(layout.laid_out(images, form), labels) for images, labels in data.draw(examples, generator, change)]
-
-
 def _examples_at_random(data: Data, model: torch.nn.Module, seed: int, stream: str) -> Batch:
+    """Training images, laid out as the network is."""
     size = min(128, data.num_examples["train"])
-    (batch,) = _draw(data, model, Examples(None, size, size, False), seeding.generator(seed, stream))
-    return batch
+    examples = Examples(None, size, size, False)
+    ((images, labels),) = data.draw(examples, seeding.generator(seed, stream), torch.float32)
+    return layout.laid_out(images, layout.layout_of(model)), labels
 
 
 def _carries_signal(model: torch.nn.Module, data: Data, seed: int, initial: Weights, effective: Mask | None) -> bool:

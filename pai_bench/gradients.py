@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from pai_bench.core import Batch, Batches, Loss, Subnetwork, Weights
+from pai_bench.core import Batch, Batches, Loss, Subnetwork, Weights, labels_of
 from pai_bench.errors import UserError
 from pai_bench.layout import laid_out
 
@@ -61,7 +61,7 @@ def mean_gradient(
     """
     weights = _leaves(net, batches, at)
     leaves = list(weights.values())
-    num_examples = sum(len(labels) for _, labels in batches)
+    num_examples = sum(map(len, labels_of(batches)))
     sums = [torch.zeros_like(leaf) for leaf in leaves]
     for batch in batches:
         value = _batch_loss(net, weights, batch, loss, temperature)
@@ -87,7 +87,7 @@ def mean_square_gradient(
     """
     weights = _leaves(net, batches, at)
     leaves = list(weights.values())
-    num_examples = sum(len(labels) for _, labels in batches)
+    num_examples = sum(map(len, labels_of(batches)))
     sums = [torch.zeros_like(leaf) for leaf in leaves]
     for batch in batches:
         value = _batch_loss(net, weights, batch, loss, temperature)
@@ -121,7 +121,7 @@ def hessian_gradient(
     """
     weights = _leaves(net, batches, at)
     leaves = list(weights.values())
-    num_examples = sum(len(labels) for _, labels in batches)
+    num_examples = sum(map(len, labels_of(batches)))
     single = len(batches) == 1 and along is None  # then gradient and product come from one forward pass
     if along is None and not single:
         along = net.free(mean_gradient(net, batches, loss, temperature=temperature, at=weights)[1])

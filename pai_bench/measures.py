@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pai_bench import masks, operations
-from pai_bench.core import Batches, Loss, Mask, Shape, Subnetwork
+from pai_bench.core import Batches, Loss, Mask, Shape, Subnetwork, labels_of
 from pai_bench.gradients import hessian_gradient, mean_gradient
 
 
@@ -106,7 +106,7 @@ def gradient_flow(net: Subnetwork, batches: Batches, loss: Loss) -> dict[str, fl
     def inner(one: dict[str, Tensor], two: dict[str, Tensor]) -> float:
         return sum(float((tensor.double() * two[name].double()).sum()) for name, tensor in one.items())
 
-    number = sum(len(labels) for _, labels in batches)
+    number = sum(map(len, labels_of(batches)))
     with torch.no_grad():
         value = sum(float(loss(net(images, at), labels)) * len(labels) / number for images, labels in batches)
     return {

@@ -15,7 +15,6 @@ from pai_bench.core import (
     Ablation,
     Allocate,
     Batches,
-    Examples,
     Loss,
     Mask,
     Pruner,
@@ -26,6 +25,7 @@ from pai_bench.core import (
     Subnetwork,
     Training,
     Weights,
+    labels_of,
 )
 from pai_bench.errors import ConfigError, UserError
 
@@ -114,7 +114,7 @@ def prune(
             training.until(pruned.held, this.until_epoch)
             stale, memory = True, {}
         before = {f"before/{key}": value for key, value in diagnose(pruned.held).items()} if diagnose else {}
-        batches = scoring.cast_images(_batches(pruner.examples, ablation, draw, seed, number), pruner.dtype)
+        batches = _batches(pruner, ablation, draw, seed, number)
         started = time.perf_counter()
         if stale:
             scoring.update_(scored, model)
@@ -197,7 +197,7 @@ def prune(
             unbroken,
             scores,
             pruned.seconds + took,
-            pruned.num_examples + sum(len(labels) for _, labels in batches),
+            pruned.num_examples + sum(map(len, labels_of(batches))),
             counter.flops if counter is not None else pruned.flops // (number - 1) * number,
             [*pruned.sparsities, 1 - sum(densities[name] * mask[name].numel() for name in mask) / masks.total(mask)],
             [*pruned.num_tied, chosen.num_tied],
@@ -238,15 +238,13 @@ def impose(model: nn.Module, mask: Mask, companions: Mask, *, ablation: Ablation
     return Pruned(chosen, chosen, companions, mask if ablation.mask is not None else None)
 
 
-def _batches(
-    examples: Examples | None, ablation: Ablation, draw: Callable[..., Batches], seed: int, number: int
-) -> Batches:
+def _batches(pruner: Pruner, ablation: Ablation, draw: Callable[..., Batches], seed: int, number: int) -> Batches:
     """The images and labels that the score of a round sees."""
-    if examples is None:
+    if pruner.examples is None:
         return []
     noise, stored = seeding.generator(seed, "ablation", number), ablation.images
     change = () if stored is None else (lambda images, labels: stored(images, labels, noise),)
-    batches = draw(examples, seeding.generator(seed, "examples", number), *change)
+    batches = draw(pruner.examples, seeding.generator(seed, "examples", number), pruner.dtype, *change)
     return batches if ablation.batches is None else ablation.batches(batches, noise)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from pai_bench import devices, files, masks, measures
-from pai_bench.core import Batches, Loss, Mask, Score, Scores, Subnetwork, Weights
+from pai_bench.core import Batches, Loss, Mask, Score, Scores, Subnetwork, Weights, labels_of
 from pai_bench.prune import Pruned
 
 T = TypeVar("T")
@@ -156,7 +156,7 @@ class Kept:
         devices.wait(device)  # or the clock is read before the work is done
         seconds = time.perf_counter() - started
         if seconds >= _SECONDS and not asked:  # scores that depend on the number to keep are those of one sparsity
-            num_examples = sum(len(labels) for _, labels in batches)
+            num_examples = sum(map(len, labels_of(batches)))
             self.shelf.put(
                 "scores", {}, scores, {"seconds": seconds, "num_examples": num_examples, "flops": counter.flops}
             )

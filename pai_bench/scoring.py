@@ -1,4 +1,4 @@
-"""What scores see: a copy of the network and the images, in the precision of the pruner, laid out channels first.
+"""What scores see: a copy of the network in the precision of the pruner, laid out channels first as the images are.
 
 So a mask depends neither on the layout in which the network is trained nor on the rounding of its precision.
 """
@@ -8,7 +8,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from pai_bench.core import Batches, Weights
+from pai_bench.core import Weights
 from pai_bench.layout import laid_out, lay_out_
 
 PLAIN = torch.contiguous_format
@@ -35,8 +35,3 @@ def _tensors(model: nn.Module) -> list[Tensor]:
 def cast_weights(weights: Weights, dtype: torch.dtype) -> Weights:
     """Weights in `dtype`, laid out as those of the copy."""
     return {name: laid_out(weight.to(dtype), PLAIN) for name, weight in weights.items()}
-
-
-def cast_images(batches: Batches, dtype: torch.dtype) -> Batches:
-    """Batches whose images are in `dtype`."""
-    return [(laid_out(images.to(dtype), PLAIN), labels) for images, labels in batches]

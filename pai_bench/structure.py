@@ -231,7 +231,7 @@ def filters(model: nn.Module, input_shape: Shape) -> Filters:
         if not isinstance(module, nn.Conv2d):
             continue
         is_first, first = first, False
-        if module.groups > 1:
+        if module.groups > 1 or module not in graph.graph.module2node:
             continue
         group = graph.group(module)
         writers, readers = _writers_and_readers(group)
@@ -478,6 +478,8 @@ def _channels(graph: _Graph) -> Iterator[_Channels]:
     for module in list(graph.names):
         if not isinstance(module, (nn.Conv2d, nn.Linear)) or _depthwise(module) or module in seen:
             continue
+        if module not in graph.graph.module2node:  # within attention, or not used
+            continue
         group = graph.group(module)
         writers, readers = _writers_and_readers(group)
         seen.update(writers)
@@ -485,6 +487,8 @@ def _channels(graph: _Graph) -> Iterator[_Channels]:
         if not readers or grouped or _norms_over_channels(group):
             continue
         number = graph.graph.get_out_channels(module)
+        if any(len(indices) % number for _, indices in group):  # shared out among layers, as queries, keys and values
+            continue
         channels = _Channels(module, [], [], torch.zeros(number, dtype=torch.bool))
         for dependency, indices in group:
             layer = dependency.target.module

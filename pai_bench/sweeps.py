@@ -16,7 +16,6 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pai_bench import overrides as words
-from pai_bench import preemption
 from pai_bench.errors import ConfigError
 
 Job = dict[str, str]  # setting -> value, as on the command line
@@ -213,7 +212,6 @@ class SweepLoader(ConfigLoaderImpl):
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
         """The config of one run of the sweep that `master_config` describes."""
-        preemption.check()  # to compose thousands takes a while
         with words.explained(sweep_overrides, self, master_config.hydra.job.config_name):
             return self._load(master_config, sweep_overrides)
 

@@ -58,9 +58,11 @@ class _Stopwatch:
         """No split but the one to train on has images."""
         yield from ()
 
-    def draw(self, examples: Examples, generator: Generator, change: Change | None = None) -> Batches:
+    def draw(
+        self, examples: Examples, generator: Generator, dtype: torch.dtype, change: Change | None = None
+    ) -> Batches:
         """Training images for scoring, as the dataset draws them."""
-        return self._data.draw(examples, generator, change)
+        return self._data.draw(examples, generator, dtype, change)
 
 
 def measure(cfg: dict[str, Any], seconds: float) -> dict[str, float]:

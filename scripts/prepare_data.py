@@ -14,18 +14,35 @@ from pathlib import Path
 import torch
 
 from pai_bench import cli, experiment
+from pai_bench.data import archives
 from pai_bench.errors import DataError
 
 
-def take(source: Path, data_dir: Path) -> None:
-    """Unpacks an archive into data_dir, or copies a folder there."""
+def take(source: Path, data_dir: Path, published: str | None) -> None:
+    """Unpacks an archive into data_dir, or copies a folder there.
+
+    Args:
+        published: MD5 of the archive as its authors published it; None takes any.
+
+    Raises:
+        DataError: there is no such file, it is another or damaged, or it would write outside data_dir.
+    """
+    source = source.expanduser()
     if not source.exists():
         raise DataError(f"--from {source}: there is no such file or folder")
     print(f"taking {source} into {data_dir}")
     if source.is_dir():
         shutil.copytree(source, data_dir / source.name, dirs_exist_ok=True)
-    else:
-        shutil.unpack_archive(source, data_dir)
+        return
+    if published is not None and (found := archives.md5(source)) != published:
+        raise DataError(
+            f"--from {source}: its MD5 is {found} and not the published {published}; fetch it again, or unpack it "
+            "yourself and give the folder"
+        )
+    try:
+        archives.unpack(source, data_dir)
+    except (OSError, ValueError, shutil.ReadError) as error:
+        raise DataError(f"--from {source}: it cannot be unpacked ({error})") from error
 
 
 def main() -> None:
@@ -41,7 +58,9 @@ def main() -> None:
     with cli.one_line_errors():
         cfg = cli.compose([f"dataset={arguments.dataset}", *arguments.settings, *where, "download=true"])
         if arguments.source is not None:
-            take(arguments.source, Path(cfg["data_dir"]))
+            published = archives.PUBLISHED_MD5.get(cfg["dataset"]["_target_"].rpartition(".")[2])
+            verify = cfg["dataset"].get("verify", True) and not cfg["dataset"].get("subset")
+            take(arguments.source, Path(cfg["data_dir"]).expanduser(), published if verify else None)
         data = experiment.load_data(cfg, torch.device("cpu"))
         images = ", ".join(f"{number:,} {split}" for split, number in data.num_examples.items() if number)
         shape = "x".join(map(str, data.input_shape))

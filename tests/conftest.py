@@ -100,7 +100,7 @@ def pruned_as(model: nn.Module, input_shape: Shape, *overrides: str) -> Pruned:
     return prune(
         model, experiment._pruner(cfg["pruner"]), experiment._function(cfg["allocation"]),
         experiment._function(cfg["schedule"])(cfg["sparsity"], Length(1, 1)), ablation=Ablation(),
-        initial=drawn(model), input_shape=input_shape, draw=lambda examples, generator: [], training=Untrained(),
+        initial=drawn(model), input_shape=input_shape, draw=lambda examples, generator, dtype: [], training=Untrained(),
         loss=F.cross_entropy, seed=0, record=lambda metrics, epoch: None,
     )  # fmt: skip
 

@@ -1,24 +1,35 @@
 """Every way of holding data, on small files made here in the real formats."""
 
+import builtins
+import errno
 import hashlib
 import multiprocessing
+import os
 import pickle
+import runpy
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import composed
+from conftest import ROOT, composed
 from PIL import Image
 from torch import Generator
+from torch.utils.data import DataLoader
 
-from pai_bench import experiment
-from pai_bench.core import Data, Examples, Place, Share, num_steps
-from pai_bench.data import resident
+from pai_bench import ablations, config, experiment, layout
+from pai_bench.core import Data, Drawn, Examples, Place, Share, labels_of, num_steps
+from pai_bench.data import archives, decode, resident
+from pai_bench.data.digits import digits
 from pai_bench.data.imagenet import Streamed
 from pai_bench.data.resident import Resident
-from pai_bench.errors import ConfigError, DataError
+from pai_bench.errors import ConfigError, DataError, UserError
 
 CPU = torch.device("cpu")
 
@@ -174,7 +185,9 @@ def test_settings_that_do_not_fit_the_images_are_refused(settings: dict[str, Any
 
 def test_scoring_examples_are_balanced_and_plain_on_request() -> None:
     data = numbered(60)
-    batches = data.draw(Examples(per_class=4, total=None, batch_size=5, augment=False), Generator().manual_seed(0))
+    batches = data.draw(
+        Examples(per_class=4, total=None, batch_size=5, augment=False), Generator().manual_seed(0), torch.float32
+    )
     labels = torch.cat([labels for _, labels in batches])
     images = torch.cat([images for images, _ in batches])
     assert [len(labels) for _, labels in batches] == [5, 5, 2]
@@ -182,24 +195,24 @@ def test_scoring_examples_are_balanced_and_plain_on_request() -> None:
     assert labels.tolist() != sorted(labels.tolist())
     plain = all_images(data, "train")
     assert all(any(torch.equal(image, other) for other in plain) for image in images)
-    augmented = data.draw(Examples(4, None, 5, augment=True), Generator().manual_seed(0))
+    augmented = data.draw(Examples(4, None, 5, augment=True), Generator().manual_seed(0), torch.float32)
     assert not all(any(torch.equal(image, other) for other in plain) for image in augmented[0][0])
-    other = data.draw(Examples(4, None, 5, augment=False), Generator().manual_seed(1))
+    other = data.draw(Examples(4, None, 5, augment=False), Generator().manual_seed(1), torch.float32)
     assert not torch.equal(other[0][0], batches[0][0])
 
 
 def test_scoring_examples_in_all_are_drawn_whatever_their_class() -> None:
     data = numbered(60)
-    batches = data.draw(Examples(None, 60, 60, False), Generator().manual_seed(0))
+    batches = data.draw(Examples(None, 60, 60, False), Generator().manual_seed(0), torch.float32)
     assert len({int(image[0].max().round()) for image in batches[0][0]}) == 60
 
 
 def test_a_total_can_be_balanced_and_a_number_per_class_need_not_be() -> None:
     data = numbered(60)
-    ((_, labels),) = data.draw(Examples(None, 14, 60, False, balanced=True), Generator().manual_seed(0))
+    ((_, labels),) = data.draw(Examples(None, 14, 60, False, balanced=True), Generator().manual_seed(0), torch.float32)
     assert torch.bincount(labels).tolist() == [4, 4, 4]
-    unbalanced = data.draw(Examples(4, None, 60, False, balanced=False), Generator().manual_seed(0))
-    in_all = data.draw(Examples(None, 12, 60, False), Generator().manual_seed(0))
+    unbalanced = data.draw(Examples(4, None, 60, False, balanced=False), Generator().manual_seed(0), torch.float32)
+    in_all = data.draw(Examples(None, 12, 60, False), Generator().manual_seed(0), torch.float32)
     assert torch.equal(unbalanced[0][0], in_all[0][0])
     assert torch.bincount(unbalanced[0][1]).tolist() != [4, 4, 4]
 
@@ -215,7 +228,76 @@ def test_a_total_can_be_balanced_and_a_number_per_class_need_not_be() -> None:
 )
 def test_too_few_images_to_score_are_refused(examples: Examples, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        numbered(60).draw(examples, Generator())
+        numbered(60).draw(examples, Generator(), torch.float32)
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_scoring_images_are_normalised_in_the_precision_asked_for(augment: bool) -> None:
+    data = numbered(60, mean=[0.4914, 0.4822, 0.4465], std=[0.2023, 0.1994, 0.2010])
+    raw = numbered(60)  # whose pixels are whole numbers
+    examples = Examples(None, 9, 4, augment)
+    for dtype, tolerance in ((torch.float64, 1e-15), (torch.float32, 1e-6)):
+        batches = data.draw(examples, Generator().manual_seed(0), dtype)
+        stored = raw.draw(examples, Generator().manual_seed(0), torch.float32)
+        for (images, labels), (pixels, same) in zip(batches, stored, strict=True):
+            bytes_ = pixels.round().numpy().astype(np.float64)
+            expected = (bytes_ / 255 - np.reshape([0.4914, 0.4822, 0.4465], (3, 1, 1))) / np.reshape(
+                [0.2023, 0.1994, 0.2010], (3, 1, 1)
+            )
+            assert images.dtype == dtype and torch.equal(labels, same)
+            assert images.stride() == layout.strides(images.shape, torch.contiguous_format)
+            np.testing.assert_allclose(images.numpy(), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_scoring_images_are_made_when_they_are_asked_for_and_are_the_same_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[int] = []
+    normalise = resident.Normalisation.__call__
+    monkeypatch.setattr(
+        resident.Normalisation, "__call__", lambda self, pixels, *rest: (
+            made.append(len(pixels)), normalise(self, pixels, *rest))[1],
+    )  # fmt: skip
+
+    def invert(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return (images + torch.randint(9, images.shape, generator=noise)).byte(), labels
+
+    for change in ((), (invert,)):
+        noise = Generator().manual_seed(5)
+        batches = numbered(60).draw(Examples(None, 12, 5, True), Generator().manual_seed(0), torch.float64, *change)
+        drawn = noise.get_state()
+        assert [len(labels) for labels in labels_of(batches)] == [5, 5, 2] and len(batches) == 3 and not made
+        first, again = list(batches), list(batches)
+        assert made == [5, 5, 2, 5, 5, 2]
+        assert torch.equal(noise.get_state(), drawn)  # the change is done once, when the images are drawn
+        picked = [batches[0], batches[-2], *batches[2:]]
+        for one, two, three in zip(first, again, picked, strict=True):
+            assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(one, two, three, strict=True))
+        with pytest.raises(IndexError):
+            batches[3]
+        made.clear()
+
+
+@pytest.mark.parametrize(
+    ("number", "size", "sizes"),
+    [(11, 5, [5, 6]), (12, 5, [5, 5, 2]), (10, 5, [5, 5]), (1, 5, [1]), (6, 5, [6]), (3, 1, [1, 1, 1]), (3, 9, [3])],
+)
+def test_a_single_left_over_image_joins_the_scoring_batch_before_it(number: int, size: int, sizes: list[int]) -> None:
+    batches = numbered(60).draw(Examples(None, number, size, False), Generator().manual_seed(0), torch.float32)
+    assert [len(images) for images, _ in batches] == [len(labels) for labels in labels_of(batches)] == sizes
+    whole = numbered(60).draw(Examples(None, number, 60, False), Generator().manual_seed(0), torch.float32)
+    assert torch.equal(torch.cat([images for images, _ in batches]), whole[0][0])
+
+
+def test_random_labels_make_no_image() -> None:
+    batches = numbered(60).draw(Examples(None, 12, 5, False), Generator().manual_seed(0), torch.float32)
+    relabelled = ablations.random_labels(batches, Generator().manual_seed(1))
+    assert all(torch.equal(one, two) for (one, _), (two, _) in zip(batches, relabelled, strict=True))
+    assert [len(labels) for labels in labels_of(relabelled)] == [5, 5, 2]
+    assert not all(map(torch.equal, labels_of(batches), labels_of(relabelled)))
+    blind = Drawn(lambda number: pytest.fail("an image was made"), labels_of(batches))
+    assert all(map(torch.equal, labels_of(ablations.random_labels(blind, Generator().manual_seed(1))),
+                   labels_of(relabelled)))  # fmt: skip
 
 
 # Digits ---------------------------------------------------------------------------------------------------------------
@@ -511,10 +593,87 @@ def test_imagenet_augmentation_does_not_depend_on_the_number_of_workers(photogra
 
 def test_imagenet_scoring_examples_are_plain_and_balanced(photographs: Path) -> None:
     data = imagenet(photographs)
-    ((images, labels),) = data.draw(Examples(3, None, 10, False), Generator().manual_seed(0))
+    ((images, labels),) = data.draw(Examples(3, None, 10, False), Generator().manual_seed(0), torch.float32)
     assert images.shape == (6, 3, 224, 224) and torch.bincount(labels).tolist() == [3, 3]
     plain = torch.cat([images for images, _ in data.evaluation("train", 10)])
     assert all(any(torch.equal(image, other) for other in plain) for image in images)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_imagenet_scoring_batches_are_decoded_once_each_when_they_are_asked_for(
+    workers: int, photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[Path] = []
+    plain = decode.decode
+    monkeypatch.setattr("pai_bench.data.imagenet.decode", lambda path: (decoded.append(path), plain(path))[1])
+    data = imagenet(photographs, f"num_workers={workers}")
+    batches = data.draw(Examples(None, 7, 3, True), Generator().manual_seed(0), torch.float64)
+    assert [len(labels) for labels in labels_of(batches)] == [3, 4] and not decoded
+    assert not multiprocessing.active_children()
+    images, _ = batches[0]
+    assert images.dtype == torch.float64 and images.stride() == layout.strides(images.shape, torch.contiguous_format)
+    assert len(decoded) == (0 if workers else 3)  # workers have lists of their own
+    walks = [list(batches), list(batches)]
+    assert len(decoded) == (0 if workers else 7)
+    assert not multiprocessing.active_children()
+    assert all(torch.equal(a, b) for a, b in zip(*([x for x, _ in walk] for walk in walks), strict=True))
+    at_once = data.draw(Examples(None, 7, 7, True), Generator().manual_seed(0), torch.float64)
+    assert torch.equal(at_once[0][0], torch.cat([images for images, _ in walks[0]]))
+    assert torch.equal(at_once[0][1], torch.cat(labels_of(batches)))
+    single = data.draw(Examples(None, 7, 7, True), Generator().manual_seed(0), torch.float32)
+    torch.testing.assert_close(single[0][0].double(), at_once[0][0], rtol=1e-6, atol=1e-6)
+
+
+def test_imagenet_goes_on_with_the_loader_where_training_stopped(
+    photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaders: list[DataLoader[Any]] = []
+    monkeypatch.setattr(
+        "pai_bench.data.imagenet.DataLoader",
+        lambda *args, **rest: loaders.append(DataLoader(*args, **rest)) or loaders[-1],
+    )
+
+    def epoch(start: int, stop: int, augment: int = 0) -> list[Any]:
+        batches = data.train(2, Generator().manual_seed(0), Generator().manual_seed(augment), start)
+        return [batch for _, batch in zip(range(start, stop), batches, strict=False)]
+
+    data = imagenet(photographs, "num_workers=2")
+    whole, other = epoch(0, 4), epoch(0, 4, augment=1)
+    assert len(loaders) == 2 and len(whole) == 4
+    assert not multiprocessing.active_children()  # at the end of an epoch
+
+    def check(batches: list[Any], expected: list[Any]) -> None:
+        assert len(batches) == len(expected)
+        assert all(
+            torch.equal(a, b) for one, two in zip(batches, expected, strict=True) for a, b in zip(one, two, strict=True)
+        )
+
+    loaders.clear()
+    check([*epoch(0, 1), *epoch(1, 3), *epoch(3, 4)], whole)
+    assert len(loaders) == 1 and not multiprocessing.active_children()
+    loaders.clear()
+    check(epoch(0, 2), whole[:2])
+    assert len(multiprocessing.active_children()) == 2
+    check(epoch(2, 3, augment=1), other[2:3])  # the step fits, the images are others
+    check(epoch(1, 2, augment=1), other[1:2])  # the images fit, the clock was put back
+    check(epoch(2, 4, augment=1), other[2:])
+    assert len(loaders) == 3 and not multiprocessing.active_children()
+    epoch(0, 1)
+    assert len(multiprocessing.active_children()) == 2
+    data = imagenet(photographs)
+    assert not multiprocessing.active_children()  # processes end with the dataset
+
+
+def test_a_loader_that_failed_is_not_gone_on_with(photographs: Path) -> None:
+    data = imagenet(photographs)
+    file = photographs / "imagenet" / "train" / "n01" / "1.JPEG"
+    whole = file.read_bytes()
+    list(zip(range(1), data.train(1, Generator().manual_seed(0), Generator()), strict=False))
+    file.write_bytes(b"no image")
+    with pytest.raises(DataError, match="not a readable image"):
+        list(data.train(1, Generator().manual_seed(0), Generator(), 1))
+    file.write_bytes(whole)
+    assert len(list(data.train(1, Generator().manual_seed(0), Generator(), 1))) == 7
 
 
 def test_an_incomplete_imagenet_is_refused_unless_asked_for(photographs: Path) -> None:
@@ -527,3 +686,347 @@ def test_an_incomplete_imagenet_is_refused_unless_asked_for(photographs: Path) -
 def test_a_place_says_nothing_of_the_data() -> None:
     """Where images lie and how they are decoded is no part of a run's identity, so a Place must hold nothing else."""
     assert set(Place.__dataclass_fields__) == {"data_dir", "download", "device", "num_workers", "share"}
+
+
+# Bad input ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"std": [0.2, 0.0, 0.2]}, "dataset.std=.*give numbers above 0"),
+        ({"std": [0.2, -1.0, 0.2]}, "dataset.std=.*give numbers above 0"),
+        ({"std": [0.2, float("nan"), 0.2]}, "dataset.std=.*give numbers above 0"),
+        ({"std": [0.2, float("inf"), 0.2]}, "dataset.std=.*give numbers above 0"),
+        ({"mean": [0.2, float("nan"), 0.2]}, "dataset.mean=.*give finite numbers"),
+        ({"padding": 5}, "dataset.padding=5: the images have 5x6 pixels; give at most 4"),
+        ({"padding": -1}, "dataset.padding=-1: give 0 or more"),
+    ],
+)
+def test_values_outside_their_range_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        numbered(9, **settings)
+
+
+def test_a_wrong_deviation_is_found_before_the_data_is_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"dataset.std=\[0\.?0?\]"):
+        load("dataset=mnist", "dataset.std=[0.0]", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("value", range(0, 256, 5))  # rounding must not give any of them a deviation
+def test_a_channel_of_one_value_is_named(value: int) -> None:
+    images = np.zeros((4, 6, 5, 3), np.uint8)
+    images[..., 0] = images[..., 2] = np.arange(5)
+    images[..., 1] = value
+    place, labels = Place(Path(), False, CPU, 0), np.array([0, 1, 0, 1])
+    settings: dict[str, Any] = {"validation": 0.0, "mean": None, "std": None, "padding": 0, "flip": False}
+    with pytest.raises(ConfigError, match=r"dataset.std: channel 1 has one value"):
+        Resident((images, labels), (images, labels), 2, place, **settings)
+
+
+def test_one_training_image_is_too_few() -> None:
+    with pytest.raises(ConfigError, match="1 training image is too few"):
+        numbered(1)
+
+
+def test_a_reflected_border_is_that_of_torchvision() -> None:
+    from torchvision.transforms.functional import pad
+
+    data = numbered(3, padding=3, padding_mode="reflect", flip=False)
+    image = all_images(numbered(3), "train")[1].round()
+    padded = pad(image, [3, 3, 3, 3], padding_mode="reflect")
+    for row in range(7):
+        for column in range(7):
+            crop = data._windows[1, row, column].view(6, 5, 3).permute(2, 0, 1)
+            assert torch.equal(crop.float(), padded[:, row : row + 6, column : column + 5])
+
+
+def test_black_borders_rename_no_run() -> None:
+    plain = composed("dataset=cifar10", "training=cifar")
+    without = {**plain, "dataset": {k: v for k, v in plain["dataset"].items() if k != "padding_mode"}}
+    reflected = composed("dataset=cifar10", "training=cifar", "dataset.padding_mode=reflect")
+    assert config.run_id(plain) == config.run_id(without) != config.run_id(reflected)
+
+
+@pytest.mark.parametrize(("total", "sizes"), [(11, [5, 6]), (12, [5, 5, 2]), (1, [1]), (6, [6])])
+def test_no_scoring_batch_is_a_single_left_over_image(total: int, sizes: list[int]) -> None:
+    batches = numbered(20).draw(Examples(None, total, 5, False), Generator().manual_seed(0))
+    assert [len(labels) for _, labels in batches] == sizes
+
+
+# What image files hold ------------------------------------------------------------------------------------------------
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(width: int, bits: int, rows: bytes, text: bytes = b"") -> bytes:
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, 1, bits, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + text + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("mode", "value", "suffix", "expected"),
+    [
+        ("1", 1, "png", (255, 255, 255)),
+        ("L", 100, "png", (100, 100, 100)),
+        ("LA", (100, 50), "png", (100, 100, 100)),
+        ("P", 0, "png", (10, 20, 30)),
+        ("RGB", (10, 20, 30), "png", (10, 20, 30)),
+        ("RGBA", (10, 20, 30, 5), "png", (10, 20, 30)),
+        ("CMYK", (0, 100, 0, 20), "tiff", (235, 143, 235)),
+        ("I;16", 25700, "png", (100, 100, 100)),
+        ("I;16", 65535, "tiff", (255, 255, 255)),
+        ("I;16", 0, "tiff", (0, 0, 0)),
+        ("I", 2**31 - 1, "tiff", (255, 255, 255)),
+        ("I", 100 << 23, "tiff", (100, 100, 100)),
+        ("I", -1, "tiff", "its pixels lie outside 0 to 2147483647"),
+        ("F", 0.5, "tiff", "its pixels are floats, whose white is not known"),
+    ],
+)
+def test_the_pixel_of_each_mode(mode: str, value: Any, suffix: str, expected: Any, tmp_path: Path) -> None:
+    image = Image.new(mode, (2, 2), value)
+    if mode == "P":
+        image.putpalette([10, 20, 30] + [0] * 765)
+    image.save(file := tmp_path / f"image.{suffix}")
+    if isinstance(expected, str):
+        with pytest.raises(
+            DataError, match=rf"image.tiff: not a readable image \({expected}; save it with 8 or 16 bits"
+        ):
+            decode.open_image(file)
+        return
+    assert decode.open_image(file).getpixel((0, 0)) == expected
+    assert tuple(decode.decode(file)[0, 0].tolist()) == expected
+
+
+def test_colours_of_16_bits_give_their_higher_eight(tmp_path: Path) -> None:
+    (tmp_path / "deep.png").write_bytes(png(1, 16, b"\0" + struct.pack(">3H", 25700, 0, 65535)))
+    assert decode.open_image(tmp_path / "deep.png").getpixel((0, 0)) == (100, 0, 255)
+
+
+def tiff(bits: int, sample_format: int, order: str, pixel: bytes) -> bytes:
+    """One grey pixel; PIL writes neither unsigned integers of 32 bits nor another order of bytes."""
+    tags = {256: 1, 257: 1, 258: bits, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: len(pixel), 339: sample_format}
+    entries = b"".join(
+        struct.pack(f"{order}HHI", tag, 3, 1) + struct.pack(f"{order}HH", value, 0) for tag, value in tags.items()
+    )
+    start = {"<": b"II", ">": b"MM"}[order] + struct.pack(f"{order}HI", 42, 8 + len(pixel))
+    return start + pixel + struct.pack(f"{order}H", len(tags)) + entries + bytes(4)
+
+
+@pytest.mark.parametrize(
+    ("bits", "sample_format", "pixel", "expected"),
+    [(32, 1, "<I", 200 << 24), (32, 2, "<i", 200 << 23), (16, 1, ">H", 200 << 8), (16, 2, "<h", 200 << 7)],
+    ids=["unsigned 32", "signed 32", "unsigned 16, big end first", "signed 16"],
+)
+def test_integers_of_a_tiff_are_scaled_by_the_range_of_their_type(
+    bits: int, sample_format: int, pixel: str, expected: int, tmp_path: Path
+) -> None:
+    (file := tmp_path / "image.tif").write_bytes(tiff(bits, sample_format, pixel[0], struct.pack(pixel, expected)))
+    assert decode.open_image(file).getpixel((0, 0)) == (200, 200, 200)
+
+
+def test_files_that_pil_refuses_are_named(tmp_path: Path) -> None:
+    text = chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(2 << 20)))
+    (tmp_path / "text.png").write_bytes(png(1, 8, b"\0\1\2\3", text))
+    (tmp_path / "bomb.png").write_bytes(png(2**31 - 1, 8, b""))
+    for name in ("text.png", "bomb.png"):
+        with pytest.raises(DataError, match=rf"{name}: not a readable image \(.*\); restore or remove the file"):
+            decode.open_image(tmp_path / name)
+
+
+def test_hidden_folders_are_passed_over_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = image_folder(tmp_path / "insects")
+    save_image(root / "train" / ".ipynb_checkpoints" / "0.png", 1)
+    save_image(root / "train" / "ant" / ".ipynb_checkpoints" / "0.png", 1)
+    (root / "train" / "notes.txt").write_text("")
+    with caplog.at_level("INFO"):
+        data = load("dataset=image_folder", f"dataset.root={root}", data_dir=tmp_path)
+    assert (data.num_classes, data.num_examples["train"]) == (3, 15)
+    (line,) = (record.getMessage() for record in caplog.records if "passed over" in record.getMessage())
+    assert "passed over 3 hidden or other files and folders" in line
+
+
+def test_a_link_to_nothing_among_the_images_is_named(tmp_path: Path) -> None:
+    root = image_folder(tmp_path / "insects")
+    (root / "train" / "ant" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(DataError, match=r"ant/gone.png: not a readable image \(No such file"):
+        load("dataset=image_folder", f"dataset.root={root}", data_dir=tmp_path)
+
+
+def test_a_folder_one_level_too_high_is_refused(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        save_image(tmp_path / "up" / part / "insects" / "ant" / "0.png", 0)
+    with pytest.raises(DataError, match=r"insects is the only class"):
+        load("dataset=image_folder", f"dataset.root={tmp_path / 'up'}", data_dir=tmp_path)
+
+
+def test_a_root_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    image_folder(tmp_path / "insects")
+    data = load("dataset=image_folder", "dataset.root='~/insects'", data_dir=tmp_path / "data")
+    assert data.num_classes == 3
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    root = image_folder(tmp_path / "insects")
+    with pytest.raises(UserError, match=r"no space for .* GB of decoded images .*data_dir="):
+        load("dataset=image_folder", f"dataset.root={root}", data_dir=tmp_path)
+
+
+def test_a_cache_of_another_length_or_size_is_refused(tmp_path: Path) -> None:
+    root = image_folder(tmp_path / "cifar10.1")
+    load("dataset=image_folder", f"dataset.root={root}", "dataset.size=8", data_dir=tmp_path)
+    (file,) = (tmp_path / "cache").glob("cifar10.1-8-*/train.npy")
+    for damage in (np.zeros((14, 8, 8, 3), np.uint8), np.zeros((15, 9, 9, 3), np.uint8)):
+        np.save(file, damage)
+        with pytest.raises(DataError, match=r"train.npy: the cache holds .*remove"):
+            load("dataset=image_folder", f"dataset.root={root}", "dataset.size=8", data_dir=tmp_path)
+    file.write_bytes(b"")
+    with pytest.raises(DataError, match=r"train.npy: the cache is damaged; remove"):
+        load("dataset=image_folder", f"dataset.root={root}", "dataset.size=8", data_dir=tmp_path)
+
+
+# Optional libraries ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fresh_decoder() -> Iterator[None]:
+    decode.jpeg_decoder.cache_clear()
+    yield
+    decode.jpeg_decoder.cache_clear()
+
+
+def test_without_torchcodec_pil_reads_jpegs(
+    fresh_decoder: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def absent(name: str, *rest: Any, **settings: Any) -> Any:
+        if name.startswith("torchcodec"):
+            raise ModuleNotFoundError("No module named 'torchcodec'", name="torchcodec")
+        return imported(name, *rest, **settings)
+
+    imported = builtins.__import__
+    save_image(tmp_path / "image.jpg", 0)
+    monkeypatch.setattr(builtins, "__import__", absent)
+    with caplog.at_level("INFO"):
+        images = [decode.decode(tmp_path / "image.jpg") for _ in range(2)]
+    assert torch.equal(images[1], torch.as_tensor(np.array(Image.open(tmp_path / "image.jpg"))))
+    assert len([r for r in caplog.records if "torchcodec is not installed" in r.getMessage()]) == 1
+
+
+def test_a_broken_torchcodec_is_one_line(fresh_decoder: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str, *rest: Any, **settings: Any) -> Any:
+        if name.startswith("torchcodec"):
+            raise RuntimeError("Could not load libtorchcodec.\nFFmpeg")
+        return imported(name, *rest, **settings)
+
+    imported = builtins.__import__
+    monkeypatch.setattr(builtins, "__import__", broken)
+    with pytest.raises(ConfigError, match=r"torchcodec is installed but cannot be loaded") as raised:
+        decode.jpeg_decoder()
+    assert "FFmpeg" not in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_digits_say_that_they_need_scikit_learn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    cfg = {"validation": 0.0, "mean": [0.3], "std": [0.3], "padding": 0, "flip": False}
+    with pytest.raises(ConfigError, match=r"^dataset=digits needs scikit-learn; pip install scikit-learn$"):
+        digits(Place(tmp_path, False, CPU, 0), **cfg)  # type: ignore[arg-type]
+
+
+# Files of others ------------------------------------------------------------------------------------------------------
+
+
+class Payload:
+    def __reduce__(self) -> Any:
+        return os.mkdir, ("payload",)
+
+
+@pytest.mark.parametrize("download", ["false", "true"])
+def test_unchecked_pickles_run_no_code(download: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    cifar_files(tmp_path, "cifar10")
+    (tmp_path / "cifar-10-batches-py" / "data_batch_3").write_bytes(pickle.dumps(Payload()))
+    with pytest.raises(DataError, match=r"it names posix.mkdir, which is no data"):
+        load("dataset=cifar10", "dataset.verify=false", f"download={download}", data_dir=tmp_path)
+    assert not (tmp_path / "payload").exists()
+
+
+def test_a_complete_dataset_is_used_as_it_is_where_downloads_are_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def written(*_: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    cifar_files(tmp_path, "cifar10")
+    mnist_files(tmp_path)
+    monkeypatch.setattr("pai_bench.data.cifar.lock", written)
+    monkeypatch.setattr("pai_bench.data.mnist.lock", written)
+    for name in ("cifar10", "mnist"):
+        data = load(f"dataset={name}", "dataset.verify=false", "download=true", data_dir=tmp_path)
+        assert data.num_examples["test"] == 20
+
+
+def member(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE], ids=["symbolic", "hard"])
+def test_a_link_of_an_archive_leads_nowhere_outside(kind: bytes, tmp_path: Path) -> None:
+    (tmp_path / "victim").mkdir()
+    with tarfile.open(tmp_path / "a.tar", "w") as opened:
+        opened.addfile(member("door", kind, "../victim"))
+        opened.addfile(member("door/file"))
+    with pytest.raises(ValueError, match="door"):
+        archives.unpack(tmp_path / "a.tar", tmp_path / "into")
+    assert not list((tmp_path / "victim").iterdir())
+
+
+def test_an_absolute_name_in_an_archive_lands_inside(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as opened:
+        opened.addfile(member(f"{tmp_path}/absolute"))
+    archives.unpack(tmp_path / "a.tar", tmp_path / "into")
+    assert not (tmp_path / "absolute").exists()
+    assert [file.name for file in (tmp_path / "into").rglob("*") if file.is_file()] == ["absolute"]
+
+
+def test_an_archive_of_another_checksum_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tarfile.open(tmp_path / "cifar-10-python.tar.gz", "w:gz") as opened:
+        opened.addfile(member("cifar-10-batches-py/data_batch_1"))
+    arguments = ["prepare_data.py", "cifar10", "--data-dir", f"{tmp_path}/data", "--from", f"{opened.name}"]
+    monkeypatch.setattr("sys.argv", arguments)
+    monkeypatch.setattr("pai_bench.cli.start_process", lambda: None)
+    script = runpy.run_path(str(ROOT / "scripts" / "prepare_data.py"))
+    with pytest.raises(SystemExit) as ended:
+        script["main"]()
+    assert ended.value.code == DataError.exit_code and not (tmp_path / "data").exists()
+    with pytest.raises(DataError, match=r"its MD5 is .* and not the published c58f30108f718f92721af3b95e74349a"):
+        script["take"](Path(str(opened.name)), tmp_path / "data", archives.PUBLISHED_MD5["cifar10"])
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_an_archive_writes_nothing_outside_its_folder(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"x")
+    archive = tmp_path / f"a.{kind}"
+    if kind == "tar":
+        with tarfile.open(archive, "w") as opened:
+            opened.add(tmp_path / "x", "../outside")
+    else:
+        with zipfile.ZipFile(archive, "w") as zipped:
+            zipped.write(tmp_path / "x", "../outside")
+    with pytest.raises(ValueError, match="outside"):
+        archives.unpack(archive, tmp_path / "into")
+    assert not (tmp_path / "outside").exists()
+
+
+def test_a_data_folder_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    mnist_files(tmp_path / "x")
+    assert load("dataset=mnist", "dataset.verify=false", data_dir=Path("'~/x'")).num_examples["train"] == 30

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import timm
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -17,6 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pai_bench import masks, measures, operations, paths
 from pai_bench.core import Mask
+
+timm = pytest.importorskip("timm")
 
 # A small one of each family (a module of timm), its size of images, and options that make it smaller.
 FAMILIES: dict[str, tuple[str, int, dict[str, Any]]] = {

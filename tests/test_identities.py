@@ -221,7 +221,7 @@ def test_synflow_says_when_it_overflows(chain: nn.Module) -> None:
 
 # Whole searches against the authors' loops, with the numbers of weights that their code keeps -------------------------
 
-Draw = Callable[[Examples, Generator], Batches]
+Draw = Callable[[Examples, Generator, torch.dtype], Batches]
 
 
 def search(

@@ -1,11 +1,13 @@
 """ImageNet at its scale: decoding, cropping, listing, and the copy of a short side of a few pixels."""
 
+import errno
 import hashlib
 import json
 import multiprocessing
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,7 @@ def test_an_image_is_what_pil_makes_of_it_in_rgb(mode: str, settings: dict[str, 
 
 
 def test_jpegs_are_decoded_by_torchcodec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torchcodec")
     photograph(60, 40).save(tmp_path / "image.JPEG")
 
     def forbidden(path: Path) -> None:
@@ -249,6 +252,18 @@ def test_a_build_of_other_images_starts_anew(originals: Path) -> None:
     assert stored(originals, "download=true").num_classes == 2
 
 
+def test_a_store_that_is_complete_is_used_as_it_is_where_downloads_are_allowed(
+    originals: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = stored(originals, "download=true")
+
+    def written(*_: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(shrunk, "lock", written)
+    assert stored(originals, "download=true").checksum == built.checksum
+
+
 def test_a_store_that_has_lost_a_file_is_refused(originals: Path) -> None:
     stored(originals, "download=true")
     (originals.parent / "data" / "photos-64" / "train" / "n01" / "2.JPEG").write_bytes(b"short")
@@ -306,6 +321,24 @@ def test_batches_are_whole_however_few_images_are_decoded_at_a_time(
     for images, labels in (zip(*batches(workers), strict=True) for workers in (0, 2)):
         assert all(map(torch.equal, images, [images for images, _ in whole]))
         assert all(map(torch.equal, labels, [labels for _, labels in whole]))
+
+
+def test_an_epoch_that_goes_on_where_it_was_left_keeps_its_loader(
+    photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = load("dataset=imagenet", "dataset.subset=true", data_dir=photographs)
+
+    def epoch(start: int, seed: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        return data.train(2, Generator().manual_seed(seed), Generator().manual_seed(seed), start)
+
+    whole = [images for images, _ in epoch(0)]
+    begun: list[int] = []
+    batches = data._batches
+    monkeypatch.setattr(data, "_batches", lambda *rest: (begun.append(1), batches(*rest))[1])
+    parts = [next(epoch(step))[0] for step in range(4)]
+    assert len(begun) == 1 and all(map(torch.equal, parts, whole))
+    assert torch.equal(next(epoch(1))[0], whole[1]) and len(begun) == 2
+    assert not torch.equal(next(epoch(2, seed=1))[0], whole[2]) and len(begun) == 3
 
 
 # The machine ----------------------------------------------------------------------------------------------------------

@@ -216,11 +216,11 @@ def test_the_weights_of_convolutions_and_linear_layers_are_prunable_and_no_other
 @pytest.mark.parametrize("architecture", ANY)
 @pytest.mark.parametrize("pruner", ["magnitude", "snip", "grasp", "synflow", "prospr"])
 def test_scores_exist_for_every_architecture(architecture: str, pruner: str) -> None:
-    model = anything(architecture)
+    model = anything(architecture).double()  # as scores are by default
     settings = experiment._pruner(composed(f"pruner={pruner}", "sparsity=0.5")["pruner"])
     initial = {name: weight.detach().clone() for name, weight in masks.prunable(model).items()}
     net = Subnetwork(model, masks.full(model), initial, (3, 64, 64))
-    batch = (torch.randn(4, 3, 64, 64), torch.arange(4))
+    batch = (torch.randn(4, 3, 64, 64, dtype=torch.float64), torch.arange(4))
     assert settings.score is not None
     with measures.mode(model, settings.mode == "train"), seeding.seeded(0, "score"):
         scores = settings.score(net, [batch], F.cross_entropy, torch.Generator())
@@ -367,7 +367,7 @@ def test_a_classifier_that_starts_at_zero_is_not_taken_for_a_network_without_sig
     model = build("model=resnet20")
     nn.init.zeros_(model.fc.weight)
     data = SimpleNamespace(
-        num_examples={"train": 4}, draw=lambda examples, generator: [(torch.randn(4, *CIFAR), torch.arange(4))]
+        num_examples={"train": 4}, draw=lambda examples, generator, dtype: [(torch.randn(4, *CIFAR), torch.arange(4))]
     )
     initial = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     mask = masks.full(model)
@@ -385,8 +385,8 @@ def test_a_classifier_that_starts_at_zero_is_not_taken_for_a_network_without_sig
 def test_packed_attention_is_scored_and_masked(pruner: str) -> None:
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(12, 2, 16, dropout=0.0, batch_first=True)
-    model = nn.Sequential(nn.Flatten(2), nn.Linear(64, 12), layer, nn.Flatten(), nn.Linear(36, 4))
-    shape, batch = (3, 8, 8), (torch.randn(4, 3, 8, 8), torch.arange(4))
+    model = nn.Sequential(nn.Flatten(2), nn.Linear(64, 12), layer, nn.Flatten(), nn.Linear(36, 4)).double()
+    shape, batch = (3, 8, 8), (torch.randn(4, 3, 8, 8, dtype=torch.float64), torch.arange(4))
     settings = experiment._pruner(composed(f"pruner={pruner}", "sparsity=0.5")["pruner"])
     assert settings.score is not None
     net = Subnetwork(model, masks.full(model), masks.prunable(model), shape)

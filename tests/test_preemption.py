@@ -85,7 +85,7 @@ def alive(pid: int) -> bool:
 
 
 def until(condition: object) -> None:
-    end = time.monotonic() + 10
+    end = time.monotonic() + 120
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < end
         time.sleep(0.02)

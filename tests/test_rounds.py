@@ -425,8 +425,8 @@ def test_official_random_pixels_permute_all_values_of_an_image_before_it_is_augm
     data = byte_images()
     examples = Examples(per_class=3, total=None, batch_size=6, augment=augment)
     change = partial(ablations.random_pixels_official, generator=Generator().manual_seed(0))
-    broken = data.draw(examples, Generator().manual_seed(1), change)
-    plain = data.draw(examples, Generator().manual_seed(1))
+    broken = data.draw(examples, Generator().manual_seed(1), torch.float32, change)
+    plain = data.draw(examples, Generator().manual_seed(1), torch.float32)
     assert [x.shape for x, _ in broken] == [(6, 3, 4, 4)] * 2
     found, before = (torch.cat([y for _, y in batches]) for batches in (broken, plain))
     assert found.bincount().tolist() == [3] * 4 and (found != before).any()  # balanced, and others
@@ -442,13 +442,13 @@ def test_official_random_pixels_permute_all_values_of_an_image_before_it_is_augm
             )  # channels mix
     inside = pixels.eq(0).all(1).sum((1, 2))
     assert (inside > 0).any() == augment
-    same = data.draw(examples, Generator().manual_seed(1))
+    same = data.draw(examples, Generator().manual_seed(1), torch.float32)
     assert all(torch.equal(a[0], b[0]) for a, b in zip(same, plain, strict=True))  # what is stored stays
 
 
 def test_streamed_images_are_not_changed() -> None:
     with pytest.raises(ConfigError, match=r"many sizes and are not changed; use .* ablation=random_pixels"):
-        Streamed.draw(None, Examples(None, 2, 2, False), Generator(), lambda images, labels: (images, labels))  # type: ignore[arg-type]
+        Streamed.draw(None, Examples(None, 2, 2, False), Generator(), torch.float32, lambda *stored: stored)  # type: ignore[arg-type]
 
 
 def test_a_change_of_stored_images_reaches_the_score(batches: Batches) -> None:
@@ -461,9 +461,10 @@ def test_a_change_of_stored_images_reaches_the_score(batches: Batches) -> None:
     model = Chain()
     changes = []
 
-    def draw(examples: Examples, generator: Generator, change: Any = None) -> Batches:
+    def draw(examples: Examples, generator: Generator, dtype: torch.dtype, change: Any = None) -> Batches:
+        assert dtype == torch.float64
         changes.append(change(torch.arange(24, dtype=torch.uint8).view(2, 2, 2, 3), torch.tensor([0, 1])))
-        return batches
+        return [(images.to(dtype), labels) for images, labels in batches]
 
     prune(
         model, Pruner(watched, "eval", Examples(None, 20, 20, False)), topk, [Round(0.3), Round(0.5)],
@@ -502,6 +503,6 @@ def test_rounds_before_training_do_not_train() -> None:
     model = Chain()
     prune(
         model, MAGNITUDE, topk, [Round(0.5)], ablation=Ablation(), initial=drawn(model), input_shape=SHAPE,
-        draw=lambda examples, generator: [], training=Untrained(), loss=F.cross_entropy, seed=0,
+        draw=lambda examples, generator, dtype: [], training=Untrained(), loss=F.cross_entropy, seed=0,
         record=lambda metrics, epoch: None,
     )  # fmt: skip

@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -145,6 +145,34 @@ def test_a_run_of_parts_under_falling_masks_is_the_same() -> None:
         trainer.until(second, 3)
         trainers.append(trainer)
     assert_same(*trainers, second)
+
+
+class Shared(nn.Module):
+    """Its first channels are shared out between two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.one, self.other = nn.Conv2d(3, 8, 3), nn.Conv2d(4, 6, 3), nn.Conv2d(4, 6, 3)
+        self.last, self.fc = nn.Conv2d(6, 6, 3), nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        one, other = self.conv(x).relu().split(4, 1)
+        return self.fc(self.last((self.one(one) + self.other(other)).relu()).relu().mean((2, 3)))
+
+
+def encoder() -> nn.Module:
+    layer = nn.TransformerEncoderLayer(12, 2, 2048, dropout=0.0, batch_first=True)
+    return nn.Sequential(nn.Flatten(2), nn.Linear(1024, 12), layer, nn.Flatten(), nn.Linear(36, 4))
+
+
+@pytest.mark.parametrize("build", [Shared, encoder])
+def test_channels_that_cannot_be_cut_are_left_whole_and_others_are_not(build: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = build().double()
+    mask = scattered(model)
+    whole, small = (trained(model, mask, compact) for compact in (False, True))
+    assert sum(p.numel() for p in small.trained.parameters()) < sum(p.numel() for p in small.model.parameters())
+    assert_same(whole, small, mask)
 
 
 def test_less_than_an_epoch_is_trained_whole() -> None:

@@ -45,8 +45,8 @@ class FewImages:
             part = slice(i, min(i + batch_size, self.num_examples[split]))
             yield self.images[part], self.labels[part]
 
-    def draw(self, examples: Examples, generator: Generator) -> Batches:
-        return [(self.images, self.labels)]
+    def draw(self, examples: Examples, generator: Generator, dtype: torch.dtype) -> Batches:
+        return [(self.images.to(dtype), self.labels)]
 
 
 RECIPE = Recipe(

@@ -64,5 +64,9 @@ class GridSweeper(BasicSweeper):
 
     def validate_batch_is_legal(self, batch: Any) -> None:
         """Composes every job before the first starts, unless the launcher does that itself."""
+        from pai_bench import preemption
+
         if not getattr(self.launcher, "composes_all", False):
-            super().validate_batch_is_legal(batch)
+            for overrides in batch:
+                preemption.check()  # to compose thousands takes a while
+                super().validate_batch_is_legal([overrides])

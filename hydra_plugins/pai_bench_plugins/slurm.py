@@ -28,12 +28,13 @@ class SlurmLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Called by Hydra."""
-        from pai_bench import slurm
+        from pai_bench import preemption, slurm
         from pai_bench.errors import ConfigError
         from pai_bench.overrides import complete
 
         cfgs = []
         for overrides in job_overrides:
+            preemption.check()
             composed = self.context.config_loader.load_sweep_config(self.config, list(overrides))
             cfgs.append(complete(composed, composed.hydra))
         if self.export is not None and self.config.hydra.sweeper.max_batch_size is not None:

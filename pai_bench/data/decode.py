@@ -1,22 +1,23 @@
 """Image files -> pixels: one by one, or all in one array, kept in a cache that any number of processes may share."""
 
+import errno
 import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torchcodec.decoders import decode_jpeg
 
 from pai_bench.data.resident import Images, lock, remove_unfinished
-from pai_bench.errors import DataError
+from pai_bench.errors import ConfigError, DataError, UserError
 
 log = logging.getLogger(__name__)
 
@@ -24,22 +25,82 @@ Listing = Sequence[tuple[Path, int]]  # file, label
 
 _QUALITY = 90  # of the JPEGs that `shrink` writes: 28 kB each, and no faster to decode below it
 
+_BITS_PER_SAMPLE, _SAMPLE_FORMAT, _SIGNED = 258, 339, 2  # tags of TIFF, and a value of the latter
+
+
+@cache
+def jpeg_decoder() -> Callable[[Tensor], Tensor] | None:
+    """torchcodec's decoder of JPEGs, or None where it is not installed and PIL reads them. Says so once in the log.
+
+    Raises:
+        ConfigError: torchcodec is installed and cannot be loaded.
+    """
+    try:
+        from torchcodec.decoders import decode_jpeg
+    except ModuleNotFoundError as error:
+        if error.name not in ("torchcodec", "torchcodec.decoders"):
+            raise _broken_torchcodec() from error
+        log.info("torchcodec is not installed: PIL decodes JPEGs; pixels can differ by rounding, a level or two of 255")
+        return None
+    except (ImportError, OSError, RuntimeError) as error:
+        raise _broken_torchcodec() from error
+    decoder: Callable[[Tensor], Tensor] = decode_jpeg
+    return decoder
+
+
+def _broken_torchcodec() -> ConfigError:
+    return ConfigError(
+        f"torchcodec is installed but cannot be loaded beside torch {torch.__version__}: install the version that is "
+        "made for it, or remove it (pip uninstall torchcodec) and PIL reads JPEGs"
+    )
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    """The image as 8-bit RGB. Of wider integers the highest eight bits are taken, as PIL does with colours of 16 bits.
+
+    Raises:
+        ValueError: the range of the pixels is not known, or they lie outside it.
+    """
+    if image.mode == "F":
+        raise ValueError("its pixels are floats, whose white is not known; save it with 8 or 16 bits")
+    if not image.mode.startswith("I"):
+        return image.convert("RGB")
+    bits = _bits_of_white(image)
+    values = np.asarray(image).astype(np.int64)
+    if bits == 32:
+        values &= 0xFFFFFFFF  # PIL holds unsigned integers as signed ones
+    if values.min() < 0 or values.max() >> bits:
+        raise ValueError(f"its pixels lie outside 0 to {2**bits - 1}; save it with 8 or 16 bits")
+    return Image.fromarray((values >> (bits - 8)).astype(np.uint8)).convert("RGB")
+
+
+def _bits_of_white(image: Image.Image) -> int:
+    """Bits of the brightest pixel that the type of an integer image can hold."""
+    tags = getattr(image, "tag_v2", None)  # of TIFF alone; the other formats have at most 16 bits
+    if tags is None:
+        return 16
+    bits = int(tags.get(_BITS_PER_SAMPLE, (16,))[0])
+    return bits - 1 if tags.get(_SAMPLE_FORMAT, (1,))[0] == _SIGNED else bits
+
 
 def open_image(path: Path) -> Image.Image:
     """The image in a file, as RGB.
 
     Raises:
-        DataError: the file is damaged or is no image.
+        DataError: the file is damaged, is no image, or has pixels of unknown range.
     """
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
-    except OSError as error:
-        raise DataError(f"{path}: not a readable image ({error}); restore or remove the file") from error
+            return _as_rgb(image)
+    except MemoryError:
+        raise
+    except Exception as error:  # readers of damaged files raise whatever they stumble over
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{path}: not a readable image ({reason}); restore or remove the file") from error
 
 
 def decode(path: Path) -> Tensor:
-    """The image in a file, as (H, W, 3) uint8 RGB: of a JPEG by torchcodec, of any other by PIL.
+    """The image in a file, as (H, W, 3) uint8 RGB: of a JPEG by torchcodec where it is installed, else by PIL.
 
     A JPEG that torchcodec does not take is PIL's too: it reads what lacks only its last bytes, or says what is wrong.
 
@@ -50,7 +111,7 @@ def decode(path: Path) -> Tensor:
         data = bytearray(path.read_bytes())
     except OSError as error:
         raise DataError(f"{path}: not a readable image ({error.strerror}); restore or remove the file") from error
-    if data.startswith(b"\xff\xd8"):
+    if data.startswith(b"\xff\xd8") and (decode_jpeg := jpeg_decoder()) is not None:
         # torchcodec turns an image as its EXIF says; PIL and the literature leave it as it is. Without the bytes that
         # it begins with it is no EXIF.
         exif = data.find(b"Exif\0\0", 0, data.find(b"\xff\xda"))
@@ -83,7 +144,12 @@ def _cache_key(splits: dict[str, Listing]) -> str:
     digest = hashlib.sha256()
     for split, listing in splits.items():
         for path, label in listing:
-            status = path.stat()
+            try:
+                status = path.stat()
+            except OSError as error:
+                raise DataError(
+                    f"{path}: not a readable image ({error.strerror}); restore or remove the file"
+                ) from error
             digest.update(f"{split} {path.resolve()} {status.st_size} {status.st_mtime_ns} {label}\n".encode())
     return digest.hexdigest()[:12]
 
@@ -96,9 +162,29 @@ def _square(path: Path, size: int | None) -> np.ndarray:
     return np.asarray(image)
 
 
+def _reserve(file: Path) -> None:
+    """Takes the space of a file that is empty as yet: to write into a mapped file on a full disk ends the process.
+
+    Raises:
+        UserError: there is too little space.
+    """
+    with file.open("r+b") as opened:
+        size = os.fstat(opened.fileno()).st_size
+        try:
+            os.posix_fallocate(opened.fileno(), 0, size)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise UserError(
+                    f"{file}: no space for {size / 1e9:.3g} GB of decoded images ({error.strerror}); make room, or "
+                    "give another place with data_dir="
+                ) from error
+            # A file system that cannot reserve: it is written to as it is.
+
+
 def _decode(listing: Listing, size: int | None, target: Path) -> None:
     first = _square(listing[0][0], size)
     images = np.lib.format.open_memmap(target, mode="w+", dtype=np.uint8, shape=(len(listing), *first.shape))
+    _reserve(target)
 
     def place(index: int) -> None:
         image = _square(listing[index][0], size)
@@ -123,19 +209,38 @@ def decoded(name: str, splits: dict[str, Listing], size: int | None, data_dir: P
     Raises:
         DataError: a file is no image, or sizes differ and none was given.
     """
-    cache = data_dir / "cache" / f"{name}-{size or 'as_is'}-{_cache_key(splits)}"
-    if not cache.is_dir():
-        with lock(cache.parent, cache.name):
-            if not cache.is_dir():  # another process may have built it while this one waited
-                log.info("decoding %d images of %s, once, into %s", sum(map(len, splits.values())), name, cache)
-                remove_unfinished(cache.parent)
-                building = cache.with_name(f"{cache.name}.building")
+    built = data_dir / "cache" / f"{name}-{size or 'as_is'}-{_cache_key(splits)}"
+    if not built.is_dir():
+        with lock(built.parent, built.name):
+            if not built.is_dir():  # another process may have built it while this one waited
+                log.info("decoding %d images of %s, once, into %s", sum(map(len, splits.values())), name, built)
+                remove_unfinished(built.parent)
+                building = built.with_name(f"{built.name}.building")
                 shutil.rmtree(building, ignore_errors=True)
                 building.mkdir()
                 for split, listing in splits.items():
                     _decode(listing, size, building / f"{split}.npy")
-                building.rename(cache)
+                building.rename(built)
     return {
-        split: (np.load(cache / f"{split}.npy", mmap_mode="r"), np.array([label for _, label in listing]))
+        split: (_loaded(built / f"{split}.npy", len(listing), size), np.array([label for _, label in listing]))
         for split, listing in splits.items()
     }
+
+
+def _loaded(file: Path, number: int, size: int | None) -> np.ndarray:
+    """The images of a split in a cache.
+
+    Raises:
+        DataError: they are not those that belong there.
+    """
+    try:
+        images: np.ndarray = np.load(file, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{file}: the cache is damaged; remove {file.parent}") from error
+    sides = images.shape[1:3] if size is None else (size, size)
+    if images.dtype != np.uint8 or images.shape != (number, *sides, 3):
+        raise DataError(
+            f"{file}: the cache holds {images.shape} and not {number} images of 3 channels"
+            f"{'' if size is None else f' and {size}x{size} pixels'}; remove {file.parent}"
+        )
+    return images

@@ -8,8 +8,8 @@ import torch
 from torch.nn import functional as F
 
 from pai_bench.core import Place
-from pai_bench.data.resident import Resident, hold_out
-from pai_bench.errors import DataError
+from pai_bench.data.resident import Resident, check_ranges, hold_out
+from pai_bench.errors import ConfigError, DataError
 from pai_bench.ranges import NonNegativeInt, OfGrey, ProperFraction, StdOfGrey
 
 _TEST_FRACTION = 0.2
@@ -20,11 +20,17 @@ def digits(
 ) -> Resident:
     """Handwritten digits, 8x8 greyscale brought to 32x32: 1,438 training and 359 test images, the same for every seed.
 
+    Raises:
+        ConfigError: scikit-learn is not installed.
+        DataError: its file of digits is missing.
+
     Reference: scikit-learn, `sklearn.datasets.load_digits` (UCI optical recognition of handwritten digits, test part).
     """
+    check_ranges(mean, std, padding)
     # Read from the package's own file: importing scikit-learn takes a second, reading the file a hundredth.
     spec = importlib.util.find_spec("sklearn")
-    assert spec is not None and spec.origin is not None
+    if spec is None or spec.origin is None:
+        raise ConfigError("dataset=digits needs scikit-learn; pip install scikit-learn")
     source = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
     if not source.is_file():
         raise DataError(f"dataset=digits: {source} is missing; install scikit-learn again")

@@ -1,11 +1,12 @@
 """Any folder of images that fits in memory: train/<class>/ and test/<class>/ (or val/<class>/)."""
 
 from pathlib import Path
+from typing import Literal
 
 from pai_bench.core import Place
 from pai_bench.data.decode import decoded
 from pai_bench.data.listing import paired_class_folders
-from pai_bench.data.resident import Resident
+from pai_bench.data.resident import Resident, check_ranges
 from pai_bench.errors import DataError
 from pai_bench.ranges import Count, NonNegativeInt, Positive, ProperFraction
 
@@ -20,6 +21,7 @@ def image_folder(
     std: list[Positive] | None,
     padding: NonNegativeInt,
     flip: bool,
+    padding_mode: Literal["reflect"] | None,
 ) -> Resident:
     """Images in class folders, decoded once into `data_dir/cache`. The test split is test/ if there is one, else val/.
 
@@ -30,7 +32,8 @@ def image_folder(
     Raises:
         DataError: a folder is missing or empty, a file is no image, the splits have different classes.
     """
-    folder = Path(root)
+    check_ranges(mean, std, padding)
+    folder = Path(root).expanduser()
     test_folder = folder / "test" if (folder / "test").is_dir() else folder / "val"
     for part in (folder / "train", test_folder):
         if not part.is_dir():
@@ -41,5 +44,5 @@ def image_folder(
     images = decoded(folder.resolve().name, {"train": list(train), "test": list(test)}, size, place.data_dir)
     return Resident(
         images["train"], images["test"], num_classes, place,
-        validation=validation, mean=mean, std=std, padding=padding, flip=flip,
+        validation=validation, mean=mean, std=std, padding=padding, padding_mode=padding_mode, flip=flip,
     )  # fmt: skip

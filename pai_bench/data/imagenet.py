@@ -3,7 +3,9 @@
 import itertools
 import logging
 import math
+from collections.abc import Generator as Source
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,13 +13,14 @@ from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pai_bench import preemption
-from pai_bench.core import Batch, Batches, Change, Examples, Place, Shape, num_steps
+from pai_bench.core import Batch, Batches, Change, Drawn, Examples, Place, Shape, num_steps
 from pai_bench.data.crops import central_crop, random_crop
-from pai_bench.data.decode import decode
+from pai_bench.data.decode import decode, jpeg_decoder
 from pai_bench.data.listing import Files, fingerprint, paired_class_folders
-from pai_bench.data.resident import choose_examples, hold_out
+from pai_bench.data.resident import Normalisation, check_ranges, choose_examples, hold_out, joined_single, require_two
 from pai_bench.data.shrunk import build, check
 from pai_bench.errors import ConfigError, DataError, LostWorkerError
+from pai_bench.layout import laid_out
 from pai_bench.ranges import Count, OfColours, ProperFraction, StdOfColours
 
 log = logging.getLogger(__name__)
@@ -43,6 +46,64 @@ class _Crops(Dataset[tuple[Tensor, int]]):
         return random_crop(image, self.size, int(self.seeds[position])), label
 
 
+def _decoded(crops: _Crops, batches: list[range], num_workers: int, device: torch.device) -> Source[Batch]:
+    """Pixels (B, H, W, 3) uint8 and labels of batches of positions, on a device, made by processes that end with it."""
+    pieces = [batch[start : start + _PIECE] for batch in batches for start in range(0, len(batch), _PIECE)]
+    # A generator of its own, or the loader takes the seeds of its workers from torch's global one.
+    loader = DataLoader(
+        crops, batch_sampler=pieces,  # type: ignore[arg-type]  # a range is as good as a list
+        num_workers=min(num_workers, len(pieces)), pin_memory=device.type == "cuda", generator=Generator(),
+        worker_init_fn=preemption.leave_alone,
+    )  # fmt: skip
+    try:
+        decoded = iter(loader)
+        for batch in batches:
+            taken = itertools.islice(decoded, math.ceil(len(batch) / _PIECE))
+            there = [(tensor.to(device, non_blocking=True) for tensor in piece) for piece in taken]
+            images, labels = (torch.cat(tensors) for tensors in zip(*there, strict=True))
+            yield images, labels
+    except DataError as error:  # a worker sends its whole traceback as the message
+        raise DataError(str(error).strip().rpartition("\n")[2].rpartition("DataError: ")[2]) from None
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise LostWorkerError(
+            f"num_workers={num_workers}: a process that decodes images was killed, perhaps for want of "
+            "memory; the same command goes on from the last checkpoint, with fewer of them if need be"
+        ) from error
+
+
+class _Bytes:
+    """The pixels of scoring batches, in the machine's memory: each batch is decoded when it is first asked for."""
+
+    def __init__(self, decoded: Source[Batch], number: int) -> None:
+        self._decoded, self._number = decoded, number
+        self._kept: list[Tensor] = []
+
+    def __getitem__(self, number: int) -> Tensor:
+        while len(self._kept) <= number:
+            self._kept.append(next(self._decoded)[0])
+            if len(self._kept) == self._number:
+                self._decoded.close()
+        return self._kept[number]
+
+
+@dataclass
+class _Epoch:
+    """A training epoch that may be left, its loader at work, and gone on with."""
+
+    batch_size: int
+    positions: Tensor
+    seeds: Tensor
+    step: int  # that is decoded next
+    decoded: Source[Batch]
+
+    def goes_on(self, batch_size: int, positions: Tensor, seeds: Tensor, step: int) -> bool:
+        """Whether this is what comes next of those images in that order."""
+        told = (self.batch_size, self.step) == (batch_size, step)
+        return told and torch.equal(self.positions, positions) and torch.equal(self.seeds, seeds)
+
+
 class Streamed:
     """A core.Data whose images are decoded from files, batch by batch."""
 
@@ -59,6 +120,11 @@ class Streamed:
         mean: OfColours,
         std: StdOfColours,
     ) -> None:
+        check_ranges(mean, std)
+        for setting, values in (("mean", mean), ("std", std)):
+            if len(values) != 3:
+                raise ConfigError(f"dataset.{setting}={values}: the images have 3 channels; give one for each")
+        jpeg_decoder()  # here, so that what is wrong with it is said once and not by every process
         self.input_shape: Shape = (3, size, size)
         self.num_classes = num_classes
         self.checksum = fingerprint(train, test)
@@ -69,64 +135,58 @@ class Streamed:
             "validation": (train, validation_indices),
             "test": (test, torch.arange(len(test))),
         }
+        require_two(len(train_indices))
         self._train_labels = labels[train_indices]
         self.num_examples = {split: len(indices) for split, (_, indices) in self._splits.items()}
         self._place = place
         self._size, self._resize = size, resize
-        # One for each byte of a row of pixels: broadcasting over three channels takes twice as long.
-        self._scale = (1 / (255 * torch.tensor(std, device=place.device))).repeat(size)
-        self._shift = (-torch.tensor(mean, device=place.device) / torch.tensor(std, device=place.device)).repeat(size)
+        self._normalise = Normalisation(mean, std, size, place.device)
+        self._epoch: _Epoch | None = None
 
-    def _batches(self, split: str, positions: Tensor, seeds: Tensor | None, batches: list[range]) -> Iterator[Batch]:
+    def _decoded(
+        self, split: str, positions: Tensor, seeds: Tensor | None, batches: list[range], device: torch.device
+    ) -> Source[Batch]:
         files, indices = self._splits[split]
         crops = _Crops(files, indices[positions], seeds, self._size, self._resize)
-        pieces = [batch[start : start + _PIECE] for batch in batches for start in range(0, len(batch), _PIECE)]
-        pinned = self._place.device.type == "cuda"
-        # A generator of its own, or the loader takes the seeds of its workers from torch's global one.
-        loader = DataLoader(
-            crops, batch_sampler=pieces,  # type: ignore[arg-type]  # a range is as good as a list
-            num_workers=min(self._place.num_workers, len(pieces)), pin_memory=pinned, generator=Generator(),
-            worker_init_fn=preemption.leave_alone,
-        )  # fmt: skip
-        try:
-            decoded = iter(loader)
-            for batch in batches:
-                taken = itertools.islice(decoded, math.ceil(len(batch) / _PIECE))
-                there = [(tensor.to(self._place.device, non_blocking=True) for tensor in piece) for piece in taken]
-                images, labels = (torch.cat(tensors) for tensors in zip(*there, strict=True))
-                normal = torch.addcmul(self._shift, images.flatten(2).float(), self._scale)
-                yield normal.view(images.shape).permute(0, 3, 1, 2), labels
-        except DataError as error:  # a worker sends its whole traceback as the message
-            raise DataError(str(error).strip().rpartition("\n")[2].rpartition("DataError: ")[2]) from None
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise LostWorkerError(
-                f"num_workers={self._place.num_workers}: a process that decodes images was killed, perhaps for want of "
-                "memory; the same command goes on from the last checkpoint, with fewer of them if need be"
-            ) from error
+        return _decoded(crops, batches, self._place.num_workers, device)
 
     def train(self, batch_size: int, order: Generator, augment: Generator, start: int = 0) -> Iterator[Batch]:
         """One epoch of random resized crops and flips in random order, from batch `start`, the same as without it.
 
-        A trailing batch of one image is left out.
+        A trailing batch of one image is left out. Where the last call stopped, the next one goes on with its processes.
         """
         num_images = self.num_examples["train"]
         positions = torch.randperm(num_images, generator=order)
         seeds = torch.randint(2**62, (num_images,), generator=augment)
         steps = range(start, num_steps(num_images, batch_size))
-        rank, size = self._place.share.rank, self._place.share.size
-        ends = [min((step + 1) * batch_size, num_images) for step in steps]
-        batches = [range(step * batch_size + rank, end, size) for step, end in zip(steps, ends, strict=True)]
-        yield from self._batches("train", positions, seeds, batches)
+        epoch, self._epoch = self._epoch, None
+        if epoch is None or not epoch.goes_on(batch_size, positions, seeds, start):
+            rank, size = self._place.share.rank, self._place.share.size
+            ends = [min((step + 1) * batch_size, num_images) for step in steps]
+            batches = [range(step * batch_size + rank, end, size) for step, end in zip(steps, ends, strict=True)]
+            decoded = self._decoded("train", positions, seeds, batches, self._place.device)
+            epoch = _Epoch(batch_size, positions, seeds, start, decoded)
+        for step in steps:
+            assert epoch.step == step, "a later call has gone on with this epoch"
+            pixels, labels = next(epoch.decoded)
+            epoch.step += 1
+            self._epoch = epoch if epoch.step < steps.stop else None
+            yield self._normalise(pixels.flatten(2)), labels
+            self._epoch = None
 
     def evaluation(self, split: str, batch_size: int) -> Iterator[Batch]:
         """Every image of a split once, resized and cropped around the centre, in a fixed order."""
         batches = _chunks(self.num_examples[split], batch_size)[self._place.share.rank :: self._place.share.size]
-        yield from self._batches(split, torch.arange(self.num_examples[split]), None, batches)
+        everything = torch.arange(self.num_examples[split])
+        for pixels, labels in self._decoded(split, everything, None, batches, self._place.device):
+            yield self._normalise(pixels.flatten(2)), labels
 
-    def draw(self, examples: Examples, generator: Generator, change: Change | None = None) -> Batches:
-        """Training images for scoring, batched.
+    def draw(
+        self, examples: Examples, generator: Generator, dtype: torch.dtype, change: Change | None = None
+    ) -> Batches:
+        """Training images for scoring, laid out channels first. A single left-over image joins the batch before it.
+
+        All that is random is drawn at once. A batch is decoded when it is first asked for, and kept as bytes.
 
         Raises:
             ConfigError: a class, or the training split, holds fewer images than asked for; they are to be changed.
@@ -138,7 +198,15 @@ class Streamed:
             )
         positions = choose_examples(self._train_labels, self.num_classes, examples, generator)
         seeds = torch.randint(2**62, (len(positions),), generator=generator) if examples.augment else None
-        return list(self._batches("train", positions, seeds, _chunks(len(positions), examples.batch_size)))
+        parts = joined_single(len(positions), examples.batch_size)
+        pixels = _Bytes(self._decoded("train", positions, seeds, parts, torch.device("cpu")), len(parts))
+
+        def images(number: int) -> Tensor:
+            there = pixels[number].to(self._place.device)
+            return laid_out(self._normalise(there.flatten(2), dtype), torch.contiguous_format)
+
+        labels = self._train_labels[positions].to(self._place.device)
+        return Drawn(images, [labels[part.start : part.stop] for part in parts])
 
 
 def _chunks(number: int, size: int) -> list[range]:
@@ -188,7 +256,8 @@ def imagenet(
 
     Reference: Russakovsky et al. 2015, arXiv:1409.0575.
     """
-    folder = Path(root) if root is not None else place.data_dir / "imagenet"
+    check_ranges(mean, std)
+    folder = Path(root).expanduser() if root is not None else place.data_dir / "imagenet"
     if store is not None:
         originals, folder = folder, place.data_dir / f"{folder.resolve().name}-{store}"
         if place.download and originals.is_dir():

@@ -1,6 +1,7 @@
 """Folders of class folders: which images they hold, found and kept at the scale of a million files."""
 
 import hashlib
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from pai_bench.errors import DataError
+
+log = logging.getLogger(__name__)
 
 SUFFIXES = {"jpg", "jpeg", "png", "bmp", "webp", "ppm", "tif", "tiff"}
 
@@ -42,39 +45,65 @@ def is_image(name: str) -> bool:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The image files in a folder and below it, sorted."""
-    return sorted(path for path in folder.rglob("*") if is_image(path.name))
+    """The image files in a folder and below it, sorted. What lies in hidden folders is passed over."""
+    below = len(str(folder))
+    return sorted(path for path in folder.rglob("*") if is_image(path.name) and "/." not in str(path)[below:])
 
 
-def _scanned(folder: Path, prefix: str) -> list[tuple[str, int]]:
-    """Name, after `prefix`, and size of the images in a folder and below it, in the order that the folder has them."""
+def _scanned(folder: Path, prefix: str, passed_over: list[str]) -> list[tuple[str, int]]:
+    """Name, after `prefix`, and size of the images in a folder and below it, in the order that the folder has them.
+
+    Adds to `passed_over` the names of what is hidden or is no image.
+
+    Raises:
+        DataError: an image is a link to nothing.
+    """
     found = []
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                found += _scanned(folder / entry.name, f"{prefix}{entry.name}/")
+            if entry.name.startswith("."):
+                passed_over.append(prefix + entry.name)
+            elif entry.is_dir(follow_symlinks=False):
+                found += _scanned(folder / entry.name, f"{prefix}{entry.name}/", passed_over)
             elif is_image(entry.name):
-                found.append((prefix + entry.name, entry.stat().st_size))
+                found.append((prefix + entry.name, _size(entry)))
+            else:
+                passed_over.append(prefix + entry.name)
     return found
+
+
+def _size(entry: os.DirEntry[str]) -> int:
+    try:
+        return entry.stat().st_size
+    except OSError as error:
+        raise DataError(f"{entry.path}: not a readable image ({error.strerror}); restore or remove the file") from error
 
 
 def class_folders(root: Path) -> tuple[list[str], Files]:
     """Sorted names of the class folders under `root`, and every image file in them with the index of its class.
 
+    Hidden folders and files, and files that are no images, are passed over; one line of the log counts them.
+
     Raises:
-        DataError: there are no class folders, or one of them holds no image.
+        DataError: there are no class folders, or one of them holds no image, or an image cannot be read.
     """
-    classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir()) if root.is_dir() else []
+    entries = list(os.scandir(root)) if root.is_dir() else []
+    classes = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
     if not classes:
         raise DataError(f"{root}: expected one folder of images for each class, found none")
+    passed_over = sorted({entry.name for entry in entries} - set(classes))
     found: list[tuple[str, int]] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        images = _scanned(root / name, f"{name}/")
+        images = _scanned(root / name, f"{name}/", passed_over)
         if not images:
             raise DataError(f"{root / name}: the class folder holds no image")
         found += sorted(images, key=lambda image: image[0].split("/"))
         labels += [label] * len(images)
+    if passed_over:
+        log.info(
+            "%s: passed over %d hidden or other files and folders, %s first", root, len(passed_over), passed_over[0]
+        )
     names = np.array([os.fsencode(name) for name, _ in found])
     return classes, Files(root, names, np.array([size for _, size in found]), np.array(labels))
 
@@ -83,12 +112,17 @@ def paired_class_folders(train: Path, test: Path) -> tuple[int, Files, Files]:
     """Number of classes and the labelled files of two folders of class folders.
 
     Raises:
-        DataError: the two have different classes, or one is incomplete.
+        DataError: the two have different classes, or one is incomplete, or there is one class only.
     """
     (classes, train_files), (test_classes, test_files) = class_folders(train), class_folders(test)
     if classes != test_classes:
         odd = sorted(set(classes) ^ set(test_classes))
         raise DataError(f"{train.parent}: {odd[0]} is a class of only one of {train.name}/ and {test.name}/")
+    if len(classes) == 1:
+        raise DataError(
+            f"{train}: {classes[0]} is the only class, so there is nothing to tell apart; give the folder whose train/ "
+            "holds one folder of images for each class"
+        )
     return len(classes), train_files, test_files
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pai_bench.core import Place
-from pai_bench.data.resident import Images, Resident, lock
+from pai_bench.data.resident import Images, Resident, check_ranges, lock
 from pai_bench.errors import DataError
 from pai_bench.ranges import NonNegativeInt, OfGrey, ProperFraction, StdOfGrey
 
@@ -18,6 +18,8 @@ _FILES = {
     "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
     "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
 }
+
+_UNREADABLE = (RuntimeError, ValueError, AssertionError, OSError)
 
 
 def mnist(
@@ -40,6 +42,7 @@ def mnist(
 
     Reference: LeCun et al. 1998, Gradient-based learning applied to document recognition.
     """
+    check_ranges(mean, std, padding)
     train, test = _read(place, verify)
     return Resident(train, test, 10, place, validation=validation, mean=mean, std=std, padding=padding, flip=flip)
 
@@ -49,23 +52,30 @@ def _read(place: Place, verify: bool) -> tuple[Images, Images]:
     from torchvision.datasets import MNIST
 
     folder = place.data_dir / "MNIST" / "raw"
-    try:
-        if place.download:
-            with lock(place.data_dir, "mnist"):
-                MNIST(place.data_dir, download=True)
+
+    def parts() -> tuple[Any, Any]:
         train, test = (MNIST(place.data_dir, train=part) for part in (True, False))
         if verify:
             _check(folder)
-    except (RuntimeError, ValueError, AssertionError, OSError) as error:
-        if place.download:
+        return train, test
+
+    try:
+        train, test = parts()
+    except _UNREADABLE as error:
+        if not place.download:
             raise DataError(
-                f"dataset=mnist: it cannot be fetched ({error}); fetch it elsewhere and run "
-                "python scripts/prepare_data.py mnist --from MNIST, the folder that holds raw/ with the four files"
+                f"dataset=mnist: {folder} is missing or damaged; run "
+                f"python scripts/prepare_data.py mnist --data-dir {place.data_dir}, or say where it is with data_dir="
             ) from error
-        raise DataError(
-            f"dataset=mnist: {folder} is missing or damaged; run "
-            f"python scripts/prepare_data.py mnist --data-dir {place.data_dir}, or say where it is with data_dir="
-        ) from error
+        try:
+            with lock(place.data_dir, "mnist"):
+                MNIST(place.data_dir, download=True)
+            train, test = parts()
+        except _UNREADABLE as unfetched:
+            raise DataError(
+                f"dataset=mnist: it cannot be fetched ({unfetched}); fetch it elsewhere and run "
+                "python scripts/prepare_data.py mnist --from MNIST, the folder that holds raw/ with the four files"
+            ) from unfetched
     return _arrays(train), _arrays(test)
 
 

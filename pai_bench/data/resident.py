@@ -1,9 +1,11 @@
 """Datasets that fit: uint8 images on the training device, cropped, flipped and normalised there in batches."""
 
 import hashlib
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -11,11 +13,13 @@ from filelock import FileLock, Timeout
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from pai_bench.core import Batch, Batches, Change, Examples, Place, Shape, num_steps
+from pai_bench.core import Batch, Batches, Change, Drawn, Examples, Place, Shape, num_steps
 from pai_bench.errors import ConfigError
+from pai_bench.layout import laid_out
 
 # images (N, H, W, C) uint8 and labels (N,) int64
 Images = tuple[np.ndarray, np.ndarray]
+PaddingMode = Literal["reflect"] | None  # None: black
 
 
 def lock(directory: Path, name: str) -> FileLock:
@@ -34,6 +38,20 @@ def remove_unfinished(directory: Path) -> None:
             continue  # somebody builds it
 
 
+def check_ranges(mean: list[float] | None, std: list[float] | None, padding: int = 0) -> None:
+    """Looks at what can be judged without images.
+
+    Raises:
+        ConfigError: a mean, a standard deviation or the padding lies outside its range.
+    """
+    if mean is not None and not all(map(math.isfinite, mean)):
+        raise ConfigError(f"dataset.mean={mean}: give finite numbers")
+    if std is not None and not all(0 < value < math.inf for value in std):
+        raise ConfigError(f"dataset.std={std}: give numbers above 0")
+    if padding < 0:
+        raise ConfigError(f"dataset.padding={padding}: give 0 or more pixels")
+
+
 def hold_out(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
     """Splits indices into (train, validation), the same fraction of every class, the same split for every seed.
 
@@ -50,6 +68,16 @@ def hold_out(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
         part = "training" if chosen.all() else "validation"
         raise ConfigError(f"dataset.validation={fraction}: of {len(labels)} images it leaves no {part} image")
     return (~chosen).nonzero().squeeze(1), chosen.nonzero().squeeze(1)
+
+
+def require_two(num_train: int) -> None:
+    """Refuses a training split that batch norm cannot be trained on.
+
+    Raises:
+        ConfigError: there is one image.
+    """
+    if num_train < 2:
+        raise ConfigError(f"dataset: {num_train} training image is too few to train on; give two or more")
 
 
 def choose_examples(labels: Tensor, num_classes: int, examples: Examples, generator: Generator) -> Tensor:
@@ -93,8 +121,52 @@ def channel_statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
         counts = np.bincount(images[..., channel].ravel(), minlength=256)
         first = float(counts @ values / counts.sum())
         mean.append(first)
-        std.append(float(np.sqrt(counts @ (values - first) ** 2 / counts.sum())))
+        constant = np.count_nonzero(counts) == 1  # rounding would give it a deviation
+        std.append(0.0 if constant else float(np.sqrt(counts @ (values - first) ** 2 / counts.sum())))
     return mean, std
+
+
+def _mirrored(positions: Tensor, side: int) -> Tensor:
+    """Positions outside [0, side) mirrored at its first and its last member."""
+    return side - 1 - (side - 1 - positions.abs()).abs()
+
+
+def joined_single(number: int, size: int) -> list[range]:
+    """Batches of `size` of that many images; one that is left over joins the batch before it.
+
+    Batch norm in train mode takes no single image.
+    """
+    starts = list(range(0, number, size))
+    if len(starts) > 1 and size > 1 and number % size == 1:
+        starts.pop()
+    return [range(start, end) for start, end in zip(starts, [*starts[1:], number], strict=True)]
+
+
+class Normalisation:
+    """uint8 pixels (B, H, W * C) -> images (B, C, H, W) of a precision, in which it is also computed.
+
+    Args:
+        mean, std: per channel, of pixels in [0, 1].
+        width: W.
+    """
+
+    def __init__(self, mean: list[float], std: list[float], width: int, device: torch.device) -> None:
+        self._mean, self._std, self._width, self._device = mean, std, width, device
+        self._constants = {torch.float32: self._constants_in(torch.float32)}
+
+    def _constants_in(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Factor and summand."""
+        mean, std = (torch.tensor(values, dtype=dtype, device=self._device) for values in (self._mean, self._std))
+        # One for each byte of a row of pixels: broadcasting over three channels takes twice as long.
+        return (1 / (255 * std)).repeat(self._width), (-mean / std).repeat(self._width)
+
+    def __call__(self, pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The images, laid out channels last."""
+        if dtype not in self._constants:
+            self._constants[dtype] = self._constants_in(dtype)
+        scale, shift = self._constants[dtype]
+        images = torch.addcmul(shift, pixels.to(dtype), scale)
+        return images.view(*pixels.shape[:2], self._width, len(self._mean)).permute(0, 3, 1, 2)
 
 
 class Resident:
@@ -105,11 +177,13 @@ class Resident:
         place: only the device and the share of it matter here.
         validation: fraction of the training images held out as a validation split.
         mean, std: per channel, of pixels in [0, 1]; None measures them on the training images.
-        padding: zeros around the image before a random crop of its own size; 0 = no crop.
+        padding: pixels around the image before a random crop of its own size; 0 = no crop.
+        padding_mode: what these pixels are: "reflect" mirrors the image, the border itself not repeated; None = black.
         flip: mirror every second image, at random.
 
     Raises:
-        ConfigError: mean and std do not fit the channels, or a split would be empty.
+        ConfigError: mean, std or padding do not fit the images, a split would be empty, there is only one training
+            image, or a channel has one value everywhere.
     """
 
     def __init__(
@@ -124,8 +198,20 @@ class Resident:
         std: list[float] | None,
         padding: int,
         flip: bool,
+        padding_mode: PaddingMode = None,
     ) -> None:
+        check_ranges(mean, std, padding)
         _, height, width, channels = train[0].shape
+        if padding >= min(height, width):
+            most = min(height, width) - 1
+            raise ConfigError(
+                f"dataset.padding={padding}: the images have {width}x{height} pixels; give at most {most}"
+            )
+        if test[0].shape[1:] != train[0].shape[1:]:
+            raise ConfigError(
+                f"dataset: test images have {test[0].shape[2]}x{test[0].shape[1]} pixels and training images "
+                f"{width}x{height}; give dataset.size=<pixels> to bring all images to one size"
+            )
         self.input_shape: Shape = (channels, height, width)
         self.num_classes = num_classes
         digest = hashlib.sha256()
@@ -137,13 +223,17 @@ class Resident:
         for setting, values in (("mean", mean), ("std", std)):
             if len(values) != channels:
                 raise ConfigError(f"dataset.{setting}={values}: the images have {channels} channels; give one for each")
+        if 0 in std:
+            raise ConfigError(
+                f"dataset.std: channel {std.index(0)} has one value in all training images, so its measured deviation "
+                "is 0; give dataset.mean and dataset.std"
+            )
         device, self._share = place.device, place.share
-        # One for each byte of a row of pixels: broadcasting over three channels takes twice as long.
-        self._scale = (1 / (255 * torch.tensor(std, device=device))).repeat(width)
-        self._shift = (-torch.tensor(mean, device=device) / torch.tensor(std, device=device)).repeat(width)
-        self._padding, self._flip, self._device = padding, flip, device
+        self._normalise = Normalisation(mean, std, width, device)
+        self._padding, self._padding_mode, self._flip, self._device = padding, padding_mode, flip, device
         labels = torch.as_tensor(train[1], dtype=torch.int64)
         train_indices, validation_indices = hold_out(labels, validation)
+        require_two(len(train_indices))
         images, held_out = (torch.from_numpy(train[0][i.numpy()]) for i in (train_indices, validation_indices))
         self._windows = self._windowed(images.to(device))
         self._labels = labels[train_indices]
@@ -159,16 +249,16 @@ class Resident:
         channels, height, width = self.input_shape
         padding = self._padding
         # All are views of the padded images, so a batch is one indexing operation.
-        padded = F.pad(images, (0, 0, padding, padding, padding, padding))
+        if self._padding_mode == "reflect":
+            around_rows, around_columns = (
+                torch.arange(-padding, side + padding, device=images.device) for side in (height, width)
+            )
+            padded = images[:, _mirrored(around_rows, height)][:, :, _mirrored(around_columns, width)].contiguous()
+        else:
+            padded = F.pad(images, (0, 0, padding, padding, padding, padding))
         rows, columns, size = height + 2 * padding, width + 2 * padding, 2 * padding + 1
         strides = (rows * columns * channels, columns * channels, channels, columns * channels, 1)
         return padded.as_strided((len(images), size, size, height, width * channels), strides)
-
-    def _normalise(self, pixels: Tensor) -> Tensor:
-        """uint8 (B, H, W * C) -> float (B, C, H, W), laid out with the channels last."""
-        channels, height, width = self.input_shape
-        images = torch.addcmul(self._shift, pixels.float(), self._scale)
-        return images.view(-1, height, width, channels).permute(0, 3, 1, 2)
 
     def _augmented(self, indices: Tensor, generator: Generator) -> list[Tensor]:
         """Index, crop offsets and flip of each image, drawn for all at once so that nothing is drawn per batch."""
@@ -177,13 +267,19 @@ class Resident:
         flips = torch.rand(len(indices), generator=generator) < 0.5
         return [tensor.to(self._device) for tensor in (indices, rows, columns, flips)]
 
-    def _images(self, windows: Tensor, indices: Tensor, rows: Tensor, columns: Tensor, flips: Tensor) -> Tensor:
+    def _plain(self, indices: Tensor) -> list[Tensor]:
+        """The same of images as they are."""
+        middle = torch.full_like(indices, self._padding)
+        return [tensor.to(self._device) for tensor in (indices, middle, middle, torch.zeros_like(indices).bool())]
+
+    def _images(self, windows: Tensor, drawn: list[Tensor], part: slice, dtype: torch.dtype = torch.float32) -> Tensor:
+        indices, rows, columns, flips = (tensor[part] for tensor in drawn)
         pixels = windows[indices, rows, columns]
         if self._flip:  # while a pixel is one byte and not four
             channels, height, width = self.input_shape
             images = pixels.view(-1, height, width, channels)
             pixels = torch.where(flips.view(-1, 1, 1, 1), images.flip(2), images).view(pixels.shape)
-        return self._normalise(pixels)
+        return self._normalise(pixels, dtype)
 
     def train(self, batch_size: int, order: Generator, augment: Generator, start: int = 0) -> Iterator[Batch]:
         """One epoch of augmented training batches in random order, from batch `start`, the same as without it.
@@ -195,7 +291,7 @@ class Resident:
         drawn = self._augmented(permutation, augment)
         for step in range(start, num_steps(len(permutation), batch_size)):
             part = slice(step * batch_size + self._share.rank, (step + 1) * batch_size, self._share.size)
-            yield self._images(self._windows, *(tensor[part] for tensor in drawn)), labels[part]
+            yield self._images(self._windows, drawn, part), labels[part]
 
     def evaluation(self, split: str, batch_size: int) -> Iterator[Batch]:
         """Every image of a split once, un-augmented, in a fixed order."""
@@ -204,10 +300,15 @@ class Resident:
             part = slice(start, start + batch_size)
             yield self._normalise(pixels[part].contiguous()), labels[part]
 
-    def draw(self, examples: Examples, generator: Generator, change: Change | None = None) -> Batches:
-        """Training images for scoring, batched.
+    def draw(
+        self, examples: Examples, generator: Generator, dtype: torch.dtype, change: Change | None = None
+    ) -> Batches:
+        """Training images for scoring, laid out channels first. A single left-over image joins the batch before it.
+
+        All that is random is drawn at once, and the change is done; images are made when a batch is asked for.
 
         Args:
+            dtype: of the images; it is also what they are normalised in.
             change: is done to the images, as they are stored, and to their labels, before they are augmented.
 
         Raises:
@@ -220,9 +321,10 @@ class Resident:
             stored = windows[indices.to(self._device), self._padding, self._padding]
             changed, labels = change(stored.view(-1, height, width, channels), labels)
             windows, indices = self._windowed(changed), torch.arange(len(indices))
-        if examples.augment:
-            images = self._images(windows, *self._augmented(indices, generator))
-        else:
-            images = self._normalise(windows[indices.to(self._device), self._padding, self._padding])
-        size = examples.batch_size
-        return [(images[i : i + size], labels[i : i + size]) for i in range(0, len(labels), size)]
+        drawn = self._augmented(indices, generator) if examples.augment else self._plain(indices)
+        parts = [slice(part.start, part.stop) for part in joined_single(len(labels), examples.batch_size)]
+
+        def images(number: int) -> Tensor:
+            return laid_out(self._images(windows, drawn, parts[number], dtype), torch.contiguous_format)
+
+        return Drawn(images, [labels[part] for part in parts])

@@ -30,10 +30,10 @@ def build(originals: list[Files], store: Path, side: int, num_threads: int) -> N
         DataError: a file is no image, or the store is one of other images.
     """
     source = fingerprint(*originals)
+    if _is_built(store, source, originals):  # asked before the lock too: a store that is complete may be read-only
+        return
     with lock(store.parent, store.name):
-        if store.is_dir():
-            if _record(store).get("source") != source:
-                raise DataError(f"{store}: made from other images than {originals[0].root.parent} holds now; remove it")
+        if _is_built(store, source, originals):
             return
         building = store.with_name(f"{store.name}.building")
         if building.is_dir() and _record(building).get("source") != source:
@@ -49,6 +49,12 @@ def build(originals: list[Files], store: Path, side: int, num_threads: int) -> N
                 raise DataError(f"{building / files.root.name}: files were added or removed meanwhile; start again")
         write_json(building / _RECORD, {"source": source, "copies": fingerprint(*copies)})
         building.rename(store)
+
+
+def _is_built(store: Path, source: str, originals: list[Files]) -> bool:
+    if store.is_dir() and _record(store).get("source") != source:
+        raise DataError(f"{store}: made from other images than {originals[0].root.parent} holds now; remove it")
+    return store.is_dir()
 
 
 def _copy(files: Files, target: Path, side: int, num_threads: int) -> None:

@@ -2,16 +2,17 @@
 
 import shutil
 from pathlib import Path
+from typing import Literal
 
 from pai_bench.core import Place
+from pai_bench.data.archives import PUBLISHED_MD5, unpack
 from pai_bench.data.decode import Listing, decoded
 from pai_bench.data.listing import image_files
-from pai_bench.data.resident import Resident, lock
+from pai_bench.data.resident import Resident, check_ranges, lock
 from pai_bench.errors import DataError
 from pai_bench.ranges import NonNegativeInt, OfColours, ProperFraction, StdOfColours
 
 _URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
-_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
 _FOLDER = "tiny-imagenet-200"
 _NUM_CLASSES, _NUM_TRAIN, _NUM_TEST = 200, 100_000, 10_000
 
@@ -25,6 +26,7 @@ def tiny_imagenet(
     std: StdOfColours,
     padding: NonNegativeInt,
     flip: bool,
+    padding_mode: Literal["reflect"] | None,
 ) -> Resident:
     """Tiny-ImageNet: 100,000 training images of 64x64 in 200 classes; the 10,000 images of val/ are the test split.
 
@@ -37,6 +39,7 @@ def tiny_imagenet(
     Reference: Le and Yang 2015, Tiny ImageNet visual recognition challenge. Its own test labels are unpublished, so
         the literature tests on val/.
     """
+    check_ranges(mean, std, padding)
     root = place.data_dir / _FOLDER
     if not root.is_dir() and place.download:
         _download(place.data_dir)
@@ -50,7 +53,7 @@ def tiny_imagenet(
     images = decoded("tiny_imagenet", splits, None, place.data_dir)
     return Resident(
         images["train"], images["test"], _NUM_CLASSES, place,
-        validation=validation, mean=mean, std=std, padding=padding, flip=flip,
+        validation=validation, mean=mean, std=std, padding=padding, padding_mode=padding_mode, flip=flip,
     )  # fmt: skip
 
 
@@ -60,7 +63,7 @@ def _download(data_dir: Path) -> None:
     with lock(data_dir, "tiny_imagenet"):
         if not (data_dir / _FOLDER).is_dir():
             try:
-                download_url(_URL, str(data_dir), md5=_MD5)
+                download_url(_URL, str(data_dir), md5=PUBLISHED_MD5["tiny_imagenet"])
             except (OSError, RuntimeError) as error:
                 raise DataError(
                     f"dataset=tiny_imagenet: {_URL} cannot be fetched ({error}); fetch it elsewhere and run "
@@ -68,7 +71,7 @@ def _download(data_dir: Path) -> None:
                 ) from error
             unpacked = data_dir / ".tiny-imagenet-unpacking"
             shutil.rmtree(unpacked, ignore_errors=True)
-            shutil.unpack_archive(data_dir / Path(_URL).name, unpacked)
+            unpack(data_dir / Path(_URL).name, unpacked)
             (unpacked / _FOLDER).rename(data_dir / _FOLDER)
             unpacked.rmdir()
 

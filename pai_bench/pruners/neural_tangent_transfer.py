@@ -5,7 +5,7 @@ from typing import Any, Literal
 import torch
 from torch import Generator, Tensor
 
-from pai_bench.core import Batches, Loss, Scores, Subnetwork, Weights
+from pai_bench.core import Batches, Loss, Scores, Subnetwork, Weights, labels_of
 from pai_bench.errors import UserError
 from pai_bench.gradients import twice_differentiable
 from pai_bench.ranges import NonNegative, NonNegativeInt, Positive
@@ -59,7 +59,7 @@ def transfer(
         raise UserError(
             "pruner.examples=null: the tangent kernel needs images; say how many, as in conf/pruner/ntt.yaml"
         )
-    if min(len(labels) for _, labels in batches) < 2:
+    if min(map(len, labels_of(batches))) < 2:
         raise UserError("pruner.examples: the tangent kernel is between two halves; let no batch be of a single image")
     density = sum(float(kept.sum()) for kept in net.mask.values()) / sum(kept.numel() for kept in net.mask.values())
     student = {name: weight.clone().requires_grad_() for name, weight in net.weights.items()}
