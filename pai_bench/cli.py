@@ -1,33 +1,33 @@
 """The command line: compose, run, and end with one clear line and an exit code that says what happened."""
 
+import argparse
 import atexit
 import gc
 import logging
 import multiprocessing
 import os
-import re
 import sys
 import tempfile
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
-from hydra.core.global_hydra import GlobalHydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from pai_bench import config, preemption, status, sweeps
+from pai_bench import config, overrides, preemption, status, sweeps, usage
 from pai_bench.errors import ConfigError, DataError, PreemptedError, UserError
 from pai_bench.summary import already
 from pai_bench.world import world
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
+CONF = config.CONF
 log = logging.getLogger("pai_bench")
 
 OUTCOMES = "PAI_BENCH_OUTCOMES"  # a file to which every run of a sweep, in whatever process, adds a line
@@ -45,11 +45,6 @@ def _one_line(error: BaseException) -> str:
         return f"{where}{error.strerror}"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file == "hydra/launcher/joblib":
         return "hydra/launcher=parallel: hydra-joblib-launcher is not installed; pip install hydra-joblib-launcher"
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
-        group, _, option = error.missing_cfg_file.rpartition("/")
-        return f"{group}={option}: there is no such option; give one of {', '.join(error.options)}"
-    if unknown := re.match(r"Could not override '(.*?)'", str(error)):  # Hydra would have it added, but that is refused
-        return f"{unknown[1]}: there is no such setting; see python run.py --help"
     reason = error.__cause__ if isinstance(error, HydraException) and error.__cause__ is not None else error
     lines = [line.strip() for line in f"{error}\n{reason}".splitlines() if line.strip()]
     details = [
@@ -71,8 +66,8 @@ def _run(composed: DictConfig) -> float | None:
         return None
     try:
         preemption.check()
-        sweeps.check_scale(HydraConfig.get().runtime.choices)
-        completed = config.complete(composed)
+        completed = overrides.complete(composed, HydraConfig.get())
+        _check_figure(completed)
         directory = config.directory(completed)
     except Exception as error:
         code = _report(error)
@@ -86,7 +81,20 @@ def _run(composed: DictConfig) -> float | None:
     row = status.finished(directory) if code == 0 else None
     if row and _in_worker():
         print(f"{row['id']}: {100 * row['test_top1']:.2f} % test accuracy", flush=True)
-    return float(row["test_top1"]) if row else None
+    # What a sweeper that searches makes larger: never the test accuracy.
+    return None if row is None or row["validation_top1"] is None else float(row["validation_top1"])
+
+
+def _check_figure(completed: dict[str, Any]) -> None:
+    """Refuses a sweeper that searches where no images are held out for it."""
+    hydra_config = HydraConfig.get()
+    searches = hydra_config.mode == RunMode.MULTIRUN and not str(hydra_config.sweeper._target_).endswith("GridSweeper")
+    if searches and not completed["dataset"].get("validation"):
+        sweeper = hydra_config.runtime.choices["hydra/sweeper"]
+        raise ConfigError(
+            f"hydra/sweeper={sweeper}: it searches by the validation accuracy, and dataset.validation is 0; "
+            "give a fraction, as in dataset.validation=0.1"
+        )
 
 
 def _stop() -> None:
@@ -157,19 +165,6 @@ def count(code: int, skipped: bool = False) -> None:
             file.write(f"{code} {int(skipped)}\n")
 
 
-def _inside_null(error: Exception) -> ConfigError | None:
-    """What to say if a setting of a group lies inside one that is null: OmegaConf asserts that there is none."""
-    if isinstance(error, AssertionError) and str(error).startswith("Unexpected type"):
-        for frame, _ in traceback.walk_tb(error.__traceback__):
-            if (override := frame.f_locals.get("override")) is not None:
-                group, inner, *_ = override.key_or_group.split(".")
-                return ConfigError(
-                    f"{override.input_line}: {group}.{inner} is null for this {group}; choose one that has it "
-                    f"({group}=NAME)"
-                )
-    return None
-
-
 def _rank() -> int:
     """The number of this process; 0 also where the environment makes no sense, which is what there is to report."""
     try:
@@ -180,7 +175,6 @@ def _rank() -> int:
 
 def _report(error: Exception) -> int:
     """Says in one line what went wrong, and returns the exit code."""
-    error = _inside_null(error) or error
     if isinstance(error, (HydraException, OmegaConfBaseException)) and not isinstance(error, InstantiationException):
         code = ConfigError.exit_code
     else:
@@ -206,27 +200,28 @@ def one_line_errors() -> Iterator[None]:
         sys.exit(_report(error))
 
 
-def compose(overrides: list[str]) -> dict[str, Any]:
+def _composed(words: list[str]) -> DictConfig:
+    """The config of a command line with Hydra's part of it, inside hydra.initialize_config_dir."""
+    loader = overrides.loader_here()
+    overrides.check(words, loader)
+    with overrides.explained(words, loader):
+        return hydra.compose("config", words, return_hydra_config=True)
+
+
+def compose(words: list[str]) -> dict[str, Any]:
     """The completed config that a command line with these overrides would run.
 
     Raises:
-        ConfigError: and Hydra's own errors, for a wrong override.
+        ConfigError: a word is wrong.
     """
     config.register()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        composed = hydra.compose("config", overrides, return_hydra_config=True)
-        sweeps.check_scale(composed.hydra.runtime.choices)
-        return config.complete(_without_hydra(composed))
-
-
-def _without_hydra(composed: DictConfig) -> DictConfig:
-    with open_dict(composed):
-        del composed["hydra"]
-    return composed
+        composed = _composed(words)
+        return overrides.complete(composed, composed.hydra)
 
 
 def expand(
-    overrides: list[str], choose: Callable[[list[list[str]]], list[list[str]]] = list
+    words: list[str], choose: Callable[[list[list[str]]], list[list[str]]] = list
 ) -> tuple[list[dict[str, Any]], DictConfig]:
     """The completed configs of all runs of `python run.py -m` with these overrides, and hydra.launcher.
 
@@ -234,29 +229,27 @@ def expand(
         choose: which of the runs, given the overrides of each; to compose one takes some hundredths of a second.
 
     Raises:
-        ConfigError: and Hydra's own errors, for a wrong override.
+        ConfigError: a word is wrong.
     """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
     config.register()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        parser = OverridesParser.create()
-        parsed = parser.parse_overrides(overrides)
+        overrides.check(words, overrides.loader_here())
+        parsed = overrides.parsed(words)
         fixed = [o.input_line for o in parsed if o.input_line and not o.is_sweep_override()]
-        base = hydra.compose("config", fixed, return_hydra_config=True)
+        base = _composed(fixed)
         of_hydra = [o.input_line for o in parsed if o.key_or_group.startswith("hydra") and o.input_line]
         params = [f"{key}={value}" for key, value in (base.hydra.sweeper.params or {}).items()]
-        swept = parser.parse_overrides([*params, *(line for line in overrides if line not in of_hydra)])
-        sweeps.check_scale(base.hydra.runtime.choices)
+        swept = overrides.parsed([*params, *(line for line in words if line not in of_hydra)])
+        overrides.check_scale(base.hydra.runtime.choices)
         sweeper, given = base.hydra.sweeper, {override.get_key_element() for override in parsed}
         jobs = sweeps.overrides_of_jobs(
             swept, sweeper.paired or [], sweeper.exclude or [], sweeper.drop or [], sweeper.scale, given
         )
-        loader = sweeps.SweepLoader(GlobalHydra.instance().config_loader().get_search_path())
-        cfgs = [config.complete(_without_hydra(loader.load_sweep_config(base, job))) for job in choose(jobs)]
+        loader = sweeps.SweepLoader(overrides.loader_here().get_search_path())
+        runs = [loader.load_sweep_config(base, job) for job in choose(jobs)]
         launcher = OmegaConf.create(OmegaConf.to_container(base.hydra.launcher, resolve=True))
         assert isinstance(launcher, DictConfig)
-        return cfgs, launcher
+        return [overrides.complete(run, run.hydra) for run in runs], launcher
 
 
 def without_plus(override: str) -> str:
@@ -264,14 +257,15 @@ def without_plus(override: str) -> str:
     return override.removeprefix("+") if override.startswith("+experiment=") else override
 
 
-def stored(directory: Path, tracker: dict[str, Any] | None = None) -> dict[str, Any]:
+def stored(directory: Path, tracker: dict[str, Any] | None = None, trusted: bool = False) -> dict[str, Any]:
     """The completed config of a run, from its directory.
 
     Args:
         tracker: takes the place of the one that it had.
+        trusted: it may name functions of any package.
 
     Raises:
-        ConfigError: this version has no such settings.
+        ConfigError: this version has no such settings, or it names functions that are not ours.
         DataError: config.yaml is missing or damaged.
     """
     config.register()
@@ -280,7 +274,10 @@ def stored(directory: Path, tracker: dict[str, Any] | None = None) -> dict[str, 
             composed = hydra.compose("config")
             if tracker is not None:
                 composed.tracker = tracker
-            return config.complete(composed)
+            cfg = config.complete(composed)
+            if not trusted:
+                config.check_origin(cfg, directory / "config.yaml")
+            return cfg
     except UserError:
         raise
     except Exception as error:  # it may hold anything, and yaml, OmegaConf and Hydra each have words for that
@@ -337,6 +334,68 @@ def main() -> None:
         config.register()
         start_process()
         preemption.watch()
-    sys.argv = [without_plus(word) for word in sys.argv]
     with counted():
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(_run)()
+        arguments = _arguments(sys.argv[1:])
+        folder, name = Path(arguments.config_path or CONF).absolute(), arguments.config_name or "config"
+        with hydra.initialize_config_dir(str(folder), version_base="1.3"):
+            loader = overrides.loader_here()
+            if arguments.config_dir:
+                search_path = loader.get_search_path()
+                search_path.prepend("command line", f"file://{Path(arguments.config_dir).absolute()}")
+                loader = type(loader)(search_path)
+            overrides.check(arguments.overrides, loader)
+            if arguments.help:
+                print(usage.text(arguments.overrides, loader, resolve=arguments.resolve), end="")
+                return
+        if folder != CONF and not arguments.trust:
+            _check_stored(folder, name)
+        with overrides.explained(arguments.overrides, loader, name):
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(_run)()
+
+
+def _arguments(words: list[str]) -> argparse.Namespace:
+    """The command line, which Hydra reads again from sys.argv: without --trust, which it does not know.
+
+    Raises:
+        ConfigError: a flag is wrong.
+    """
+    parser = get_args_parser()
+    parser.add_argument("--trust", action="store_true")
+
+    def refuse(message: str) -> NoReturn:
+        raise ConfigError(f"{' '.join(words)}: {message}; see python run.py --hydra-help")
+
+    parser.error = refuse  # type: ignore[method-assign]
+    words = [without_plus(word) for word in words]
+    arguments = parser.parse_args(words)
+    sys.argv[1:] = [word for word in words if word != "--trust"]
+    modes = [name for name in ("run", "multirun", "cfg", "info", "shell_completion") if getattr(arguments, name)]
+    if len(modes) > 1:
+        refuse(f"--{modes[0]} and --{modes[1]} exclude each other")
+    if arguments.resolve and not (arguments.cfg or arguments.help):
+        refuse("--resolve goes with --cfg job or --help")
+    if arguments.experimental_rerun:
+        refuse("--experimental-rerun is not for runs; give -cp results/NAME -cn config")
+    for flag, folder in (("-cp", arguments.config_path), ("-cd", arguments.config_dir)):
+        if folder is not None and not Path(folder).is_dir():
+            refuse(f"{flag} {folder}: there is no such folder")
+    return arguments
+
+
+def _check_stored(folder: Path, name: str) -> None:
+    """Refuses a config of another folder that is a program: it names functions that are not ours, or sets Hydra up.
+
+    Raises:
+        ConfigError: it does.
+    """
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        ours = hydra.compose("config", return_hydra_config=True).hydra
+    with hydra.initialize_config_dir(str(folder), version_base="1.3"):
+        theirs = hydra.compose(name, return_hydra_config=True)
+    where = folder / f"{name}.yaml"
+    for key in theirs.hydra:
+        if key not in ("runtime", "job", "overrides", "mode") and theirs.hydra._get_node(key) != ours._get_node(key):
+            raise ConfigError(f"hydra.{key}: {where} sets it; add --trust if it is yours")
+    with open_dict(theirs):
+        del theirs["hydra"]
+    config.check_origin(OmegaConf.to_container(theirs, resolve=True), where)

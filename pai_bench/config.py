@@ -25,7 +25,9 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pai_bench import signatures
 from pai_bench.errors import ConfigError
 from pai_bench.ranges import Ge, Gt, Le, Lt
-from pai_bench.signatures import check_keys, check_value, shown
+from pai_bench.signatures import check_call, check_keys, check_value, shown
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
 
 Mode = Literal["eval", "train"]
 LearningRateSchedule = Literal["step", "cosine"]
@@ -170,22 +172,6 @@ _OF_METHOD = {"pruner", "allocation", "schedule", "ablation", "mask", "mask_file
 _CALLS = ("model", "dataset", "allocation", "schedule", "tracker")  # groups that name one function
 
 
-_HELP = """\
-pai_bench: pruning at initialization and lottery tickets, one run or a sweep of them.
-
-  python run.py pruner=synflow sparsity=0.98
-  python run.py -m dataset=cifar10 model=vgg16 training=cifar pruner=snip,synflow compression=10,100 'seed=range(3)'
-
-Choose one option of each group (group=option):
-
-$APP_CONFIG_GROUPS
-Set any value (key=value); sparsity=, density= and compression= are three ways to say one thing:
-
-$CONFIG
-Show the config of a run and exit: --cfg job --resolve     Hydra's own flags: --hydra-help
-"""
-
-
 def _runs_at_once() -> int:
     """How many runs this machine does at once: one on each GPU, or else one on each core."""
     import torch
@@ -198,15 +184,14 @@ SCRATCH = Path(tempfile.gettempdir()) / f"pai_bench-{secrets.token_hex(16)}"
 
 
 def register() -> None:
-    """Stores the schema, our help, and the order that Hydra writes nothing itself: pai_bench.store keeps the records.
+    """Stores the schema, and the order that Hydra writes nothing itself: pai_bench.store keeps the records.
 
     They replace Hydra's own defaults, so they hold for any primary config, that of an earlier run included.
     """
     OmegaConf.register_new_resolver("runs_at_once", _runs_at_once, replace=True)
     store = ConfigStore.instance()
     store.store(name="run_schema", node=RunConfig)
-    ours = {"output": "no_files", "help": "pai_bench", "job_logging": "none", "sweeper": "grid"}
-    store.store(group="hydra/help", name="pai_bench", node={"app_name": "pai_bench", "template": _HELP})
+    ours = {"output": "no_files", "job_logging": "none", "sweeper": "grid"}
     nothing = {"run": {"dir": "."}, "sweep": {"dir": str(SCRATCH), "subdir": "."}}
     store.store(group="hydra/output", name="no_files", node=nothing, package="hydra")
     hydra = HydraConf(output_subdir=None)
@@ -217,11 +202,8 @@ def register() -> None:
 # Checks ---------------------------------------------------------------------------------------------------------------
 
 
-def complete(composed: DictConfig, trusted: bool = True) -> dict[str, Any]:
+def complete(composed: DictConfig) -> dict[str, Any]:
     """The composed config as a plain dict, checked whole, with the one sparsity that was asked for filled in.
-
-    Args:
-        trusted: the functions that it names may be those of any package; else ours.
 
     Raises:
         ConfigError: a key is unknown or missing, a value has the wrong type or lies outside its range, or two settings
@@ -230,11 +212,11 @@ def complete(composed: DictConfig, trusted: bool = True) -> dict[str, Any]:
     cfg = _resolved(composed)
     _check_schema(RunConfig, cfg, "")
     for group in _CALLS:
-        check_call(group, cfg[group], trusted)
+        check_call(group, cfg[group])
     hooks = [("ablation", hook) for hook in HOOKS]
     for group, key in (("pruner", "score"), ("pruner", "transfer"), *hooks):
         if cfg[group][key] is not None:
-            check_call(f"{group}.{key}", cfg[group][key], trusted)
+            check_call(f"{group}.{key}", cfg[group][key])
     _expand_home(cfg)
     if cfg["dataset"]["name"] is None and cfg["dataset"].get("root"):  # a folder of images is known by its own name
         cfg["dataset"]["name"] = Path(cfg["dataset"]["root"]).resolve().name
@@ -296,13 +278,33 @@ def _annotation(key: Field[Any]) -> ast.expr:
     return ast.parse(text, mode="eval").body
 
 
-def check_call(path: str, call: object, trusted: bool = True) -> None:
-    """Checks the arguments of a call, and of a group its name too.
+def wanted(key: str, value: object) -> str | None:
+    """What to give for a setting of the schema in place of a value; None if it takes it, or is no such setting."""
+    schema: Any = RunConfig
+    *groups, last = key.split(".")
+    for group in groups:
+        types = [known.type for known in fields(schema) if known.name == group]
+        schema = next((part for kind in types for part in (kind, *get_args(kind)) if is_dataclass(part)), None)
+        if schema is None:
+            return None
+    found = next((known for known in fields(schema) if known.name == last), None)
+    return signatures.problem(value, _annotation(found)) if found else None
+
+
+def check_origin(cfg: object, where: object) -> None:
+    """Refuses a config from elsewhere that names functions of other packages: to call them is to run a program.
 
     Raises:
-        ConfigError: as `signatures.check_call`.
+        ConfigError: it does.
     """
-    signatures.check_call(path, call, named="." not in path, trusted=trusted)
+    if isinstance(cfg, dict):
+        target = cfg.get("_target_", "pai_bench.")
+        if not isinstance(target, str) or not target.startswith("pai_bench."):
+            raise ConfigError(
+                f"_target_={shown(target)}: {where} names a function that is not ours; add --trust if it is yours"
+            )
+    for item in cfg.values() if isinstance(cfg, dict) else cfg if isinstance(cfg, list) else ():
+        check_origin(item, where)
 
 
 def _expand_home(cfg: dict[str, Any]) -> None:

@@ -65,7 +65,8 @@ Diagnose = Callable[[Mask], dict[str, float]]
 
 def _function(call: dict[str, Any]) -> Any:
     """The function that a call in the config names, with the arguments that it gives."""
-    found = instantiate({key: value for key, value in call.items() if key != "name"}, _partial_=True, _convert_="all")
+    settings = {key: value for key, value in call.items() if key != "name"}
+    found = instantiate(settings, _partial_=True, _convert_="all", _recursive_=False)
     # Hydra has checked the function; its own partial looks through all of sys.modules at every call.
     return partial(found.func, *found.args, **found.keywords)
 

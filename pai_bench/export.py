@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from pai_bench import config, files, mask_files, masks, measures, seeding, status, structure
 from pai_bench.core import Mask, Shape, State
 from pai_bench.errors import DataError, UserError
+from pai_bench.signatures import check_call
 from pai_bench.summary import weights_again
 
 
-def trained(directory: Path) -> tuple[nn.Module, Shape]:
+def trained(directory: Path, trusted: bool = False) -> tuple[nn.Module, Shape]:
     """The network of a finished run with its final weights, in eval mode on the CPU, and the shape of its images.
 
     Raises:
@@ -25,28 +26,28 @@ def trained(directory: Path) -> tuple[nn.Module, Shape]:
     """
     from safetensors.torch import load_file
 
-    model, shape, _ = _built(directory)
+    model, shape, _ = _built(directory, trusted)
     if not (directory / "model.safetensors").is_file():
         raise DataError(f"{directory}: there is no model.safetensors, so {weights_again(directory)}")
     model.load_state_dict(load_file(directory / "model.safetensors"))  # of half precision too
     return model, shape
 
 
-def initial(directory: Path) -> tuple[nn.Module, Shape]:
+def initial(directory: Path, trusted: bool = False) -> tuple[nn.Module, Shape]:
     """The network of a finished run with its initialization, in eval mode on the CPU, and the shape of its images.
 
     Raises:
         DataError: the directory holds no finished run.
         ConfigError: the initialization came from a file that is gone or has changed.
     """
-    model, shape, cfg = _built(directory)
+    model, shape, cfg = _built(directory, trusted)
     if cfg.get("weights") is not None:
         config.identify(cfg, "weights", config.weights_digest(cfg))
         mask_files.load_weights_(model, cfg["weights"])
     return model, shape
 
 
-def _built(directory: Path) -> tuple[nn.Module, Shape, dict[str, Any]]:
+def _built(directory: Path, trusted: bool) -> tuple[nn.Module, Shape, dict[str, Any]]:
     """The network of a finished run as its seed draws it, in eval mode, the shape of its images, and its config."""
     from hydra.utils import instantiate
 
@@ -54,14 +55,19 @@ def _built(directory: Path) -> tuple[nn.Module, Shape, dict[str, Any]]:
     if row is None:
         raise DataError(f"{directory}: there is no whole result.json: it is not the directory of a finished run")
     cfg: Any = OmegaConf.to_container(OmegaConf.load(directory / "config.yaml"))
+    if not trusted:
+        config.check_origin(cfg["model"], directory / "config.yaml")
+    check_call("model", cfg["model"])
     call = {key: value for key, value in cfg["model"].items() if key != "name"}
     shape: Shape = tuple(row["input_shape"])
     with seeding.seeded(cfg["seed"], "init"):
-        model: nn.Module = instantiate(call, _partial_=True, _convert_="all")(shape, row["num_classes"])
+        model: nn.Module = instantiate(call, _partial_=True, _convert_="all", _recursive_=False)(
+            shape, row["num_classes"]
+        )
     return model.eval(), shape, cfg
 
 
-def export_mask(directory: Path, output: Path, weights: Literal["initial", "final"]) -> Mask:
+def export_mask(directory: Path, output: Path, weights: Literal["initial", "final"], trusted: bool = False) -> Mask:
     """Writes the mask of a run for other programs, and returns it; the ending says in which format.
 
     .safetensors and .npz hold bool arrays by parameter name; .pt holds a state dict with NAME_mask and NAME_orig, which
@@ -76,7 +82,7 @@ def export_mask(directory: Path, output: Path, weights: Literal["initial", "fina
     """
     from safetensors.torch import load_file
 
-    model, _ = (trained if weights == "final" else initial)(directory)
+    model, _ = (trained if weights == "final" else initial)(directory, trusted)
     mask: Mask = load_file(directory / "mask.safetensors")
     if output.suffix == ".safetensors":
         content = files.tensor_bytes(mask)
@@ -117,7 +123,7 @@ def latencies(models: list[nn.Module], shape: Shape, batch_size: int, repeats: i
     return [statistics.median(taken) for taken in times]
 
 
-def export(directory: Path, output: Path, batch_size: int, repeats: int) -> list[dict[str, Any]]:
+def export(directory: Path, output: Path, batch_size: int, repeats: int, trusted: bool = False) -> list[dict[str, Any]]:
     """Writes the smaller network of a run as a torch.export program for batches of any size.
 
     Returns:
@@ -127,7 +133,7 @@ def export(directory: Path, output: Path, batch_size: int, repeats: int) -> list
         DataError: the directory holds no finished run, or one without its weights.
         UserError: the small network does not give the same outputs.
     """
-    model, shape = trained(directory)
+    model, shape = trained(directory, trusted)
     nonzero = {name: parameter != 0 for name, parameter in model.named_parameters()}
     small = structure.compact(model, nonzero, shape).model.eval()
     difference = _difference(model, small, shape)

@@ -5,14 +5,15 @@ import difflib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from pai_bench import config
 from pai_bench.errors import ConfigError, UserError
@@ -89,6 +90,11 @@ def check(words: Sequence[str], loader: ConfigLoaderImpl) -> None:
             raise ConfigError(f"{override.input_line}: give RUN or MULTIRUN")
 
 
+def loader_here() -> ConfigLoaderImpl:
+    """What knows the folders of configs, inside hydra.initialize_config_dir."""
+    return cast(ConfigLoaderImpl, GlobalHydra.instance().config_loader())
+
+
 def _is_group(key: str, loader: ConfigLoaderImpl) -> bool:
     return key != "hydra" and all(key.split("/")) and bool(loader.repository.group_exists(key))
 
@@ -97,7 +103,7 @@ def _with_searchpath(loader: ConfigLoaderImpl, overrides: Sequence[Override]) ->
     """A loader that also knows the folders of hydra.searchpath=."""
     given = [override for override in overrides if override.key_or_group == "hydra.searchpath"]
     for override in given:
-        paths = override.value()
+        paths: Any = override.value()
         fits = isinstance(paths, list) and all(isinstance(path, str) for path in paths)
         if not fits or not all("://" in path and _is_there(path) for path in paths):
             raise ConfigError(
@@ -133,7 +139,7 @@ def _check_option(override: Override, loader: ConfigLoaderImpl) -> None:
         if not isinstance(value, str) or value not in options:
             near = _meant(value, options) if isinstance(value, str) else ""
             raise ConfigError(
-                f"{group}={shown(value)}: there is no such option; give one of {', '.join(options)}{near}"
+                f"{group}={shown(value)}: there is no such option{near}; give one of {', '.join(options)}"
             )
 
 
@@ -200,8 +206,9 @@ def _check_key(override: Override, tree: DictConfig) -> None:
                 _check_addition(override, tree)
                 return
             raise ConfigError(f"{key}: there is no such setting; see python run.py --help{_meant_key(key, tree)}")
-        node = None if OmegaConf.is_missing(node, part) else node._get_node(part)
-        node = node if isinstance(node, DictConfig) and not node._is_none() else node and node._value()
+        inner = node._get_node(part)
+        plain: Any = OmegaConf.to_container(node)
+        node = inner if isinstance(inner, DictConfig) and not inner._is_none() else plain[part]
 
 
 def _check_addition(override: Override, tree: DictConfig) -> None:
@@ -272,8 +279,9 @@ def complete(composed: DictConfig, of_hydra: Any) -> dict[str, Any]:
     """
     choices, words = of_hydra.runtime.choices, list(of_hydra.overrides.task)
     check_scale(choices)
-    own = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
-    cfg = config.complete(own)
+    with open_dict(composed):
+        composed.pop("hydra", None)
+    cfg = config.complete(composed)
     given = {override.key_or_group: override.value() for override in parsed(words)}
     _check_labels(given, choices)
     target = next((key for key in _TARGETS if given.get(key) is not None), None)

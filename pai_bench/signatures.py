@@ -56,7 +56,7 @@ def _spec(module: str) -> ModuleSpec | None:
 @lru_cache
 def _tree(module: str) -> ast.Module | None:
     """The syntax tree of a module; None if there is no such module, or none with source."""
-    spec = _spec(module)
+    spec = _spec(module) if module else None
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         return None
     try:
@@ -239,29 +239,24 @@ def check_keys(
             raise ConfigError(f"{dot}{key} is missing: {owner} needs it; add {dot}{key}=VALUE")
 
 
-def check_call(path: str, call: object, named: bool, trusted: bool) -> None:
+def check_call(path: str, call: object) -> None:
     """Checks a call of the config: its arguments against the keyword-only arguments of the function that it names.
 
     Positional arguments are what a run supplies (a model, scores, a sparsity); keyword-only ones are settings.
 
     Args:
-        path: where in the config the call stands.
-        named: it has a name beside its function.
-        trusted: the function may be one of any package; else one of ours.
+        path: where in the config the call stands; a group has a name beside its function, a part of one has not.
 
     Raises:
         ConfigError: an argument is unknown, missing, of the wrong type or out of range, or there is no such function.
     """
+    named = "." not in path
     if not isinstance(call, dict) or "_target_" not in call or (named and "name" not in call):
         needs = "a name and a _target_" if named else "a _target_"
         raise ConfigError(f"{path}={shown(call)}: it needs {needs}; choose an option of {path.partition('.')[0]}=")
     target = call["_target_"]
     if not isinstance(target, str):
         raise ConfigError(f"{path}._target_={shown(target)}: give the dotted path of a function")
-    if not trusted and not target.startswith("pai_bench."):
-        raise ConfigError(
-            f"{path}._target_={target}: a stored config names functions of pai_bench alone; add --trust if it is yours"
-        )
     try:
         settings = settings_of(target)
     except ConfigError as error:

@@ -11,11 +11,11 @@ from typing import Any, cast
 import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_search_path import ConfigSearchPath
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from pai_bench import overrides as words
 from pai_bench.errors import ConfigError
 
 Job = dict[str, str]  # setting -> value, as on the command line
@@ -197,20 +197,6 @@ def _plain(settings: Any, resolve: bool = True) -> dict[str, Any]:
     return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(settings), resolve=resolve))
 
 
-def check_scale(choices: Mapping[str, str | None]) -> None:
-    """Refuses a scale where there is no experiment to scale.
-
-    Args:
-        choices: the options of config groups.
-
-    Raises:
-        ConfigError: it is so.
-    """
-    scale = choices.get("scale")
-    if scale not in (None, "full") and choices.get("experiment") is None:
-        raise ConfigError(f"scale={scale}: it makes an experiment smaller; add experiment=NAME, or leave it out")
-
-
 class SweepLoader(ConfigLoaderImpl):
     """Hydra's own way to configs, which composes runs of a sweep that differ in nothing but values only once.
 
@@ -226,7 +212,11 @@ class SweepLoader(ConfigLoaderImpl):
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
         """The config of one run of the sweep that `master_config` describes."""
-        overrides = OverridesParser.create().parse_overrides(sweep_overrides)
+        with words.explained(sweep_overrides, self, master_config.hydra.job.config_name):
+            return self._load(master_config, sweep_overrides)
+
+    def _load(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        overrides = words.parsed(sweep_overrides)
         if any(o.type is not OverrideType.CHANGE or o.is_sweep_override() for o in overrides):
             return super().load_sweep_config(master_config, sweep_overrides)
         values: list[Override] = []
@@ -235,6 +225,7 @@ class SweepLoader(ConfigLoaderImpl):
             (values if self._is_value(override, master_config) else options).append(override)
         chosen = tuple(override.input_line or "" for override in options)
         if chosen not in self._composed:
+            words.check(chosen, self)
             self._composed[chosen] = super().load_sweep_config(master_config, list(chosen))
         composed = copy.deepcopy(self._composed[chosen])
         try:

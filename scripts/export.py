@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--weights", choices=("initial", "final"), help="what a .pt holds")
     parser.add_argument("--batch-size", type=int, default=64, help="images in the measured batch")
     parser.add_argument("--repeats", type=int, default=20, help="measured forward passes, of which the median counts")
+    parser.add_argument("--trust", action="store_true", help="the run may name functions of other packages")
     arguments = parser.parse_args()
     if arguments.batch_size < 1 or arguments.repeats < 1:
         parser.error("--batch-size and --repeats: give 1 or more")
@@ -35,11 +36,13 @@ def main() -> None:
         parser.error(f"--weights {arguments.weights}: only a .pt holds weights beside a mask")
     with cli.one_line_errors():
         if arguments.output.suffix != ".pt2":
-            mask = export_mask(arguments.run, arguments.output, arguments.weights or "initial")
+            mask = export_mask(arguments.run, arguments.output, arguments.weights or "initial", arguments.trust)
             kept, total = masks.kept(mask), masks.total(mask)
             print(f"a mask of {len(mask)} tensors that keeps {kept:,} of {total:,}; written to {arguments.output}")
             return
-        masked, small = export(arguments.run, arguments.output, arguments.batch_size, arguments.repeats)
+        masked, small = export(
+            arguments.run, arguments.output, arguments.batch_size, arguments.repeats, arguments.trust
+        )
         print(f"{'':14}{'masked':>15}{'small':>15}{'ratio':>9}")
         for key, digits in (
             ("parameters", 0),

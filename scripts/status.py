@@ -45,6 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="+", help="a results folder, or the overrides of a sweep")
     parser.add_argument("--retry", action="store_true", help=f"run what is {', '.join(RETRIED)}")
+    parser.add_argument("--trust", action="store_true", help="what is run again may name functions of other packages")
     arguments = parser.parse_intermixed_args()
     cli.start_process()
     overrides = [cli.without_plus(word) for word in arguments.what if "=" in word]
@@ -75,7 +76,9 @@ def main() -> None:
         for run_id in wanted:
             if run_id not in cfgs and run_id not in lost:
                 try:
-                    cfgs[run_id] = cli.stored(directories[run_id]) | {"results_dir": str(folders[0])}
+                    cfgs[run_id] = cli.stored(directories[run_id], trusted=arguments.trust) | {
+                        "results_dir": str(folders[0])
+                    }
                 except UserError as error:
                     print(f"{run_id}: {error}; name its sweep instead")
                     lost.append(run_id)

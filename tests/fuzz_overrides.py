@@ -7,11 +7,21 @@ the setting, in words and not in Python's, with exit code 2. Nothing is trained.
     python -m tests.fuzz_overrides 'init' -v   # those whose words hold a text, with what is answered
 """
 
+import argparse
+import contextlib
+import io
 import itertools
+import json
 import re
+import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+import hydra
+
+from pai_bench import cli, config, overrides, sweeps
 
 Words = tuple[str, ...]
 
@@ -53,7 +63,8 @@ MORE = (
     "hydra/launcher=null", "hydra/launcher=5", "hydra/sweeper=nosuch", "hydra/zzz=1", "+hydra/zzz=1", "hydra/output=x",
     "hydra.searchpath=5", "hydra.searchpath=[5]", "hydra.searchpath=[file:///nowhere]", "hydra.callbacks=5",
     "scale=smoke", "scale=null", "experiment=nosuch", "experiment=null", "+experiment=nosuch", "experiment=5",
-    "device=0", "device=cuda:99999999999", "device=cuda:-1", "device=cuda:x", "tracker.mode=onlien", "training.lr=1e300",
+    "device=0", "device=cuda:99999999999", "device=cuda:-1", "device=cuda:x", "tracker.mode=onlien",
+    "training.lr=1e300",
     "results_dir=''", "mask=x.pt", "weights=x.pt", "mask_name=x", "run_schema=x", "_self_=x", "config=x",
     "pruner.score={a:1}", "pruner.examples={a:1}", "model={}", "model={name:x}", "pruner={}", "seed=\udcff",
     "model.name=vgg16", "dataset.name=cifar10", "pruner.name=snip", "+model.depth=3", "+training.x=1", "++seed.x=1",
@@ -85,11 +96,40 @@ def leaves(node: Any, path: str = "") -> Iterator[str]:
             yield from leaves(value, f"{path}{key}.")
 
 
+@cache
+def _composer() -> tuple[Any, sweeps.SweepLoader]:
+    """The config of the defaults, and what composes other runs quickly."""
+    config.register()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        base = hydra.compose("config", [], return_hydra_config=True)
+        return base, sweeps.SweepLoader(overrides.loader_here().get_search_path())
+
+
+def completed(words: Words) -> dict[str, Any]:
+    """The completed config of a run with these words."""
+    base, loader = _composer()
+    overrides.check(words, loader)
+    composed = loader.load_sweep_config(base, list(words))
+    return overrides.complete(composed, composed.hydra)
+
+
+def answer(words: Words) -> tuple[int, str]:
+    """The exit code of these words, and what is said, where everything up to the start of the run goes well."""
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        try:
+            cfg = completed(words)
+            code = 0 if len(config.run_id(cfg)) < 200 and config.group_id(cfg) and json.dumps(cfg) else 1
+        except Exception as error:
+            code = cli._report(error)
+    return code, said.getvalue()
+
+
 def keys() -> dict[str, Words]:
     """Every key once, with the words that make it appear: one for each function that has it."""
     found: dict[tuple[str, str], tuple[str, Words]] = {}
     for base in ((), *BASES.values()):
-        composed = outcome.composed(base)  # type: ignore[attr-defined]
+        composed = completed(base)
         for key in leaves(composed):
             group, _, inner = key.partition(".")
             target = composed[group].get("_target_", "") if isinstance(composed[group], dict) else ""
@@ -160,3 +200,26 @@ def wrong(words: Words, code: int, said: str) -> str | None:
         return f"Python's words: {found[0]}"
     key = re.split("[=@.\\[]", words[-1].lstrip("+~"))[0]
     return None if key in said else "the setting is not named"
+
+
+def main() -> None:
+    """Tries all overrides, or those that hold a text, and exits with 1 if an answer is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("text", nargs="?", default="", help="only overrides that hold it")
+    parser.add_argument("--every", type=int, default=8, help="every so many of them; 1 takes all")
+    parser.add_argument("-v", "--verbose", action="store_true", help="show every answer, not only wrong ones")
+    arguments = parser.parse_args()
+    chosen = [words for words in everything() if arguments.text in " ".join(words)][:: arguments.every]
+    num_taken = num_wrong = 0
+    for words in chosen:
+        code, said = answer(words)
+        reason = wrong(words, code, said)
+        num_taken, num_wrong = num_taken + (code == 0), num_wrong + (reason is not None)
+        if reason or arguments.verbose:
+            print(ascii(f"{reason or 'right'}: {' '.join(words)}: {said.strip()}"))
+    print(f"{len(chosen)} overrides: {num_taken} taken, {len(chosen) - num_taken} refused, {num_wrong} answers wrong")
+    sys.exit(int(num_wrong > 0))
+
+
+if __name__ == "__main__":
+    main()

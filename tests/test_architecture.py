@@ -10,13 +10,18 @@ PACKAGE = ROOT / "pai_bench"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # What each module may import of ours. Nobody is listed for pruners, models and data: a yaml's _target_ reaches them.
-LEAVES = {"core", "errors"}
+LEAVES = {"core", "errors", "ranges"}
 BASICS = LEAVES | {"masks", "gradients", "layout"}
 LOOPS = BASICS | {"allocation", "devices", "distributed", "measures", "world", "seeding", "structure", "scoring"}
 ALLOWED = {
     "errors": set(),
     "core": {"errors"},
-    "config": {"errors", "mask_files"},
+    "ranges": set(),
+    "signatures": {"errors"},
+    "config": {"errors", "mask_files", "ranges", "signatures"},
+    "overrides": {"config", "errors", "signatures"},
+    "usage": {"config", "overrides"},
+    "__main__": {"cli"},
     "mask_files": LEAVES | {"masks"},
     "masks": LEAVES,
     "layout": set(),
@@ -53,7 +58,7 @@ ALLOWED = {
     "ownership": {"errors", "files"},
     "status": {"errors", "files", "ownership"},
     "store": LOOPS | {"files", "ownership", "status"},
-    "sweeps": {"errors"},
+    "sweeps": {"errors", "overrides"},
     "slurm": {"cli", "config", "errors", "ownership", "preemption", "status"},
     "preemption": {"errors", "second_signal"},
     "second_signal": set(),
@@ -97,20 +102,33 @@ ALLOWED = {
         f"report.{part}"
         for part in ("cells", "comparison", "drawing", "evidence", "names", "page", "plots", "reading", "tables")
     },
-    "export": LOOPS | {"config", "files", "mask_files", "status", "summary"},
+    "export": LOOPS | {"signatures", "config", "files", "mask_files", "status", "summary"},
     "sketching": LEAVES,
     "published.numbers": LEAVES,
     "published.verdicts": LEAVES,
     "published.matching": {"cli", "config", "errors", "published.numbers", "published.verdicts"},
     "published.pages": {"errors", "files", "published.matching", "published.numbers", "published.verdicts"},
     "throughput": LOOPS | {"experiment"},
-    "cli": {"config", "devices", "world", "errors", "experiment", "preemption", "slurm", "status", "summary", "sweeps"},
+    "cli": {
+        "config",
+        "overrides",
+        "usage",
+        "devices",
+        "world",
+        "errors",
+        "experiment",
+        "preemption",
+        "slurm",
+        "status",
+        "summary",
+        "sweeps",
+    },
 }
 
 # The modules that may import an outside library.
 DOORS = {
-    "hydra": {"cli", "config", "experiment", "export", "sweeps"},
-    "omegaconf": {"cli", "config", "experiment", "export", "sweeps"},
+    "hydra": {"cli", "config", "experiment", "export", "sweeps", "overrides", "usage"},
+    "omegaconf": {"cli", "config", "experiment", "export", "sweeps", "overrides", "usage"},
     "wandb": {"tracking"},
     "timm": {"models.timm_zoo"},
     "torchvision": {"data.cifar", "data.mnist", "data.tiny_imagenet"},

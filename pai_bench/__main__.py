@@ -1,0 +1,5 @@
+"""The same as run.py: python -m pai_bench pruner=synflow sparsity=0.98."""
+
+from pai_bench.cli import main
+
+main()
