@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -403,24 +402,6 @@ def test_batches_are_whole_however_few_images_are_decoded_at_a_time(
     for images, labels in (zip(*batches(workers), strict=True) for workers in (0, 2)):
         assert all(map(torch.equal, images, [images for images, _ in whole]))
         assert all(map(torch.equal, labels, [labels for _, labels in whole]))
-
-
-def test_an_epoch_that_goes_on_where_it_was_left_keeps_its_loader(
-    photographs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data = load("dataset=imagenet", "dataset.subset=true", data_dir=photographs)
-
-    def epoch(start: int, seed: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        return data.train(2, Generator().manual_seed(seed), Generator().manual_seed(seed), start)
-
-    whole = [images for images, _ in epoch(0)]
-    begun: list[int] = []
-    batches = data._batches
-    monkeypatch.setattr(data, "_batches", lambda *rest: (begun.append(1), batches(*rest))[1])
-    parts = [next(epoch(step))[0] for step in range(4)]
-    assert len(begun) == 1 and all(map(torch.equal, parts, whole))
-    assert torch.equal(next(epoch(1))[0], whole[1]) and len(begun) == 2
-    assert not torch.equal(next(epoch(2, seed=1))[0], whole[2]) and len(begun) == 3
 
 
 # The machine ----------------------------------------------------------------------------------------------------------
