@@ -243,8 +243,8 @@ def _resolved(composed: DictConfig) -> dict[str, Any]:
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key} is missing: add {error.full_key}=VALUE") from error
     except OmegaConfBaseException as error:
-        reason = str(error.msg or error).partition("\n")[0].replace("'", "")
-        raise ConfigError(f"{error.full_key}: {reason}; give a value, or the name of another setting") from error
+        remedy = "what it names in ${} is not there, or of another kind; give a value"
+        raise ConfigError(f"{error.full_key}: {remedy}") from error
     except RecursionError as error:
         raise ConfigError("a setting names itself in ${}; give it a value") from error
 

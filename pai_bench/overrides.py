@@ -277,7 +277,8 @@ def complete(composed: DictConfig, of_hydra: Any) -> dict[str, Any]:
     Raises:
         ConfigError: as config.complete; or a label, a scale or a sparsity has nothing to hold for.
     """
-    choices, words = of_hydra.runtime.choices, list(of_hydra.overrides.task)
+    choices = of_hydra.runtime.choices
+    words: Any = OmegaConf.to_container(of_hydra.overrides.task, resolve=False)  # ${} in a word is not meant here
     check_scale(choices)
     with open_dict(composed):
         composed.pop("hydra", None)

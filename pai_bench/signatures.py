@@ -79,7 +79,7 @@ def settings_of(target: str) -> dict[str, Setting]:
         )
     tree = _tree(module)
     if tree is None:
-        raise ConfigError(f"_target_={target}: there is no module {module!r} that is written in Python")
+        raise ConfigError(f"_target_={target}: there is no module {module!r} whose source can be read")
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name == function:
             return {

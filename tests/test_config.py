@@ -6,13 +6,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import fuzz_overrides
 import pytest
 from conftest import CONF, ROOT, RunCli, composed, options
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from test_resume import TINY
 
-from pai_bench import config
+from pai_bench import cli, config, experiment
 from pai_bench.errors import ConfigError
 
 GROUPS = ["model", "dataset", "pruner", "schedule", "allocation", "ablation", "training", "tracker"]
@@ -221,6 +222,45 @@ REFUSED = {
     "seed": (["seed=-1"], "seed=-1: give 0 or more"),
     "missing root": (["dataset=image_folder"], "dataset.root"),
     "missing model name": (["model=timm"], "model.name"),
+    "null for an option": (["model=null"], "model=null: there is no such option; give one of conv2"),
+    "number for an option": (["pruner=5"], "pruner=5: there is no such option"),
+    "capitals": (["pruner=SNIP"], r"pruner=SNIP: there is no such option \(did you mean snip\?\)"),
+    "misspelt group": (["mdoel=resnet20"], r"mdoel: there is no such setting; .*did you mean model\?"),
+    "without its group": (["epochs=3"], r"epochs: there is no such setting; .*did you mean training.epochs\?"),
+    "deleted": (["~seed"], "seed is missing: .*add seed=VALUE"),
+    "deleted group": (["~model"], "~model: a run needs an option of model"),
+    "inside a list": (["model.widths.zzz=1"], "model.widths.zzz=1: model.widths has no settings of its own"),
+    "a list in a list": (["training.lr_drop_epochs=[[1]]"], r"lr_drop_epochs=.*: give a whole number for each"),
+    "a number for a group": (["mask_file=${seed}"], "mask_file=0: it has settings of its own: names"),
+    "a setting that is not there": (["seed=${nothing}"], "seed: what it names in .* is not there"),
+    "no key": (["results_dir=~/x"], "results_dir=~/x: it cannot be read; put the value in quotes"),
+    "target that is no text": (["model._target_=5"], "model._target_=5: give the dotted path of a function"),
+    "builtin target": (["model._target_=builtins.exec"], "model._target_=builtins.exec: there is no module 'builtins'"),
+    "private target": (["schedule._target_=pai_bench.schedules._time"], "_time: give the dotted path of a public func"),
+    "target that is a program": (["model._target_=os.system"], "model._target_=os.system: there is no module 'os'"),
+    "no pruner": (["sparsity=0.9"], "sparsity=0.9 needs pruner=NAME"),
+    "label of another option": (["model.name=vgg16"], "model.name=vgg16: that is another option of model; say model="),
+    "nothing but a label": (["model.name=convnext_tiny"], "model.name=convnext_tiny: .*model=timm model.name=convnext"),
+    "dataset under a label": (["dataset.name=cifar10"], "dataset.name=cifar10: that is another option of dataset"),
+    "name with a slash": (["pruner.name=../x"], "pruner.name=../x: give a word without /"),
+    "long name": (["training.name=" + 250 * "a"], "training.name=a+.*: give one of at most 64 letters"),
+    "no std": (["dataset.std=[0]"], r"dataset.std=\[0\]: give a number above 0 for each"),
+    "std that is no number": (["dataset.std=[nan]"], r"dataset.std=\[nan\]: give a number for each"),
+    "too many channels": (["dataset.mean=[0,0]"], r"dataset.mean=\[0,0\]: give 1 value"),
+    "infinite decay": (["training.weight_decay=inf"], "training.weight_decay=inf: give a number"),
+    "no widths": (["model.widths=[]"], r"model.widths=\[\]: give at least 1 value"),
+    "widths of zero": (["model.widths=[0,0]"], r"model.widths=\[0,0\]: give 1 or more for each"),
+    "negative widths": (["model.widths=[-1,2]"], r"model.widths=\[-1,2\]: give 1 or more for each"),
+    "device without a kind": (["device=0"], "device=0: give auto, cpu"),
+    "device that nobody has": (["device=cuda:99999999999"], "device=cuda:99999999999: give auto, cpu"),
+    "mode of a tracker": (["tracker.mode=onlien"], "tracker.mode=onlien: give one of online, offline, disabled"),
+    "learning rate beyond float32": (["training.lr=1e300"], r"training.lr=1e\+300: give one in"),
+    "no folder": (["results_dir=''"], "results_dir=: give a text"),
+    "scheme": (["model.init.conv=he"], "model.init.conv=he: give one of kaiming_normal_fan_in"),
+    "folder of Hydra's": (["hydra.run.dir=x"], "hydra.run.dir=x: it has no effect, .*give results_dir=PATH"),
+    "launcher": (["-m", "+hydra.launcher.zzz=1"], "hydra.launcher.zzz=1: there is no such setting"),
+    "sweep that is no text": (["-m", "hydra.sweeper.params={seed:'0,1'}"], "hydra.sweeper.params=.*: give a text"),
+    "flag": (["--nosuch"], "--nosuch: unrecognized arguments"),
     "missing function": (
         ["pruner=snip", "sparsity=0.5", "pruner.score._target_=pai_bench.pruners.snip.scor"],
         "no function 'scor'",
@@ -251,6 +291,62 @@ def test_what_is_wrong_is_refused_in_one_line(
     assert said.out == ""
     assert re.fullmatch(f"config error: .*{message}.*\n", said.err), said.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_overrides_of_every_kind_are_taken_or_refused_in_one_line() -> None:
+    """A sample; tests/fuzz_overrides.py tries all of them."""
+    chosen = fuzz_overrides.everything()[::211]
+    said = {words: fuzz_overrides.answer(words) for words in chosen}
+    assert not {words: answer for words, answer in said.items() if fuzz_overrides.wrong(words, *answer)}
+    assert {code for code, _ in said.values()} == {0, 2} and len(said) > 50
+
+
+def test_a_home_folder_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert composed("results_dir='~/x'")["results_dir"] == "/home/me/x"
+
+
+def test_a_dense_network_that_is_asked_for_has_no_sparsity() -> None:
+    assert cli.compose(["pruner=dense", "sparsity=0.9"])["sparsity"] == 0
+    dense, snip, other = cli.expand(["pruner=dense,snip", "sparsity=0.5,0.9"])[0][1:]
+    assert (dense["sparsity"], snip["sparsity"], other["sparsity"]) == (0, 0.5, 0.9)
+    with pytest.raises(ConfigError, match=r"sparsity=0\.9 needs pruner=NAME"):
+        cli.expand(["sparsity=0.9,0.95"])
+
+
+# Whom a config belongs to ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("_target_: pai_bench.models.resnet.resnet", "_target_: os.system"),
+        ("seed: 0", "seed: 0\nhydra: {callbacks: {x: {_target_: os.system}}}"),
+        ("seed: 0", "seed: 0\nhydra: {launcher: {_target_: os.system}}"),
+        ("block: basic", "block: {_target_: os.system}"),
+    ],
+)
+def test_a_config_from_elsewhere_names_our_functions_alone(
+    old: str, new: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = config.rerunnable(composed("+model.block=basic"))
+    (tmp_path / "config.yaml").write_text(text)
+    assert cli.stored(tmp_path) == composed("+model.block=basic")
+    assert old in text
+    (tmp_path / "config.yaml").write_text(text.replace(old, new))
+    monkeypatch.setattr(sys, "argv", ["run.py", "-cp", str(tmp_path), "-cn", "config"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and len(said.splitlines()) == 1 and "add --trust if it is yours" in said
+    if "hydra" not in new:
+        with pytest.raises(ConfigError, match=r"_target_=os.system|give one of"):
+            cli.stored(tmp_path)
+
+
+def test_a_function_in_an_argument_is_not_called() -> None:
+    inner = {"_target_": "os.getpid"}
+    assert experiment._function({"_target_": "builtins.dict", "value": inner})() == {"value": inner}
 
 
 def test_a_wrong_sweep_value_is_refused_too(run_cli: RunCli, tmp_path: Path) -> None:
