@@ -156,9 +156,9 @@ def prune(
                     "every score is zero in %d of %d layers, from %s on: no signal runs through them (a residual block "
                     "whose last norm starts at zero is one cause)", len(silent), len(candidates), silent[0],
                 )  # fmt: skip
-        except ConfigError:
-            raise
         except UserError as error:
+            if type(error) is not UserError:  # of images that cannot be read, say, which has an exit code of its own
+                raise
             raise UserError(f"round {number} of {len(rounds)}: {error}") from error
         if ablation.scores is not None:
             scores = ablation.scores(scores, candidates, generator("ablation"))

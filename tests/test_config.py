@@ -366,15 +366,15 @@ def test_a_run_keeps_its_name() -> None:
 
 NAMES = {
     "": "digits-resnet20-dense-s0-seed0-c2828193",
-    "pruner=synflow sparsity=0.98": "digits-resnet20-synflow-s0.98-seed0-d171f8ae",
+    "pruner=synflow sparsity=0.98": "digits-resnet20-synflow-s0.98-seed0-b16ec3bc",
     "dataset=cifar10 model=vgg16 training=cifar pruner=snip compression=100 seed=2": (
-        "cifar10-vgg16-snip-s0.99-seed2-5c7a3488"
+        "cifar10-vgg16-snip-s0.99-seed2-82af34cb"
     ),
     "dataset=tiny_imagenet model=resnet18 training=tiny_imagenet pruner=grasp density=0.1": (
-        "tiny_imagenet-resnet18-grasp-s0.9-seed0-e9d38b64"
+        "tiny_imagenet-resnet18-grasp-s0.9-seed0-12c9f095"
     ),
     "dataset=imagenet model=resnet50 training=imagenet pruner=magnitude sparsity=0.8 allocation=uniform": (
-        "imagenet-resnet50-magnitude-s0.8-seed0-bb537576"
+        "imagenet-resnet50-magnitude-s0.8-seed0-5afe1321"
     ),
 }
 

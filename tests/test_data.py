@@ -749,12 +749,6 @@ def test_black_borders_rename_no_run() -> None:
     assert config.run_id(plain) == config.run_id(without) != config.run_id(reflected)
 
 
-@pytest.mark.parametrize(("total", "sizes"), [(11, [5, 6]), (12, [5, 5, 2]), (1, [1]), (6, [6])])
-def test_no_scoring_batch_is_a_single_left_over_image(total: int, sizes: list[int]) -> None:
-    batches = numbered(20).draw(Examples(None, total, 5, False), Generator().manual_seed(0))
-    assert [len(labels) for _, labels in batches] == sizes
-
-
 # What image files hold ------------------------------------------------------------------------------------------------
 
 
