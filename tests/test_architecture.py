@@ -41,6 +41,7 @@ ALLOWED = {
     "data": LEAVES
     | {
         "files",
+        "layout",
         "preemption",
         "data.resident",
         "data.listing",

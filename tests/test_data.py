@@ -28,6 +28,7 @@ from pai_bench.core import Data, Drawn, Examples, Place, Share, labels_of, num_s
 from pai_bench.data import archives, decode, resident
 from pai_bench.data.digits import digits
 from pai_bench.data.imagenet import Streamed
+from pai_bench.data.listing import image_files
 from pai_bench.data.resident import Resident
 from pai_bench.errors import ConfigError, DataError, UserError
 
@@ -848,6 +849,13 @@ def test_hidden_folders_are_passed_over_and_counted(tmp_path: Path, caplog: pyte
     assert "passed over 3 hidden or other files and folders" in line
 
 
+def test_hidden_folders_of_tiny_imagenet_are_passed_over(tmp_path: Path) -> None:
+    folder = tmp_path / ".home" / "images"  # what lies above the folder does not matter
+    for name in (".ipynb_checkpoints/0.png", "._0.png", "0.png", "more/1.png"):
+        save_image(folder / name, 0)
+    assert image_files(folder) == [folder / "0.png", folder / "more" / "1.png"]
+
+
 def test_a_link_to_nothing_among_the_images_is_named(tmp_path: Path) -> None:
     root = image_folder(tmp_path / "insects")
     (root / "train" / "ant" / "gone.png").symlink_to(tmp_path / "nowhere.png")
@@ -867,6 +875,7 @@ def test_a_root_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     image_folder(tmp_path / "insects")
     data = load("dataset=image_folder", "dataset.root='~/insects'", data_dir=tmp_path / "data")
     assert data.num_classes == 3
+    assert composed("dataset=image_folder", "dataset.root='~'")["dataset"]["name"] == tmp_path.name
 
 
 def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,9 +5,10 @@ import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,86 @@ def test_the_checksum_is_of_names_sizes_and_labels(tmp_path: Path) -> None:
     lines = b"ant/1.png 3 0\nbee/2.png 5 1\n"
     assert fingerprint(files) == hashlib.sha256(lines).hexdigest()
     assert fingerprint(files, files) == hashlib.sha256(2 * lines).hexdigest()
+
+
+def _aged(root: Path) -> None:
+    """Folders that were last modified an hour ago."""
+    for folder in (root, *(path for path in root.rglob("*") if path.is_dir())):
+        os.utime(folder, (time.time() - 3600,) * 2)
+
+
+@pytest.fixture
+def listed(tmp_path: Path) -> tuple[Path, Path]:
+    """Class folders whose listing is kept, and where."""
+    root, cache = tmp_path / "set", tmp_path / "cache"
+    for name in ("a/1.png", "a/sub/2.png", "b/3.png"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(bytes(5))
+    _aged(root)
+    class_folders(root, cache)
+    return root, cache
+
+
+def test_a_listing_is_kept_while_no_folder_is_modified(
+    listed: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, cache = listed
+    plain = class_folders(root)
+    monkeypatch.setattr("pai_bench.data.listing._scanned", lambda *_: pytest.fail("the folders were read again"))
+    classes, files = class_folders(root, cache)
+    assert classes == plain[0] and list(files) == list(plain[1])
+    assert files.sizes.tolist() == [5, 5, 5] and fingerprint(files) == fingerprint(plain[1])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda root: (root / "a/sub/2.png").unlink(),
+        lambda root: (root / "b/4.png").write_bytes(b"new"),
+        lambda root: (root / "b").rename(root / "c"),
+        lambda root: (root / "a/1.png").rename(root / "a/0.png"),
+        lambda root: shutil.rmtree(root / "a/sub"),
+    ],
+    ids=["removed", "added", "class renamed", "file renamed", "folder removed"],
+)
+def test_a_kept_listing_that_is_stale_is_made_anew(change: Any, listed: tuple[Path, Path]) -> None:
+    root, cache = listed
+    change(root)
+    for _ in range(2):
+        classes, files = class_folders(root, cache)
+        assert (classes, list(files)) == (class_folders(root)[0], list(class_folders(root)[1]))
+        assert all(path.is_file() for path, _ in files)
+        _aged(root)
+
+
+def test_a_kept_listing_that_is_damaged_is_made_anew(listed: tuple[Path, Path]) -> None:
+    root, cache = listed
+    (file,) = cache.iterdir()
+    whole, expected = file.read_bytes(), list(class_folders(root)[1])
+    flipped = bytearray(whole)
+    flipped[len(whole) // 3] ^= 255
+    for content in (b"", b"no archive", whole[:-30], whole[: len(whole) // 2], bytes(flipped)):
+        file.write_bytes(content)
+        assert list(class_folders(root, cache)[1]) == expected
+        assert file.read_bytes()[:2] == b"PK" and len(file.read_bytes()) == len(whole)
+    np.savez(file, names=np.array([b"a/1.png"]))
+    assert list(class_folders(root, cache)[1]) == expected
+
+
+def test_a_listing_of_folders_that_have_just_changed_is_not_kept(tmp_path: Path) -> None:
+    for name in ("a/1.png", "b/3.png"):
+        (tmp_path / "set" / name).parent.mkdir(parents=True)
+        (tmp_path / "set" / name).write_bytes(bytes(5))
+    class_folders(tmp_path / "set", tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_imagenet_keeps_its_listing(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _aged(photographs / "imagenet")
+    first = load("dataset=imagenet", "dataset.subset=true", data_dir=photographs)
+    monkeypatch.setattr("pai_bench.data.listing._scanned", lambda *_: pytest.fail("the folders were read again"))
+    again = load("dataset=imagenet", "dataset.subset=true", data_dir=photographs)
+    assert again.checksum == first.checksum and again.num_examples == {"train": 8, "validation": 0, "test": 4}
 
 
 # The store ------------------------------------------------------------------------------------------------------------
@@ -321,24 +402,6 @@ def test_batches_are_whole_however_few_images_are_decoded_at_a_time(
     for images, labels in (zip(*batches(workers), strict=True) for workers in (0, 2)):
         assert all(map(torch.equal, images, [images for images, _ in whole]))
         assert all(map(torch.equal, labels, [labels for _, labels in whole]))
-
-
-def test_an_epoch_that_goes_on_where_it_was_left_keeps_its_loader(
-    photographs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data = load("dataset=imagenet", "dataset.subset=true", data_dir=photographs)
-
-    def epoch(start: int, seed: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        return data.train(2, Generator().manual_seed(seed), Generator().manual_seed(seed), start)
-
-    whole = [images for images, _ in epoch(0)]
-    begun: list[int] = []
-    batches = data._batches
-    monkeypatch.setattr(data, "_batches", lambda *rest: (begun.append(1), batches(*rest))[1])
-    parts = [next(epoch(step))[0] for step in range(4)]
-    assert len(begun) == 1 and all(map(torch.equal, parts, whole))
-    assert torch.equal(next(epoch(1))[0], whole[1]) and len(begun) == 2
-    assert not torch.equal(next(epoch(2, seed=1))[0], whole[2]) and len(begun) == 3
 
 
 # The machine ----------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Memory layout: convolutions are given exactly the strides that a network is laid out in, forwards and backwards."""
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -97,11 +98,15 @@ def images(number: int, channels: int) -> tuple[np.ndarray, np.ndarray]:
     return generator.integers(0, 256, (number, 8, 8, channels), dtype=np.uint8), np.arange(number) % 3
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("num_threads", [1, 2])
-@pytest.mark.parametrize("batch_size", [8, 7])
+# One case is enough of scores that lay nothing out themselves.
+CASES = [("snip", *case) for case in itertools.product([1, 3], [1, 2], [8, 7])] + [
+    ("grasp", 1, 2, 7),
+    ("synflow", 1, 2, 7),
+]
+
+
+@pytest.mark.parametrize(("pruner", "channels", "num_threads", "batch_size"), CASES)
 @pytest.mark.parametrize(("widths", "form"), [((4, 8), FIRST), ((16, 20), LAST)])
-@pytest.mark.parametrize("pruner", ["snip", "grasp", "synflow"])
 def test_convolutions_of_a_whole_run_see_one_layout(
     channels: int,
     num_threads: int,
@@ -112,8 +117,6 @@ def test_convolutions_of_a_whole_run_see_one_layout(
     tmp_path: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if pruner != "snip" and (channels, num_threads, batch_size) != (1, 2, 7):
-        pytest.skip("one case is enough of a score that lays nothing out itself")
     data = Resident(
         images(22, channels), images(9, channels), 3, Place(tmp_path, False, CPU, 0), validation=0.0, mean=None,
         std=None, padding=1, flip=True,
@@ -137,7 +140,7 @@ def test_convolutions_of_a_whole_run_see_one_layout(
         with _Convolutions() as training:
             trainer.until(pruned.held, 2)
         with _Convolutions() as signal:
-            experiment._carries_signal(model, data, 0)
+            experiment._carries_signal(model, data, 0, initial, None)
     assert set(scoring.seen) == {FIRST}
     assert set(signal.seen) == {form}
     # A wide network is also looked at by one image, channels first, where a smaller one is looked for.

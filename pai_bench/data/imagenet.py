@@ -213,7 +213,7 @@ def _chunks(number: int, size: int) -> list[range]:
     return [range(start, min(start + size, number)) for start in range(0, number, size)]
 
 
-def _listed(folder: Path, subset: bool) -> tuple[int, Files, Files]:
+def _listed(folder: Path, subset: bool, cache: Path) -> tuple[int, Files, Files]:
     """Number of classes, training and val images of a folder that holds train/ and val/."""
     for part in ("train", "val"):
         if not (folder / part).is_dir():
@@ -221,7 +221,7 @@ def _listed(folder: Path, subset: bool) -> tuple[int, Files, Files]:
                 f"dataset=imagenet: there is no folder {folder / part}; ImageNet cannot be downloaded without an "
                 "account: give the folder that holds train/<class>/ and val/<class>/ as dataset.root="
             )
-    num_classes, train, test = paired_class_folders(folder / "train", folder / "val")
+    num_classes, train, test = paired_class_folders(folder / "train", folder / "val", cache)
     if (num_classes, len(train), len(test)) != (_NUM_CLASSES, _NUM_TRAIN, _NUM_TEST) and not subset:
         raise DataError(
             f"dataset=imagenet: {folder} has {num_classes:,} classes, {len(train):,} training and {len(test):,} val "
@@ -261,14 +261,14 @@ def imagenet(
     if store is not None:
         originals, folder = folder, place.data_dir / f"{folder.resolve().name}-{store}"
         if place.download and originals.is_dir():
-            _, *splits = _listed(originals, subset)
+            _, *splits = _listed(originals, subset, place.data_dir / "cache")
             build(splits, folder, store, max(place.num_workers, 1))
         if not folder.is_dir():
             raise DataError(
                 f"dataset.store={store}: there is no {folder}; run python scripts/prepare_data.py imagenet "
                 f"dataset.store={store} dataset.root={originals} --data-dir {place.data_dir}"
             )
-    num_classes, train, test = _listed(folder, subset)
+    num_classes, train, test = _listed(folder, subset, place.data_dir / "cache")
     if store is not None:
         check([train, test], folder)
     return Streamed(

@@ -1,8 +1,12 @@
 """Folders of class folders: which images they hold, found and kept at the scale of a million files."""
 
 import hashlib
+import io
 import logging
 import os
+import time
+import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from pai_bench.errors import DataError
+from pai_bench.files import write_atomically
 
 log = logging.getLogger(__name__)
 
 SUFFIXES = {"jpg", "jpeg", "png", "bmp", "webp", "ppm", "tif", "tiff"}
+_SETTLED_SECONDS = 60.0  # since a folder changed, before its listing is kept: clocks differ, and times are coarse
 
 
 @dataclass(frozen=True)
@@ -50,21 +56,23 @@ def image_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if is_image(path.name) and "/." not in str(path)[below:])
 
 
-def _scanned(folder: Path, prefix: str, passed_over: list[str]) -> list[tuple[str, int]]:
+def _scanned(folder: Path, prefix: str, passed_over: list[str], times: dict[str, int]) -> list[tuple[str, int]]:
     """Name, after `prefix`, and size of the images in a folder and below it, in the order that the folder has them.
 
-    Adds to `passed_over` the names of what is hidden or is no image.
+    Adds to `passed_over` the names of what is hidden or is no image. Puts into `times` when each of the folders was
+    last modified.
 
     Raises:
         DataError: an image is a link to nothing.
     """
+    times[prefix] = folder.stat().st_mtime_ns  # before it is read, so that a later change is seen
     found = []
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 passed_over.append(prefix + entry.name)
             elif entry.is_dir(follow_symlinks=False):
-                found += _scanned(folder / entry.name, f"{prefix}{entry.name}/", passed_over)
+                found += _scanned(folder / entry.name, f"{prefix}{entry.name}/", passed_over, times)
             elif is_image(entry.name):
                 found.append((prefix + entry.name, _size(entry)))
             else:
@@ -79,14 +87,66 @@ def _size(entry: os.DirEntry[str]) -> int:
         raise DataError(f"{entry.path}: not a readable image ({error.strerror}); restore or remove the file") from error
 
 
-def class_folders(root: Path) -> tuple[list[str], Files]:
+def _kept(file: Path, root: Path) -> tuple[list[str], Files] | None:
+    """The listing in a file, if it is whole and no folder has been modified since."""
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            names, sizes, labels, classes, folders, times = (
+                arrays[key] for key in ("names", "sizes", "labels", "classes", "folders", "times")
+            )
+        whole = (
+            names.dtype.kind == classes.dtype.kind == folders.dtype.kind == "S"
+            and sizes.dtype == labels.dtype == times.dtype == np.int64
+            and len(names) == len(sizes) == len(labels) > 0
+            and len(folders) == len(times) > 0
+            and 0 <= labels.min() <= labels.max() < len(classes)
+        )
+        if not whole or any(
+            (root / os.fsdecode(folder)).stat().st_mtime_ns != modified
+            for folder, modified in zip(folders.tolist(), times.tolist(), strict=True)
+        ):
+            return None
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
+        return None
+    return [os.fsdecode(name) for name in classes.tolist()], Files(root, names, sizes, labels)
+
+
+def _keep(file: Path, classes: list[str], files: Files, times: dict[str, int]) -> None:
+    """Keeps a listing for the next run, unless a folder has only just been modified."""
+    if max(times.values()) > (time.time() - _SETTLED_SECONDS) * 1e9:
+        return
+    content = io.BytesIO()
+    np.savez(
+        content, names=files.names, sizes=files.sizes, labels=files.labels, times=np.array(list(times.values())),
+        classes=np.array([os.fsencode(name) for name in classes]),
+        folders=np.array([os.fsencode(name) for name in times]),
+    )  # fmt: skip
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, content.getvalue())
+    except OSError as error:
+        log.info("the listing of %s is made anew by every run: %s cannot be written (%s)", files.root, file, error)
+
+
+def class_folders(root: Path, cache: Path | None = None) -> tuple[list[str], Files]:
     """Sorted names of the class folders under `root`, and every image file in them with the index of its class.
 
     Hidden folders and files, and files that are no images, are passed over; one line of the log counts them.
 
+    Args:
+        cache: where a listing is kept. It is taken while no folder has been modified since. A file that is written
+            anew in its place does not modify its folder.
+
     Raises:
         DataError: there are no class folders, or one of them holds no image, or an image cannot be read.
     """
+    file = None
+    if cache is not None:
+        digest = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()
+        file = cache / f"listing-{root.resolve().parent.name}-{root.name}-{digest[:12]}.npz"
+        if (kept := _kept(file, root)) is not None:
+            return kept
+    times = {"": root.stat().st_mtime_ns} if root.is_dir() else {}
     entries = list(os.scandir(root)) if root.is_dir() else []
     classes = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
     if not classes:
@@ -95,7 +155,7 @@ def class_folders(root: Path) -> tuple[list[str], Files]:
     found: list[tuple[str, int]] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        images = _scanned(root / name, f"{name}/", passed_over)
+        images = _scanned(root / name, f"{name}/", passed_over, times)
         if not images:
             raise DataError(f"{root / name}: the class folder holds no image")
         found += sorted(images, key=lambda image: image[0].split("/"))
@@ -105,16 +165,19 @@ def class_folders(root: Path) -> tuple[list[str], Files]:
             "%s: passed over %d hidden or other files and folders, %s first", root, len(passed_over), passed_over[0]
         )
     names = np.array([os.fsencode(name) for name, _ in found])
-    return classes, Files(root, names, np.array([size for _, size in found]), np.array(labels))
+    files = Files(root, names, np.array([size for _, size in found]), np.array(labels))
+    if file is not None:
+        _keep(file, classes, files, times)
+    return classes, files
 
 
-def paired_class_folders(train: Path, test: Path) -> tuple[int, Files, Files]:
-    """Number of classes and the labelled files of two folders of class folders.
+def paired_class_folders(train: Path, test: Path, cache: Path | None = None) -> tuple[int, Files, Files]:
+    """Number of classes and the labelled files of two folders of class folders; `cache` as in class_folders.
 
     Raises:
         DataError: the two have different classes, or one is incomplete, or there is one class only.
     """
-    (classes, train_files), (test_classes, test_files) = class_folders(train), class_folders(test)
+    (classes, train_files), (test_classes, test_files) = class_folders(train, cache), class_folders(test, cache)
     if classes != test_classes:
         odd = sorted(set(classes) ^ set(test_classes))
         raise DataError(f"{train.parent}: {odd[0]} is a class of only one of {train.name}/ and {test.name}/")
