@@ -33,7 +33,10 @@ def parsed(words: Sequence[str]) -> list[Override]:
     parser, found = OverridesParser.create(), []
     for word in words:
         try:
-            found.append(parser.parse_override(word))
+            override = parser.parse_override(word)
+            if not override.key_or_group.replace("=", ""):
+                raise HydraException("there is no key")
+            found.append(override)
         except HydraException as error:
             key, _, value = word.partition("=")
             remedy = f"put the value in quotes, as in '{key}=\"{value}\"'" if value else "give key=value"

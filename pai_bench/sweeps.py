@@ -212,10 +212,12 @@ class SweepLoader(ConfigLoaderImpl):
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
         """The config of one run of the sweep that `master_config` describes."""
-        with words.explained(sweep_overrides, self, master_config.hydra.job.config_name):
-            return self._load(master_config, sweep_overrides)
+        # Those of Hydra's hold for every run; they say where configs lie.
+        of_hydra: Any = OmegaConf.to_container(master_config.hydra.overrides.hydra, resolve=False)
+        with words.explained([*of_hydra, *sweep_overrides], self, master_config.hydra.job.config_name):
+            return self._load(master_config, of_hydra, sweep_overrides)
 
-    def _load(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+    def _load(self, master_config: DictConfig, of_hydra: list[str], sweep_overrides: list[str]) -> DictConfig:
         overrides = words.parsed(sweep_overrides)
         if any(o.type is not OverrideType.CHANGE or o.is_sweep_override() for o in overrides):
             return super().load_sweep_config(master_config, sweep_overrides)
@@ -225,7 +227,7 @@ class SweepLoader(ConfigLoaderImpl):
             (values if self._is_value(override, master_config) else options).append(override)
         chosen = tuple(override.input_line or "" for override in options)
         if chosen not in self._composed:
-            words.check(chosen, self)
+            words.check([*of_hydra, *chosen], self)
             self._composed[chosen] = super().load_sweep_config(master_config, list(chosen))
         composed = copy.deepcopy(self._composed[chosen])
         try:

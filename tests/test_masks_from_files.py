@@ -384,7 +384,7 @@ WRONG: dict[str, tuple[str, Any, list[str], str]] = {
     "no such setting": ("x.pt", {"w": ONE}, ["mask_file.order=1"], "mask_file.order"),
     "name without": ("x.pt", None, ["mask=null", "mask_name=a"], "mask_name=a: there is no mask for it; add mask=PATH"),
     "a taken name": ("x.pt", {"w": ONE}, ["mask_name=dense"], "mask_name=dense: that is the unpruned network"),
-    "zeros without": ("x.pt", None, ["mask=null", "mask_file.zeros=true"], "mask_file.zeros=True: there is no mask"),
+    "zeros without": ("x.pt", None, ["mask=null", "mask_file.zeros=true"], "mask_file.zeros=true: there is no mask"),
     "no weights": ("x.pt", "all", ["weights=y.pt"], "weights=y.pt: it cannot be read"),
     "other weights": ("x.pt", "all", ["weights=x.pt"], "weights=x.pt: there is no .*; give a state dict"),
 }  # fmt: skip

@@ -148,7 +148,7 @@ def test_resnet50_lets_signal_through_every_block() -> None:
         (["model=timm", "model.name=resnet18", "+model.options.foo=1"], "model.options=.*refuses them"),
         (["model=wrn16_8", "model.depth=17"], "model.depth=17: give 6n"),
         (["model=resnet20", "model.widths=[16,32]"], "model.widths=.*give one for each stage"),
-        (["model=wrn16_8", "model.dropout=2"], "model.dropout=2: give a fraction"),
+        (["model=wrn16_8", "model.dropout=2"], "model.dropout=2: give one in"),
         (["model=resnet20", "model.init.conv=he"], "model.init.conv=he: give one of kaiming_normal_fan_in"),
     ],
     ids=["name", "option", "depth", "widths", "dropout", "init"],
