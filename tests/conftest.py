@@ -27,6 +27,20 @@ Compose = Callable[..., dict[str, Any]]
 RunCli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+# Tests of whole runs in processes of their own, and of many networks: left out on the oldest torch.
+SLOW = {
+    "test_benchmarks", "test_distributed", "test_experiments", "test_families", "test_faults", "test_preemption",
+    "test_published", "test_readme", "test_report_page", "test_resume", "test_reuse", "test_run", "test_slurm",
+    "test_stand_in", "test_sweeps", "test_verify",
+}  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem in SLOW:
+            item.add_marker(pytest.mark.slow)
+
+
 def options(group: str) -> list[str]:
     """Every option of a config group."""
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
