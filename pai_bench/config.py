@@ -330,7 +330,7 @@ def _check_name(setting: str, name: object) -> None:
     _require(
         not bad and str(name)[0] not in ".-", setting, name, "give a word without / that does not begin with . or -"
     )
-    _require(len(str(name)) <= 64, setting, name, "give one of at most 64 letters")
+    _require(len(str(name)) <= 100, setting, name, "give one of at most 100 letters")
 
 
 def _require(condition: bool, setting: str, value: object, remedy: str) -> None:

@@ -243,7 +243,7 @@ REFUSED = {
     "nothing but a label": (["model.name=convnext_tiny"], "model.name=convnext_tiny: .*model=timm model.name=convnext"),
     "dataset under a label": (["dataset.name=cifar10"], "dataset.name=cifar10: that is another option of dataset"),
     "name with a slash": (["pruner.name=../x"], "pruner.name=../x: give a word without /"),
-    "long name": (["training.name=" + 250 * "a"], "training.name=a+.*: give one of at most 64 letters"),
+    "long name": (["training.name=" + 250 * "a"], "training.name=a+.*: give one of at most 100 letters"),
     "no std": (["dataset.std=[0]"], r"dataset.std=\[0\]: give a number above 0 for each"),
     "std that is no number": (["dataset.std=[nan]"], r"dataset.std=\[nan\]: give a number for each"),
     "too many channels": (["dataset.mean=[0,0]"], r"dataset.mean=\[0,0\]: give 1 value"),

@@ -153,10 +153,10 @@ def test_a_dataset_with_a_long_name_has_its_record(run_cli: RunCli, server: Serv
 @pytest.mark.parametrize(
     ("words", "env", "said"),
     [
-        (["tracker.mode=onlien"], {}, "tracker.mode=onlien: it must be"),
+        (["tracker.mode=onlien"], {}, "tracker.mode=onlien: give one of online, offline, disabled"),
         ([], {"WANDB_MODE": "onlien"}, "WANDB_MODE=onlien: give online, offline or disabled"),
         (["tracker.project=a/b"], {}, "tracker.project=a/b: give 1 to 128 characters"),
-        (["tracker.project=''"], {}, "tracker.project=: give 1 to 128 characters"),
+        (["tracker.project=''"], {}, "tracker.project=: give a text"),
         (["tracker.entity='my team?'"], {}, r"tracker.entity=my team\?: give 1 to 128 characters"),
     ],
 )
