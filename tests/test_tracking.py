@@ -142,6 +142,7 @@ def test_a_dataset_with_a_long_name_has_its_record(run_cli: RunCli, server: Serv
         "training.epochs=1",
         "pruner=magnitude",
         "sparsity=0.5",
+        "dataset.validation=0.1",
         f"dataset.name='{name}'",
         env=server.env,
     )
