@@ -41,9 +41,9 @@ def pick(name: str, world: World) -> torch.device:
             raise ConfigError(f"device={name}: each of {world.size} processes needs its own GPU; use device=cuda")
         # A launcher may show every process nothing but its own.
         device = torch.device("cuda", world.local_rank if torch.cuda.device_count() > 1 else 0)
-    elif device == torch.device("cuda") and torch.cuda.device_count() > 1:
-        device = torch.device("cuda", _least_used())
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    elif device == torch.device("cuda"):  # some of torch's functions take no GPU without a number
+        device = torch.device("cuda", _least_used() if torch.cuda.device_count() > 1 else 0)
+    if device.type == "cuda" and device.index >= torch.cuda.device_count():
         raise ConfigError(f"device={name}: torch {torch.__version__} finds none here; use device=auto or device=cpu")
     return device
 
@@ -91,7 +91,8 @@ def prepare(device: torch.device, precision: str) -> None:
     float32 is IEEE everywhere. tfloat32 lets a GPU round the factors of matrix products and convolutions to ten bits,
     where it has units for that; elsewhere it is float32. Convolutions take whichever algorithm is fastest.
     """
-    if device.type == "cuda":  # what names no GPU would open a context on the first, whichever the run is on
+    if device.type == "cuda" and device.index is not None:
+        # What names no GPU would open a context on the first, whichever the run is on.
         torch.cuda.set_device(device)
     tf32 = precision == "tfloat32" and device.type == "cuda"
     _set_flags(_Flags(tf32, tf32, benchmark=True, deterministic=False))

@@ -20,7 +20,7 @@ def main() -> None:
         parser.error("--seconds: give a number above 0")
     cli.start_process()
     with cli.one_line_errors():
-        cfg = cli.compose(arguments.settings)
+        cfg = cli.compose(["tracker=none", *arguments.settings])
         rates = throughput.measure(cfg, arguments.seconds)
         print(f"{'':12}images/s")
         for name, rate in rates.items():

@@ -1,6 +1,5 @@
 """How a process computes: the precision and the determinism that are set, and what is called on a GPU."""
 
-import logging
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,8 +14,9 @@ from torch import nn
 
 from pai_bench import devices, distributed, masks, train
 from pai_bench.errors import ConfigError
+from pai_bench.world import World
 
-CUDA = torch.device("cuda")
+CUDA = torch.device("cuda", 0)
 
 
 @pytest.fixture(autouse=True)
@@ -31,14 +31,29 @@ def test_one_setting_decides_the_precision_of_everything_on_a_gpu(
     precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen = []
-    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(
+        torch.cuda, "set_device", lambda device: chosen.append(torch.cuda._utils._get_device_index(device))
+    )
     devices.prepare(CUDA, precision)
     tf32 = precision == "tfloat32"
     assert torch.backends.cuda.matmul.allow_tf32 is tf32
     assert torch.backends.cudnn.allow_tf32 is tf32
     assert torch.backends.cudnn.benchmark
-    assert chosen == [CUDA]
+    devices.prepare(torch.device("cuda"), precision)  # torch takes only a GPU with a number
+    assert chosen == [0]
     assert (devices.AUTOCAST[precision] is None) == precision.endswith("float32")
+
+
+def test_the_gpu_of_a_run_has_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    alone = World(rank=0, local_rank=0, size=1)
+    assert [devices.pick(name, alone) for name in ("auto", "cuda", "cuda:0")] == 3 * [CUDA]
+    with pytest.raises(ConfigError, match="device=cuda:1: torch .* finds none here"):
+        devices.pick("cuda:1", alone)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ConfigError, match="device=cuda: torch .* finds none here"):
+        devices.pick("cuda", alone)
 
 
 def test_tfloat32_is_float32_on_a_cpu() -> None:
@@ -66,16 +81,14 @@ def test_scores_are_taken_in_ieee_precision_by_deterministic_algorithms(monkeypa
         assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_what_is_not_deterministic_is_told_once_in_a_line(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_not_deterministic_is_told_once_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
     monkeypatch.setattr(devices, "_told", set())
-    monkeypatch.setattr(logging.getLogger("pai_bench"), "propagate", True)
-    with caplog.at_level(logging.INFO, "pai_bench"):
-        for _ in range(2):
-            with devices.reproducible(CUDA):
-                warnings.warn("upsample_cuda does not have a deterministic implementation, but ...", stacklevel=1)
-    assert [record.getMessage() for record in caplog.records] == [
+    monkeypatch.setattr(devices.log, "info", lambda words, *given: told.append(words % given))
+    for _ in range(2):
+        with devices.reproducible(CUDA):
+            warnings.warn("upsample_cuda does not have a deterministic implementation, but ...", stacklevel=1)
+    assert told == [
         "upsample_cuda has no deterministic algorithm here; scores can differ between runs in their last digits"
     ]
     with pytest.warns(UserWarning, match="something else"), devices.reproducible(CUDA):
