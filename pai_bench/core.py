@@ -186,7 +186,7 @@ class Training(Protocol):
         """Puts the clock back, and the weights if asked, and forgets the momentum."""
 
 
-Reduction = Literal["sum", "abs_sum", "l2"]  # of the scores of the weights of a filter, to one score of the filter
+Reduction = Literal["sum", "abs_sum", "l2", "max"]  # how the scores of a filter's weights become one score
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,7 @@ _REDUCTIONS = {
     "sum": lambda scores: scores.sum(1),
     "abs_sum": lambda scores: scores.sum(1).abs(),
     "l2": lambda scores: torch.linalg.vector_norm(scores, dim=1),
+    "max": lambda scores: scores.amax(1),
 }
 
 

@@ -56,7 +56,8 @@ def main() -> None:
     where = [f"data_dir={arguments.data_dir}"] if arguments.data_dir else []
     cli.start_process()
     with cli.one_line_errors():
-        cfg = cli.compose([f"dataset={arguments.dataset}", "tracker=none", *arguments.settings, *where, "download=true"])
+        settings = [f"dataset={arguments.dataset}", *arguments.settings, *where]
+        cfg = cli.compose(["tracker=none", *settings, "download=true"])
         if arguments.source is not None:
             published = archives.PUBLISHED_MD5.get(cfg["dataset"]["_target_"].rpartition(".")[2])
             verify = cfg["dataset"].get("verify", True) and not cfg["dataset"].get("subset")

@@ -232,6 +232,7 @@ def test_reductions() -> None:
     assert filters.reduce(scores, "sum")["a"].tolist() == [-1.0, 2.0]
     assert filters.reduce(scores, "abs_sum")["a"].tolist() == [1.0, 2.0]
     assert filters.reduce(scores, "l2")["a"].tolist() == [5.0, pytest.approx(2**0.5)]
+    assert filters.reduce(scores, "max")["a"].tolist() == [3.0, 1.0]
 
 
 def test_a_network_without_filters_is_refused() -> None:

@@ -72,7 +72,9 @@ def gradient_preservation(
 def batch_norm(
     net: Subnetwork, batches: Batches, loss: Loss, generator: Generator, *, taylor: bool, temperature: float
 ) -> Scores:
-    """|scale| of the batch norm that a filter runs into, spread evenly over the filter's weights: for reduce=sum.
+    """|scale| of the batch norm that a filter runs into, as the score of each of the filter's weights: for reduce=max.
+
+    At initialization all scales are equal. A sum over a filter's weights would round, and so rank equal filters.
 
     Args:
         taylor: (scale g_scale)^2 + (shift g_shift)^2 instead, with the mean gradient of each batch squared. Batches
@@ -107,5 +109,5 @@ def batch_norm(
     for name, (scale, shift) in norms.items():
         of_filter = squares[scale] + squares[shift] if taylor else values[scale].abs()
         weight = scores[name]
-        weight += (of_filter / weight[0].numel()).view(-1, *[1] * (weight.ndim - 1))
+        weight += of_filter.view(-1, *[1] * (weight.ndim - 1))
     return scores
