@@ -17,7 +17,7 @@ from benchmarks.subjects import Setting, parts, trainer
 from benchmarks.table import Row
 from benchmarks.training import WHOLE, random_mask, textbook_optimizer
 from pai_bench import devices, measures
-from pai_bench.train import Trainer
+from pai_bench.training.trainer import Trainer
 
 
 def synflow(setting: Setting) -> Iterator[Row]:

@@ -18,7 +18,7 @@ from pai_bench.core import Batch, Batches, Change, Data, Examples, Mask, Place, 
 from pai_bench.data.resident import Resident
 from pai_bench.experiment import Parts
 from pai_bench.prune import Pruned, prune
-from pai_bench.train import Trainer
+from pai_bench.training.trainer import Trainer
 
 MEAN, STD = [0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010]
 

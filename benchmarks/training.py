@@ -15,9 +15,10 @@ from benchmarks.data import textbook_loader
 from benchmarks.measure import clocked, in_turn
 from benchmarks.subjects import Setting, Steps, clock, parts, pruned, step_seconds, trainer
 from benchmarks.table import Row
-from pai_bench import masks, measures, train
+from pai_bench import masks, measures
 from pai_bench.core import Mask
 from pai_bench.experiment import Parts
+from pai_bench.training.trainer import Trainer, num_resurrected
 
 WHOLE = ("training=cifar", "training.compact=off")  # steps on the full network, whatever the mask
 # Narrow and shallow enough for seconds, yet with every kind of layer.
@@ -122,7 +123,7 @@ def _kept_weights(setting: Setting, small: tuple[str, ...]) -> Row:
     batch = (images.contiguous(), labels)
     textbook.epoch(published, [batch] * num_steps, textbook_optimizer(of, published), setting.device)
     ours = dict(steps.trainer.model.named_parameters())
-    held = train.num_resurrected(steps.trainer.model, mask) == 0
+    held = num_resurrected(steps.trainer.model, mask) == 0
     differ = sum(int((ours[name] != weight)[mask[name]].sum()) for name, weight in published.weights.items())
     return Row(
         f"kept weights that differ from weight * mask after {num_steps} steps of SGD", differ, "",
@@ -158,7 +159,7 @@ def loop(setting: Setting) -> Iterator[Row]:
         published = textbook.Masked(of.build("init"), mask)
         optimizer, loader = textbook_optimizer(of, published), textbook_loader(num_images, of.recipe.batch_size)
 
-        def epoch(precision: str, trainers: dict[str, train.Trainer] = trainers, mask: Mask = mask) -> float:
+        def epoch(precision: str, trainers: dict[str, Trainer] = trainers, mask: Mask = mask) -> float:
             training = trainers[precision]
             before = training.seconds  # evaluation excluded, which the published epoch has none of
             training.until(mask, round(training.epoch) + 1)

@@ -9,7 +9,7 @@ import torch
 from pai_bench import preemption, store
 from pai_bench.errors import PreemptedError
 from pai_bench.prune import Pruned
-from pai_bench.train import Trainer
+from pai_bench.training.trainer import Trainer
 from pai_bench.world import world
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, overload
+from typing import Any, Literal, Protocol, overload, runtime_checkable
 
 import torch
 from torch import Generator, Tensor, nn
@@ -267,6 +267,20 @@ class Data(Protocol):
             ConfigError: a class, or the training split, holds fewer images than asked for; the images are of many sizes
                 and are to be changed.
         """
+
+
+@runtime_checkable
+class OnDevice(Protocol):
+    """A Data that lies on the device whole, so that a batch is made there from a few tensors."""
+
+    num_examples: dict[str, int]
+
+    def tables(self, order: Generator, augment: Generator) -> list[Tensor]:
+        """What an epoch is made from, on the device: of each training image, in the order of the epoch, the label and
+        what was drawn for it."""
+
+    def gather(self, tables: Sequence[Tensor], positions: slice | Tensor) -> Batch:
+        """The batch of some positions of an epoch, without waiting for the device."""
 
 
 def num_steps(num_examples: int, batch_size: int) -> int:

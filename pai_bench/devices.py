@@ -156,6 +156,12 @@ def _tell(warning: warnings.WarningMessage) -> None:
         )
 
 
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context in which a forward pass runs in a precision of training."""
+    dtype = AUTOCAST[precision]
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
 def check_precision(precision: str, device: torch.device) -> None:
     """Refuses a training precision that the device cannot compute in.
 

@@ -31,7 +31,6 @@ from pai_bench import (
     status,
     store,
     tracking,
-    train,
 )
 from pai_bench import row as rows
 from pai_bench.checkpoints import Checkpoints, restored, stored
@@ -55,7 +54,8 @@ from pai_bench.core import (
 from pai_bench.errors import ConfigError, LostWorkerError, OwnedError, PreemptedError, UserError
 from pai_bench.prune import Pruned, impose, prune
 from pai_bench.summary import already, closing
-from pai_bench.train import Recipe, Trainer
+from pai_bench.training.recipe import Recipe, length
+from pai_bench.training.trainer import Trainer
 from pai_bench.world import world
 
 log = logging.getLogger(__name__)
@@ -233,7 +233,7 @@ def assembled(cfg: dict[str, Any], device: torch.device) -> Parts:
         return model.to(device)
 
     recipe = Recipe(**{key: value for key, value in cfg["training"].items() if key not in ("name", "compact")})
-    rounds = _function(cfg["schedule"])(cfg["sparsity"], train.length(recipe, data))
+    rounds = _function(cfg["schedule"])(cfg["sparsity"], length(recipe, data))
     pruner, ablation, choose = _pruner(cfg["pruner"]), _ablation(cfg["ablation"]), _function(cfg["allocation"])
 
     def allocate(scores: Scores, candidates: Mask, keep: int, generator: Generator) -> Chosen:
@@ -252,7 +252,7 @@ def trainer_for(
     return Trainer(
         model, data, parts.recipe, parts.device,
         seed=cfg["seed"], channels_last=cfg["channels_last"], compile_model=cfg["compile"], record=record,
-        compact=cfg["training"]["compact"] == "auto"
+        compact_training=cfg["training"]["compact"] == "auto"
         and (not parts.pruner.regrow or all(r.until_epoch == 0 for r in rounds)),
         keep_epochs=[r.rewind_epoch for r in rounds if r.rewind_epoch is not None and r.rewind_weights],
         diagnose=diagnose, **settings,

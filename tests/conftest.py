@@ -31,7 +31,7 @@ RunCli = Callable[..., "subprocess.CompletedProcess[str]"]
 SLOW = {
     "test_benchmarks", "test_distributed", "test_experiments", "test_families", "test_faults", "test_preemption",
     "test_published", "test_readme", "test_report_page", "test_resume", "test_reuse", "test_run", "test_slurm",
-    "test_stand_in", "test_sweeps", "test_verify",
+    "test_compact", "test_sweeps", "test_verify",
 }  # fmt: skip
 
 

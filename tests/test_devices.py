@@ -12,8 +12,9 @@ from conftest import Chain
 from test_train import CPU, RECIPE, trainer
 from torch import nn
 
-from pai_bench import devices, distributed, masks, train
+from pai_bench import devices, distributed, masks
 from pai_bench.errors import ConfigError
+from pai_bench.training import compact
 from pai_bench.world import World
 
 CUDA = torch.device("cuda", 0)
@@ -121,20 +122,20 @@ def test_batch_norms_of_several_gpus_are_synchronised_by_torch(monkeypatch: pyte
 def test_on_a_gpu_the_measured_steps_decide_about_a_smaller_network(
     seconds: list[float], is_smaller: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "_LONG", {})
+    monkeypatch.setattr(compact, "LONG", {})
     measured: list[int] = []
-    monkeypatch.setattr(train.Trainer, "_step_seconds", lambda self, nets: measured.append(1) or seconds)
+    monkeypatch.setattr(compact, "pass_seconds", lambda *_: measured.append(1) or seconds)
     torch.manual_seed(0)
     model = Chain()
     mask = masks.full(model)
     mask["conv2.weight"][:, 2:] = False
-    training = trainer(model, compact=True)
+    training = trainer(model, compact_training=True)
     training._set_mask(mask)
     training.device = CUDA
-    training._find_stand_in(100)
-    assert (training._stand_in is not None) == is_smaller
+    training._find_compact(100)
+    assert (training._compact is not None) == is_smaller
     assert training.compact_speedup == seconds[0] / seconds[1]
     training._examined = None  # as in a run that is taken up again: what was measured then decides
-    training._stand_in = None
-    training._find_stand_in(100)
-    assert (training._stand_in is not None) == is_smaller and measured == [1]
+    training._compact = None
+    training._find_compact(100)
+    assert (training._compact is not None) == is_smaller and measured == [1]

@@ -128,7 +128,7 @@ def test_convolutions_of_a_whole_run_see_one_layout(
         *(examples if pruner != "synflow" else []),
     )  # fmt: skip
     monkeypatch.setattr(experiment, "load_data", lambda *_: data)
-    monkeypatch.setattr("pai_bench.train._LONG", {})  # so that a smaller network is looked for
+    monkeypatch.setattr("pai_bench.training.compact.LONG", {})  # so that a smaller network is looked for
     parts = experiment.assembled(cfg, CPU)
     model = parts.build("init")
     with threads(num_threads):
@@ -149,7 +149,7 @@ def test_convolutions_of_a_whole_run_see_one_layout(
 
 def test_a_smaller_network_is_laid_out_by_its_own_widths(monkeypatch: pytest.MonkeyPatch) -> None:
     """What compact training leaves of a wide network can be as narrow as needs be."""
-    from test_stand_in import trained
+    from test_compact import trained
 
     from pai_bench import masks
 
@@ -158,7 +158,7 @@ def test_a_smaller_network_is_laid_out_by_its_own_widths(monkeypatch: pytest.Mon
     mask = masks.full(net)
     for kept in mask.values():
         kept[:, 5:] = False  # nothing reads more than five channels of a layer
-    monkeypatch.setattr("pai_bench.train._LONG", {})
+    monkeypatch.setattr("pai_bench.training.compact.LONG", {})
     trainer = trained(net.double(), mask, compact=True)
     assert trainer.trained is not trainer.model
     assert layout.layout_of(trainer.model) == LAST

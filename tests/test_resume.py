@@ -70,7 +70,7 @@ RUNS = {
 def however_short() -> Iterator[None]:
     """Idle channels are looked for in these short runs, too."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("pai_bench.train._LONG", {})
+        patched.setattr("pai_bench.training.compact.LONG", {})
         yield
 
 

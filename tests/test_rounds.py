@@ -22,7 +22,7 @@ from pai_bench.data.resident import Resident
 from pai_bench.errors import ConfigError
 from pai_bench.prune import Pruned, prune
 from pai_bench.pruners import force, magnitude, neural_tangent_transfer, snip, synflow
-from pai_bench.train import Trainer
+from pai_bench.training.trainer import Trainer
 
 SHAPE = (3, 8, 8)
 LENGTH = Length(3, 5)  # of RECIPE on FewImages
@@ -51,8 +51,8 @@ def searched(
         model = Chain()
     lines: list[tuple[float, dict[str, float]]] = []
     trainer = Trainer(
-        model, FewImages(), RECIPE, CPU, seed=0, channels_last=channels_last, compile_model=False, compact=False,
-        record=lambda metrics, epoch: lines.append((epoch, metrics)),
+        model, FewImages(), RECIPE, CPU, seed=0, channels_last=channels_last, compile_model=False,
+        compact_training=False, record=lambda metrics, epoch: lines.append((epoch, metrics)),
         keep_epochs=[r.rewind_epoch for r in rounds if r.rewind_epoch is not None and r.rewind_weights],
     )  # fmt: skip
     settings.setdefault("initial", drawn(model))
@@ -70,7 +70,7 @@ def trained_to(epoch: float, mask: Mask | None = None) -> nn.Module:
     model = Chain()
     trainer = Trainer(
         model, FewImages(), RECIPE, CPU,
-        seed=0, channels_last=False, compile_model=False, compact=False, record=lambda metrics, epoch: None,
+        seed=0, channels_last=False, compile_model=False, compact_training=False, record=lambda metrics, epoch: None,
     )  # fmt: skip
     trainer.until(masks.full(model) if mask is None else mask, epoch)
     return model
@@ -119,7 +119,7 @@ def test_learning_rate_rewinding_keeps_the_weights() -> None:
     rounds = schedules.iterative(0.5, LENGTH, levels=1, rewind_epoch=1.0, rewind_step=None, rewind_weights=False)
     pruned, trainer, lines = searched(rounds)
     assert trainer.epoch == 1 and equal(trainer.model, trained_to(3), pruned.mask)
-    assert not trainer.gear.optimizer.buffers
+    assert not any(buffer.any() for buffer in trainer.step.optimizer.buffers.values())
     trainer.finish(pruned.held, 3)
     rates = [metrics["lr"] for _, metrics in lines if "lr" in metrics]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.1, 0.01])
@@ -157,7 +157,7 @@ def test_momentum_of_pruned_weights_is_dropped() -> None:
     mask = top(scores, masks.full(trainer.model), 0.8)
     trainer.until(mask, 1.4)
     for name in masks.prunable(trainer.model):
-        assert not trainer.gear.optimizer.buffers[name][~mask[name]].any()
+        assert not trainer.step.optimizer.buffers[name][~mask[name]].any()
 
 
 def test_diagnostics_stand_before_and_after_every_round() -> None:

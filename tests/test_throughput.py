@@ -47,14 +47,14 @@ def test_a_slow_loader_slows_all_but_training_alone(monkeypatch: pytest.MonkeyPa
 
 def test_what_training_alone_does_is_the_training_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """The trainer's own steps, without evaluation."""
-    from pai_bench.train import Trainer
+    from pai_bench.training.trainer import Trainer
 
     def forbidden(self: Trainer, metrics: dict[str, float]) -> None:
         raise AssertionError("an epoch has ended")
 
     monkeypatch.setattr(Trainer, "_finish_epoch", forbidden)
     steps: list[float] = []
-    monkeypatch.setattr("pai_bench.train.learning_rate", lambda recipe, epoch: steps.append(epoch) or 0.01)
+    monkeypatch.setattr("pai_bench.training.trainer.learning_rate", lambda recipe, epoch: steps.append(epoch) or 0.01)
     throughput.measure(composed(*TINY), 0.1)
     assert len(steps) > 4
 

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -272,7 +272,9 @@ class Resident:
         middle = torch.full_like(indices, self._padding)
         return [tensor.to(self._device) for tensor in (indices, middle, middle, torch.zeros_like(indices).bool())]
 
-    def _images(self, windows: Tensor, drawn: list[Tensor], part: slice, dtype: torch.dtype = torch.float32) -> Tensor:
+    def _images(
+        self, windows: Tensor, drawn: Sequence[Tensor], part: slice | Tensor, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
         indices, rows, columns, flips = (tensor[part] for tensor in drawn)
         pixels = windows[indices, rows, columns]
         if self._flip:  # while a pixel is one byte and not four
@@ -286,12 +288,20 @@ class Resident:
 
         A trailing batch of one image is left out.
         """
-        permutation = torch.randperm(len(self._labels), generator=order)
-        labels = self._labels[permutation].to(self._device)
-        drawn = self._augmented(permutation, augment)
-        for step in range(start, num_steps(len(permutation), batch_size)):
+        tables = self.tables(order, augment)
+        for step in range(start, num_steps(len(self._labels), batch_size)):
             part = slice(step * batch_size + self._share.rank, (step + 1) * batch_size, self._share.size)
-            yield self._images(self._windows, drawn, part), labels[part]
+            yield self.gather(tables, part)
+
+    def tables(self, order: Generator, augment: Generator) -> list[Tensor]:
+        """What an epoch is made from: label, index, crop offsets and flip of each image, in a random order."""
+        permutation = torch.randperm(len(self._labels), generator=order)
+        return [self._labels[permutation].to(self._device), *self._augmented(permutation, augment)]
+
+    def gather(self, tables: Sequence[Tensor], positions: slice | Tensor) -> Batch:
+        """The augmented training images at some positions of an epoch, and their labels."""
+        labels, *drawn = tables
+        return self._images(self._windows, drawn, positions), labels[positions]
 
     def evaluation(self, split: str, batch_size: int) -> Iterator[Batch]:
         """Every image of a split once, un-augmented, in a fixed order."""

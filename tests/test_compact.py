@@ -15,8 +15,8 @@ from torch import Generator, nn
 from pai_bench import experiment, masks, measures, seeding
 from pai_bench.core import Batch, Mask, Shape
 from pai_bench.errors import ConfigError
-from pai_bench.stand_in import StandIn
-from pai_bench.train import Trainer
+from pai_bench.training.compact import CompactNetwork
+from pai_bench.training.trainer import Trainer
 
 # Of some the channels cannot be cut down exactly; then the whole network is trained, and a line says so.
 WHOLE = {"vgg11_tiny": "drops units at random"}
@@ -42,7 +42,7 @@ def trained(model: nn.Module, mask: Mask, compact: bool, epochs: float = 1, **se
     model = copy.deepcopy(model)
     trainer = Trainer(
         model, Doubles(), replace(RECIPE, decay_norm_and_bias=True, weight_decay=0.1), CPU, seed=0, compile_model=False,
-        compact=compact, record=lambda metrics, epoch: None, **{"channels_last": True} | settings,
+        compact_training=compact, record=lambda metrics, epoch: None, **{"channels_last": True} | settings,
     )  # fmt: skip
     trainer.until(mask, epochs)
     return trainer
@@ -53,7 +53,7 @@ def assert_same(one: Trainer, other: Trainer, mask: Mask) -> None:
     for name, value in other.model.state_dict().items():
         if "running" not in name:  # of a channel that nothing reads they stand still
             torch.testing.assert_close(value, theirs[name], rtol=1e-7, atol=1e-9)
-    momenta = [trainer.state()["optimizer"]["momentum"] for trainer in (one, other)]
+    momenta = [trainer.state()["momentum"] for trainer in (one, other)]
     assert momenta[0].keys() == momenta[1].keys()
     for name, value in momenta[1].items():
         torch.testing.assert_close(value, momenta[0][name], rtol=1e-7, atol=1e-9)
@@ -70,7 +70,7 @@ def built(name: str) -> nn.Module:
 
 @pytest.fixture(autouse=True)
 def long_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pai_bench.train._LONG", {})
+    monkeypatch.setattr("pai_bench.training.compact.LONG", {})
 
 
 def scattered(model: nn.Module) -> Mask:
@@ -199,7 +199,7 @@ def test_a_network_whose_code_counts_channels_is_trained_whole(caplog: pytest.Lo
     odd = Counting(bias=True).double()
     odd.load_state_dict(model.state_dict())
     with pytest.raises(ConfigError, match="computes something else"):
-        StandIn(odd, mask, SHAPE)
+        CompactNetwork(odd, mask, SHAPE)
     with caplog.at_level(logging.WARNING):
         trainer = trained(odd, mask, True)
     assert "training.compact=auto: the whole network is trained" in caplog.text
@@ -212,7 +212,7 @@ def test_short_training_is_of_the_whole_network(monkeypatch: pytest.MonkeyPatch)
     trainer = trained(model, mask, True)
     assert trainer.compact_speedup is None and trainer.trained is trainer.model
     # Under the same mask for longer it is another matter, whether or not the run was interrupted in between.
-    monkeypatch.setattr("pai_bench.train._LONG", {})
+    monkeypatch.setattr("pai_bench.training.compact.LONG", {})
     trainer.until(mask, 2)
     assert trainer.trained is not trainer.model
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pai_bench.core import Mask
+from pai_bench.core import Mask, Weights
 
 
 class SGD:
@@ -20,21 +20,51 @@ class SGD:
         lr: the learning rate of the next step; to be set anew at any time.
         momentum: in [0, 1); 0 keeps no buffers.
         nesterov: look ahead along the momentum.
+        capturable: keep the learning rate in a tensor on the device, where a captured step finds its value.
     """
 
     def __init__(
-        self, groups: Sequence[tuple[Mapping[str, nn.Parameter], float]], *, lr: float, momentum: float, nesterov: bool
+        self,
+        groups: Sequence[tuple[Mapping[str, nn.Parameter], float]],
+        *,
+        lr: float,
+        momentum: float,
+        nesterov: bool,
+        capturable: bool = False,
     ) -> None:
-        self.lr, self.momentum, self.nesterov = lr, momentum, nesterov
-        self.buffers: dict[str, Tensor] = {}  # momentum, by the name of its parameter, from its first step on
+        self.momentum, self.nesterov = momentum, nesterov
         self._groups = groups
         self._parameters = {name: parameter for parameters, _ in groups for name, parameter in parameters.items()}
-        self._factors: dict[str, Tensor] = {}  # 0 where a weight is pruned and 1 elsewhere
+        # By parameter, zero before the first step. They and the factors change in place, as a captured step needs it.
+        self.buffers: Weights = (
+            {name: torch.zeros_like(p, requires_grad=False) for name, p in self._parameters.items()} if momentum else {}
+        )
+        self._factors: Weights = {}  # 0 where a weight is pruned and 1 elsewhere
+        device = next(iter(self._parameters.values())).device
+        self.rate = torch.tensor(lr, device=device) if capturable else None
+        self.lr = lr
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next step."""
+        return self._lr
+
+    @lr.setter
+    def lr(self, lr: float) -> None:
+        self._lr = lr
+        if self.rate is not None:
+            self.rate.fill_(lr)
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
         """Where torch.amp.GradScaler finds the gradients that it unscales."""
         return [{"params": list(self._parameters.values())}]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Every tensor that a step reads or writes, gradients excepted."""
+        kept = [*self._parameters.values(), *self.buffers.values(), *self._factors.values()]
+        return kept if self.rate is None else [*kept, self.rate]
 
     @torch.no_grad()
     def hold(self, mask: Mask) -> None:
@@ -42,11 +72,12 @@ class SGD:
 
         Kept weights move as if the mask were part of the forward pass.
         """
-        # The weight's type and memory format, or the fused multiplication falls back to one call for each tensor.
-        self._factors = {
-            name: torch.empty_like(self._parameters[name]).copy_(kept) for name, kept in mask.items() if not kept.all()
-        }
-        for name, factor in self._factors.items():
+        pruned = {name: kept for name, kept in mask.items() if not kept.all()}
+        if self._factors.keys() != pruned.keys():
+            # The weight's type and memory format, or the fused multiplication falls back to one call for each tensor.
+            self._factors = {name: torch.empty_like(self._parameters[name], requires_grad=False) for name in pruned}
+        for name, kept in pruned.items():
+            factor = self._factors[name].copy_(kept)
             self._parameters[name].mul_(factor)
             if name in self.buffers:
                 self.buffers[name].mul_(factor)
@@ -72,31 +103,29 @@ class SGD:
             if weight_decay:
                 changes = list(torch._foreach_add(changes, moved, alpha=weight_decay))
             if self.momentum:
-                buffers = self._gathered(dict(zip(gradients, changes, strict=True)))
+                buffers = [self.buffers[name] for name in gradients]
+                torch._foreach_mul_(buffers, self.momentum)
+                torch._foreach_add_(buffers, changes)
                 if self.nesterov:
                     torch._foreach_add_(changes, buffers, alpha=self.momentum)
                 else:
                     changes = buffers
-            torch._foreach_add_(moved, changes, alpha=-self.lr)
+            self._move(moved, changes)
+
+    def _move(self, parameters: list[Tensor], changes: list[Tensor]) -> None:
+        if self.rate is None:
+            torch._foreach_add_(parameters, changes, alpha=-self.lr)
+        else:
+            torch._foreach_add_(parameters, list(torch._foreach_mul(changes, -self.rate)))
 
     def _gradients(self, names: Iterable[str]) -> dict[str, Tensor]:
         return {name: gradient for name in names if (gradient := self._parameters[name].grad) is not None}
 
-    def _gathered(self, changes: dict[str, Tensor]) -> list[Tensor]:
-        """The momentum of some parameters, once their changes have joined it."""
-        earlier = [name for name in changes if name in self.buffers]
-        if earlier:
-            buffers = [self.buffers[name] for name in earlier]
-            torch._foreach_mul_(buffers, self.momentum)
-            torch._foreach_add_(buffers, [changes[name] for name in earlier])
-        self.buffers |= {name: change.clone() for name, change in changes.items() if name not in self.buffers}
-        return [self.buffers[name] for name in changes]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Learning rate and momentum, by parameter name. Tensors are those in use, not copies."""
-        return {"lr": self.lr, "momentum": self.buffers}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from what `state_dict` returned, on whatever device it lies."""
-        self.lr = state["lr"]
-        self.buffers = {name: buffer.to(self._parameters[name].device) for name, buffer in state["momentum"].items()}
+    @torch.no_grad()
+    def set_momentum(self, momentum: Mapping[str, Tensor]) -> None:
+        """Takes over momentum, by parameter; where it names none the momentum is zero."""
+        for name, buffer in self.buffers.items():
+            if name in momentum:
+                buffer.copy_(momentum[name])
+            else:
+                buffer.zero_()

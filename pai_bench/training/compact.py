@@ -1,24 +1,39 @@
 """A smaller network that is trained in place of a pruned one, exactly: what it learns goes back to its places."""
 
 import copy
+import logging
+import statistics
+import time
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.dropout import _DropoutNd
 
-from pai_bench import measures, structure
-from pai_bench.core import Mask, Shape
+from pai_bench import devices, layout, masks, measures, structure
+from pai_bench.core import Mask, Shape, Weights
 from pai_bench.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+# A smaller network is trained instead where at most this part of the multiply-adds is left,
+_WORTH = 0.8
+# and where training the whole takes at least so many floating-point operations, a minute of two cores or of a GPU: to
+# look for it, and to measure the gain on a few steps, takes seconds.
+LONG = {"cpu": 1e13, "cuda": 1e15}
+# On a GPU fewer operations need not take less time, so there the steps that were measured decide.
+FASTER = 1.1
 
 _GONE = " (gone)"  # marks the name of a parameter's entries in channels that are gone
 
 
 def original(name: str) -> str:
-    """The parameter of the full network that an entry of `StandIn.parameters` belongs to."""
+    """The parameter of the full network that an entry of `CompactNetwork.parameters` belongs to."""
     return name.removesuffix(_GONE)
 
 
-class StandIn:
+class CompactNetwork:
     """A network without the channels that a mask leaves idle, and the weights that the mask keeps in those.
 
     No gradient reaches the latter, but momentum and weight decay move them as they would in the full network. Running
@@ -54,7 +69,7 @@ class StandIn:
         return {name: self._compact.gather(name, tensor) for name, tensor in mask.items()}
 
     @torch.no_grad()
-    def take(self, model: nn.Module, momentum: dict[str, Tensor]) -> dict[str, Tensor]:
+    def load_from(self, model: nn.Module, momentum: Weights) -> Weights:
         """Takes over the state of the full network, and returns its momentum as it is here, by parameter."""
         full = model.state_dict()
         for name, tensor in self.model.state_dict().items():
@@ -70,7 +85,7 @@ class StandIn:
         return here
 
     @torch.no_grad()
-    def give(self, model: nn.Module, momentum: dict[str, Tensor]) -> dict[str, Tensor]:
+    def store_to(self, model: nn.Module, momentum: Weights) -> Weights:
         """Brings the full network up to date, and returns its momentum."""
         full, left = model.state_dict(), {original(name): parameter.data for name, parameter in self._left.items()}
         for name, tensor in self.model.state_dict().items():
@@ -82,7 +97,7 @@ class StandIn:
                 self._put(name, momentum[name], momentum.get(name + _GONE), there[name])
         return there
 
-    def rest(self) -> None:
+    def zero_removed_grads(self) -> None:
         """Says that no gradient reaches the channels that are gone."""
         for parameter in self._left.values():
             parameter.grad = torch.zeros_like(parameter)
@@ -102,3 +117,48 @@ class StandIn:
                 outputs.append(copy.deepcopy(network).double()(image))
         if not torch.allclose(outputs[0], outputs[1], rtol=1e-8, atol=1e-8 * float(outputs[0].abs().max())):
             raise ConfigError("without its idle channels it computes something else")
+
+
+def is_long(model: nn.Module, input_shape: Shape, num_images: int, device: torch.device) -> bool:
+    """Whether training on so many images takes so long that it is worth while to look for a smaller network."""
+    multiply_adds = sum(measures.multiply_adds(model, input_shape).values())
+    return 6 * multiply_adds * num_images >= LONG.get(device.type, 0)  # forward and backward: three times two for each
+
+
+def find(model: nn.Module, mask: Mask, input_shape: Shape) -> CompactNetwork | None:
+    """A smaller network to train under a mask; None where that saves too little, or is impossible."""
+    if not masks.has_empty_slices(mask):
+        return None
+    try:
+        found = CompactNetwork(model, mask, input_shape)
+    except ConfigError as error:
+        log.warning("training.compact=auto: the whole network is trained: %s", error)
+        return None
+    left, full = (sum(measures.multiply_adds(net, input_shape).values()) for net in (found.model, model))
+    if left > _WORTH * full:
+        return None
+    log.debug("without the channels that the mask leaves idle, %.3g of the multiply-adds are left", left / full)
+    return found
+
+
+def pass_seconds(
+    nets: Sequence[nn.Module], batch_shape: Sequence[int], device: torch.device, precision: str
+) -> list[float]:
+    """Seconds of a forward and backward pass of each network, the median of a few taken in turn."""
+    images = torch.randn(tuple(batch_shape), generator=torch.Generator().manual_seed(0)).to(next(nets[0].parameters()))
+    labels = torch.zeros(len(images), dtype=torch.int64, device=device)
+    layouts = [layout.layout_of(net) for net in nets]
+    nets = [copy.deepcopy(net).train() for net in nets]  # the running statistics of the others stay as they are
+    seconds: list[list[float]] = [[] for _ in nets]
+    for repeat in range(4):
+        for net, form, taken in zip(nets, layouts, seconds, strict=True):
+            batch = layout.laid_out(images, form)
+            devices.wait(device)
+            started = time.perf_counter()
+            with devices.autocast(device, precision):
+                loss = F.cross_entropy(net(batch), labels)
+            loss.backward()  # type: ignore[no-untyped-call]
+            devices.wait(device)
+            if repeat:  # the first call chooses algorithms
+                taken.append(time.perf_counter() - started)
+    return [statistics.median(taken) for taken in seconds]

@@ -1,0 +1,103 @@
+"""A step on a GPU as one CUDA graph: to launch its hundreds of kernels one by one takes longer than to run them."""
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pai_bench.core import OnDevice
+from pai_bench.training.step import Step
+
+log = logging.getLogger(__name__)
+
+_WARM_UPS = 3  # steps before the capture: algorithms are chosen, memory is taken, a model is compiled
+
+
+def obstacle(step: Step, data: object, num_processes: int) -> str | None:
+    """Why the steps of a network cannot be captured; None if they can."""
+    if step.recipe.precision == "float16":
+        return "float16 looks at the gradients before it takes a step"
+    if num_processes > 1:
+        return "several processes train it"
+    if not isinstance(data, OnDevice):
+        return "its images are read while it trains"
+    return None
+
+
+class CapturedStep:
+    """Whole steps of one network, each one launch: it makes the batch from the tables of the epoch, and trains on it.
+
+    A counter on the device says which step comes next. Weights, momentum, masks and learning rates may change between
+    steps, in place; `still_holds` says whether they did.
+
+    Args:
+        tables: those of any epoch.
+        steps_per_epoch: the last of which may have a smaller batch, and is not for this class.
+
+    Raises:
+        RuntimeError: the network does something that cannot be captured; its state is as it was.
+    """
+
+    def __init__(self, step: Step, data: OnDevice, tables: Sequence[Tensor], batch_size: int, num_steps: int) -> None:
+        self.step, self._data, self._batch_size, device = step, data, batch_size, step.device
+        self._tables = [table.clone() for table in tables]
+        self._rates = torch.zeros(num_steps, device=device)
+        self._next = torch.zeros(1, dtype=torch.int64, device=device)
+        self._places = torch.arange(batch_size, device=device)
+        self._addresses = self._addresses_now()
+        self._graph = torch.cuda.CUDAGraph()
+        self._capture()
+
+    @property
+    def still_holds(self) -> bool:
+        """Whether every tensor of the step lies where it lay."""
+        return self._addresses == self._addresses_now()
+
+    def begin(self, tables: Sequence[Tensor], rates: Sequence[float], start: int) -> None:
+        """Makes ready for steps of an epoch.
+
+        Args:
+            tables: of the epoch.
+            rates: the learning rate of each of its steps.
+            start: the step that comes next.
+        """
+        for own, table in zip(self._tables, tables, strict=True):
+            own.copy_(table)
+        self._rates.copy_(torch.tensor(rates))
+        self._next.fill_(start)
+
+    def __call__(self) -> None:
+        """Takes the next step."""
+        self._graph.replay()
+
+    def _take(self) -> None:
+        rate = self.step.optimizer.rate
+        assert rate is not None
+        rate.copy_(self._rates.index_select(0, self._next).squeeze(0))
+        images, labels = self._data.gather(self._tables, self._places + self._next * self._batch_size)
+        self.step(images, labels, self._batch_size)
+        self._next += 1
+
+    def _capture(self) -> None:
+        tensors, device = self.step.tensors, self.step.device
+        before, random = [tensor.detach().clone() for tensor in tensors], torch.cuda.get_rng_state(device)
+        self.step.net.train()
+        try:
+            aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            aside.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(aside):
+                for _ in range(_WARM_UPS):
+                    self._next.zero_()
+                    self._take()
+            torch.cuda.current_stream(device).wait_stream(aside)
+            with torch.cuda.graph(self._graph):
+                self._take()
+        finally:
+            with torch.no_grad():
+                for tensor, value in zip(tensors, before, strict=True):
+                    tensor.copy_(value)
+            torch.cuda.set_rng_state(random, device)
+
+    def _addresses_now(self) -> list[int]:
+        return [tensor.data_ptr() for tensor in self.step.tensors]

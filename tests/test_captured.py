@@ -1,0 +1,188 @@
+"""Steps as one CUDA graph: they train as steps of single kernels do. What they are made of is tested on a CPU too."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Chain
+from test_train import CPU, RECIPE, FewImages, half
+from torch import Generator, nn
+
+from pai_bench import devices, masks
+from pai_bench.core import OnDevice, Place
+from pai_bench.data.resident import Resident
+from pai_bench.training.captured import obstacle
+from pai_bench.training.sgd import SGD
+from pai_bench.training.trainer import Trainer
+
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def resident(device: torch.device, num_train: int = 43) -> Resident:
+    """Images of 12x12 in four classes, whose last batch is smaller."""
+
+    def images(number: int) -> tuple[np.ndarray, np.ndarray]:
+        pixels = np.random.default_rng(number).integers(0, 256, (number, 12, 12, 3), dtype=np.uint8)
+        return pixels, np.arange(number) % 4
+
+    return Resident(
+        images(num_train), images(8), 4, Place(Path(), False, device, 0), validation=0.0, mean=None, std=None,
+        padding=2, flip=True,
+    )  # fmt: skip
+
+
+def test_a_batch_by_a_tensor_of_positions_is_the_batch_of_the_epoch() -> None:
+    data = resident(CPU)
+    assert isinstance(data, OnDevice) and not isinstance(FewImages(), OnDevice)
+    tables = data.tables(Generator().manual_seed(1), Generator().manual_seed(2))
+    batches = list(data.train(8, Generator().manual_seed(1), Generator().manual_seed(2)))
+    assert [len(labels) for _, labels in batches] == [8, 8, 8, 8, 8, 3]
+    for number, (images, labels) in enumerate(batches[:5]):
+        again, of_these = data.gather(tables, torch.arange(8) + 8 * number)
+        assert torch.equal(images, again) and torch.equal(labels, of_these)
+        assert images.stride() == again.stride()
+
+
+@pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, False), (0.9, True)])
+def test_a_learning_rate_in_a_tensor_is_that_of_the_step(momentum: float, nesterov: bool) -> None:
+    torch.manual_seed(0)
+    nets = [Chain()]
+    nets.append(copy.deepcopy(nets[0]))
+    optimizers = [
+        SGD([(dict(net.named_parameters()), 0.01)], lr=0.1, momentum=momentum, nesterov=nesterov, capturable=capturable)
+        for net, capturable in zip(nets, (False, True), strict=True)
+    ]
+    for step in range(5):
+        for net, optimizer in zip(nets, optimizers, strict=True):
+            optimizer.lr = 0.1 / (1 + step)
+            generator = Generator().manual_seed(step)
+            for parameter in net.parameters():
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+            optimizer.step()
+    for one, other in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)  # one multiplication is rounded more
+
+
+def test_nothing_of_an_optimizer_moves_in_memory() -> None:
+    torch.manual_seed(0)
+    net = Chain()
+    optimizer = SGD([(dict(net.named_parameters()), 0.01)], lr=0.1, momentum=0.9, nesterov=True, capturable=True)
+    optimizer.hold(half(net))
+    before = [tensor.data_ptr() for tensor in optimizer.tensors]
+    optimizer.lr = 0.5
+    optimizer.hold({name: kept & (torch.rand(kept.shape) < 0.5) for name, kept in half(net).items()})
+    optimizer.set_momentum({"conv1.weight": torch.ones_like(net.conv1.weight)})
+    assert [tensor.data_ptr() for tensor in optimizer.tensors] == before
+    assert optimizer.buffers["conv1.weight"].all() and not optimizer.buffers["conv2.weight"].any()
+
+
+def test_what_cannot_be_captured_says_why() -> None:
+    training = trained(Chain(), CPU, epochs=0)
+    assert obstacle(training.step, resident(CPU), 1) is None
+    assert obstacle(training.step, resident(CPU), 2) == "several processes train it"
+    assert obstacle(training.step, FewImages(), 1) == "its images are read while it trains"
+    training.step.recipe = replace(RECIPE, precision="float16")
+    assert obstacle(training.step, resident(CPU), 1) == "float16 looks at the gradients before it takes a step"
+
+
+def trained(net: nn.Module, device: torch.device, *, epochs: float = 2, **settings: Any) -> Trainer:
+    """A trainer that has trained a copy of a network, whose mask narrows after an epoch and a half."""
+    recipe = replace(RECIPE, lr_schedule="cosine", warmup_epochs=1, **settings.pop("recipe", {}))
+    plain: dict[str, Any] = {
+        "seed": 0, "channels_last": False, "compile_model": False, "compact_training": False,
+        "record": lambda metrics, epoch: None, "keep_epochs": [0.5],
+    }  # fmt: skip
+    net = copy.deepcopy(net).to(device)
+    trainer = Trainer(net, resident(device), recipe, device, **(plain | settings))
+    mask = {name: kept.to(device) for name, kept in half(net.cpu()).items()}
+    net.to(device)
+    trainer.until(mask, min(1.5, epochs))
+    narrower = {
+        name: kept & (torch.rand(kept.shape, generator=Generator().manual_seed(5)) < 0.7).to(device)
+        for name, kept in mask.items()
+    }
+    trainer.until(narrower, epochs)
+    return trainer
+
+
+class Dropped(Chain):
+    """A network that drops units at random."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = nn.functional.dropout(super().forward(x), 0.3, self.training)
+        return logits
+
+
+def assert_same(one: Trainer, other: Trainer) -> None:
+    for (name, tensor), value in zip(one.model.state_dict().items(), other.model.state_dict().values(), strict=True):
+        assert torch.equal(tensor, value), name
+    assert torch.equal(one.state()["sums"], other.state()["sums"])
+    for name, buffer in one.step.optimizer.buffers.items():
+        assert torch.equal(buffer, other.step.optimizer.buffers[name]), name
+
+
+@gpu
+@pytest.mark.parametrize("precision", ["float32", "tfloat32", "bfloat16"])
+@pytest.mark.parametrize("kind", [Chain, Dropped])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_captured_steps_train_as_single_ones(kind: type[nn.Module], precision: str, channels_last: bool) -> None:
+    device = torch.device("cuda", 0)
+    devices.prepare(device, precision)
+    torch.manual_seed(0)
+    net = kind()
+    settings: dict[str, Any] = {"channels_last": channels_last, "recipe": {"precision": precision}}
+    with devices.reproducible(device):
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tfloat32"
+        captured, plain = (trained(net, device, capture=capture, **settings) for capture in (True, False))
+    assert captured._captured is not None and plain._captured is None
+    assert_same(captured, plain)
+
+
+@gpu
+def test_rewinding_and_a_checkpoint_in_mid_epoch_need_no_other_capture() -> None:
+    device = torch.device("cuda", 0)
+    devices.prepare(device, "float32")
+    torch.manual_seed(0)
+    net = Chain()
+    with devices.reproducible(device):
+        whole, broken = (trained(net, device, epochs=2.5) for _ in range(2))
+        graph = whole._captured
+        for trainer in (whole, broken):
+            trainer.rewind(trainer.mask, 0.5, True)
+        whole.until(whole.mask, 2)
+        assert whole._captured is graph
+        broken.until(broken.mask, 1.5)
+        state = copy.deepcopy(broken.state())
+        later = trained(Chain(), device, epochs=0)
+        later.load_state(state, broken.mask)
+        later.until(broken.mask, 2)
+    assert_same(whole, later)
+    assert masks.sparsity({name: whole.model.get_parameter(name) != 0 for name in whole.mask}) > 0.5
+
+
+@gpu
+def test_compact_networks_are_captured_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pai_bench.training.compact.LONG", {})
+    monkeypatch.setattr("pai_bench.training.compact.FASTER", 0.0)
+    device = torch.device("cuda", 0)
+    devices.prepare(device, "float32")
+    torch.manual_seed(0)
+    net = Chain()
+    mask = masks.full(net.to(device))
+    mask["conv2.weight"][:, 3:] = False
+    with devices.reproducible(device):
+        trainers = []
+        for compact in (True, False):
+            trainer = Trainer(
+                copy.deepcopy(net), resident(device), RECIPE, device, seed=0, channels_last=False, compile_model=False,
+                compact_training=compact, record=lambda metrics, epoch: None,
+            )  # fmt: skip
+            trainer.until(mask, 2)
+            trainers.append(trainer)
+    assert trainers[0].trained is not trainers[0].model
+    for one, other in zip(*(trainer.model.parameters() for trainer in trainers), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
