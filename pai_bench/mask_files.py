@@ -271,7 +271,9 @@ def _num_in_npz(path: str) -> int:
         for member in archive.infolist():
             with archive.open(member) as file:
                 version = np.lib.format.read_magic(file)
-                header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                header = (
+                    np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                )
                 total += math.prod(header(file)[0])
     return total
 
@@ -280,7 +282,8 @@ def _check_entries(where: str, total: int) -> None:
     """Refuses a small file that would fill the memory: of one value for all entries, or compressed."""
     if total > _MOST_ENTRIES:
         raise ConfigError(
-            f"{where}: its tensors have {total:,} entries, and at most {_MOST_ENTRIES:,} are read; give those of one network"
+            f"{where}: its tensors have {total:,} entries, and at most {_MOST_ENTRIES:,} are read; "
+            "give those of one network"
         )
 
 
