@@ -291,16 +291,13 @@ def test_a_value_that_cannot_be_fails_its_own_run(run_cli: RunCli, tmp_path: Pat
     assert len(list((tmp_path / "results").glob("*-dense-*/result.json"))) == 1
 
 
-# A plugin of Hydra: it asks for two learning rates, and says what each was worth.
+# A plugin of Hydra without settings: it asks for two learning rates, and says what each was worth.
 SWEEPER = """
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 
 class Better(Sweeper):
-    def __init__(self, **settings):
-        print("SETTINGS", settings)
-
     def setup(self, **given):
         self.launcher = Plugins.instance().instantiate_launcher(**given)
 
