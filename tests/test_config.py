@@ -1,6 +1,7 @@
 """Configs: everything composes, everything wrong is refused in one line, and a run keeps its name."""
 
 import json
+import os
 import re
 import runpy
 import subprocess
@@ -593,6 +594,14 @@ def test_a_run_imports_what_it_uses(pruner: str, tmp_path: Path) -> None:
     assert imported("run.py", arguments, unused | {"torch"}, tmp_path) == {"torch"}
     assert len(list(tmp_path.glob("*/result.json"))) == 1
     assert imported("run.py", arguments, HEAVY, tmp_path) == set()  # it is finished
+
+
+def test_the_package_is_a_command(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pai_bench", "pruner=snip", "sparsity=2"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (2, "config error: sparsity=2.0: give a fraction in [0, 1)\n")
 
 
 def test_help_lists_the_groups_and_two_examples(run_cli: RunCli) -> None:
