@@ -485,9 +485,10 @@ def check_scores(scores: Scores, candidates: Mask, *, zeros_allowed: bool = Fals
             continue
         values = scores[name][candidate]
         if bad := int((~values.isfinite()).sum()):
+            wider = "" if values.dtype == torch.float64 else "score in a wider type (pruner.dtype=float64) or "
             raise UserError(
                 f"{bad} of {values.numel()} scores of {name} are not finite ({values.dtype}); "
-                "score in a wider type (pruner.dtype=float64) or lower the initial scale"
+                f"{wider}lower the initial scale"
             )
     if not zeros_allowed and all(_is_silent(scores[name], kept) for name, kept in candidates.items()):
         first = next(iter(scores))

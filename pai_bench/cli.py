@@ -274,10 +274,9 @@ def stored(directory: Path, tracker: dict[str, Any] | None = None, trusted: bool
             composed = hydra.compose("config")
             if tracker is not None:
                 composed.tracker = tracker
-            cfg = config.complete(composed)
             if not trusted:
-                config.check_origin(cfg, directory / "config.yaml")
-            return cfg
+                config.check_origin(OmegaConf.to_container(composed), directory / "config.yaml")
+            return config.complete(composed)
     except UserError:
         raise
     except Exception as error:  # it may hold anything, and yaml, OmegaConf and Hydra each have words for that

@@ -1,5 +1,7 @@
 """What can go wrong for a user: one clear line each, and the exit code it ends with."""
 
+import importlib.util
+
 
 class UserError(Exception):
     """A failure that one line explains: it names the setting, its value and the remedy."""
@@ -11,6 +13,26 @@ class ConfigError(UserError):
     """A setting is wrong. Raised before anything is written."""
 
     exit_code = 2
+
+
+def check_installed(user: str, library: str, extra: str, instead: str = "") -> None:
+    """Makes sure that an optional library is there.
+
+    Args:
+        user: what needs it.
+        extra: the part of pyproject.toml's optional dependencies that brings it.
+        instead: what can be done without it.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    spec = importlib.util.find_spec(library)
+    if spec is None or spec.origin is None:  # a folder of that name is no package
+        package = {"sklearn": "scikit-learn"}.get(library, library)
+        raise ConfigError(
+            f"{user} {package}, which is not installed: pip install {package} (it belongs to 'pai_bench[{extra}]')"
+            f"{instead}"
+        )
 
 
 class DataError(UserError):

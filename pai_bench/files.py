@@ -1,12 +1,14 @@
 """Files that are whole or absent."""
 
+import csv
+import io
 import json
 import math
 import os
 import secrets
 import stat
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +40,15 @@ def moment(seconds: float) -> str:
 def csv_cell(value: Any) -> Any:
     """A value of a CSV file such that no spreadsheet takes a text for a formula."""
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+
+
+def csv_text(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """Rows as a CSV file with the names of its columns; what is None or absent is an empty field."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(map(csv_cell, columns))
+    writer.writerows([csv_cell(row.get(column)) for column in columns] for row in rows)
+    return buffer.getvalue()
 
 
 def private_folder(path: Path) -> Path:

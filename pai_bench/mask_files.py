@@ -5,6 +5,8 @@ Imports torch only for what cannot be read without it, so that a config with a m
 
 import hashlib
 import logging
+import math
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,6 +28,7 @@ Missing = Literal["refuse", "keep"]
 Arrays = dict[str, NDArray[Any]]
 
 _OF_NUMPY = {"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64", "F16", "F32", "F64"}
+_MOST_ENTRIES = 2**31  # of a file: more than any network here has, and what it takes to read them is bounded
 _SAVE = "save {name: 0/1 tensor} with torch.save, numpy.savez or safetensors"
 
 
@@ -256,8 +259,32 @@ def _safetensors(where: str, path: str) -> Arrays:
 
 
 def _npz(where: str, path: str) -> Arrays:
+    _check_entries(where, _num_in_npz(path))
     with np.load(path, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
+
+
+def _num_in_npz(path: str) -> int:
+    """How many entries the headers of a file's arrays promise."""
+    total = 0
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            with archive.open(member) as file:
+                version = np.lib.format.read_magic(file)
+                header = (
+                    np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                )
+                total += math.prod(header(file)[0])
+    return total
+
+
+def _check_entries(where: str, total: int) -> None:
+    """Refuses a small file that would fill the memory: of one value for all entries, or compressed."""
+    if total > _MOST_ENTRIES:
+        raise ConfigError(
+            f"{where}: its tensors have {total:,} entries, and at most {_MOST_ENTRIES:,} are read; "
+            "give those of one network"
+        )
 
 
 def _pt(where: str, path: str) -> Arrays:
@@ -265,6 +292,9 @@ def _pt(where: str, path: str) -> Arrays:
 
     import torch
 
+    if zipfile.is_zipfile(path):  # a compressed one may hold a thousand times its size
+        with zipfile.ZipFile(path) as archive:
+            _check_entries(where, sum(member.file_size for member in archive.infolist()) // 8)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -285,11 +315,9 @@ def _pt(where: str, path: str) -> Arrays:
         log.info("%s: its %s is read", where, inside[0])
     if not isinstance(content, Mapping):
         raise ConfigError(f"{where}: it holds a {type(content).__name__} and not tensors by name; {_SAVE}")
-    return {
-        str(name): _array(where, str(name), tensor)
-        for name, tensor in content.items()
-        if isinstance(tensor, torch.Tensor)
-    }
+    tensors = {str(name): tensor for name, tensor in content.items() if isinstance(tensor, torch.Tensor)}
+    _check_entries(where, sum(tensor.numel() for tensor in tensors.values()))
+    return {name: _array(where, name, tensor) for name, tensor in tensors.items()}
 
 
 def _array(where: str, name: str, tensor: Any) -> NDArray[Any]:

@@ -264,6 +264,10 @@ def _wanted(key: str, value: Any, tree: DictConfig) -> str:
     kind = node._metadata.ref_type if node is not None else None
     kinds = [kind, *get_args(kind)]
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    if isinstance(node, DictConfig) and not key.startswith("hydra."):
+        group, _, last = key.rpartition(".")
+        null = f"null, as this {group} has, or choose one that has a value for {last} ({group}=NAME)"
+        return null if node._is_none() else f"settings that it has: {', '.join(map(str, node))}"
     return next((words[kind] for kind in kinds if kind in words), "a value of another kind")
 
 

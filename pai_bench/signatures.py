@@ -45,6 +45,8 @@ def _spec(module: str) -> ModuleSpec | None:
     """Where a module lies. Unlike importlib.util.find_spec this runs no code of the packages around it."""
     found, path, name = None, None, ""
     for part in module.split("."):
+        if found is not None and path is None:  # a module has no others inside, though finders look for `part` anywhere
+            return None
         name = f"{name}.{part}" if name else part
         found = next((spec for finder in sys.meta_path if (spec := finder.find_spec(name, path))), None)
         if found is None:

@@ -10,7 +10,6 @@ sketches. The formulas are those of the literature on sampling matrix products, 
 Deviates: own protocol throughout; no official code exists and the details of the published experiments are not known.
 """
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,8 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from pai_bench.errors import ConfigError
+from pai_bench.errors import ConfigError, check_installed
+from pai_bench.files import csv_text
 
 Array = NDArray[np.float64]
 Row = dict[str, Any]
@@ -356,8 +356,10 @@ def check(densities: Sequence[float], num_seeds: int, num_draws: int, num_featur
     """Refuses what `study` cannot do, before anything is computed.
 
     Raises:
-        ConfigError: a density is out of reach, or there are too few seeds, draws, features or images.
+        ConfigError: a density is out of reach, or there are too few seeds, draws, features or images; or scikit-learn
+            is missing.
     """
+    check_installed("the study needs images of", "sklearn", "digits")
     for name, number, least in (("seeds", num_seeds, 1), ("draws", num_draws, 1), ("features", num_features, 10)):
         if number < least:
             raise ConfigError(f"{name}={number}: it must be at least {least}")
@@ -426,10 +428,7 @@ def _measure(problem: Regression, selection: str, k: int, num_draws: int, rng: G
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
     """All rows, one to a line; an error without a formula is an empty field."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    path.write_text(csv_text(rows, list(rows[0])))
 
 
 def medians(rows: Sequence[Row], selection: str, split: str, column: str) -> dict[float, tuple[float, float, float]]:

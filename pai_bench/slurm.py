@@ -175,6 +175,7 @@ def _native(sbatch: Mapping[str, Any], max_requeues: int) -> dict[str, Any]:
     native = {names.get(key, key): value for key, value in sbatch.items() if value is not None and value != {}}
     if "mem" in native:
         native["mem"] = f"{round(1024 * native['mem'])}MB"
+    native.setdefault("wckey", None)  # submitit marks its jobs with one, which clusters that keep a list refuse
     native.setdefault("srun_args", ["--kill-on-bad-exit=1"])  # tasks that wait for one that has died
     if native.get("time") is None:
         raise ConfigError("hydra.launcher.timeout_min=null: give the minutes that a run may take")

@@ -1,6 +1,5 @@
 """What a run leaves on disk: one directory for each run, whose result.json is written last and once."""
 
-import csv
 import hashlib
 import io
 import json
@@ -291,12 +290,9 @@ class RunDirectory:
         """Writes metrics.csv and then result.json, whose appearance is what makes the run finished."""
         self.check()
         epochs = [line for line in self.curve() if "test/top1" in line]
+        keys = list(dict.fromkeys(key for line in epochs for key in line))
         temporary = self.path / "metrics.csv.tmp"
-        with temporary.open("w", newline="") as file:
-            keys = list(dict.fromkeys(key for line in epochs for key in line))
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(map(files.csv_cell, keys))
-            writer.writerows([line.get(key) for key in keys] for line in epochs)
+        temporary.write_text(files.csv_text(epochs, keys))
         temporary.replace(self.path / "metrics.csv")
         self.write_json(RESULT, row)
         self._tidy()

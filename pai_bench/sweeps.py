@@ -232,7 +232,8 @@ class SweepLoader(ConfigLoaderImpl):
         composed = copy.deepcopy(self._composed[chosen])
         try:
             for override in values:
-                OmegaConf.update(composed, override.key_or_group, override.value(), merge=True)
+                is_null = OmegaConf.select(composed, override.key_or_group) is None  # nothing to merge with
+                OmegaConf.update(composed, override.key_or_group, override.value(), merge=not is_null)
         except OmegaConfBaseException:
             return super().load_sweep_config(master_config, sweep_overrides)  # which says what is wrong
         composed.hydra.overrides.task = list(sweep_overrides)

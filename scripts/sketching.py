@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 
 from pai_bench import cli, sketching
-from pai_bench.errors import ConfigError
+from pai_bench.errors import ConfigError, check_installed
 
 
 def prepared(folder: Path) -> Path:
@@ -49,6 +49,7 @@ def main() -> None:
     with cli.one_line_errors():
         settings = (arguments.densities, arguments.seeds, arguments.draws, arguments.features, arguments.images)
         sketching.check(*settings)
+        check_installed("error.png and error.svg need", "matplotlib", "report")
         folder = prepared(arguments.output)
         rows = sketching.study(*settings)
         sketching.write_csv(rows, folder / "errors.csv")

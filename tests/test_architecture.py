@@ -110,7 +110,7 @@ ALLOWED = {
         for part in ("cells", "comparison", "drawing", "evidence", "names", "page", "plots", "reading", "tables")
     },
     "export": LOOPS | {"signatures", "config", "files", "mask_files", "status", "summary"},
-    "sketching": LEAVES,
+    "sketching": LEAVES | {"files"},
     "published.numbers": LEAVES,
     "published.verdicts": LEAVES,
     "published.matching": {"cli", "config", "errors", "published.numbers", "published.verdicts"},

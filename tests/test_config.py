@@ -1,6 +1,9 @@
 """Configs: everything composes, everything wrong is refused in one line, and a run keeps its name."""
 
+import json
+import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -113,6 +116,11 @@ REFUSED = {
     "unknown option of Hydra's": (["hydra/launcher=slurn"], "slurn: there is no such option .did you mean slurm"),
     "unknown key of a group": (["training.epoch=3"], "training.epoch: there is no such setting"),
     "argument of no score": (["pruner.score.taylor=true"], "pruner.score.taylor=true: pruner.score is null for"),
+    "a score of a dense network": (["pruner.score={a:1}"], r"a: 1.: give null, as this pruner has, or choose one"),
+    "a score without a function": (
+        ["pruner=snip", "sparsity=0.5", "pruner.score={a:1}"],
+        "pruner.score=.a: 1.: give settings that it has: _target_",
+    ),
     "argument of an argument of no score": (["pruner.score.a.b=1"], "pruner.score.a.b=1: pruner.score is null for"),
     "images of no score": (["pruner.examples.total=8"], "examples.total=8: .* choose one .*pruner=NAME"),
     "unknown argument": (["pruner=grasp", "sparsity=0.5", "+pruner.score.foo=1"], "score.foo=1: .*has: temperature"),
@@ -344,6 +352,43 @@ def test_a_config_from_elsewhere_names_our_functions_alone(
             cli.stored(tmp_path)
 
 
+ATTACKS = {
+    "nested": ("block: basic", "block: {_target_: os.mkdir, path: MARKER}"),
+    "nested deeper": ("block: basic", "block: [{x: {_target_: os.mkdir, path: MARKER}}]"),
+    "a library of ours": ("pai_bench.models.resnet.resnet", "pai_bench.slurm.subprocess.call"),
+    "the function itself": ("pai_bench.models.resnet.resnet", "os.mkdir"),
+}
+
+
+@pytest.mark.parametrize("attack", list(ATTACKS))
+def test_the_run_of_a_stranger_is_neither_exported_nor_run_again(
+    attack: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "results" / "run"
+    run.mkdir(parents=True)
+    old, new = ATTACKS[attack]
+    text = config.rerunnable(composed("+model.block=basic"))
+    assert old in text
+    (run / "config.yaml").write_text(text.replace(old, new.replace("MARKER", str(tmp_path / "marker"))))
+    refused = r"_target_=(os.mkdir|pai_bench.slurm.subprocess.call): (.* not ours; add --trust|there is no module)"
+    with pytest.raises(ConfigError, match=refused):
+        cli.stored(run)
+    (run / "status.json").write_text('{"state": "failed", "exit_code": 1}')
+    monkeypatch.setattr(cli, "start_process", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["status.py", str(tmp_path / "results"), "--retry"])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(ROOT / "scripts" / "status.py"), run_name="__main__")
+    assert stopped.value.code == 4 and re.search(f"run: .*{refused}", capsys.readouterr().out)
+    row = {"id": "run", "test_top1": 0.5, "sparsity": 0.0, "input_shape": [1, 32, 32], "num_classes": 10}
+    (run / "result.json").write_text(json.dumps(row))
+    monkeypatch.setattr(sys, "argv", ["export.py", str(run), "-o", str(tmp_path / "mask.npz")])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(ROOT / "scripts" / "export.py"), run_name="__main__")
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and re.fullmatch(f"config error: .*{refused}.*\n", said), said
+    assert not (tmp_path / "marker").exists()
+
+
 def test_a_function_in_an_argument_is_not_called() -> None:
     inner = {"_target_": "os.getpid"}
     assert experiment._function({"_target_": "builtins.dict", "value": inner})() == {"value": inner}
@@ -549,6 +594,14 @@ def test_a_run_imports_what_it_uses(pruner: str, tmp_path: Path) -> None:
     assert imported("run.py", arguments, unused | {"torch"}, tmp_path) == {"torch"}
     assert len(list(tmp_path.glob("*/result.json"))) == 1
     assert imported("run.py", arguments, HEAVY, tmp_path) == set()  # it is finished
+
+
+def test_the_package_is_a_command(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pai_bench", "pruner=snip", "sparsity=2"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (2, "config error: sparsity=2.0: give a fraction in [0, 1)\n")
 
 
 def test_help_lists_the_groups_and_two_examples(run_cli: RunCli) -> None:

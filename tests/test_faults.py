@@ -21,8 +21,10 @@ from conftest import ROOT, RunCli, composed
 from test_data import photographs
 from test_resume import RUNS, TINY, assert_equal, config_of, directory_of, in_child, outcome, whole
 
-from pai_bench import config, experiment, export, files, masks, ownership, seeding, status, store
+from pai_bench import config, experiment, export, files, masks, ownership, seeding, sketching, slurm, status, store
 from pai_bench.errors import DataError, UserError
+from pai_bench.published import pages
+from pai_bench.published.verdicts import Rule
 from pai_bench.report.tables import as_csv
 from pai_bench.summary import already
 
@@ -238,10 +240,25 @@ def test_a_sweep_writes_through_nobodys_link_and_leaves_no_folder(run_cli: RunCl
     ("value", "cell"),
     [("=1+1", "'=1+1"), ("+x", "'+x"), ("-x", "'-x"), ("@x", "'@x"), ("\t=x", "'\t=x"), ("snip", "snip"), (-0.5, -0.5)],
 )
-def test_texts_are_no_formulas_in_csv_files(value: object, cell: object, tmp_path: Path) -> None:
+def test_texts_are_no_formulas_in_csv_files(
+    value: object, cell: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert files.csv_cell(value) == cell
     text = as_csv([{"label": value, "list": [value]}], ["label", "list"])
     assert next(csv.DictReader(text.splitlines()))["label"] == str(cell)
+    sketching.write_csv([{"label": value}], tmp_path / "errors.csv")
+    assert next(csv.DictReader((tmp_path / "errors.csv").open()))["label"] == str(cell)
+    monkeypatch.setattr(pages, "records", lambda found: [{"label": value}])
+    monkeypatch.setattr(pages, "_record", lambda found: {"label": value})
+    pages.write([None], tmp_path / "verdicts.csv", Rule())  # type: ignore[list-item]
+    assert (tmp_path / "verdicts.csv").read_text() == (tmp_path / "errors.csv").read_text()
+
+
+def test_one_function_writes_csv_files() -> None:
+    writers = [
+        path for path in (ROOT / "pai_bench").rglob("*.py") if re.search(r"csv\.(Dict)?[wW]riter", path.read_text())
+    ]
+    assert writers == [ROOT / "pai_bench" / "files.py"]
 
 
 def test_metrics_of_a_run_are_no_formulas(tmp_path: Path) -> None:
@@ -250,6 +267,19 @@ def test_metrics_of_a_run_are_no_formulas(tmp_path: Path) -> None:
     run.finish({"id": "run", "test_top1": 0.5, "sparsity": 0.0})
     run.close()
     assert (tmp_path / "run" / "metrics.csv").read_text() == "epoch,test/top1,'=cmd\n1.0,-0.5,1.0\n"
+
+
+@pytest.mark.parametrize(
+    ("given", "lines"),
+    [({}, []), ({"wckey": None}, []), ({"wckey": "thesis", "qos": None}, ["#SBATCH --wckey=thesis"])],
+    ids=["not given", "null", "given"],
+)
+def test_a_setting_of_slurm_that_is_null_is_not_given(given: dict[str, Any], lines: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    (script,) = slurm.export([["seed=0"]], tmp_path / "x", max_requeues=1, timeout_min=5, **given)
+    found = script.read_text().splitlines()
+    assert [line for line in found if "wckey" in line or "qos" in line] == lines
+    assert "#SBATCH --time=5" in found
 
 
 def test_checkpoints_hold_the_random_state_of_the_device_in_use_alone(monkeypatch: pytest.MonkeyPatch) -> None:

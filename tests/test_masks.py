@@ -12,6 +12,7 @@ import torch
 from conftest import Chain
 from safetensors.torch import save_file
 from torch import Generator, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pai_bench import allocation, masks, schedules
 from pai_bench.core import Length
@@ -397,6 +398,31 @@ def test_apply_zeroes_the_pruned_weights_and_no_others() -> None:
     for name, value in model.state_dict().items():
         expected = before[name] * mask[name] if name in mask else before[name]
         assert torch.equal(value, expected)
+
+
+@pytest.mark.parametrize(("dtype", "is_said"), [(torch.float32, True), (torch.float64, False)])
+def test_a_wider_type_is_named_where_there_is_one(dtype: torch.dtype, is_said: bool) -> None:
+    mask = everything((2, 2))
+    scores = {name: torch.full(kept.shape, math.inf, dtype=dtype) for name, kept in mask.items()}
+    with pytest.raises(UserError, match=r"scores of layer0.weight are not finite .*lower the initial scale") as said:
+        allocation.check_scores(scores, mask)
+    assert ("pruner.dtype=float64" in str(said.value)) == is_said
+
+
+def test_a_large_weight_is_cleared_in_one_launch_where_there_is_no_cache_to_keep_to() -> None:
+    class Launches(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.names: list[str] = []
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.names.append(function.overloadpacket.__name__)
+            return function(*args, **(kwargs or {}))
+
+    shape = (16, masks._IN_CACHE)
+    with Launches() as seen:
+        masks.clear_(torch.empty(shape, device="meta"), torch.empty(shape, dtype=torch.bool, device="meta"))
+    assert seen.names.count("bitwise_and_") == 1
 
 
 @pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])

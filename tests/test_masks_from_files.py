@@ -1,5 +1,6 @@
 """Masks from elsewhere: read from any format, fitted to the network, trained as if they had been found here."""
 
+import io
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -345,7 +347,17 @@ def write(path: Path, content: Any) -> None:
         torch.save(content, path)
 
 
+def trillion() -> bytes:
+    """An .npz file of two lines that says that it holds a million by a million entries."""
+    header, file = io.BytesIO(), io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|b1", "fortran_order": False, "shape": (10**6, 10**6)})
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("w.npy", header.getvalue())
+    return file.getvalue()
+
+
 ONE = torch.ones(2, 2)
+TRILLION = trillion()
 WRONG: dict[str, tuple[str, Any, list[str], str]] = {
     "absent": ("x.pt", None, [], "mask=x.pt: there is no such file"),
     "not torch": ("x.pt", b"no mask", [], "mask=x.pt: it .*cannot be read"),
@@ -361,6 +373,8 @@ WRONG: dict[str, tuple[str, Any, list[str], str]] = {
     "weights": ("x.pt", {"w": ONE / 3}, [], "w holds 0.333333, and a mask only 0 and 1; .*mask_file.zeros=true"),
     "not a number": ("x.npz", {"w": np.full((2, 2), np.nan)}, [], "w holds nan, and a mask only 0 and 1"),
     "not a number among weights": ("x.pt", {"w": ONE * torch.nan}, ["mask_file.zeros=true"], "w holds nan; give"),
+    "a trillion entries": ("x.pt", {"w": torch.ones(1).expand(10**6, 10**6)}, [], "its tensors have 1,000,000,000,000"),
+    "a trillion in a file of text": ("x.npz", TRILLION, [], "its tensors have 1,000,000,000,000 entries, and at most"),
     "words": ("x.npz", {"w": np.array([["a"]])}, [], "w holds <U1, and a mask 0 and 1"),
     "keeps nothing": ("x.pt", {"w": 0 * ONE}, [], "it keeps nothing"),
     "only a norm": ("x.pt", {"norm": torch.tensor([1, 0])}, [], "it holds no mask of a kernel or a matrix"),

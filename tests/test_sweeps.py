@@ -282,3 +282,50 @@ def test_a_preempted_sweep_of_several_processes_ends_every_run_in_order(tmp_path
     states = [json.loads(path.read_text())["state"] for path in results.glob("*/status.json")]
     assert states == ["preempted", "preempted"]
     assert not list(results.glob("*/owner.json"))
+
+
+def test_a_value_that_cannot_be_fails_its_own_run(run_cli: RunCli, tmp_path: Path) -> None:
+    done = run_cli("-m", *TINY, "pruner.score={a:1},null", "seed=0")
+    assert done.returncode == 2 and "1 done, 0 skipped, 1 failed" in done.stdout, done.stderr
+    assert done.stderr == ("config error: pruner.score={a: 1}: it needs a _target_; choose an option of pruner=\n")
+    assert len(list((tmp_path / "results").glob("*-dense-*/result.json"))) == 1
+
+
+# A plugin of Hydra without settings: it asks for two learning rates, and says what each was worth.
+SWEEPER = """
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+
+class Better(Sweeper):
+    def setup(self, **given):
+        self.launcher = Plugins.instance().instantiate_launcher(**given)
+
+    def sweep(self, arguments):
+        words = [[*arguments, f"training.lr={rate}"] for rate in (1e-6, 0.1)]
+        jobs = [self.launcher.launch([job], initial_job_idx=0)[0] for job in words]
+        print("WORTH", [job.return_value for job in jobs])
+
+ConfigStore.instance().store(group="hydra/sweeper", name="better", node={"_target_": "hydra_plugins.better.Better"})
+"""
+
+
+@pytest.mark.parametrize("validation", ["0.2", "0"])
+def test_a_sweeper_that_searches_is_given_the_validation_accuracy(
+    validation: str, run_cli: RunCli, tmp_path: Path
+) -> None:
+    plugin = tmp_path / "plugins" / "hydra_plugins" / "better"
+    plugin.mkdir(parents=True)
+    (plugin / "__init__.py").write_text(SWEEPER)
+    command = ["-m", "hydra/sweeper=better", *TINY, f"dataset.validation={validation}"]
+    done = run_cli(*command, env={"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path / 'plugins'}"})
+    rows = [json.loads(path.read_text()) for path in (tmp_path / "results").glob("*/result.json")]
+    if validation == "0":
+        line = "hydra/sweeper=better: it searches by the validation accuracy, and dataset.validation is 0"
+        assert done.returncode == 2 and not rows and done.stderr.count(line) == 2
+        return
+    assert done.returncode == 0, done.stderr
+    (said,) = [line for line in done.stdout.splitlines() if line.startswith("WORTH")]
+    worth = sorted(json.loads(said.removeprefix("WORTH ")))
+    assert len(rows) == 2 and worth == sorted(row["validation_top1"] for row in rows)
+    assert worth != sorted(row["test_top1"] for row in rows)

@@ -716,6 +716,19 @@ def test_exit_codes(write: Write, tmp_path: Path, verify: Verify) -> None:
         assert done.code == 2 and says in done.err and "Traceback" not in done.err, done.err
 
 
+def test_without_scipy_a_line_says_so(
+    write: Write, tmp_path: Path, verify: Verify, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(SYNFLOW, [0.7200, 0.7225])
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    done = verify("-o", "verdicts.csv")
+    assert done.code == 2 and not (tmp_path / "verdicts.csv").exists()
+    assert done.err == (
+        "config error: intervals of verdicts need scipy, which is not installed: pip install scipy "
+        "(it belongs to 'pai_bench[report]')\n"
+    )
+
+
 def test_nothing_heavy_is_imported(write: Write, tmp_path: Path) -> None:
     write(SYNFLOW, [0.72, 0.721])
     code = (

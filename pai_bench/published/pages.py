@@ -1,7 +1,5 @@
 """Comparisons as text for a terminal, Markdown, CSV and JSON."""
 
-import csv
-import io
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -79,11 +77,7 @@ def write(comparisons: Sequence[Comparison], path: Path, rule: Rule) -> None:
         found = {"rule": vars(rule), "comparisons": records(comparisons)}
         content = json.dumps(files.valid(found), indent=2, allow_nan=False) + "\n"
     else:
-        buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, list(_record(comparisons[0])) if comparisons else [], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(records(comparisons))
-        content = buffer.getvalue()
+        content = files.csv_text(records(comparisons), list(_record(comparisons[0])) if comparisons else [])
     try:
         files.write_atomically(path, content.encode())
     except OSError as error:

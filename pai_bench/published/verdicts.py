@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from pai_bench.errors import ConfigError
+from pai_bench.errors import ConfigError, check_installed
 
 REPRODUCED = "REPRODUCED"
 DEVIATES = "DEVIATES"
@@ -41,8 +41,9 @@ class Rule:
         """Makes sure that the settings make sense.
 
         Raises:
-            ConfigError: one does not.
+            ConfigError: one does not, or a library is missing.
         """
+        check_installed("intervals of verdicts need", "scipy", "report")
         if not 0 <= self.margin < math.inf:
             raise ConfigError(f"--margin {100 * self.margin:g}: give 0 or more percentage points")
         if not 0 <= self.spread < math.inf:

@@ -1,12 +1,10 @@
 """Tables of a report: for people as Markdown, LaTeX and on the page, in percent; for programs as CSV, in fractions."""
 
-import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pai_bench.files import csv_cell
+from pai_bench.files import csv_text
 from pai_bench.report import names
 from pai_bench.report.cells import Cell, Grid, compression
 from pai_bench.report.comparison import FEWEST, Difference, best, critical, not_told_from_best
@@ -196,13 +194,8 @@ def latex(table: Table, looks: Mapping[str, Look]) -> str:
 
 def as_csv(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
     """Rows as CSV with a header; None is an empty field, a sequence is joined by spaces."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        joined = {k: " ".join(map(str, v)) if isinstance(v, (list, tuple)) else v for k, v in row.items()}
-        writer.writerow({k: csv_cell(v) for k, v in joined.items()})
-    return buffer.getvalue()
+    joined = [{k: " ".join(map(str, v)) if isinstance(v, (list, tuple)) else v for k, v in row.items()} for row in rows]
+    return csv_text(joined, columns)
 
 
 CELL_COLUMNS = (

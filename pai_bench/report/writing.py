@@ -1,6 +1,5 @@
 """A results folder -> a report. Read `write` downwards."""
 
-import importlib.util
 import os
 import re
 import shlex
@@ -10,7 +9,7 @@ from datetime import date
 from pathlib import Path
 
 from pai_bench import files
-from pai_bench.errors import ConfigError
+from pai_bench.errors import ConfigError, check_installed
 from pai_bench.report import comparison, drawing, names, page, plots, reading, tables
 from pai_bench.report.cells import STATISTICS, Grid, cells, grids, is_dense
 from pai_bench.report.evidence import Unreadable
@@ -151,9 +150,8 @@ def _check(folder: Path, output: Path, options: Options) -> None:
     if unknown := [kind for kind in options.figures if kind not in plots.KINDS]:
         raise ConfigError(f"--figures {unknown[0]}: give some of {', '.join(plots.KINDS)}")
     needed = {"scipy": "", "jinja2": ""} | ({"matplotlib": ", or give --no-images"} if options.images else {})
-    for name, remedy in needed.items():
-        if importlib.util.find_spec(name) is None:
-            raise ConfigError(f"a report needs {name}, which is not installed: pip install {name}{remedy}")
+    for name, instead in needed.items():
+        check_installed("a report needs", name, "report", instead)
     if folder.resolve() == output.resolve():
         raise ConfigError(f"--output {output}: that is the results folder; give another folder")
 
