@@ -144,7 +144,7 @@ DOORS = {
     "filelock": {"data.resident", "devices"},
     "safetensors": {"export", "files", "mask_files", "report.evidence", "reuse"},
     "torch_pruning": {"structure"},
-    "tqdm": {"train"},
+    "tqdm": {"training.trainer"},
     "submitit": {"slurm"},
     "yaml": {"published.matching", "published.numbers", "report.names", "sweeps"},
     "scipy": {"published.verdicts", "report.comparison"},

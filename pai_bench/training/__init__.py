@@ -1,1 +1,0 @@
-"""One optimizer step, and the loop around it."""
