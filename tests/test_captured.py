@@ -171,9 +171,12 @@ def test_compact_networks_are_captured_too(monkeypatch: pytest.MonkeyPatch) -> N
     device = torch.device("cuda", 0)
     devices.prepare(device, "float32")
     torch.manual_seed(0)
-    net = Chain()
+    net = nn.Sequential(  # wide enough for channels by eights
+        nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 16, 3, padding=1), nn.ReLU(), nn.Flatten(),
+        nn.Linear(16 * 12 * 12, 4),
+    )  # fmt: skip
     mask = masks.full(net.to(device))
-    mask["conv2.weight"][:, 3:] = False
+    mask["2.weight"][:, 8:] = False
     with devices.reproducible(device):
         trainers = []
         for compact in (True, False):
