@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import time
@@ -91,6 +92,43 @@ def test_jpegs_are_decoded_by_torchcodec(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr("pai_bench.data.decode.open_image", forbidden)
     assert decode(tmp_path / "image.JPEG").shape == (60, 40, 3)
+
+
+def _enlarged(jpeg: bytes, before: bytes = b"") -> bytes:
+    """A JPEG that says that it has 60,000x60,000 pixels, with something before the marker of its size."""
+    at = jpeg.index(b"\xff\xc0")
+    return jpeg[:at] + before + jpeg[at : at + 5] + struct.pack(">HH", 60_000, 60_000) + jpeg[at + 9 :]
+
+
+@pytest.mark.parametrize(
+    "before",
+    [b"", b"\xff\xff", b"\xff\x01", b"\xff\xd0", b"\xff\xe2\0\x0c\xff\xc0\0\x0b\x08\0\x08\0\x08\x01"],
+    ids=["plain", "fillers", "a bare marker", "a restart", "another size in a comment"],
+)
+def test_a_jpeg_of_too_many_pixels_is_refused_before_it_is_decoded(
+    before: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "bomb.JPEG"
+    photograph(60, 40).save(file)
+    file.write_bytes(_enlarged(file.read_bytes(), before))
+    monkeypatch.setattr("pai_bench.data.decode.jpeg_decoder", lambda: lambda data: pytest.fail("it was decoded"))
+    with pytest.raises(DataError, match=r"bomb.JPEG: not a readable image \(.*\); restore or remove the file"):
+        decode(file)
+
+
+@pytest.mark.parametrize(("most", "decoder"), [(1200, "torchcodec"), (1199, "PIL"), (None, "torchcodec")])
+def test_the_limit_of_pixels_is_that_of_pil(
+    most: int | None, decoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photograph(60, 40).save(tmp_path / "image.JPEG")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", most)
+    decoded = torch.zeros(3, 60, 40, dtype=torch.uint8)
+    monkeypatch.setattr("pai_bench.data.decode.jpeg_decoder", lambda: lambda data: decoded)
+    if decoder == "torchcodec":
+        assert not decode(tmp_path / "image.JPEG").any()
+    else:
+        with pytest.raises(DataError, match=r"image.JPEG: not a readable image \(Image size \(2400 pixels\) exceeds"):
+            decode(tmp_path / "image.JPEG")
 
 
 def test_damaged_files_are_named(tmp_path: Path) -> None:

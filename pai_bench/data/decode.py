@@ -5,6 +5,7 @@ import hashlib
 import logging
 import os
 import shutil
+import struct
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -26,6 +27,9 @@ Listing = Sequence[tuple[Path, int]]  # file, label
 _QUALITY = 90  # of the JPEGs that `shrink` writes: 28 kB each, and no faster to decode below it
 
 _BITS_PER_SAMPLE, _SAMPLE_FORMAT, _SIGNED = 258, 339, 2  # tags of TIFF, and a value of the latter
+
+_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # markers of a JPEG after which its size stands
+_BARE = {*range(0xD0, 0xDB)}  # markers of no length, and that of the pixels
 
 
 @cache
@@ -87,7 +91,7 @@ def open_image(path: Path) -> Image.Image:
     """The image in a file, as RGB.
 
     Raises:
-        DataError: the file is damaged, is no image, or has pixels of unknown range.
+        DataError: the file is damaged, is no image, or has pixels of unknown range or too many.
     """
     try:
         with Image.open(path) as image:
@@ -99,19 +103,41 @@ def open_image(path: Path) -> Image.Image:
         raise DataError(f"{path}: not a readable image ({reason}); restore or remove the file") from error
 
 
+def _is_modest(jpeg: bytearray) -> bool:
+    """Whether a JPEG says its size, and PIL would not refuse so many pixels.
+
+    A few bytes can stand for gigabytes of pixels. To open every file with PIL would take a tenth of the decoding.
+    """
+    at = 2
+    while at + 9 <= len(jpeg) and jpeg[at] == 0xFF:
+        marker = jpeg[at + 1]
+        if marker in _FRAMES:
+            height, width = struct.unpack_from(">HH", jpeg, at + 5)
+            most = Image.MAX_IMAGE_PIXELS
+            return most is None or height * width <= 2 * most
+        if marker == 0xFF:  # a filler
+            at += 1
+        elif marker < 0xC0 or marker in _BARE:
+            return False
+        else:
+            at += 2 + int.from_bytes(jpeg[at + 2 : at + 4])
+    return False
+
+
 def decode(path: Path) -> Tensor:
     """The image in a file, as (H, W, 3) uint8 RGB: of a JPEG by torchcodec where it is installed, else by PIL.
 
-    A JPEG that torchcodec does not take is PIL's too: it reads what lacks only its last bytes, or says what is wrong.
+    A JPEG that torchcodec does not take, or that is very large, is PIL's too: it reads what lacks only its last bytes,
+    or says what is wrong.
 
     Raises:
-        DataError: the file is damaged or is no image.
+        DataError: the file is damaged, is no image, or has too many pixels.
     """
     try:
         data = bytearray(path.read_bytes())
     except OSError as error:
         raise DataError(f"{path}: not a readable image ({error.strerror}); restore or remove the file") from error
-    if data.startswith(b"\xff\xd8") and (decode_jpeg := jpeg_decoder()) is not None:
+    if data.startswith(b"\xff\xd8") and (decode_jpeg := jpeg_decoder()) is not None and _is_modest(data):
         # torchcodec turns an image as its EXIF says; PIL and the literature leave it as it is. Without the bytes that
         # it begins with it is no EXIF.
         exif = data.find(b"Exif\0\0", 0, data.find(b"\xff\xda"))
