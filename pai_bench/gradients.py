@@ -98,7 +98,7 @@ def mean_square_gradient(
     sums = [torch.zeros_like(leaf) for leaf in leaves]
     for images, labels in batches:
         size = 1 if per_example else len(labels)
-        for batch in zip(images.split(size), labels.split(size), strict=True):
+        for batch in zip(torch.split(images, size), torch.split(labels, size), strict=True):
             value = _batch_loss(net, weights, batch, loss, temperature)
             share = len(batch[1]) / num_examples
             for total, gradient in zip(sums, torch.autograd.grad(value, leaves, materialize_grads=True), strict=True):

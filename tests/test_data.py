@@ -7,13 +7,14 @@ import multiprocessing
 import os
 import pickle
 import runpy
+import shutil
 import struct
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -958,6 +959,60 @@ def test_unchecked_pickles_run_no_code(download: str, tmp_path: Path, monkeypatc
     with pytest.raises(DataError, match=r"it names posix.mkdir, which is no data"):
         load("dataset=cifar10", "dataset.verify=false", f"download={download}", data_dir=tmp_path)
     assert not (tmp_path / "payload").exists()
+
+
+@pytest.mark.parametrize(("name", "key"), [("cifar10", "labels"), ("cifar100", "fine_labels")])
+def test_the_library_of_others_is_as_it_was_while_pickles_are_read(
+    name: str, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchvision.datasets import cifar as theirs
+
+    def watched(file: BinaryIO, **settings: Any) -> Any:
+        assert theirs.pickle is pickle
+        read.append(Path(file.name).name)
+        return archives.unpickle(file, **settings)
+
+    read: list[str] = []
+    cifar_files(tmp_path, name)
+    monkeypatch.setattr("pai_bench.data.cifar.unpickle", watched)
+    load(f"dataset={name}", "dataset.verify=false", data_dir=tmp_path)
+    assert len(read) == len(set(read)) == (6 if name == "cifar10" else 2)
+    for entry in ({"data": np.zeros((20, 3072)), key: [0] * 20}, {"data": np.zeros((20, 3072), np.uint8), key: [0]}):
+        (tmp_path / theirs.__dict__[name.upper()].base_folder / read[-1]).write_bytes(pickle.dumps(entry))
+        with pytest.raises(DataError, match=f"dataset={name}: .* is missing or damaged"):
+            load(f"dataset={name}", "dataset.verify=false", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("damage", [None, "missing", "another"])
+def test_files_of_cifar_that_are_not_the_published_ones_are_fetched(
+    damage: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchvision.datasets import CIFAR100
+
+    fetched = []
+
+    def archived(url: str, root: str, name: str, published: str) -> None:
+        fetched.append((url, name, published))
+        shutil.copy(tmp_path / "archive.tar.gz", Path(root) / name)
+
+    source, data_dir = tmp_path / "source", tmp_path / "data"
+    cifar_files(source, "cifar100")
+    sums = {file.name: archives.md5(file) for file in (source / "cifar-100-python").iterdir()}
+    monkeypatch.setattr(CIFAR100, "train_list", [["train", sums["train"]]])
+    monkeypatch.setattr(CIFAR100, "test_list", [["test", sums["test"]]])
+    monkeypatch.setattr(CIFAR100, "meta", {**CIFAR100.meta, "md5": sums["meta"]})
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", archived)
+    with tarfile.open(tmp_path / "archive.tar.gz", "w:gz") as archive:
+        archive.add(source / "cifar-100-python", "cifar-100-python")
+    shutil.copytree(source, data_dir)
+    file = data_dir / "cifar-100-python" / "meta"
+    if damage == "missing":
+        file.unlink()
+    elif damage == "another":
+        file.write_bytes(b"")
+    assert load("dataset=cifar100", "download=true", data_dir=data_dir).num_examples["train"] == 20
+    assert fetched == ([] if damage is None else [(CIFAR100.url, CIFAR100.filename, CIFAR100.tgz_md5)])
+    assert archives.md5(file) == sums["meta"]
 
 
 def test_a_complete_dataset_is_used_as_it_is_where_downloads_are_allowed(
