@@ -10,6 +10,7 @@ import runpy
 import shutil
 import struct
 import tarfile
+import time
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -26,10 +27,9 @@ from torch.utils.data import DataLoader
 
 from pai_bench import ablations, config, experiment, layout
 from pai_bench.core import Data, Drawn, Examples, Place, Share, labels_of, num_steps
-from pai_bench.data import archives, decode, resident
+from pai_bench.data import archives, decode, resident, tiny_imagenet
 from pai_bench.data.digits import digits
 from pai_bench.data.imagenet import Streamed
-from pai_bench.data.listing import image_files
 from pai_bench.data.resident import Resident
 from pai_bench.errors import ConfigError, DataError, UserError
 
@@ -455,6 +455,26 @@ def test_folders_of_one_name_do_not_share_a_cache(tmp_path: Path) -> None:
     assert load("dataset=image_folder", roots[0], data_dir=tmp_path).checksum != first.checksum
 
 
+@pytest.mark.parametrize("link", ["train", "train/ant", "train/ant/0.bmp"])
+def test_a_cache_follows_links(link: str, tmp_path: Path) -> None:
+    """Although what they lead to has the same names, lengths and times."""
+    for place, seed in (("a", 0), ("b", 1000)):
+        for part in ("train", "test"):
+            for label, name in enumerate(("ant", "bee")):
+                save_image(file := tmp_path / place / part / name / "0.bmp", seed + label, (8, 8))
+                os.utime(file, (0, 0))
+    shutil.copytree(tmp_path / "a", root := tmp_path / "insects")
+    checksums = []
+    for place in ("a", "b"):
+        if (root / link).is_symlink() or (root / link).is_file():
+            (root / link).unlink()
+        else:
+            shutil.rmtree(root / link)
+        (root / link).symlink_to(tmp_path / place / link)
+        checksums.append(load("dataset=image_folder", f"dataset.root={root}", data_dir=tmp_path).checksum)
+    assert checksums[0] != checksums[1]
+
+
 def test_a_damaged_image_is_named_and_leaves_no_cache(tmp_path: Path) -> None:
     root = image_folder(tmp_path / "insects")
     (root / "train" / "bee" / "3.png").write_bytes(b"no image")
@@ -527,6 +547,55 @@ def test_tiny_imagenet_reads_the_original_layout(tmp_path: Path) -> None:
     assert (data.input_shape, data.num_classes) == ((3, 64, 64), 200)
     assert all_labels(data, "test") == [7, 0, 199]
     assert all_labels(data, "train") == sorted([*range(200)] * 2)
+
+
+def aged(root: Path) -> None:
+    """Folders that were last modified an hour ago."""
+    for folder in (root, *(path for path in root.rglob("*") if path.is_dir())):
+        os.utime(folder, (time.time() - 3600,) * 2)
+
+
+def test_tiny_imagenet_keeps_its_listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    aged(tiny_files(tmp_path))
+    first = load("dataset=tiny_imagenet", "dataset.subset=true", data_dir=tmp_path)
+    monkeypatch.setattr("pai_bench.data.listing._scanned", lambda *_: pytest.fail("the folders were read again"))
+    monkeypatch.setattr("pai_bench.data.decode._decode", lambda *_: pytest.fail("the images were decoded again"))
+    again = load("dataset=tiny_imagenet", "dataset.subset=true", data_dir=tmp_path)
+    assert again.checksum == first.checksum and again.num_examples == {"train": 400, "validation": 0, "test": 3}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda root: (root / "train/n00000000/images/n00000000_0.JPEG").unlink(),
+        lambda root: save_image(root / "train/n00000000/images/new.JPEG", 1, (64, 64)),
+        lambda root: save_image(root / "train/n00000000/images/more/new.JPEG", 1, (64, 64)),
+        lambda root: shutil.rmtree(root / "train/n00000000/images"),
+        lambda root: shutil.rmtree(root / "train/n00000000"),
+        lambda root: save_image(root / "train/n00000198/images/new.JPEG", 1, (64, 64)),
+        lambda root: save_image(root / "train/n00000199/images/new.JPEG", 1, (64, 64)),
+        lambda root: (root / "wnids.txt").write_text((root / "wnids.txt").read_text().replace("n00000198", "a")),
+        lambda root: (root / "val/val_annotations.txt").write_text("val_0.JPEG\tn00000000\n"),
+        lambda root: (root / "val/images/val_0.JPEG").unlink(),
+    ],
+    ids=[
+        "removed", "added", "added below", "images removed", "class removed", "images appear", "class appears",
+        "other classes", "other annotations", "test image removed",
+    ],
+)  # fmt: skip
+def test_a_kept_listing_of_tiny_imagenet_that_is_stale_is_made_anew(change: Any, tmp_path: Path) -> None:
+    root = tiny_files(tmp_path)
+    shutil.rmtree(root / "train" / "n00000198" / "images")
+    shutil.rmtree(root / "train" / "n00000199")
+    (tmp_path / "cache").mkdir()
+    aged(root)
+    tiny_imagenet._listings(root, tmp_path / "cache")
+    assert len(list((tmp_path / "cache").glob("listing-*.npz"))) == 2
+    change(root)
+    found = tiny_imagenet._listings(root, tmp_path / "cache")
+    fresh = tiny_imagenet._listings(root, tmp_path / "other")
+    for split in ("train", "test"):
+        assert list(found[split]) == list(fresh[split]) and all(path.is_file() for path, _ in found[split])
 
 
 def test_labels_go_up_to_the_last_class_even_without_its_images(tmp_path: Path) -> None:
@@ -844,11 +913,23 @@ def test_hidden_folders_are_passed_over_and_counted(tmp_path: Path, caplog: pyte
     assert "passed over 3 hidden or other files and folders" in line
 
 
-def test_hidden_folders_of_tiny_imagenet_are_passed_over(tmp_path: Path) -> None:
-    folder = tmp_path / ".home" / "images"  # what lies above the folder does not matter
-    for name in (".ipynb_checkpoints/0.png", "._0.png", "0.png", "more/1.png"):
-        save_image(folder / name, 0)
-    assert image_files(folder) == [folder / "0.png", folder / "more" / "1.png"]
+def test_hidden_folders_of_tiny_imagenet_are_passed_over_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tiny_files(tmp_path / ".home")  # what lies above the folder does not matter
+    images = root / "train" / "n00000003" / "images"
+    (images.parent / "n00000003_boxes.txt").write_text("")  # the set has them
+    save_image(images / "more" / "1.png", 0, (64, 64))
+    for file in (images / ".ipynb_checkpoints" / "0.png", images / "._0.png", root / "val" / "images" / ".0.png"):
+        save_image(file, 0, (64, 64))
+    with caplog.at_level("INFO"):
+        data = load("dataset=tiny_imagenet", "dataset.subset=true", data_dir=root.parent)
+    assert data.num_examples == {"train": 401, "validation": 0, "test": 3}
+    said = [record.getMessage() for record in caplog.records if "passed over" in record.getMessage()]
+    assert [line.split(", ")[0] for line in said] == [
+        f"{root / 'train'}: passed over 2 hidden or other files and folders",
+        f"{root / 'val'}: passed over 1 hidden or other files and folders",
+    ]
 
 
 def test_a_link_to_nothing_among_the_images_is_named(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import shutil
 import struct
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import pytest
 import torch
 from conftest import ROOT, composed
 from PIL import Image
-from test_data import all_images, load, photographs
+from test_data import aged, all_images, load, photographs
 from torch import Generator
 from torchvision import transforms
 from torchvision.transforms import v2
@@ -200,12 +199,6 @@ def test_the_checksum_is_of_names_sizes_and_labels(tmp_path: Path) -> None:
     assert fingerprint(files, files) == hashlib.sha256(2 * lines).hexdigest()
 
 
-def _aged(root: Path) -> None:
-    """Folders that were last modified an hour ago."""
-    for folder in (root, *(path for path in root.rglob("*") if path.is_dir())):
-        os.utime(folder, (time.time() - 3600,) * 2)
-
-
 @pytest.fixture
 def listed(tmp_path: Path) -> tuple[Path, Path]:
     """Class folders whose listing is kept, and where."""
@@ -213,7 +206,7 @@ def listed(tmp_path: Path) -> tuple[Path, Path]:
     for name in ("a/1.png", "a/sub/2.png", "b/3.png"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(bytes(5))
-    _aged(root)
+    aged(root)
     class_folders(root, cache)
     return root, cache
 
@@ -247,7 +240,7 @@ def test_a_kept_listing_that_is_stale_is_made_anew(change: Any, listed: tuple[Pa
         classes, files = class_folders(root, cache)
         assert (classes, list(files)) == (class_folders(root)[0], list(class_folders(root)[1]))
         assert all(path.is_file() for path, _ in files)
-        _aged(root)
+        aged(root)
 
 
 def test_a_kept_listing_that_is_damaged_is_made_anew(listed: tuple[Path, Path]) -> None:
@@ -273,7 +266,7 @@ def test_a_listing_of_folders_that_have_just_changed_is_not_kept(tmp_path: Path)
 
 
 def test_imagenet_keeps_its_listing(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _aged(photographs / "imagenet")
+    aged(photographs / "imagenet")
     first = load("dataset=imagenet", "dataset.subset=true", data_dir=photographs)
     monkeypatch.setattr("pai_bench.data.listing._scanned", lambda *_: pytest.fail("the folders were read again"))
     again = load("dataset=imagenet", "dataset.subset=true", data_dir=photographs)

@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
@@ -17,12 +17,11 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from pai_bench.data.listing import Files
 from pai_bench.data.resident import Images, lock, remove_unfinished
 from pai_bench.errors import ConfigError, DataError, UserError
 
 log = logging.getLogger(__name__)
-
-Listing = Sequence[tuple[Path, int]]  # file, label
 
 _QUALITY = 90  # of the JPEGs that `shrink` writes: 28 kB each, and no faster to decode below it
 
@@ -165,18 +164,16 @@ def shrink(path: Path, target: Path, side: int) -> None:
     temporary.replace(target)
 
 
-def _cache_key(splits: dict[str, Listing]) -> str:
+def _cache_key(splits: dict[str, Files]) -> str:
     """Tells apart what may hold other pixels: another place, or a file written at another time."""
     digest = hashlib.sha256()
-    for split, listing in splits.items():
-        for path, label in listing:
-            try:
-                status = path.stat()
-            except OSError as error:
-                raise DataError(
-                    f"{path}: not a readable image ({error.strerror}); restore or remove the file"
-                ) from error
-            digest.update(f"{split} {path.resolve()} {status.st_size} {status.st_mtime_ns} {label}\n".encode())
+    for split, files in splits.items():
+        resolved = cache(lambda folder, root=files.root: os.path.realpath(root / os.fsdecode(folder)))  # links may move
+        listed = (array.tolist() for array in (files.names, files.sizes, files.modified, files.labels))
+        for path, size, modified, label in zip(*listed, strict=True):
+            folder, _, name = path.rpartition(b"/")
+            file = b"%b/%b" % (os.fsencode(resolved(folder)), name)
+            digest.update(b"%b %b %d %d %d\n" % (split.encode(), file, size, modified, label))
     return digest.hexdigest()[:12]
 
 
@@ -207,7 +204,7 @@ def _reserve(file: Path) -> None:
             # A file system that cannot reserve: it is written to as it is.
 
 
-def _decode(listing: Listing, size: int | None, target: Path) -> None:
+def _decode(listing: Files, size: int | None, target: Path) -> None:
     first = _square(listing[0][0], size)
     images = np.lib.format.open_memmap(target, mode="w+", dtype=np.uint8, shape=(len(listing), *first.shape))
     _reserve(target)
@@ -227,7 +224,7 @@ def _decode(listing: Listing, size: int | None, target: Path) -> None:
     images.flush()
 
 
-def decoded(name: str, splits: dict[str, Listing], size: int | None, data_dir: Path) -> dict[str, Images]:
+def decoded(name: str, splits: dict[str, Files], size: int | None, data_dir: Path) -> dict[str, Images]:
     """Images and labels of each split, memory-mapped from `data_dir/cache`, decoded on first use.
 
     One process decodes while others that start at the same time wait; a build that is interrupted leaves no cache.
@@ -247,10 +244,7 @@ def decoded(name: str, splits: dict[str, Listing], size: int | None, data_dir: P
                 for split, listing in splits.items():
                     _decode(listing, size, building / f"{split}.npy")
                 building.rename(built)
-    return {
-        split: (_loaded(built / f"{split}.npy", len(listing), size), np.array([label for _, label in listing]))
-        for split, listing in splits.items()
-    }
+    return {split: (_loaded(built / f"{split}.npy", len(files), size), files.labels) for split, files in splits.items()}
 
 
 def _loaded(file: Path, number: int, size: int | None) -> np.ndarray:

@@ -40,8 +40,9 @@ def image_folder(
             raise DataError(
                 f"dataset.root={root}: there is no folder {part}; give the folder that holds train/ and test/"
             )
+    # No listing is kept: it would not see a file that is written anew in its place, and the cache has its old pixels.
     num_classes, train, test = paired_class_folders(folder / "train", test_folder)
-    images = decoded(folder.resolve().name, {"train": list(train), "test": list(test)}, size, place.data_dir)
+    images = decoded(folder.resolve().name, {"train": train, "test": test}, size, place.data_dir)
     return Resident(
         images["train"], images["test"], num_classes, place,
         validation=validation, mean=mean, std=std, padding=padding, padding_mode=padding_mode, flip=flip,
