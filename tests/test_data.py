@@ -770,8 +770,9 @@ def test_a_place_says_nothing_of_the_data() -> None:
         ({"std": [0.2, float("nan"), 0.2]}, "dataset.std=.*give numbers above 0"),
         ({"std": [0.2, float("inf"), 0.2]}, "dataset.std=.*give numbers above 0"),
         ({"mean": [0.2, float("nan"), 0.2]}, "dataset.mean=.*give finite numbers"),
-        ({"padding": 5}, "dataset.padding=5: the images have 5x6 pixels; give at most 4"),
-        ({"padding": -1}, "dataset.padding=-1: give 0 or more"),
+        ({"padding": 5}, "dataset.padding=5: the images have 5x6 pixels; give 0 to 4"),
+        ({"padding": 6, "padding_mode": "reflect"}, "dataset.padding=6: the images have 5x6 pixels; give 0 to 4"),
+        ({"padding": -1}, "dataset.padding=-1: the images have 5x6 pixels; give 0 to 4"),
     ],
 )
 def test_values_outside_their_range_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -782,6 +783,21 @@ def test_values_outside_their_range_are_refused(settings: dict[str, Any], messag
 def test_a_wrong_deviation_is_found_before_the_data_is_looked_for(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"dataset.std=\[0\.?0?\]"):
         load("dataset=mnist", "dataset.std=[0.0]", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "size"), [("digits", 32), ("cifar10", 32), ("cifar100", 32), ("tiny_imagenet", 64)]
+)
+def test_a_padding_of_a_whole_image_is_found_before_the_data_is_looked_for(dataset: str, size: int) -> None:
+    composed(f"dataset={dataset}", f"dataset.padding={size - 1}")
+    with pytest.raises(ConfigError, match=rf"^dataset.padding={size}: give one in \[0, {size - 1}\]$"):
+        composed(f"dataset={dataset}", f"dataset.padding={size}")
+
+
+def test_a_padding_of_a_whole_image_of_a_folder(tmp_path: Path) -> None:
+    wrong = ["dataset=image_folder", "dataset.size=8", "dataset.padding=8", f"dataset.root={tmp_path / 'nowhere'}"]
+    with pytest.raises(ConfigError, match=r"^dataset.padding=8: the images have 8x8 pixels; give 0 to 7$"):
+        load(*wrong, data_dir=tmp_path)
 
 
 @pytest.mark.parametrize("value", range(0, 256, 5))  # rounding must not give any of them a deviation

@@ -8,9 +8,9 @@ import numpy as np
 
 from pai_bench.core import Place
 from pai_bench.data.archives import md5, unpack, unpickle
-from pai_bench.data.resident import Images, Resident, check_ranges, lock
+from pai_bench.data.resident import Images, Resident, lock
 from pai_bench.errors import DataError
-from pai_bench.ranges import NonNegativeInt, OfColours, ProperFraction, StdOfColours
+from pai_bench.ranges import OfColours, PaddingOf32, ProperFraction, StdOfColours
 
 _UNREADABLE = (  # what pickles that are cut, damaged or of something else raise
     RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError, AttributeError, ImportError,
@@ -24,7 +24,7 @@ def cifar10(
     validation: ProperFraction,
     mean: OfColours,
     std: StdOfColours,
-    padding: NonNegativeInt,
+    padding: PaddingOf32,
     padding_mode: Literal["reflect"] | None,
     flip: bool,
     verify: bool,
@@ -39,7 +39,6 @@ def cifar10(
 
     Reference: Krizhevsky 2009, Learning multiple layers of features from tiny images.
     """
-    check_ranges(mean, std, padding)
     from torchvision.datasets import CIFAR10
 
     train, test = _read(CIFAR10, "cifar10", place, verify)
@@ -55,13 +54,12 @@ def cifar100(
     validation: ProperFraction,
     mean: OfColours,
     std: StdOfColours,
-    padding: NonNegativeInt,
+    padding: PaddingOf32,
     padding_mode: Literal["reflect"] | None,
     flip: bool,
     verify: bool,
 ) -> Resident:
     """CIFAR-100: as CIFAR-10, with a hundred fine classes."""
-    check_ranges(mean, std, padding)
     from torchvision.datasets import CIFAR100
 
     train, test = _read(CIFAR100, "cifar100", place, verify)

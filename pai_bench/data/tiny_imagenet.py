@@ -11,9 +11,9 @@ from pai_bench.core import Place
 from pai_bench.data.archives import PUBLISHED_MD5, unpack
 from pai_bench.data.decode import decoded
 from pai_bench.data.listing import Files, images_in
-from pai_bench.data.resident import Resident, check_ranges, lock
+from pai_bench.data.resident import Resident, lock
 from pai_bench.errors import DataError
-from pai_bench.ranges import NonNegativeInt, OfColours, ProperFraction, StdOfColours
+from pai_bench.ranges import OfColours, PaddingOf64, ProperFraction, StdOfColours
 
 _URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 _FOLDER = "tiny-imagenet-200"
@@ -27,7 +27,7 @@ def tiny_imagenet(
     validation: ProperFraction,
     mean: OfColours,
     std: StdOfColours,
-    padding: NonNegativeInt,
+    padding: PaddingOf64,
     flip: bool,
     padding_mode: Literal["reflect"] | None,
 ) -> Resident:
@@ -45,7 +45,6 @@ def tiny_imagenet(
     Reference: Le and Yang 2015, Tiny ImageNet visual recognition challenge. Its own test labels are unpublished, so
         the literature tests on val/.
     """
-    check_ranges(mean, std, padding)
     root = place.data_dir / _FOLDER
     if not root.is_dir() and place.download:
         _download(place.data_dir)
