@@ -26,13 +26,22 @@ def random_pixels(batches: Batches, generator: Generator) -> Batches:
     Deviates: in the released code, which random_pixels_official follows, channels mix, images are augmented afterwards,
         and the labels are random, too.
     """
-    corrupted = []
-    for images, labels in batches:
-        flat = images.flatten(2)  # (B, C, H * W)
-        order = torch.stack([torch.randperm(flat.shape[2], generator=generator) for _ in range(len(flat))])
-        shuffled = flat.gather(2, order.to(images.device)[:, None].expand_as(flat))
-        corrupted.append((torch.empty_like(images).copy_(shuffled.view(images.shape)), labels))
-    return corrupted
+    labels = labels_of(batches)
+    num_pixels = batches[0][0][0, 0].numel()
+    # Every order is drawn here, in integers of half the width, and images are made when a batch is asked for.
+    orders = [torch.stack([_order(num_pixels, generator).int() for _ in of_batch]) for of_batch in labels]
+
+    def images(number: int) -> Tensor:
+        before = batches[number][0]
+        flat = before.flatten(2)  # (B, C, H * W)
+        order = orders[number].to(before.device).long()
+        return torch.empty_like(before).copy_(flat.gather(2, order[:, None].expand_as(flat)).view(before.shape))
+
+    return Drawn(images, labels)
+
+
+def _order(number: int, generator: Generator) -> Tensor:
+    return torch.randperm(number, generator=generator)
 
 
 def random_pixels_official(images: Tensor, labels: Tensor, generator: Generator) -> Batch:
@@ -45,9 +54,10 @@ def random_pixels_official(images: Tensor, labels: Tensor, generator: Generator)
         classes; here the labels of the images that are drawn trade places, so that classes are as balanced.
     """
     flat = images.flatten(1)
-    order = torch.stack([torch.randperm(flat.shape[1], generator=generator) for _ in range(len(flat))])
-    permuted = torch.randperm(len(labels), generator=generator).to(labels.device)
-    return flat.gather(1, order.to(flat.device)).view(images.shape), labels[permuted]
+    shuffled = torch.empty_like(flat)
+    for after, before in zip(shuffled, flat, strict=True):  # the orders of all at once take eight times the images
+        after.copy_(before[_order(len(before), generator).to(before.device)])
+    return shuffled.view(images.shape), labels[_order(len(labels), generator).to(labels.device)]
 
 
 def invert(scores: Scores, candidates: Mask, generator: Generator) -> Scores:

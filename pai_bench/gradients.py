@@ -72,13 +72,20 @@ def mean_gradient(
 
 
 def mean_square_gradient(
-    net: Subnetwork, batches: Batches, loss: Loss, *, temperature: float = 1.0, at: Weights | None = None
+    net: Subnetwork,
+    batches: Batches,
+    loss: Loss,
+    *,
+    temperature: float = 1.0,
+    at: Weights | None = None,
+    per_example: bool = False,
 ) -> tuple[Weights, Weights]:
     """The weights w and the mean over batches of the squared gradient of each batch's loss at w, both detached.
 
     Batches count by their size.
 
     Args:
+        per_example: every image is a batch of its own.
         temperature: divides the logits.
         at: the weights, when they are not the masked ones of the model; it may name other parameters, too.
 
@@ -89,11 +96,13 @@ def mean_square_gradient(
     leaves = list(weights.values())
     num_examples = sum(map(len, labels_of(batches)))
     sums = [torch.zeros_like(leaf) for leaf in leaves]
-    for batch in batches:
-        value = _batch_loss(net, weights, batch, loss, temperature)
-        share = len(batch[1]) / num_examples
-        for total, gradient in zip(sums, torch.autograd.grad(value, leaves, materialize_grads=True), strict=True):
-            total.addcmul_(gradient, gradient, value=share)
+    for images, labels in batches:
+        size = 1 if per_example else len(labels)
+        for batch in zip(torch.split(images, size), torch.split(labels, size), strict=True):
+            value = _batch_loss(net, weights, batch, loss, temperature)
+            share = len(batch[1]) / num_examples
+            for total, gradient in zip(sums, torch.autograd.grad(value, leaves, materialize_grads=True), strict=True):
+                total.addcmul_(gradient, gradient, value=share)
     return {name: leaf.detach() for name, leaf in weights.items()}, dict(zip(weights, sums, strict=True))
 
 

@@ -56,3 +56,7 @@ OfGrey = Annotated[list[float], Len(1, 1)]
 OfColours = Annotated[list[float], Len(3, 3)]
 StdOfGrey = Annotated[list[Positive], Len(1, 1)]
 StdOfColours = Annotated[list[Positive], Len(3, 3)]
+
+# Pixels around images of so many: fewer than those, or a crop would hold nothing of its image.
+PaddingOf32 = Annotated[int, Ge(0), Le(31)]
+PaddingOf64 = Annotated[int, Ge(0), Le(63)]

@@ -26,6 +26,9 @@ CONF = ROOT / "conf"
 Compose = Callable[..., dict[str, Any]]
 RunCli = Callable[..., "subprocess.CompletedProcess[str]"]
 
+# The smallest sweep.
+TWO_RUNS = ["-m", "model=lenet300", "training.epochs=1", "tracker=none", "pruner=magnitude", "sparsity=0.5", "seed=0,1"]
+
 
 # Tests of whole runs in processes of their own, and of many networks: left out on the oldest torch.
 SLOW = {

@@ -7,13 +7,15 @@ import multiprocessing
 import os
 import pickle
 import runpy
+import shutil
 import struct
 import tarfile
+import time
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -25,10 +27,9 @@ from torch.utils.data import DataLoader
 
 from pai_bench import ablations, config, experiment, layout
 from pai_bench.core import Data, Drawn, Examples, Place, Share, labels_of, num_steps
-from pai_bench.data import archives, decode, resident
+from pai_bench.data import archives, decode, resident, tiny_imagenet
 from pai_bench.data.digits import digits
 from pai_bench.data.imagenet import Streamed
-from pai_bench.data.listing import image_files
 from pai_bench.data.resident import Resident
 from pai_bench.errors import ConfigError, DataError, UserError
 
@@ -454,6 +455,26 @@ def test_folders_of_one_name_do_not_share_a_cache(tmp_path: Path) -> None:
     assert load("dataset=image_folder", roots[0], data_dir=tmp_path).checksum != first.checksum
 
 
+@pytest.mark.parametrize("link", ["train", "train/ant", "train/ant/0.bmp"])
+def test_a_cache_follows_links(link: str, tmp_path: Path) -> None:
+    """Although what they lead to has the same names, lengths and times."""
+    for place, seed in (("a", 0), ("b", 1000)):
+        for part in ("train", "test"):
+            for label, name in enumerate(("ant", "bee")):
+                save_image(file := tmp_path / place / part / name / "0.bmp", seed + label, (8, 8))
+                os.utime(file, (0, 0))
+    shutil.copytree(tmp_path / "a", root := tmp_path / "insects")
+    checksums = []
+    for place in ("a", "b"):
+        if (root / link).is_symlink() or (root / link).is_file():
+            (root / link).unlink()
+        else:
+            shutil.rmtree(root / link)
+        (root / link).symlink_to(tmp_path / place / link)
+        checksums.append(load("dataset=image_folder", f"dataset.root={root}", data_dir=tmp_path).checksum)
+    assert checksums[0] != checksums[1]
+
+
 def test_a_damaged_image_is_named_and_leaves_no_cache(tmp_path: Path) -> None:
     root = image_folder(tmp_path / "insects")
     (root / "train" / "bee" / "3.png").write_bytes(b"no image")
@@ -526,6 +547,55 @@ def test_tiny_imagenet_reads_the_original_layout(tmp_path: Path) -> None:
     assert (data.input_shape, data.num_classes) == ((3, 64, 64), 200)
     assert all_labels(data, "test") == [7, 0, 199]
     assert all_labels(data, "train") == sorted([*range(200)] * 2)
+
+
+def aged(root: Path) -> None:
+    """Folders that were last modified an hour ago."""
+    for folder in (root, *(path for path in root.rglob("*") if path.is_dir())):
+        os.utime(folder, (time.time() - 3600,) * 2)
+
+
+def test_tiny_imagenet_keeps_its_listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    aged(tiny_files(tmp_path))
+    first = load("dataset=tiny_imagenet", "dataset.subset=true", data_dir=tmp_path)
+    monkeypatch.setattr("pai_bench.data.listing._scanned", lambda *_: pytest.fail("the folders were read again"))
+    monkeypatch.setattr("pai_bench.data.decode._decode", lambda *_: pytest.fail("the images were decoded again"))
+    again = load("dataset=tiny_imagenet", "dataset.subset=true", data_dir=tmp_path)
+    assert again.checksum == first.checksum and again.num_examples == {"train": 400, "validation": 0, "test": 3}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda root: (root / "train/n00000000/images/n00000000_0.JPEG").unlink(),
+        lambda root: save_image(root / "train/n00000000/images/new.JPEG", 1, (64, 64)),
+        lambda root: save_image(root / "train/n00000000/images/more/new.JPEG", 1, (64, 64)),
+        lambda root: shutil.rmtree(root / "train/n00000000/images"),
+        lambda root: shutil.rmtree(root / "train/n00000000"),
+        lambda root: save_image(root / "train/n00000198/images/new.JPEG", 1, (64, 64)),
+        lambda root: save_image(root / "train/n00000199/images/new.JPEG", 1, (64, 64)),
+        lambda root: (root / "wnids.txt").write_text((root / "wnids.txt").read_text().replace("n00000198", "a")),
+        lambda root: (root / "val/val_annotations.txt").write_text("val_0.JPEG\tn00000000\n"),
+        lambda root: (root / "val/images/val_0.JPEG").unlink(),
+    ],
+    ids=[
+        "removed", "added", "added below", "images removed", "class removed", "images appear", "class appears",
+        "other classes", "other annotations", "test image removed",
+    ],
+)  # fmt: skip
+def test_a_kept_listing_of_tiny_imagenet_that_is_stale_is_made_anew(change: Any, tmp_path: Path) -> None:
+    root = tiny_files(tmp_path)
+    shutil.rmtree(root / "train" / "n00000198" / "images")
+    shutil.rmtree(root / "train" / "n00000199")
+    (tmp_path / "cache").mkdir()
+    aged(root)
+    tiny_imagenet._listings(root, tmp_path / "cache")
+    assert len(list((tmp_path / "cache").glob("listing-*.npz"))) == 2
+    change(root)
+    found = tiny_imagenet._listings(root, tmp_path / "cache")
+    fresh = tiny_imagenet._listings(root, tmp_path / "other")
+    for split in ("train", "test"):
+        assert list(found[split]) == list(fresh[split]) and all(path.is_file() for path, _ in found[split])
 
 
 def test_labels_go_up_to_the_last_class_even_without_its_images(tmp_path: Path) -> None:
@@ -700,8 +770,9 @@ def test_a_place_says_nothing_of_the_data() -> None:
         ({"std": [0.2, float("nan"), 0.2]}, "dataset.std=.*give numbers above 0"),
         ({"std": [0.2, float("inf"), 0.2]}, "dataset.std=.*give numbers above 0"),
         ({"mean": [0.2, float("nan"), 0.2]}, "dataset.mean=.*give finite numbers"),
-        ({"padding": 5}, "dataset.padding=5: the images have 5x6 pixels; give at most 4"),
-        ({"padding": -1}, "dataset.padding=-1: give 0 or more"),
+        ({"padding": 5}, "dataset.padding=5: the images have 5x6 pixels; give 0 to 4"),
+        ({"padding": 6, "padding_mode": "reflect"}, "dataset.padding=6: the images have 5x6 pixels; give 0 to 4"),
+        ({"padding": -1}, "dataset.padding=-1: the images have 5x6 pixels; give 0 to 4"),
     ],
 )
 def test_values_outside_their_range_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -712,6 +783,21 @@ def test_values_outside_their_range_are_refused(settings: dict[str, Any], messag
 def test_a_wrong_deviation_is_found_before_the_data_is_looked_for(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"dataset.std=\[0\.?0?\]"):
         load("dataset=mnist", "dataset.std=[0.0]", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "size"), [("digits", 32), ("cifar10", 32), ("cifar100", 32), ("tiny_imagenet", 64)]
+)
+def test_a_padding_of_a_whole_image_is_found_before_the_data_is_looked_for(dataset: str, size: int) -> None:
+    composed(f"dataset={dataset}", f"dataset.padding={size - 1}")
+    with pytest.raises(ConfigError, match=rf"^dataset.padding={size}: give one in \[0, {size - 1}\]$"):
+        composed(f"dataset={dataset}", f"dataset.padding={size}")
+
+
+def test_a_padding_of_a_whole_image_of_a_folder(tmp_path: Path) -> None:
+    wrong = ["dataset=image_folder", "dataset.size=8", "dataset.padding=8", f"dataset.root={tmp_path / 'nowhere'}"]
+    with pytest.raises(ConfigError, match=r"^dataset.padding=8: the images have 8x8 pixels; give 0 to 7$"):
+        load(*wrong, data_dir=tmp_path)
 
 
 @pytest.mark.parametrize("value", range(0, 256, 5))  # rounding must not give any of them a deviation
@@ -843,11 +929,23 @@ def test_hidden_folders_are_passed_over_and_counted(tmp_path: Path, caplog: pyte
     assert "passed over 3 hidden or other files and folders" in line
 
 
-def test_hidden_folders_of_tiny_imagenet_are_passed_over(tmp_path: Path) -> None:
-    folder = tmp_path / ".home" / "images"  # what lies above the folder does not matter
-    for name in (".ipynb_checkpoints/0.png", "._0.png", "0.png", "more/1.png"):
-        save_image(folder / name, 0)
-    assert image_files(folder) == [folder / "0.png", folder / "more" / "1.png"]
+def test_hidden_folders_of_tiny_imagenet_are_passed_over_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tiny_files(tmp_path / ".home")  # what lies above the folder does not matter
+    images = root / "train" / "n00000003" / "images"
+    (images.parent / "n00000003_boxes.txt").write_text("")  # the set has them
+    save_image(images / "more" / "1.png", 0, (64, 64))
+    for file in (images / ".ipynb_checkpoints" / "0.png", images / "._0.png", root / "val" / "images" / ".0.png"):
+        save_image(file, 0, (64, 64))
+    with caplog.at_level("INFO"):
+        data = load("dataset=tiny_imagenet", "dataset.subset=true", data_dir=root.parent)
+    assert data.num_examples == {"train": 401, "validation": 0, "test": 3}
+    said = [record.getMessage() for record in caplog.records if "passed over" in record.getMessage()]
+    assert [line.split(", ")[0] for line in said] == [
+        f"{root / 'train'}: passed over 2 hidden or other files and folders",
+        f"{root / 'val'}: passed over 1 hidden or other files and folders",
+    ]
 
 
 def test_a_link_to_nothing_among_the_images_is_named(tmp_path: Path) -> None:
@@ -958,6 +1056,60 @@ def test_unchecked_pickles_run_no_code(download: str, tmp_path: Path, monkeypatc
     with pytest.raises(DataError, match=r"it names posix.mkdir, which is no data"):
         load("dataset=cifar10", "dataset.verify=false", f"download={download}", data_dir=tmp_path)
     assert not (tmp_path / "payload").exists()
+
+
+@pytest.mark.parametrize(("name", "key"), [("cifar10", "labels"), ("cifar100", "fine_labels")])
+def test_the_library_of_others_is_as_it_was_while_pickles_are_read(
+    name: str, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchvision.datasets import cifar as theirs
+
+    def watched(file: BinaryIO, **settings: Any) -> Any:
+        assert theirs.pickle is pickle
+        read.append(Path(file.name).name)
+        return archives.unpickle(file, **settings)
+
+    read: list[str] = []
+    cifar_files(tmp_path, name)
+    monkeypatch.setattr("pai_bench.data.cifar.unpickle", watched)
+    load(f"dataset={name}", "dataset.verify=false", data_dir=tmp_path)
+    assert len(read) == len(set(read)) == (6 if name == "cifar10" else 2)
+    for entry in ({"data": np.zeros((20, 3072)), key: [0] * 20}, {"data": np.zeros((20, 3072), np.uint8), key: [0]}):
+        (tmp_path / theirs.__dict__[name.upper()].base_folder / read[-1]).write_bytes(pickle.dumps(entry))
+        with pytest.raises(DataError, match=f"dataset={name}: .* is missing or damaged"):
+            load(f"dataset={name}", "dataset.verify=false", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("damage", [None, "missing", "another"])
+def test_files_of_cifar_that_are_not_the_published_ones_are_fetched(
+    damage: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchvision.datasets import CIFAR100
+
+    fetched = []
+
+    def archived(url: str, root: str, name: str, published: str) -> None:
+        fetched.append((url, name, published))
+        shutil.copy(tmp_path / "archive.tar.gz", Path(root) / name)
+
+    source, data_dir = tmp_path / "source", tmp_path / "data"
+    cifar_files(source, "cifar100")
+    sums = {file.name: archives.md5(file) for file in (source / "cifar-100-python").iterdir()}
+    monkeypatch.setattr(CIFAR100, "train_list", [["train", sums["train"]]])
+    monkeypatch.setattr(CIFAR100, "test_list", [["test", sums["test"]]])
+    monkeypatch.setattr(CIFAR100, "meta", {**CIFAR100.meta, "md5": sums["meta"]})
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", archived)
+    with tarfile.open(tmp_path / "archive.tar.gz", "w:gz") as archive:
+        archive.add(source / "cifar-100-python", "cifar-100-python")
+    shutil.copytree(source, data_dir)
+    file = data_dir / "cifar-100-python" / "meta"
+    if damage == "missing":
+        file.unlink()
+    elif damage == "another":
+        file.write_bytes(b"")
+    assert load("dataset=cifar100", "download=true", data_dir=data_dir).num_examples["train"] == 20
+    assert fetched == ([] if damage is None else [(CIFAR100.url, CIFAR100.filename, CIFAR100.tgz_md5)])
+    assert archives.md5(file) == sums["meta"]
 
 
 def test_a_complete_dataset_is_used_as_it_is_where_downloads_are_allowed(

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, RunCli, composed
+from conftest import ROOT, TWO_RUNS, RunCli, composed
 from test_data import photographs
 from test_resume import RUNS, TINY, assert_equal, config_of, directory_of, in_child, outcome, whole
 
@@ -221,16 +221,7 @@ def test_a_sweep_writes_through_nobodys_link_and_leaves_no_folder(run_cli: RunCl
     (tmp_path / "temporary").mkdir()
     (tmp_path / "theirs").mkdir()
     (tmp_path / "temporary" / f"pai_bench-{os.getuid()}").symlink_to(tmp_path / "theirs")
-    sweep = [
-        "-m",
-        "model=lenet300",
-        "training.epochs=1",
-        "tracker=none",
-        "pruner=magnitude",
-        "sparsity=0.5",
-        "seed=0,1",
-    ]
-    done = run_cli(*sweep, env={"TMPDIR": str(tmp_path / "temporary")})
+    done = run_cli(*TWO_RUNS, env={"TMPDIR": str(tmp_path / "temporary")})
     assert done.returncode == 0 and "2 done" in done.stdout, done.stderr
     assert list((tmp_path / "theirs").iterdir()) == []
     assert [path.name for path in (tmp_path / "temporary").glob("pai_bench*")] == [f"pai_bench-{os.getuid()}"]

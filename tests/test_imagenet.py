@@ -6,9 +6,9 @@ import json
 import multiprocessing
 import os
 import shutil
+import struct
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import pytest
 import torch
 from conftest import ROOT, composed
 from PIL import Image
-from test_data import all_images, load, photographs
+from test_data import aged, all_images, load, photographs
 from torch import Generator
 from torchvision import transforms
 from torchvision.transforms import v2
@@ -93,6 +93,43 @@ def test_jpegs_are_decoded_by_torchcodec(tmp_path: Path, monkeypatch: pytest.Mon
     assert decode(tmp_path / "image.JPEG").shape == (60, 40, 3)
 
 
+def _enlarged(jpeg: bytes, before: bytes = b"") -> bytes:
+    """A JPEG that says that it has 60,000x60,000 pixels, with something before the marker of its size."""
+    at = jpeg.index(b"\xff\xc0")
+    return jpeg[:at] + before + jpeg[at : at + 5] + struct.pack(">HH", 60_000, 60_000) + jpeg[at + 9 :]
+
+
+@pytest.mark.parametrize(
+    "before",
+    [b"", b"\xff\xff", b"\xff\x01", b"\xff\xd0", b"\xff\xe2\0\x0c\xff\xc0\0\x0b\x08\0\x08\0\x08\x01"],
+    ids=["plain", "fillers", "a bare marker", "a restart", "another size in a comment"],
+)
+def test_a_jpeg_of_too_many_pixels_is_refused_before_it_is_decoded(
+    before: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "bomb.JPEG"
+    photograph(60, 40).save(file)
+    file.write_bytes(_enlarged(file.read_bytes(), before))
+    monkeypatch.setattr("pai_bench.data.decode.jpeg_decoder", lambda: lambda data: pytest.fail("it was decoded"))
+    with pytest.raises(DataError, match=r"bomb.JPEG: not a readable image \(.*\); restore or remove the file"):
+        decode(file)
+
+
+@pytest.mark.parametrize(("most", "decoder"), [(1200, "torchcodec"), (1199, "PIL"), (None, "torchcodec")])
+def test_the_limit_of_pixels_is_that_of_pil(
+    most: int | None, decoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photograph(60, 40).save(tmp_path / "image.JPEG")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", most)
+    decoded = torch.zeros(3, 60, 40, dtype=torch.uint8)
+    monkeypatch.setattr("pai_bench.data.decode.jpeg_decoder", lambda: lambda data: decoded)
+    if decoder == "torchcodec":
+        assert not decode(tmp_path / "image.JPEG").any()
+    else:
+        with pytest.raises(DataError, match=r"image.JPEG: not a readable image \(Image size \(2400 pixels\) exceeds"):
+            decode(tmp_path / "image.JPEG")
+
+
 def test_damaged_files_are_named(tmp_path: Path) -> None:
     photograph(60, 40).save(tmp_path / "whole.JPEG")
     data = (tmp_path / "whole.JPEG").read_bytes()
@@ -162,12 +199,6 @@ def test_the_checksum_is_of_names_sizes_and_labels(tmp_path: Path) -> None:
     assert fingerprint(files, files) == hashlib.sha256(2 * lines).hexdigest()
 
 
-def _aged(root: Path) -> None:
-    """Folders that were last modified an hour ago."""
-    for folder in (root, *(path for path in root.rglob("*") if path.is_dir())):
-        os.utime(folder, (time.time() - 3600,) * 2)
-
-
 @pytest.fixture
 def listed(tmp_path: Path) -> tuple[Path, Path]:
     """Class folders whose listing is kept, and where."""
@@ -175,7 +206,7 @@ def listed(tmp_path: Path) -> tuple[Path, Path]:
     for name in ("a/1.png", "a/sub/2.png", "b/3.png"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(bytes(5))
-    _aged(root)
+    aged(root)
     class_folders(root, cache)
     return root, cache
 
@@ -209,7 +240,7 @@ def test_a_kept_listing_that_is_stale_is_made_anew(change: Any, listed: tuple[Pa
         classes, files = class_folders(root, cache)
         assert (classes, list(files)) == (class_folders(root)[0], list(class_folders(root)[1]))
         assert all(path.is_file() for path, _ in files)
-        _aged(root)
+        aged(root)
 
 
 def test_a_kept_listing_that_is_damaged_is_made_anew(listed: tuple[Path, Path]) -> None:
@@ -235,7 +266,7 @@ def test_a_listing_of_folders_that_have_just_changed_is_not_kept(tmp_path: Path)
 
 
 def test_imagenet_keeps_its_listing(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _aged(photographs / "imagenet")
+    aged(photographs / "imagenet")
     first = load("dataset=imagenet", "dataset.subset=true", data_dir=photographs)
     monkeypatch.setattr("pai_bench.data.listing._scanned", lambda *_: pytest.fail("the folders were read again"))
     again = load("dataset=imagenet", "dataset.subset=true", data_dir=photographs)

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, RunCli, composed
+from conftest import ROOT, TWO_RUNS, RunCli, composed
 from safetensors.torch import load_file
 
 from pai_bench import experiment, files, ownership, status, store
@@ -511,16 +511,7 @@ def test_a_checkpoint_of_something_else_is_passed_over(tmp_path: Path, caplog: p
 
 
 def test_a_sweep_counts_a_run_whose_records_are_damaged(run_cli: RunCli, tmp_path: Path) -> None:
-    sweep = [
-        "-m",
-        "model=lenet300",
-        "training.epochs=1",
-        "tracker=none",
-        "pruner=magnitude",
-        "sparsity=0.5",
-        "seed=0,1",
-    ]
-    assert run_cli(*sweep).returncode == 0
+    assert run_cli(*TWO_RUNS).returncode == 0
     first, second = sorted((tmp_path / "results").iterdir())
     (first / "result.json").write_bytes(b'{"id": "cut')
     asked = [sys.executable, str(ROOT / "scripts" / "status.py"), str(tmp_path / "results")]
@@ -533,7 +524,7 @@ def test_a_sweep_counts_a_run_whose_records_are_damaged(run_cli: RunCli, tmp_pat
     assert f"{second / 'config.yaml'}: it is damaged" in retried.stdout and retried.returncode == 4, retried.stderr
     assert f"{first / 'result.json'} is damaged, and is now result.json.damaged" in retried.stdout
     (first / "result.json").write_bytes(b"[]")
-    again = run_cli(*sweep)
+    again = run_cli(*TWO_RUNS)
     assert again.returncode == 0 and "2 done, 0 skipped, 0 failed" in again.stdout, again.stderr
 
 

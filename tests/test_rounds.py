@@ -16,12 +16,26 @@ from torch import Generator, nn
 from torch.nn import functional as F
 
 from pai_bench import ablations, allocation, experiment, masks, schedules
-from pai_bench.core import Ablation, Batches, Chosen, Examples, Length, Mask, Place, Pruner, Round, Scores, Subnetwork
+from pai_bench.core import (
+    Ablation,
+    Batches,
+    Chosen,
+    Drawn,
+    Examples,
+    Length,
+    Mask,
+    Place,
+    Pruner,
+    Round,
+    Scores,
+    Subnetwork,
+    labels_of,
+)
 from pai_bench.data.imagenet import Streamed
 from pai_bench.data.resident import Resident
 from pai_bench.errors import ConfigError
 from pai_bench.prune import Pruned, prune
-from pai_bench.pruners import force, magnitude, neural_tangent_transfer, snip, synflow
+from pai_bench.pruners import force, gradient_norm, magnitude, neural_tangent_transfer, snip, synflow
 from pai_bench.training.trainer import Trainer
 
 SHAPE = (3, 8, 8)
@@ -408,6 +422,62 @@ def test_random_pixels_permute_every_image_in_its_own_way(batches: Batches) -> N
             assert torch.equal(image, original[:, order])  # channels stay together
             orders.append(tuple(order))
     assert len(set(orders)) == len(orders)
+
+
+def watched(batches: Batches, made: list[Any]) -> Drawn:
+    """The batches, made when they are asked for: their numbers are noted."""
+
+    def images(number: int) -> torch.Tensor:
+        made.append(number)
+        return batches[number][0].clone()
+
+    return Drawn(images, labels_of(batches))
+
+
+def test_random_pixels_are_made_batch_by_batch_and_are_those_of_all_at_once(batches: Batches) -> None:
+    generator, other = Generator().manual_seed(0), Generator().manual_seed(0)
+    made: list[Any] = []
+    broken = ablations.random_pixels(watched(batches, made), generator)
+    expected = []
+    for images, _ in batches:
+        order = torch.stack([torch.randperm(64, generator=other) for _ in images])
+        expected.append(images.flatten(2).gather(2, order[:, None].expand(-1, 3, -1)).view(images.shape))
+    assert torch.equal(generator.get_state(), other.get_state())
+    assert set(made) <= {0}, "the first tells the size"
+    made.clear()
+    for _ in range(2):  # walked twice, they are the same
+        assert all(map(torch.equal, (images for images, _ in broken), expected))
+    assert made == [0, 1] * 2
+    assert all(map(torch.equal, labels_of(broken), labels_of(batches))) and made == [0, 1] * 2
+
+
+def test_fisher_of_single_images_looks_at_batch_after_batch(batches: Batches) -> None:
+    events: list[Any] = []
+
+    def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        events.append("loss")
+        return F.cross_entropy(logits, labels)
+
+    model = Chain().eval()
+    net = Subnetwork(model, masks.full(model), drawn(model), SHAPE)
+    found, expected = (
+        gradient_norm.fisher(net, seen, loss, Generator(), per_example=alone, temperature=1.0)
+        for seen, alone in (
+            (watched(batches, events), True),
+            ([(x[i : i + 1], y[i : i + 1]) for x, y in batches for i in range(len(y))], False),
+        )
+    )
+    assert events == [0, *["loss"] * 12, 1, *["loss"] * 8, *["loss"] * 20]
+    assert all(torch.equal(found[name], scores) and scores.any() for name, scores in expected.items())
+
+
+def test_official_random_pixels_are_those_of_all_at_once() -> None:
+    images = torch.randint(256, (5, 4, 4, 3), generator=Generator().manual_seed(1), dtype=torch.uint8)
+    found, labels = ablations.random_pixels_official(images, torch.arange(5), Generator().manual_seed(0))
+    generator = Generator().manual_seed(0)
+    order = torch.stack([torch.randperm(48, generator=generator) for _ in range(5)])
+    assert torch.equal(found, images.flatten(1).gather(1, order).view(images.shape))
+    assert torch.equal(labels, torch.randperm(5, generator=generator))
 
 
 def byte_images() -> Resident:

@@ -1,16 +1,16 @@
-"""CIFAR-10 and CIFAR-100 through torchvision, in the layout and with the checksums of the original archives."""
+"""CIFAR-10 and CIFAR-100 in the layout of the original archives; torchvision knows their names and checksums."""
 
 import pickle
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from pai_bench.core import Place
-from pai_bench.data.archives import unpickle
-from pai_bench.data.resident import Images, Resident, check_ranges, lock
+from pai_bench.data.archives import md5, unpack, unpickle
+from pai_bench.data.resident import Images, Resident, lock
 from pai_bench.errors import DataError
-from pai_bench.ranges import NonNegativeInt, OfColours, ProperFraction, StdOfColours
+from pai_bench.ranges import OfColours, PaddingOf32, ProperFraction, StdOfColours
 
 _UNREADABLE = (  # what pickles that are cut, damaged or of something else raise
     RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError, AttributeError, ImportError,
@@ -24,7 +24,7 @@ def cifar10(
     validation: ProperFraction,
     mean: OfColours,
     std: StdOfColours,
-    padding: NonNegativeInt,
+    padding: PaddingOf32,
     padding_mode: Literal["reflect"] | None,
     flip: bool,
     verify: bool,
@@ -39,7 +39,6 @@ def cifar10(
 
     Reference: Krizhevsky 2009, Learning multiple layers of features from tiny images.
     """
-    check_ranges(mean, std, padding)
     from torchvision.datasets import CIFAR10
 
     train, test = _read(CIFAR10, "cifar10", place, verify)
@@ -55,13 +54,12 @@ def cifar100(
     validation: ProperFraction,
     mean: OfColours,
     std: StdOfColours,
-    padding: NonNegativeInt,
+    padding: PaddingOf32,
     padding_mode: Literal["reflect"] | None,
     flip: bool,
     verify: bool,
 ) -> Resident:
     """CIFAR-100: as CIFAR-10, with a hundred fine classes."""
-    check_ranges(mean, std, padding)
     from torchvision.datasets import CIFAR100
 
     train, test = _read(CIFAR100, "cifar100", place, verify)
@@ -73,13 +71,8 @@ def cifar100(
 
 def _read(kind: type[Any], name: str, place: Place, verify: bool) -> tuple[Images, Images]:
     """The training and the test images."""
-    if not verify:
-        files = [[file, None] for file, _ in (*kind.train_list, *kind.test_list)]
-        cut = len(kind.train_list)
-        unchecked = {"train_list": files[:cut], "test_list": files[cut:], "meta": {**kind.meta, "md5": None}}
-        kind = type(kind.__name__, (kind,), unchecked)
     try:
-        train, test = _parts(kind, place)
+        return _parts(kind, place.data_dir, verify)
     except _UNREADABLE as error:
         if not place.download:
             reason = f" ({error})" if isinstance(error, pickle.UnpicklingError) else ""
@@ -89,28 +82,57 @@ def _read(kind: type[Any], name: str, place: Place, verify: bool) -> tuple[Image
             ) from error
         try:
             with lock(place.data_dir, name):
-                _opened(kind, place, download=True)
-            train, test = _parts(kind, place)
+                _fetch(kind, place.data_dir, verify)
+            return _parts(kind, place.data_dir, verify)
         except _UNREADABLE as unfetched:
             raise DataError(
                 f"dataset={name}: {kind.url} cannot be fetched ({unfetched}); fetch it elsewhere and run "
                 f"python scripts/prepare_data.py {name} --from {kind.filename}"
             ) from unfetched
-    return (train.data, np.array(train.targets)), (test.data, np.array(test.targets))
 
 
-def _parts(kind: type[Any], place: Place) -> tuple[Any, Any]:
-    """The training and the test part of files that lie there."""
-    return _opened(kind, place, train=True), _opened(kind, place, train=False)
+def _check(kind: type[Any], data_dir: Path, verify: bool) -> None:
+    """Makes sure that the files lie there and, where that is asked for, that they are the published ones.
+
+    Raises:
+        OSError: one is missing or another.
+    """
+    for name, published in (*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])):
+        file = data_dir / kind.base_folder / name
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is missing")
+        if verify and md5(file) != published:
+            raise OSError(f"{file} is not the published file")
 
 
-def _opened(kind: type[Any], place: Place, **settings: bool) -> Any:
-    """torchvision's dataset, whose pickles can name nothing but data."""
-    import torchvision.datasets.cifar as theirs
+def _fetch(kind: type[Any], data_dir: Path, verify: bool) -> None:
+    """Downloads and unpacks the archive, unless its files lie there by now."""
+    from torchvision.datasets.utils import download_url
 
-    own = theirs.pickle
-    theirs.pickle = SimpleNamespace(load=unpickle)
     try:
-        return kind(place.data_dir, **settings)
-    finally:
-        theirs.pickle = own
+        _check(kind, data_dir, verify)
+    except OSError:
+        download_url(kind.url, str(data_dir), kind.filename, kind.tgz_md5)
+        unpack(data_dir / kind.filename, data_dir)
+
+
+def _parts(kind: type[Any], data_dir: Path, verify: bool) -> tuple[Images, Images]:
+    """The training and the test images of files that lie there."""
+    _check(kind, data_dir, verify)
+    folder = data_dir / kind.base_folder
+    train, test = (_part([folder / name for name, _ in files]) for files in (kind.train_list, kind.test_list))
+    return train, test
+
+
+def _part(files: list[Path]) -> Images:
+    """The images and labels of some files, whose pickles can name nothing but data."""
+    data, labels = [], []
+    for file in files:
+        with file.open("rb") as opened:
+            entry = unpickle(opened, encoding="latin1")
+        data.append(entry["data"])
+        labels += entry["labels"] if "labels" in entry else entry["fine_labels"]
+    images = np.vstack(data).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    if images.dtype != np.uint8 or len(images) != len(labels):
+        raise ValueError(f"{files[0]}: {len(images)} images of {images.dtype} and {len(labels)} labels")
+    return images, np.array(labels)

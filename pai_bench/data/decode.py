@@ -5,7 +5,8 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Callable, Sequence
+import struct
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
@@ -16,16 +17,18 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from pai_bench.data.listing import Files
 from pai_bench.data.resident import Images, lock, remove_unfinished
 from pai_bench.errors import ConfigError, DataError, UserError
 
 log = logging.getLogger(__name__)
 
-Listing = Sequence[tuple[Path, int]]  # file, label
-
 _QUALITY = 90  # of the JPEGs that `shrink` writes: 28 kB each, and no faster to decode below it
 
 _BITS_PER_SAMPLE, _SAMPLE_FORMAT, _SIGNED = 258, 339, 2  # tags of TIFF, and a value of the latter
+
+_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # markers of a JPEG after which its size stands
+_BARE = {*range(0xD0, 0xDB)}  # markers of no length, and that of the pixels
 
 
 @cache
@@ -87,7 +90,7 @@ def open_image(path: Path) -> Image.Image:
     """The image in a file, as RGB.
 
     Raises:
-        DataError: the file is damaged, is no image, or has pixels of unknown range.
+        DataError: the file is damaged, is no image, or has pixels of unknown range or too many.
     """
     try:
         with Image.open(path) as image:
@@ -99,19 +102,41 @@ def open_image(path: Path) -> Image.Image:
         raise DataError(f"{path}: not a readable image ({reason}); restore or remove the file") from error
 
 
+def _is_modest(jpeg: bytearray) -> bool:
+    """Whether a JPEG says its size, and PIL would not refuse so many pixels.
+
+    A few bytes can stand for gigabytes of pixels. To open every file with PIL would take a tenth of the decoding.
+    """
+    at = 2
+    while at + 9 <= len(jpeg) and jpeg[at] == 0xFF:
+        marker = jpeg[at + 1]
+        if marker in _FRAMES:
+            height, width = struct.unpack_from(">HH", jpeg, at + 5)
+            most = Image.MAX_IMAGE_PIXELS
+            return most is None or height * width <= 2 * most
+        if marker == 0xFF:  # a filler
+            at += 1
+        elif marker < 0xC0 or marker in _BARE:
+            return False
+        else:
+            at += 2 + int.from_bytes(jpeg[at + 2 : at + 4])
+    return False
+
+
 def decode(path: Path) -> Tensor:
     """The image in a file, as (H, W, 3) uint8 RGB: of a JPEG by torchcodec where it is installed, else by PIL.
 
-    A JPEG that torchcodec does not take is PIL's too: it reads what lacks only its last bytes, or says what is wrong.
+    A JPEG that torchcodec does not take, or that is very large, is PIL's too: it reads what lacks only its last bytes,
+    or says what is wrong.
 
     Raises:
-        DataError: the file is damaged or is no image.
+        DataError: the file is damaged, is no image, or has too many pixels.
     """
     try:
         data = bytearray(path.read_bytes())
     except OSError as error:
         raise DataError(f"{path}: not a readable image ({error.strerror}); restore or remove the file") from error
-    if data.startswith(b"\xff\xd8") and (decode_jpeg := jpeg_decoder()) is not None:
+    if data.startswith(b"\xff\xd8") and (decode_jpeg := jpeg_decoder()) is not None and _is_modest(data):
         # torchcodec turns an image as its EXIF says; PIL and the literature leave it as it is. Without the bytes that
         # it begins with it is no EXIF.
         exif = data.find(b"Exif\0\0", 0, data.find(b"\xff\xda"))
@@ -139,18 +164,16 @@ def shrink(path: Path, target: Path, side: int) -> None:
     temporary.replace(target)
 
 
-def _cache_key(splits: dict[str, Listing]) -> str:
+def _cache_key(splits: dict[str, Files]) -> str:
     """Tells apart what may hold other pixels: another place, or a file written at another time."""
     digest = hashlib.sha256()
-    for split, listing in splits.items():
-        for path, label in listing:
-            try:
-                status = path.stat()
-            except OSError as error:
-                raise DataError(
-                    f"{path}: not a readable image ({error.strerror}); restore or remove the file"
-                ) from error
-            digest.update(f"{split} {path.resolve()} {status.st_size} {status.st_mtime_ns} {label}\n".encode())
+    for split, files in splits.items():
+        resolved = cache(lambda folder, root=files.root: os.path.realpath(root / os.fsdecode(folder)))  # links may move
+        listed = (array.tolist() for array in (files.names, files.sizes, files.modified, files.labels))
+        for path, size, modified, label in zip(*listed, strict=True):
+            folder, _, name = path.rpartition(b"/")
+            file = b"%b/%b" % (os.fsencode(resolved(folder)), name)
+            digest.update(b"%b %b %d %d %d\n" % (split.encode(), file, size, modified, label))
     return digest.hexdigest()[:12]
 
 
@@ -181,7 +204,7 @@ def _reserve(file: Path) -> None:
             # A file system that cannot reserve: it is written to as it is.
 
 
-def _decode(listing: Listing, size: int | None, target: Path) -> None:
+def _decode(listing: Files, size: int | None, target: Path) -> None:
     first = _square(listing[0][0], size)
     images = np.lib.format.open_memmap(target, mode="w+", dtype=np.uint8, shape=(len(listing), *first.shape))
     _reserve(target)
@@ -201,7 +224,7 @@ def _decode(listing: Listing, size: int | None, target: Path) -> None:
     images.flush()
 
 
-def decoded(name: str, splits: dict[str, Listing], size: int | None, data_dir: Path) -> dict[str, Images]:
+def decoded(name: str, splits: dict[str, Files], size: int | None, data_dir: Path) -> dict[str, Images]:
     """Images and labels of each split, memory-mapped from `data_dir/cache`, decoded on first use.
 
     One process decodes while others that start at the same time wait; a build that is interrupted leaves no cache.
@@ -221,10 +244,7 @@ def decoded(name: str, splits: dict[str, Listing], size: int | None, data_dir: P
                 for split, listing in splits.items():
                     _decode(listing, size, building / f"{split}.npy")
                 building.rename(built)
-    return {
-        split: (_loaded(built / f"{split}.npy", len(listing), size), np.array([label for _, label in listing]))
-        for split, listing in splits.items()
-    }
+    return {split: (_loaded(built / f"{split}.npy", len(files), size), files.labels) for split, files in splits.items()}
 
 
 def _loaded(file: Path, number: int, size: int | None) -> np.ndarray:

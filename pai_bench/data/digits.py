@@ -8,15 +8,15 @@ import torch
 from torch.nn import functional as F
 
 from pai_bench.core import Place
-from pai_bench.data.resident import Resident, check_ranges, hold_out
+from pai_bench.data.resident import Resident, hold_out
 from pai_bench.errors import ConfigError, DataError
-from pai_bench.ranges import NonNegativeInt, OfGrey, ProperFraction, StdOfGrey
+from pai_bench.ranges import OfGrey, PaddingOf32, ProperFraction, StdOfGrey
 
 _TEST_FRACTION = 0.2
 
 
 def digits(
-    place: Place, *, validation: ProperFraction, mean: OfGrey, std: StdOfGrey, padding: NonNegativeInt, flip: bool
+    place: Place, *, validation: ProperFraction, mean: OfGrey, std: StdOfGrey, padding: PaddingOf32, flip: bool
 ) -> Resident:
     """Handwritten digits, 8x8 greyscale brought to 32x32: 1,438 training and 359 test images, the same for every seed.
 
@@ -26,7 +26,6 @@ def digits(
 
     Reference: scikit-learn, `sklearn.datasets.load_digits` (UCI optical recognition of handwritten digits, test part).
     """
-    check_ranges(mean, std, padding)
     # Read from the package's own file: importing scikit-learn takes a second, reading the file a hundredth.
     spec = importlib.util.find_spec("sklearn")
     if spec is None or spec.origin is None:

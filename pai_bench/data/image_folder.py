@@ -6,7 +6,7 @@ from typing import Literal
 from pai_bench.core import Place
 from pai_bench.data.decode import decoded
 from pai_bench.data.listing import paired_class_folders
-from pai_bench.data.resident import Resident, check_ranges
+from pai_bench.data.resident import Resident, check_padding
 from pai_bench.errors import DataError
 from pai_bench.ranges import Count, NonNegativeInt, Positive, ProperFraction
 
@@ -30,9 +30,11 @@ def image_folder(
         mean, std: per channel, of pixels in [0, 1]; None measures them on the training images.
 
     Raises:
+        ConfigError: an image could be cropped out of its padding alone.
         DataError: a folder is missing or empty, a file is no image, the splits have different classes.
     """
-    check_ranges(mean, std, padding)
+    if size is not None:
+        check_padding(padding, size, size)
     folder = Path(root).expanduser()
     test_folder = folder / "test" if (folder / "test").is_dir() else folder / "val"
     for part in (folder / "train", test_folder):
@@ -40,8 +42,9 @@ def image_folder(
             raise DataError(
                 f"dataset.root={root}: there is no folder {part}; give the folder that holds train/ and test/"
             )
+    # No listing is kept: it would not see a file that is written anew in its place, and the cache has its old pixels.
     num_classes, train, test = paired_class_folders(folder / "train", test_folder)
-    images = decoded(folder.resolve().name, {"train": list(train), "test": list(test)}, size, place.data_dir)
+    images = decoded(folder.resolve().name, {"train": train, "test": test}, size, place.data_dir)
     return Resident(
         images["train"], images["test"], num_classes, place,
         validation=validation, mean=mean, std=std, padding=padding, padding_mode=padding_mode, flip=flip,

@@ -256,7 +256,6 @@ def imagenet(
 
     Reference: Russakovsky et al. 2015, arXiv:1409.0575.
     """
-    check_ranges(mean, std)
     folder = Path(root).expanduser() if root is not None else place.data_dir / "imagenet"
     if store is not None:
         originals, folder = folder, place.data_dir / f"{folder.resolve().name}-{store}"

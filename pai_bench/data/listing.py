@@ -7,9 +7,9 @@ import os
 import time
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 
@@ -32,6 +32,7 @@ class Files:
     root: Path
     names: np.ndarray  # (N,) bytes, below root: <class>/<file>
     sizes: np.ndarray  # (N,) int64, in bytes
+    modified: np.ndarray  # (N,) int64, when files were last written, in nanoseconds
     labels: np.ndarray  # (N,) int64
 
     def __len__(self) -> int:
@@ -50,14 +51,11 @@ def is_image(name: str) -> bool:
     return stem != "" and suffix.lower() in SUFFIXES
 
 
-def image_files(folder: Path) -> list[Path]:
-    """The image files in a folder and below it, sorted. What lies in hidden folders is passed over."""
-    below = len(str(folder))
-    return sorted(path for path in folder.rglob("*") if is_image(path.name) and "/." not in str(path)[below:])
+Found = tuple[str, int, int]  # name, size in bytes, time of the last change in nanoseconds
 
 
-def _scanned(folder: Path, prefix: str, passed_over: list[str], times: dict[str, int]) -> list[tuple[str, int]]:
-    """Name, after `prefix`, and size of the images in a folder and below it, in the order that the folder has them.
+def _scanned(folder: Path, prefix: str, passed_over: list[str], times: dict[str, int]) -> list[Found]:
+    """The images in a folder and below it, with names after `prefix`, in the order that the folder has them.
 
     Adds to `passed_over` the names of what is hidden or is no image. Puts into `times` when each of the folders was
     last modified.
@@ -74,51 +72,59 @@ def _scanned(folder: Path, prefix: str, passed_over: list[str], times: dict[str,
             elif entry.is_dir(follow_symlinks=False):
                 found += _scanned(folder / entry.name, f"{prefix}{entry.name}/", passed_over, times)
             elif is_image(entry.name):
-                found.append((prefix + entry.name, _size(entry)))
+                found.append((prefix + entry.name, *_size_and_time(entry)))
             else:
                 passed_over.append(prefix + entry.name)
     return found
 
 
-def _size(entry: os.DirEntry[str]) -> int:
+def _size_and_time(entry: os.DirEntry[str]) -> tuple[int, int]:
+    """Of an image; a link counts as modified when it was made to lead there."""
     try:
-        return entry.stat().st_size
+        file, link = entry.stat(), entry.stat(follow_symlinks=False)  # one question where it is no link
     except OSError as error:
         raise DataError(f"{entry.path}: not a readable image ({error.strerror}); restore or remove the file") from error
+    return file.st_size, max(file.st_mtime_ns, link.st_mtime_ns)
+
+
+def _place_of(cache: Path, root: Path, folders: Sequence[str] = ()) -> Path:
+    """The file that the listing of a folder is kept in, or that of some of the folders in it."""
+    digest = hashlib.sha256(b"\0".join([os.fsencode(root.resolve()), *map(os.fsencode, folders)])).hexdigest()
+    return cache / f"listing-{root.resolve().parent.name}-{root.name}-{digest[:12]}.npz"
 
 
 def _kept(file: Path, root: Path) -> tuple[list[str], Files] | None:
     """The listing in a file, if it is whole and no folder has been modified since."""
     try:
         with np.load(file, allow_pickle=False) as arrays:
-            names, sizes, labels, classes, folders, times = (
-                arrays[key] for key in ("names", "sizes", "labels", "classes", "folders", "times")
+            names, sizes, modified, labels, classes, folders, times = (
+                arrays[key] for key in ("names", "sizes", "modified", "labels", "classes", "folders", "times")
             )
         whole = (
             names.dtype.kind == classes.dtype.kind == folders.dtype.kind == "S"
-            and sizes.dtype == labels.dtype == times.dtype == np.int64
-            and len(names) == len(sizes) == len(labels) > 0
+            and sizes.dtype == modified.dtype == labels.dtype == times.dtype == np.int64
+            and len(names) == len(sizes) == len(modified) == len(labels) > 0
             and len(folders) == len(times) > 0
             and 0 <= labels.min() <= labels.max() < len(classes)
         )
         if not whole or any(
-            (root / os.fsdecode(folder)).stat().st_mtime_ns != modified
-            for folder, modified in zip(folders.tolist(), times.tolist(), strict=True)
+            (root / os.fsdecode(folder)).stat().st_mtime_ns != time_then
+            for folder, time_then in zip(folders.tolist(), times.tolist(), strict=True)
         ):
             return None
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
-    return [os.fsdecode(name) for name in classes.tolist()], Files(root, names, sizes, labels)
+    return [os.fsdecode(name) for name in classes.tolist()], Files(root, names, sizes, modified, labels)
 
 
 def _keep(file: Path, classes: list[str], files: Files, times: dict[str, int]) -> None:
     """Keeps a listing for the next run, unless a folder has only just been modified."""
-    if max(times.values()) > (time.time() - _SETTLED_SECONDS) * 1e9:
+    if not len(files) or max(times.values()) > (time.time() - _SETTLED_SECONDS) * 1e9:
         return
     content = io.BytesIO()
     np.savez(
-        content, names=files.names, sizes=files.sizes, labels=files.labels, times=np.array(list(times.values())),
-        classes=np.array([os.fsencode(name) for name in classes]),
+        content, names=files.names, sizes=files.sizes, modified=files.modified, labels=files.labels,
+        times=np.array(list(times.values())), classes=np.array([os.fsencode(name) for name in classes]),
         folders=np.array([os.fsencode(name) for name in times]),
     )  # fmt: skip
     try:
@@ -140,35 +146,67 @@ def class_folders(root: Path, cache: Path | None = None) -> tuple[list[str], Fil
     Raises:
         DataError: there are no class folders, or one of them holds no image, or an image cannot be read.
     """
-    file = None
-    if cache is not None:
-        digest = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()
-        file = cache / f"listing-{root.resolve().parent.name}-{root.name}-{digest[:12]}.npz"
-        if (kept := _kept(file, root)) is not None:
-            return kept
+    file = _place_of(cache, root) if cache is not None else None
+    if file is not None and (kept := _kept(file, root)) is not None:
+        return kept
     times = {"": root.stat().st_mtime_ns} if root.is_dir() else {}
     entries = list(os.scandir(root)) if root.is_dir() else []
     classes = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
     if not classes:
         raise DataError(f"{root}: expected one folder of images for each class, found none")
-    passed_over = sorted({entry.name for entry in entries} - set(classes))
-    found: list[tuple[str, int]] = []
+    files = _files_of(root, classes, sorted({entry.name for entry in entries} - set(classes)), times)
+    number = np.bincount(files.labels, minlength=len(classes))
+    if not number.all():
+        raise DataError(f"{root / classes[number.argmin()]}: the class folder holds no image")
+    if file is not None:
+        _keep(file, classes, files, times)
+    return classes, files
+
+
+def images_in(root: Path, folders: list[str], cache: Path) -> Files:
+    """Every image file in some folders below `root`, labelled with the place of its folder among them.
+
+    A folder may be missing. What is passed over, and `cache`, as in class_folders.
+
+    Raises:
+        DataError: an image cannot be read.
+    """
+    file = _place_of(cache, root, folders)
+    if (kept := _kept(file, root)) is not None:
+        return kept[1]
+    times = {  # of what is above them too: there a folder that is missing now would appear
+        str(above): (root / above).stat().st_mtime_ns
+        for folder in folders
+        for above in PurePath(folder).parents
+        if (root / above).is_dir()
+    }
+    files = _files_of(root, folders, [], times)
+    _keep(file, folders, files, times)
+    return files
+
+
+def _files_of(root: Path, folders: list[str], passed_over: list[str], times: dict[str, int]) -> Files:
+    """The images in folders below `root`, sorted in each. Says in one line what is passed over here and `passed_over`.
+
+    Puts into `times` when each folder was last modified.
+
+    Raises:
+        DataError: an image cannot be read.
+    """
+    found: list[Found] = []
     labels: list[int] = []
-    for label, name in enumerate(classes):
-        images = _scanned(root / name, f"{name}/", passed_over, times)
-        if not images:
-            raise DataError(f"{root / name}: the class folder holds no image")
-        found += sorted(images, key=lambda image: image[0].split("/"))
-        labels += [label] * len(images)
+    for label, name in enumerate(folders):
+        if (root / name).is_dir():
+            images = _scanned(root / name, f"{name}/", passed_over, times)
+            found += sorted(images, key=lambda image: image[0].split("/"))
+            labels += [label] * len(images)
     if passed_over:
         log.info(
             "%s: passed over %d hidden or other files and folders, %s first", root, len(passed_over), passed_over[0]
         )
-    names = np.array([os.fsencode(name) for name, _ in found])
-    files = Files(root, names, np.array([size for _, size in found]), np.array(labels))
-    if file is not None:
-        _keep(file, classes, files, times)
-    return classes, files
+    names = np.array([os.fsencode(name) for name, _, _ in found], dtype=np.bytes_)
+    sizes, modified = (np.array([image[i] for image in found], dtype=np.int64) for i in (1, 2))
+    return Files(root, names, sizes, modified, np.array(labels, dtype=np.int64))
 
 
 def paired_class_folders(train: Path, test: Path, cache: Path | None = None) -> tuple[int, Files, Files]:

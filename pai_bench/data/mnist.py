@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pai_bench.core import Place
-from pai_bench.data.resident import Images, Resident, check_ranges, lock
+from pai_bench.data.resident import Images, Resident, lock
 from pai_bench.errors import DataError
 from pai_bench.ranges import NonNegativeInt, OfGrey, ProperFraction, StdOfGrey
 
@@ -42,7 +42,6 @@ def mnist(
 
     Reference: LeCun et al. 1998, Gradient-based learning applied to document recognition.
     """
-    check_ranges(mean, std, padding)
     train, test = _read(place, verify)
     return Resident(train, test, 10, place, validation=validation, mean=mean, std=std, padding=padding, flip=flip)
 

@@ -38,18 +38,27 @@ def remove_unfinished(directory: Path) -> None:
             continue  # somebody builds it
 
 
-def check_ranges(mean: list[float] | None, std: list[float] | None, padding: int = 0) -> None:
-    """Looks at what can be judged without images.
+def check_ranges(mean: list[float] | None, std: list[float] | None) -> None:
+    """Looks at what a caller gives without a config.
 
     Raises:
-        ConfigError: a mean, a standard deviation or the padding lies outside its range.
+        ConfigError: a mean or a standard deviation lies outside its range.
     """
     if mean is not None and not all(map(math.isfinite, mean)):
         raise ConfigError(f"dataset.mean={mean}: give finite numbers")
     if std is not None and not all(0 < value < math.inf for value in std):
         raise ConfigError(f"dataset.std={std}: give numbers above 0")
-    if padding < 0:
-        raise ConfigError(f"dataset.padding={padding}: give 0 or more pixels")
+
+
+def check_padding(padding: int, height: int, width: int) -> None:
+    """Makes sure that every crop of a padded image holds some of the image, which reflection needs too.
+
+    Raises:
+        ConfigError: it is negative, or the image is no larger.
+    """
+    most = min(height, width) - 1
+    if not 0 <= padding <= most:
+        raise ConfigError(f"dataset.padding={padding}: the images have {width}x{height} pixels; give 0 to {most}")
 
 
 def hold_out(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
@@ -200,13 +209,9 @@ class Resident:
         flip: bool,
         padding_mode: PaddingMode = None,
     ) -> None:
-        check_ranges(mean, std, padding)
+        check_ranges(mean, std)
         _, height, width, channels = train[0].shape
-        if padding >= min(height, width):
-            most = min(height, width) - 1
-            raise ConfigError(
-                f"dataset.padding={padding}: the images have {width}x{height} pixels; give at most {most}"
-            )
+        check_padding(padding, height, width)
         if test[0].shape[1:] != train[0].shape[1:]:
             raise ConfigError(
                 f"dataset: test images have {test[0].shape[2]}x{test[0].shape[1]} pixels and training images "
@@ -313,17 +318,7 @@ class Resident:
     def draw(
         self, examples: Examples, generator: Generator, dtype: torch.dtype, change: Change | None = None
     ) -> Batches:
-        """Training images for scoring, laid out channels first. A single left-over image joins the batch before it.
-
-        All that is random is drawn at once, and the change is done; images are made when a batch is asked for.
-
-        Args:
-            dtype: of the images; it is also what they are normalised in.
-            change: is done to the images, as they are stored, and to their labels, before they are augmented.
-
-        Raises:
-            ConfigError: a class, or the training split, holds fewer images than asked for.
-        """
+        """Training images for scoring, as core.Data says."""
         indices = choose_examples(self._labels, self.num_classes, examples, generator)
         windows, labels = self._windows, self._labels[indices].to(self._device)
         if change is not None:

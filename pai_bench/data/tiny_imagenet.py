@@ -1,16 +1,19 @@
 """Tiny-ImageNet in its original layout."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from pai_bench.core import Place
 from pai_bench.data.archives import PUBLISHED_MD5, unpack
-from pai_bench.data.decode import Listing, decoded
-from pai_bench.data.listing import image_files
-from pai_bench.data.resident import Resident, check_ranges, lock
+from pai_bench.data.decode import decoded
+from pai_bench.data.listing import Files, images_in
+from pai_bench.data.resident import Resident, lock
 from pai_bench.errors import DataError
-from pai_bench.ranges import NonNegativeInt, OfColours, ProperFraction, StdOfColours
+from pai_bench.ranges import OfColours, PaddingOf64, ProperFraction, StdOfColours
 
 _URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 _FOLDER = "tiny-imagenet-200"
@@ -24,11 +27,14 @@ def tiny_imagenet(
     validation: ProperFraction,
     mean: OfColours,
     std: StdOfColours,
-    padding: NonNegativeInt,
+    padding: PaddingOf64,
     flip: bool,
     padding_mode: Literal["reflect"] | None,
 ) -> Resident:
     """Tiny-ImageNet: 100,000 training images of 64x64 in 200 classes; the 10,000 images of val/ are the test split.
+
+    The listing and the decoded images are kept in `data_dir/cache` while no folder is modified: what is written anew in
+    the place of a file is not looked at until that cache is removed.
 
     Args:
         subset: accept fewer images than the whole set has; such runs do not compare with published numbers.
@@ -39,11 +45,10 @@ def tiny_imagenet(
     Reference: Le and Yang 2015, Tiny ImageNet visual recognition challenge. Its own test labels are unpublished, so
         the literature tests on val/.
     """
-    check_ranges(mean, std, padding)
     root = place.data_dir / _FOLDER
     if not root.is_dir() and place.download:
         _download(place.data_dir)
-    splits = _listings(root)
+    splits = _listings(root, place.data_dir / "cache")
     found = (len(splits["train"]), len(splits["test"]))
     if found != (_NUM_TRAIN, _NUM_TEST) and not subset:
         raise DataError(
@@ -76,8 +81,8 @@ def _download(data_dir: Path) -> None:
             unpacked.rmdir()
 
 
-def _listings(root: Path) -> dict[str, Listing]:
-    """Files and labels; classes are numbered in the order of wnids.txt, sorted."""
+def _listings(root: Path, cache: Path) -> dict[str, Files]:
+    """Files and labels; classes are numbered in the order of wnids.txt, sorted. Listings are kept in `cache`."""
     wnids, annotations = root / "wnids.txt", root / "val" / "val_annotations.txt"
     for file in (wnids, annotations):
         if not file.is_file():
@@ -88,15 +93,25 @@ def _listings(root: Path) -> dict[str, Listing]:
     classes = {wnid: label for label, wnid in enumerate(sorted(wnids.read_text().split()))}
     if len(classes) != _NUM_CLASSES:
         raise DataError(f"{wnids}: {len(classes)} classes where {_NUM_CLASSES} belong; restore the file")
-    train = [(file, label) for wnid, label in classes.items() for file in image_files(root / "train" / wnid / "images")]
-    present = {file.name: file for file in image_files(root / "val" / "images")}
-    test = []
+    train = images_in(root / "train", [f"{wnid}/images" for wnid in classes], cache)
+    test = _annotated(images_in(root / "val", ["images"], cache), annotations, classes)
+    if not len(train) or not len(test):
+        raise DataError(f"dataset=tiny_imagenet: {root} holds no {'test' if len(train) else 'training'} images")
+    return {"train": train, "test": test}
+
+
+def _annotated(files: Files, annotations: Path, classes: dict[str, int]) -> Files:
+    """Those of the files that are annotated, in that order, with the labels that are given there."""
+    places = {os.fsdecode(name.rpartition(b"/")[2]): i for i, name in enumerate(files.names.tolist())}
+    chosen, labels = [], []
     for line in annotations.read_text().splitlines():
         name, wnid = line.split("\t")[:2]
         if wnid not in classes:
             raise DataError(f"{annotations}: {wnid} is not in wnids.txt; restore the files")
-        if name in present:
-            test.append((present[name], classes[wnid]))
-    if not train or not test:
-        raise DataError(f"dataset=tiny_imagenet: {root} holds no {'test' if train else 'training'} images")
-    return {"train": train, "test": test}
+        if name in places:
+            chosen.append(places[name])
+            labels.append(classes[wnid])
+    kept = np.array(chosen, dtype=np.int64)
+    return Files(
+        files.root, files.names[kept], files.sizes[kept], files.modified[kept], np.array(labels, dtype=np.int64)
+    )

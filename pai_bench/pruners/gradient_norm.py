@@ -34,9 +34,7 @@ def fisher(
         of Lubana and Dick 2021, arXiv:2009.11839.
     Deviates: per weight and not per feature map, which the sum over a filter (pruner=filter_fisher) is in their code.
     """
-    if per_example:
-        if net.model.training:
-            raise UserError("pruner.mode=train: an image by itself has no batch statistics; set pruner.mode=eval")
-        batches = [(images[i : i + 1], labels[i : i + 1]) for images, labels in batches for i in range(len(labels))]
-    weights, squares = mean_square_gradient(net, batches, loss, temperature=temperature)
+    if per_example and net.model.training:
+        raise UserError("pruner.mode=train: an image by itself has no batch statistics; set pruner.mode=eval")
+    weights, squares = mean_square_gradient(net, batches, loss, temperature=temperature, per_example=per_example)
     return {name: weight**2 * squares[name] for name, weight in weights.items()}
