@@ -158,16 +158,16 @@ def resnet50(setting: Setting) -> Iterator[Row]:
 def gradients(setting: Setting) -> Iterator[Row]:
     """SNIP against the one pass that it cannot do without, GraSP against two forward passes."""
     for net in ("resnet20",) if setting.quick else ("vgg16", "resnet20"):
-        few = {"snip": ("pruner.examples.total=20",), "grasp": ("pruner.examples.per_class=2",)}
+        few = {"snip": ("pruner.scoring_data.total=20",), "grasp": ("pruner.scoring_data.per_class=2",)}
         for method, row in (("snip", _snip), ("grasp", _grasp)):
             more = few[method] if setting.quick else ()
             yield row(setting, net, parts(setting.device, f"model={net}", f"pruner={method}", "sparsity=0.9", *more))
 
 
 def _snip(setting: Setting, net: str, of: Parts) -> Row:
-    assert of.pruner.score is not None and of.pruner.examples is not None
+    assert of.pruner.score is not None and of.pruner.scoring_data is not None
     model, score = of.build("init"), of.pruner.score
-    ((images, labels),) = of.data.draw(of.pruner.examples, Generator(), torch.float32)
+    ((images, labels),) = of.data.draw(of.pruner.scoring_data, Generator(), torch.float32)
     subject = subnetwork(of, model, masks.full(model))
     found: dict[str, dict[str, Tensor]] = {}
 
@@ -195,9 +195,9 @@ def _snip(setting: Setting, net: str, of: Parts) -> Row:
 
 
 def _grasp(setting: Setting, net: str, of: Parts) -> Row:
-    assert of.pruner.score is not None and of.pruner.examples is not None
+    assert of.pruner.score is not None and of.pruner.scoring_data is not None
     model, score = of.build("init"), of.pruner.score
-    ((images, labels),) = of.data.draw(of.pruner.examples, Generator(), torch.float32)
+    ((images, labels),) = of.data.draw(of.pruner.scoring_data, Generator(), torch.float32)
     subject, copied = subnetwork(of, model, masks.full(model)), textbook.Masked(model)
     first = images.contiguous()  # channels first, as published loaders give them
     found: dict[str, dict[str, Tensor]] = {}

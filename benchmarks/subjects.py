@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from benchmarks.measure import Rates
 from pai_bench import cli, devices, experiment, measures
-from pai_bench.core import Batch, Batches, Change, Data, Examples, Mask, Place, Shape, Subnetwork
+from pai_bench.core import Batch, Batches, Change, Data, Mask, Place, ScoringData, Shape, Subnetwork
 from pai_bench.data.resident import Resident
 from pai_bench.experiment import Parts
 from pai_bench.prune import Pruned, prune
@@ -126,7 +126,7 @@ class Repeated(Generic[Noted]):
         yield images[:2], labels[:2]
 
     def draw(
-        self, examples: Examples, generator: Generator, dtype: torch.dtype, change: Change | None = None
+        self, examples: ScoringData, generator: Generator, dtype: torch.dtype, change: Change | None = None
     ) -> Batches:
         """Training images for scoring, as the dataset draws them."""
         return self.data.draw(examples, generator, dtype, change)

@@ -211,7 +211,7 @@ def _found(setting: Setting, net: str, method: str, compressions: tuple[int, ...
     rounds = 8 if setting.quick else 100 if setting.full else 20
     more = {
         "synflow": (f"schedule.rounds={rounds}",),
-        "grasp": () if setting.full else ("pruner.examples.per_class=2",),  # a fifth of the time
+        "grasp": () if setting.full else ("pruner.scoring_data.per_class=2",),  # a fifth of the time
     }.get(method, ())
     scores = None
     for compression in compressions:

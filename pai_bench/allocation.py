@@ -273,7 +273,7 @@ def smart_ratio(
     return by_density(scores, candidates, keep, shares, fixed=linear, surplus=surplus)
 
 
-def densities_of(scores: Scores, candidates: Mask, keep: int, generator: Generator, *, mask: str) -> Chosen:
+def densities_of_mask(scores: Scores, candidates: Mask, keep: int, generator: Generator, *, mask: str) -> Chosen:
     """As many weights in every layer as another mask keeps there, by score within the layer.
 
     With pruner=random the positions are random: is it the method's choice of weights that matters, or only its layers?
@@ -397,8 +397,8 @@ def sampled(
     to the number of weights.
 
     Args:
-        beta: 0 is uniform; the larger, the closer to global_topk.
-        scope: "layer" keeps as many in every layer as global_topk would, and draws within the layers.
+        beta: 0 is uniform; the larger, the closer to allocation=global.
+        scope: "layer" keeps as many in every layer as allocation=global would, and draws within the layers.
         rescale: multiply a kept weight by c / (s p) for s draws, which makes the sketch unbiased; else binary.
 
     Reference: Bar and Giryes 2023, arXiv:2305.17559, for masks as sketches of a matrix product.

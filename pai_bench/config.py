@@ -47,8 +47,8 @@ def _setting(*ranges: object, choices: Any = None) -> Any:
 
 
 @dataclass
-class ExamplesConfig:
-    """core.Examples: which training images a score looks at."""
+class ScoringDataConfig:
+    """core.ScoringData: which training images a score looks at."""
 
     per_class: int | None = _setting(Ge(1))
     total: int | None = _setting(Ge(1))
@@ -64,7 +64,7 @@ class PrunerConfig:
     name: str = MISSING
     score: Call | None = MISSING
     mode: str = _setting(choices=Mode)
-    examples: ExamplesConfig | None = MISSING
+    scoring_data: ScoringDataConfig | None = MISSING
     dtype: str = field(default="float64", metadata={"choices": ScoringPrecision})
     reduce: str | None = field(default=None, metadata={"choices": Reduction})
     regrow: bool = False
@@ -97,8 +97,8 @@ class TrainingConfig:
     weight_decay: float = _setting(Ge(0), Lt(3e38))
     decay_norm_and_bias: bool = MISSING
     lr_schedule: str = _setting(choices=LearningRateSchedule)
-    lr_drop_epochs: list[int] = MISSING
-    lr_drop_factor: float = _setting(Gt(0), Le(1))
+    lr_milestones: list[int] = MISSING
+    lr_gamma: float = _setting(Gt(0), Le(1))
     warmup_epochs: int = _setting(Ge(0))
     label_smoothing: float = _setting(Ge(0), Lt(1))
     temperature: float = _setting(Gt(0))
@@ -116,7 +116,7 @@ class MaskFileConfig:
 
 
 @dataclass
-class DigestsConfig:
+class ChecksumsConfig:
     """Checksums of what files hold, for a run that goes on later."""
 
     mask: str | None = MISSING
@@ -143,7 +143,7 @@ class RunConfig:
     mask_name: str | None = MISSING
     mask_file: MaskFileConfig = field(default_factory=MaskFileConfig)
     weights: str | None = MISSING
-    digests: DigestsConfig = field(default_factory=DigestsConfig)
+    checksums: ChecksumsConfig = field(default_factory=ChecksumsConfig)
     on_collapse: str = _setting(choices=OnCollapse)
     tracker: Call = MISSING
     results_dir: str = MISSING
@@ -158,13 +158,13 @@ class RunConfig:
     save_scores: bool = MISSING
     save_model: Any = MISSING  # a bool, or "half"
     diagnostics: bool = MISSING
-    reuse_gb: float = _setting(Ge(0))
+    cache_gb: float = _setting(Ge(0))
 
 
 # What cannot change a result: where things lie (so dataset.root too), how fast they run, what is kept.
 NOT_IDENTITY = {
     "tracker", "results_dir", "data_dir", "download", "save_scores", "save_model", "diagnostics",
-    "checkpoint_epochs", "checkpoint_minutes", "device", "num_workers", "channels_last", "compile", "reuse_gb",
+    "checkpoint_epochs", "checkpoint_minutes", "device", "num_workers", "channels_last", "compile", "cache_gb",
 }  # fmt: skip
 # Where on a curve of accuracy against sparsity a run stands, and what makes one curve of its setting.
 _POINT = {"sparsity", "density", "compression", "seed"}
@@ -346,7 +346,7 @@ def _word(value: object) -> object:
 def _check_ranges(cfg: dict[str, Any]) -> None:
     """Refuses values that only others make wrong, and those whose range no type can say."""
     _check_tracker(cfg["tracker"])
-    training, dataset, examples = cfg["training"], cfg["dataset"], cfg["pruner"]["examples"]
+    training, dataset, examples = cfg["training"], cfg["dataset"], cfg["pruner"]["scoring_data"]
     device = re.fullmatch(r"auto|cpu|cuda|cuda:[0-9]{1,2}", cfg["device"])
     _require(device is not None, "device", cfg["device"], "give auto, cpu, cuda or cuda:<n>")
     _require(
@@ -358,9 +358,9 @@ def _check_ranges(cfg: dict[str, Any]) -> None:
         ("save_model", _word(cfg["save_model"]), ("true", "half", "false")),
     ):
         _require(value in choices, setting, value, f"give one of {', '.join(choices)}")
-    drops = training["lr_drop_epochs"]
-    _require(drops == sorted(drops), "training.lr_drop_epochs", drops, "give the epochs in rising order")
-    _require(not drops or drops[0] >= 0, "training.lr_drop_epochs", drops, "give epochs of 0 or more")
+    drops = training["lr_milestones"]
+    _require(drops == sorted(drops), "training.lr_milestones", drops, "give the epochs in rising order")
+    _require(not drops or drops[0] >= 0, "training.lr_milestones", drops, "give epochs of 0 or more")
     mean, std = dataset.get("mean") or (), dataset.get("std") or ()
     _require(
         len(mean) == len(std),
@@ -376,7 +376,7 @@ def _check_ranges(cfg: dict[str, Any]) -> None:
         per_class, total = examples["per_class"], examples["total"]
         _require(
             (per_class is None) != (total is None),
-            "pruner.examples", {"per_class": per_class, "total": total}, "give one of the two and null the other",
+            "pruner.scoring_data", {"per_class": per_class, "total": total}, "give one of the two and null the other",
         )  # fmt: skip
 
 
@@ -398,7 +398,9 @@ def _check_tracker(tracker: Call) -> None:
 def _check_fits_together(cfg: dict[str, Any]) -> None:
     """Refuses settings that exclude each other."""
     if cfg["weights"] is None:
-        _require(cfg["digests"]["weights"] is None, "digests.weights", cfg["digests"]["weights"], "add weights=PATH")
+        _require(
+            cfg["checksums"]["weights"] is None, "checksums.weights", cfg["checksums"]["weights"], "add weights=PATH"
+        )
     training, pruner, schedule = cfg["training"], cfg["pruner"], cfg["schedule"]
     never_prunes = cfg["schedule"]["_target_"].endswith(".none")
     _check_mask_stands_alone(cfg, never_prunes)
@@ -410,7 +412,7 @@ def _check_fits_together(cfg: dict[str, Any]) -> None:
     broken = [hook for hook in HOOKS if ablation[hook] is not None]
     if broken and never_prunes and cfg["mask"] is None:
         raise ConfigError(f"ablation={ablation['name']}: a dense network has nothing to break; choose a pruner")
-    if (ablation["batches"] is not None or ablation["images"] is not None) and pruner["examples"] is None:
+    if (ablation["batches"] is not None or ablation["images"] is not None) and pruner["scoring_data"] is None:
         raise ConfigError(f"ablation={ablation['name']}: pruner={pruner['name']} looks at no images; choose another")
     rewinds = schedule.get("rewind_weights", False)
     if cfg["allocation"].get("rescale"):
@@ -431,9 +433,11 @@ def _check_fits_together(cfg: dict[str, Any]) -> None:
     if pruner["reduce"] is not None and pruner["regrow"]:
         raise ConfigError("pruner.regrow=true: filters do not return, because their norms do not; set it to false")
     if "mask" in cfg["allocation"] and not schedule["_target_"].endswith((".one_shot", ".none")):
-        raise ConfigError(f"schedule={schedule['name']}: allocation=densities_of has one target; use schedule=one_shot")
+        raise ConfigError(
+            f"schedule={schedule['name']}: allocation=densities_of_mask has one target; use schedule=one_shot"
+        )
     if schedule["_target_"].endswith(".fine_tune"):
-        drops = training["lr_drop_epochs"]
+        drops = training["lr_milestones"]
         last = max([drop for drop in drops if drop < training["epochs"]], default=0)
         last = max(last, training["warmup_epochs"])
         if training["lr_schedule"] != "step":
@@ -457,7 +461,7 @@ def _check_mask_stands_alone(cfg: dict[str, Any], never_prunes: bool) -> None:
             ("mask_file.names", file["names"], "exact"),
             ("mask_file.missing", file["missing"], "refuse"),
             ("mask_file.zeros", file["zeros"], False),
-            ("digests.mask", cfg["digests"]["mask"], None),
+            ("checksums.mask", cfg["checksums"]["mask"], None),
         ):
             _require(value == no_effect, setting, value, "there is no mask for it; add mask=PATH")
         return
@@ -481,7 +485,7 @@ def _check_mask_stands_alone(cfg: dict[str, Any], never_prunes: bool) -> None:
 
 def _is_stored(cfg: dict[str, Any], key: str) -> bool:
     """Whether this is the config of a run whose file is gone: it has its name, and asks for the file when it runs."""
-    return cfg["digests"][key] is not None and not Path(cfg[key]).is_file()
+    return cfg["checksums"][key] is not None and not Path(cfg[key]).is_file()
 
 
 def _of_mask(cfg: dict[str, Any]) -> float:
@@ -492,7 +496,7 @@ def _of_mask(cfg: dict[str, Any]) -> float:
     if _is_stored(cfg, "mask") and cfg["sparsity"] is not None:
         return float(cfg["sparsity"])
     masks = mask_files.read("mask", path, zeros=file["zeros"])
-    again = cfg["digests"]["mask"] is not None  # the config of a run, which has its sparsity
+    again = cfg["checksums"]["mask"] is not None  # the config of a run, which has its sparsity
     identify(cfg, "mask", mask_files.digest(masks, file["names"]))
     sparsity = mask_files.sparsity(masks)
     if (nominal := _target(cfg)) is None or (again and nominal == sparsity):
@@ -545,13 +549,25 @@ def _sparsity(cfg: dict[str, Any]) -> float:
 # Identity -------------------------------------------------------------------------------------------------------------
 
 
-def _meaning(value: Any) -> Any:
+def _meaning(value: Any, group: str = "") -> Any:
     """A setting such that two that mean the same are equal."""
     if isinstance(value, dict):  # null is "no effect", so a new setting that starts as null renames no run
-        return {key: _meaning(item) for key, item in value.items() if item is not None}
+        of = {key: _meaning(item, group or key) for key, item in value.items() if item is not None}
+        return of | {"_target_": function_name(group, of["_target_"])} if "_target_" in of else of
     if isinstance(value, list):
-        return [_meaning(item) for item in value]
+        return [_meaning(item, group) for item in value]
     return float(value) if type(value) is int else value  # 1 and 1.0 are the same setting
+
+
+def function_name(group: str, target: str) -> str:
+    """What a function is called in a group of the config, wherever it lies: a move renames no run.
+
+    Of ours the name; of a pruner's, whose file is named after the method, the file's too. Of others the whole path.
+    """
+    path = target.split(".")
+    if path[0] != "pai_bench":
+        return target
+    return ".".join(path[-2:] if group == "pruner" else path[-1:])
 
 
 def _without(settings: dict[str, Any], *keys: str) -> dict[str, Any]:
@@ -566,13 +582,13 @@ def _counted(cfg: dict[str, Any], without: set[str]) -> dict[str, Any]:
     if isinstance(cfg["allocation"].get("mask"), str):  # what a file holds counts, not where it lies
         found = _digest("allocation.mask", cfg["allocation"]["mask"], "a mask.safetensors")
         counted["allocation"] = cfg["allocation"] | {"mask": found}
-    counted |= cfg["digests"]
+    counted |= cfg["checksums"]
     counted["mask_file"] = _without(cfg["mask_file"], "zeros") if cfg["mask"] is not None else None
-    counted = _without(counted, "digests", "mask_name")
+    counted = _without(counted, "checksums", "mask_name")
     for group in ("training", "allocation", "schedule", "ablation"):
         counted[group] = _without(counted[group], "name")  # a label; what they do is in their settings
     if cfg["training"]["lr_schedule"] == "cosine":
-        counted["training"] = _without(counted["training"], "lr_drop_epochs", "lr_drop_factor")
+        counted["training"] = _without(counted["training"], "lr_milestones", "lr_gamma")
     if cfg["pruner"]["score"] is None:  # nothing is scored and nothing allocated
         counted = _without(counted, "allocation") | {"pruner": {"name": cfg["pruner"]["name"]}}
     meaning: dict[str, Any] = _meaning(_without(counted, *without))
@@ -601,17 +617,17 @@ def identify(cfg: dict[str, Any], key: str, digest: str) -> None:
     Raises:
         ConfigError: they differ.
     """
-    noted = cfg["digests"][key]
+    noted = cfg["checksums"][key]
     if noted is not None and noted != digest:
         raise ConfigError(
             f"{key}={cfg[key]}: it has changed since the run was composed (checksum {noted[:8]}, now {digest[:8]}); "
             f"put the earlier file back, or start a new run with {key}={cfg[key]}"
         )
-    cfg["digests"][key] = digest
+    cfg["checksums"][key] = digest
 
 
 def _named(cfg: dict[str, Any], *ending: str) -> str:
-    names = [cfg["dataset"]["name"], cfg["model"]["name"], cfg["pruner"]["name"], f"s{cfg['sparsity']:.12g}"]
+    names = [cfg["dataset"]["name"], cfg["model"]["name"], cfg["pruner"]["name"], f"s{cfg['sparsity']:.6g}"]
     if any(cfg["ablation"][hook] is not None for hook in HOOKS):
         names.append(cfg["ablation"]["name"])
     return _safe("-".join([*names, *ending]))
@@ -669,7 +685,7 @@ def _told_apart_by_name(cfg: dict[str, Any]) -> dict[str, Any]:
     """
     if not cfg["mask_name"]:
         return cfg
-    return cfg | {"digests": {"mask": None, "weights": None if cfg["weights"] is None else "given"}}
+    return cfg | {"checksums": {"mask": None, "weights": None if cfg["weights"] is None else "given"}}
 
 
 def differences(

@@ -97,7 +97,7 @@ class Subnetwork:
 
 
 @dataclass(frozen=True)
-class Examples:
+class ScoringData:
     """Which training images a score looks at: `per_class` of each class, or `total` whatever their class.
 
     `balanced` says otherwise: as many of each class as `total` allows, or `per_class` for each in all.
@@ -195,7 +195,7 @@ class Pruner:
 
     score: Score | None  # None: dense, there are no rounds
     mode: Literal["eval", "train"]  # batch-norm mode while scoring
-    examples: Examples | None  # None: the score looks at no images
+    scoring_data: ScoringData | None  # None: the score looks at no images
     dtype: torch.dtype = torch.float64  # of network, images and scores; float32 is what most authors' code computes in
     reduce: Reduction | None = None  # set: whole filters are ranked and pruned, and the sparsity is that of filters
     regrow: bool = False  # a weight pruned in one round may return in the next, with its initial value
@@ -253,7 +253,7 @@ class Data(Protocol):
         """Every image of a split once, un-augmented, in a fixed order; of several processes each gets other batches."""
 
     def draw(
-        self, examples: Examples, generator: Generator, dtype: torch.dtype, change: Change | None = None
+        self, examples: ScoringData, generator: Generator, dtype: torch.dtype, change: Change | None = None
     ) -> Batches:
         """Training images for scoring, laid out channels first. A single left-over image joins the batch before it.
 

@@ -40,13 +40,13 @@ from pai_bench.core import (
     Batch,
     Chosen,
     Data,
-    Examples,
     Mask,
     Place,
     Pruner,
     Record,
     Round,
     Scores,
+    ScoringData,
     Share,
     Subnetwork,
     Weights,
@@ -166,8 +166,8 @@ def _explained(error: BaseException, cfg: dict[str, Any], device: torch.device) 
     unallocated = any(words in str(error) for words in ("allocate memory", "bad_alloc", "PyObject pointer is null"))
     if unallocated or isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         sizes = f"training.batch_size={cfg['training']['batch_size']}"
-        if cfg["pruner"]["examples"]:
-            sizes += f" or pruner.examples.batch_size={cfg['pruner']['examples']['batch_size']}"
+        if cfg["pruner"]["scoring_data"]:
+            sizes += f" or pruner.scoring_data.batch_size={cfg['pruner']['examples']['batch_size']}"
         return UserError(f"out of memory on {device}: lower {sizes}, or run fewer at once")
     return error
 
@@ -186,11 +186,12 @@ def _check_same_images(cfg: dict[str, Any], row: dict[str, Any]) -> None:
 def _pruner(cfg: dict[str, Any]) -> Pruner:
     """A pruner of the config; a dense run's is never asked for a score."""
     functions = {key: _function(cfg[key]) if cfg[key] is not None else None for key in ("score", "transfer")}
-    examples = Examples(**cfg["examples"]) if cfg["examples"] is not None else None
+    scoring_data = ScoringData(**cfg["scoring_data"]) if cfg["scoring_data"] is not None else None
     if (transfer := functions["transfer"]) is not None:
         functions["transfer"] = lambda *arguments: distributed.from_first(transfer(*arguments))
     return Pruner(
-        **functions, mode=cfg["mode"], examples=examples, dtype=scoring.DTYPES[cfg["dtype"]], reduce=cfg["reduce"],
+        **functions, mode=cfg["mode"], scoring_data=scoring_data, dtype=scoring.DTYPES[cfg["dtype"]],
+        reduce=cfg["reduce"],
         regrow=cfg["regrow"], regrow_moved=bool(cfg["regrow_moved"]),
     )  # fmt: skip
 
@@ -283,7 +284,7 @@ def _shelf(parts: Parts, model: torch.nn.Module, ablation: Ablation) -> reuse.Sh
     """Where scores and masks of this network are kept; None if they are not a function of the network and settings."""
     cfg, pruner, device = parts.cfg, parts.pruner, parts.device
     trains = any(this.until_epoch > 0 for this in parts.rounds)
-    if not cfg["reuse_gb"] or world().size > 1 or pruner.score is None or pruner.transfer is not None or trains:
+    if not cfg["cache_gb"] or world().size > 1 or pruner.score is None or pruner.transfer is not None or trains:
         return None
     # What comes after the score cannot change it, and masks are kept for searches of several rounds alone.
     after = ("reduce", "regrow") if len(parts.rounds) == 1 else ()
@@ -296,13 +297,13 @@ def _shelf(parts: Parts, model: torch.nn.Module, ablation: Ablation) -> reuse.Sh
         "input_shape": parts.data.input_shape,
         "seed": cfg["seed"],
         "pruner": {key: value for key, value in cfg["pruner"].items() if key not in ("name", *after)},
-        "images": None if pruner.examples is None else [parts.data.checksum, dataset],
+        "images": None if pruner.scoring_data is None else [parts.data.checksum, dataset],
         "ablation": hooks,
         "code": reuse.code(call["_target_"] for call in called),
         # Rounding is another on other machines.
         "machine": [torch.__version__, devices.describe(device)],
     }
-    return reuse.Shelf(Path(cfg["results_dir"]) / ".reuse", round(cfg["reuse_gb"] * 1e9), determines)
+    return reuse.Shelf(Path(cfg["results_dir"]) / ".cache", round(cfg["cache_gb"] * 1e9), determines)
 
 
 def _search(
@@ -407,7 +408,7 @@ def _overlap(parts: Parts, pruned: Pruned, unbroken: Mask | None, trainer: Train
 def _examples_at_random(data: Data, model: torch.nn.Module, seed: int, stream: str) -> Batch:
     """Training images, laid out as the network is."""
     size = min(128, data.num_examples["train"])
-    examples = Examples(None, size, size, False)
+    examples = ScoringData(None, size, size, False)
     ((images, labels),) = data.draw(examples, seeding.generator(seed, stream), torch.float32)
     return layout.laid_out(images, layout.layout_of(model)), labels
 
@@ -416,9 +417,9 @@ def _carries_signal(model: torch.nn.Module, data: Data, seed: int, initial: Weig
     """Whether the outputs depend on the image. Where not even the dense network's do, paths decide."""
     images, _ = _examples_at_random(data, model, seed, "signal")
     with seeding.seeded(seed, "signal"):
-        if measures.carries_signal(model, images):
+        if measures.output_depends_on_input(model, images):
             return True
-        if measures.carries_signal(model, images, initial):
+        if measures.output_depends_on_input(model, images, initial):
             return False
     log.info("the dense network's output does not depend on the image either, as where a classifier starts at zero")
     return effective is None or masks.kept(effective) > 0
@@ -526,7 +527,7 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory | 
     initial = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     diagnose = _diagnose(parts, model) if cfg["diagnostics"] else None
     trainer = trainer_for(parts, model, record, diagnose, checkpoint=checkpoints.offer)
-    reached = checkpoints.reached = {"beside": None, "unbroken": None, "pruned": None, "reused": None, "last": None}
+    reached = checkpoints.reached = {"beside": None, "unbroken": None, "pruned": None, "cache_hit": None, "last": None}
     pruned = None
     if begun:
         reached |= {name: begun[name] for name in reached}
@@ -553,7 +554,7 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory | 
             checkpoints.offer()
 
         pruned, reused = _search(parts, trainer, initial, parts.ablation, record, pruned, checkpoint, given)
-        reached["reused"] = reached["reused"] or reused
+        reached["cache_hit"] = reached["cache_hit"] or reused
         checkpoint(pruned)
         num_units = masks.num_kept(sparsity, masks.total(pruned.units))
         assert masks.kept(pruned.units) == num_units, "the allocation did not keep the exact number"
@@ -609,7 +610,7 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory | 
             "input_shape": data.input_shape,
             "num_classes": data.num_classes,
             **{group: cfg[group]["name"] for group in groups},
-            **cfg["digests"],
+            **cfg["checksums"],
             **rows.kept(pruned.mask),
             "sparsity": masks.sparsity(pruned.mask),
             "target_sparsity": cfg["sparsity"] if given is None else _target_sparsity(cfg, given[0]),
@@ -620,13 +621,13 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory | 
             "num_tied": sum(pruned.num_tied),
             "num_rounds": len(parts.rounds),
             "collapsed_layers": collapsed,
-            "carries_signal": last["signal"],
+            "output_depends_on_input": last["signal"],
             "stopped": "collapse" if stop else None,
             "ablation_overlap": last["overlap"],
             **rows.accuracies(evaluated, last["start"]),
-            "multiply_adds_dense": sum(multiply_adds.values()),
-            "multiply_adds_masked": measures.masked_multiply_adds(multiply_adds, pruned.mask),
-            "multiply_adds_trained": sum(measures.multiply_adds(trainer.trained, data.input_shape).values()),
+            "macs_dense": sum(multiply_adds.values()),
+            "macs_masked": measures.masked_multiply_adds(multiply_adds, pruned.mask),
+            "macs_trained": sum(measures.multiply_adds(trainer.trained, data.input_shape).values()),
             "compact_speedup": trainer.compact_speedup,
             "epochs": recipe.epochs,
             "precision": recipe.precision,
@@ -638,7 +639,7 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory | 
             "search_train_flops": 3 * flops_per_image * last["search_examples"],
             "train_flops": 3 * flops_per_image * train_examples,
             "prune_seconds": pruned.seconds,
-            "reused": reached["reused"],
+            "cache_hit": reached["cache_hit"],
             "train_seconds": trainer.seconds,
             "total_seconds": time.perf_counter() - checkpoints.started,
             "images_per_second": trainer.num_examples / trainer.seconds if trainer.seconds else 0.0,

@@ -40,7 +40,9 @@ def _batch_loss(net: Subnetwork, weights: Weights, batch: Batch, loss: Loss, tem
 
 def _leaves(net: Subnetwork, batches: Batches, at: Weights | None) -> Weights:
     if not batches:
-        raise UserError("pruner.examples=null: this score looks at images; say how many, as in conf/pruner/snip.yaml")
+        raise UserError(
+            "pruner.scoring_data=null: this score looks at images; say how many, as in conf/pruner/snip.yaml"
+        )
     return net.masked() if at is None else {name: leaf.detach().requires_grad_() for name, leaf in at.items()}
 
 

@@ -68,7 +68,7 @@ def masked_multiply_adds(counts: dict[str, int], mask: Mask) -> int:
     return round(sum(count * densities.get(name, 1.0) for name, count in counts.items()))
 
 
-def carries_signal(model: nn.Module, images: Tensor, parameters: Mapping[str, Tensor] | None = None) -> bool:
+def output_depends_on_input(model: nn.Module, images: Tensor, parameters: Mapping[str, Tensor] | None = None) -> bool:
     """Whether the outputs for images (B, C, H, W) depend on them, by one forward and one backward pass in train mode.
 
     The model's weights must be masked already. Its buffers and gradients are left as they were.

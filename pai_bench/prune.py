@@ -240,11 +240,11 @@ def impose(model: nn.Module, mask: Mask, companions: Mask, *, ablation: Ablation
 
 def _batches(pruner: Pruner, ablation: Ablation, draw: Callable[..., Batches], seed: int, number: int) -> Batches:
     """The images and labels that the score of a round sees."""
-    if pruner.examples is None:
+    if pruner.scoring_data is None:
         return []
     noise, stored = seeding.generator(seed, "ablation", number), ablation.images
     change = () if stored is None else (lambda images, labels: stored(images, labels, noise),)
-    batches = draw(pruner.examples, seeding.generator(seed, "examples", number), pruner.dtype, *change)
+    batches = draw(pruner.scoring_data, seeding.generator(seed, "examples", number), pruner.dtype, *change)
     return batches if ablation.batches is None else ablation.batches(batches, noise)
 
 

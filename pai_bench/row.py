@@ -58,7 +58,7 @@ def accuracies(evaluated: list[dict[str, Any]], start: float) -> dict[str, Any]:
         "train_loss": last.get("train/loss"),
         "best_test_top1": best["test/top1"],
         "best_test_epoch": int(best.get("recipe_epoch", 0)),
-        "selected_test_top1": selected and selected["test/top1"],
+        "test_top1_at_best_validation": selected and selected["test/top1"],
         "selected_epoch": selected and int(selected.get("recipe_epoch", 0)),
         "validation_top1": last.get("validation/top1"),
     }

@@ -60,8 +60,8 @@ def closing(row: dict[str, Any], layers: list[dict[str, Any]], directory: Path) 
     if "best_test_top1" in percent:
         accuracy += f"   (best {percent['best_test_top1']:.2f} % in epoch {row['best_test_epoch']})"
     lines = ["", row["id"], "", f"  {accuracy}"]
-    if row["selected_test_top1"] is not None:
-        selected = f"  {100 * row['selected_test_top1']:.2f} % in epoch {row['selected_epoch']}"
+    if row["test_top1_at_best_validation"] is not None:
+        selected = f"  {100 * row['test_top1_at_best_validation']:.2f} % in epoch {row['selected_epoch']}"
         lines.append(f"{selected}, the best on the validation split")
     if row["filter_sparsity"] is not None:
         filters = f"{row['num_filters_kept']:,} of {row['num_filters']:,} filters kept"
@@ -81,15 +81,15 @@ def closing(row: dict[str, Any], layers: list[dict[str, Any]], directory: Path) 
         lines.append(
             f"  ablation {row['ablation']}: {100 * row['ablation_overlap']:.2f} % of the kept weights unchanged"
         )
-    dense, masked = row["multiply_adds_dense"], row["multiply_adds_masked"]
+    dense, masked = row["macs_dense"], row["macs_masked"]
     lines.append(f"  {_count(dense)} multiply-adds an image, {_count(masked)} if zeros were free")
-    if row["multiply_adds_trained"] < dense:
+    if row["macs_trained"] < dense:
         gain = f": a step took 1/{row['compact_speedup']:.3g} of the time" if row["compact_speedup"] else ""
-        lines.append(f"  {_count(row['multiply_adds_trained'])} were trained, without idle channels{gain}")
+        lines.append(f"  {_count(row['macs_trained'])} were trained, without idle channels{gain}")
     lines += ["", *_layers(layers), ""] if row["num_kept"] < row["num_prunable"] else [""]
     if row["collapsed_layers"]:
         lines.append(f"  LAYER COLLAPSE: nothing is kept in {', '.join(row['collapsed_layers'])}")
-    if not row["carries_signal"]:
+    if not row["output_depends_on_input"]:
         lines.append("  NO SIGNAL: the output of the pruned network does not depend on the image")
     if row["stopped"]:
         lines.append("  NOT TRAINED: on_collapse=stop")

@@ -11,7 +11,7 @@ import torch
 from torch import Generator
 
 from pai_bench import devices, experiment, masks, seeding
-from pai_bench.core import Batch, Batches, Change, Data, Examples
+from pai_bench.core import Batch, Batches, Change, Data, ScoringData
 from pai_bench.errors import ConfigError
 from pai_bench.world import world
 
@@ -59,7 +59,7 @@ class _Stopwatch:
         yield from ()
 
     def draw(
-        self, examples: Examples, generator: Generator, dtype: torch.dtype, change: Change | None = None
+        self, examples: ScoringData, generator: Generator, dtype: torch.dtype, change: Change | None = None
     ) -> Batches:
         """Training images for scoring, as the dataset draws them."""
         return self._data.draw(examples, generator, dtype, change)

@@ -139,7 +139,7 @@ def wandb(
     entity: str | None,
     mode: Literal["online", "offline", "disabled"],
     tags: list[str],
-    patience_seconds: Positive,
+    timeout_seconds: Positive,
 ) -> Tracker:
     """A W&B run with the id of the run, in its directory; offline unless told otherwise.
 
@@ -148,7 +148,7 @@ def wandb(
 
     Args:
         mode: "offline", "online" or "disabled".
-        patience_seconds: how long the start and the end of a run wait for a server that does not answer.
+        timeout_seconds: how long the start and the end of a run wait for a server that does not answer.
     """
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     # Beside the run, so that a sync from another machine finds the artifacts.
@@ -165,8 +165,8 @@ def wandb(
             console="off",
             disable_git=True,
             silent=True,
-            init_timeout=patience_seconds,
-            finish_timeout=patience_seconds,
+            init_timeout=timeout_seconds,
+            finish_timeout=timeout_seconds,
             finish_timeout_raises=True,
             x_disable_machine_info=wanted == "offline",
             x_save_requirements=False,

@@ -31,7 +31,7 @@ GROUPS = ("model", "dataset", "pruner", "schedule", "allocation", "ablation", "t
 NEEDS = {
     "timm": ("model.name=resnet18",),
     "image_folder": ("dataset.root=somewhere",),
-    "densities_of": ("allocation.mask=some.safetensors",),
+    "densities_of_mask": ("allocation.mask=some.safetensors",),
     "fine_tune": ("training=cifar",),
 }
 VALUES = (
@@ -55,7 +55,7 @@ MORE = (
     "", "=", "a", "a=", "=1", "+", "~", "++", "+=1", "++=1", "~nothing", "~seed=1", "~seed=0", "seed", "seed=1 2",
     "seed=[", "seed={", "seed=(", "seed='", "seed=\"", "seed=1,2", "seed=range(3)", "seed=choice(1,2)", "seed=glob(*)",
     "seed=interval(0,1)", "seed@a=1", "model@a=resnet20", "model@=resnet20", "a.b=1", ".seed=1", "seed.=1", "seed.a=1",
-    "seed[0]=1", "model.widths[0]=1", "model.widths.0=1", "model.widths.zzz=1", "training.lr_drop_epochs=[[1]]",
+    "seed[0]=1", "model.widths[0]=1", "model.widths.0=1", "model.widths.zzz=1", "training.lr_milestones=[[1]]",
     "epochs=3", "lr=0.1", "batch_size=3", "mdoel=resnet20", "sparcity=0.9", "pruner=SNIP", "PRUNER=snip", "pruner=snp",
     "sparsity=0.9", "density=0.1", "compression=10", "rounds=3", "init=x", "widths=[1]", "mode=train", "name=x",
     "hydra=1", "hydra=null", "hydra.run.dir=x", "hydra.sweep.dir=x", "hydra.job.chdir=true", "hydra.zzz=1",
@@ -66,7 +66,7 @@ MORE = (
     "device=0", "device=cuda:99999999999", "device=cuda:-1", "device=cuda:x", "tracker.mode=onlien",
     "training.lr=1e300",
     "results_dir=''", "mask=x.pt", "weights=x.pt", "mask_name=x", "run_schema=x", "_self_=x", "config=x",
-    "pruner.score={a:1}", "pruner.examples={a:1}", "model={}", "model={name:x}", "pruner={}", "seed=\udcff",
+    "pruner.score={a:1}", "pruner.scoring_data={a:1}", "model={}", "model={name:x}", "pruner={}", "seed=\udcff",
     "model.name=vgg16", "dataset.name=cifar10", "pruner.name=snip", "+model.depth=3", "+training.x=1", "++seed.x=1",
 )  # fmt: skip
 BASES: dict[str, Words] = {  # one for each option whose keys are tried

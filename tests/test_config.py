@@ -23,7 +23,7 @@ GROUPS = ["model", "dataset", "pruner", "schedule", "allocation", "ablation", "t
 MANDATORY = {
     "timm": ["model.name=resnet18"],
     "image_folder": ["dataset.root=somewhere"],
-    "densities_of": ["allocation.mask=some.safetensors"],
+    "densities_of_mask": ["allocation.mask=some.safetensors"],
     "fine_tune": ["training=cifar"],
 }
 
@@ -56,10 +56,10 @@ def test_pruners_carry_the_settings_of_their_papers() -> None:
     synflow, snip, grasp = (
         composed(f"pruner={name}", "sparsity=0.5")["pruner"] for name in ("synflow", "snip", "grasp")
     )
-    assert (synflow["mode"], synflow["dtype"], synflow["examples"]) == ("eval", "float64", None)
-    assert (snip["mode"], snip["examples"]["total"]) == ("eval", 100)
-    assert (grasp["mode"], grasp["examples"]["per_class"], grasp["score"]["temperature"]) == ("train", 10, 200.0)
-    assert not snip["examples"]["augment"] and not grasp["examples"]["augment"]
+    assert (synflow["mode"], synflow["dtype"], synflow["scoring_data"]) == ("eval", "float64", None)
+    assert (snip["mode"], snip["scoring_data"]["total"]) == ("eval", 100)
+    assert (grasp["mode"], grasp["scoring_data"]["per_class"], grasp["score"]["temperature"]) == ("train", 10, 200.0)
+    assert not snip["scoring_data"]["augment"] and not grasp["scoring_data"]["augment"]
 
 
 # The three ways to say how much ---------------------------------------------------------------------------------------
@@ -96,8 +96,8 @@ def test_what_a_dense_run_does_not_use_is_no_part_of_its_name(override: str) -> 
 @pytest.mark.parametrize(
     ("one", "other"),
     [
-        (["training=cifar_lottery"], ["training=cifar", "training.nesterov=false", "training.lr_drop_epochs=[80,120]"]),
-        (["training=digits"], ["training=digits", "training.lr_drop_epochs=[5]", "training.lr_drop_factor=0.5"]),
+        (["training=cifar_lottery"], ["training=cifar", "training.nesterov=false", "training.lr_milestones=[80,120]"]),
+        (["training=digits"], ["training=digits", "training.lr_milestones=[5]", "training.lr_gamma=0.5"]),
         (["dataset.mean=[0]"], ["dataset.mean=[0.0]"]),
     ],
     ids=["a recipe spelt out", "drops under cosine", "integers in a list"],
@@ -122,7 +122,7 @@ REFUSED = {
         "pruner.score=.a: 1.: give settings that it has: _target_",
     ),
     "argument of an argument of no score": (["pruner.score.a.b=1"], "pruner.score.a.b=1: pruner.score is null for"),
-    "images of no score": (["pruner.examples.total=8"], "examples.total=8: .* choose one .*pruner=NAME"),
+    "images of no score": (["pruner.scoring_data.total=8"], "examples.total=8: .* choose one .*pruner=NAME"),
     "unknown argument": (["pruner=grasp", "sparsity=0.5", "+pruner.score.foo=1"], "score.foo=1: .*has: temperature"),
     "argument of another pruner": (["pruner=snip", "sparsity=0.5", "pruner.score.temperature=2"], "temperature"),
     "misspelt schedule": (["pruner=synflow", "sparsity=0.5", "schedule.ronds=3"], "ronds"),
@@ -152,8 +152,8 @@ REFUSED = {
     "dense with rounds": (["pruner=dense", "schedule=one_shot"], "schedule=one_shot: pruner=dense has no score"),
     "no rounds": (["pruner=synflow", "sparsity=0.5", "schedule.rounds=0"], "schedule.rounds=0: give 1 or more"),
     "both kinds of examples": (
-        ["pruner=snip", "sparsity=0.5", "pruner.examples.per_class=5"],
-        "pruner.examples=.*give one",
+        ["pruner=snip", "sparsity=0.5", "pruner.scoring_data.per_class=5"],
+        "pruner.scoring_data=.*give one",
     ),
     "reduction": (["pruner=filter_loss", "sparsity=0.5", "pruner.reduce=max"], "reduce=max: give one of sum, .*null"),
     "on_collapse": (["on_collapse=repair"], "on_collapse=repair: give one of record, stop"),
@@ -196,8 +196,8 @@ REFUSED = {
         "pruner.regrow=true: filters do not return",
     ),
     "densities in rounds": (
-        ["pruner=synflow", "sparsity=0.5", "allocation=densities_of", "allocation.mask=x"],
-        "schedule=exponential: allocation=densities_of has one target; use schedule=one_shot",
+        ["pruner=synflow", "sparsity=0.5", "allocation=densities_of_mask", "allocation.mask=x"],
+        "schedule=exponential: allocation=densities_of_mask has one target; use schedule=one_shot",
     ),
     "temperature of a score": (
         ["pruner=grasp", "sparsity=0.5", "pruner.score.temperature=-1"],
@@ -205,11 +205,11 @@ REFUSED = {
     ),
     "steps of a score": (["pruner=prospr", "sparsity=0.5", "pruner.score.steps=-1"], "pruner.score.steps=-1: give 0"),
     "walks": (["pruner=phew", "sparsity=0.5", "pruner.score.batch_size=0"], "pruner.score.batch_size=0: give 1"),
-    "drops before training": (["training.lr_drop_epochs=[-5]"], "training.lr_drop_epochs=.*give epochs of 0 or more"),
+    "drops before training": (["training.lr_milestones=[-5]"], "training.lr_milestones=.*give epochs of 0 or more"),
     "levels": (["pruner=magnitude", "sparsity=0.5", "schedule=rewind", "schedule.levels=0"], "schedule.levels=0"),
-    "no mask": (["pruner=random", "sparsity=0.5", "allocation=densities_of"], "allocation.mask is missing"),
+    "no mask": (["pruner=random", "sparsity=0.5", "allocation=densities_of_mask"], "allocation.mask is missing"),
     "a mask that is not there": (
-        ["pruner=random", "sparsity=0.5", "allocation=densities_of", "allocation.mask=nowhere"],
+        ["pruner=random", "sparsity=0.5", "allocation=densities_of_mask", "allocation.mask=nowhere"],
         "allocation.mask=nowhere: it cannot be read",
     ),
     "floor": (["allocation.min_density=2"], "allocation.min_density=2: give one in"),
@@ -218,7 +218,7 @@ REFUSED = {
     "precision": (["training.precision=fp8"], "training.precision=fp8: give one of float32, tfloat32"),
     "learning rate": (["training.lr=0"], "training.lr=0.0"),
     "nesterov": (["training.momentum=0"], "training.nesterov=true: it needs training.momentum"),
-    "drops": (["training.lr_drop_epochs=[80,40]"], "training.lr_drop_epochs"),
+    "drops": (["training.lr_milestones=[80,40]"], "training.lr_milestones"),
     "validation": (["dataset.validation=1"], "dataset.validation=1"),
     "device": (["device=tpu"], "device=tpu: give auto, cpu"),
     "no model name": (["model.name=null"], "model.name=null: give a word"),
@@ -238,7 +238,7 @@ REFUSED = {
     "deleted": (["~seed"], "seed is missing: .*add seed=VALUE"),
     "deleted group": (["~model"], "~model: a run needs an option of model"),
     "inside a list": (["model.widths.zzz=1"], "model.widths.zzz=1: model.widths has no settings of its own"),
-    "a list in a list": (["training.lr_drop_epochs=[[1]]"], r"lr_drop_epochs=.*: give a whole number for each"),
+    "a list in a list": (["training.lr_milestones=[[1]]"], r"lr_milestones=.*: give a whole number for each"),
     "a number for a group": (["mask_file=${seed}"], "mask_file=0: it has settings of its own: names"),
     "a setting that is not there": (["seed=${nothing}"], "seed: what it names in .* is not there"),
     "no key": (["results_dir=~/x"], "results_dir=~/x: it cannot be read; put the value in quotes"),
@@ -441,7 +441,7 @@ def test_what_cannot_change_a_result_is_no_part_of_the_name(override: str) -> No
     [
         "seed=1", "sparsity=0.91", "protocol=99", "training.lr=0.2", "training.precision=bfloat16", "model=resnet32",
         "model.init.norm=uniform", "dataset.validation=0.1", "dataset.padding=2", "pruner=grasp", "pruner.mode=train",
-        "pruner.examples.total=50", "allocation=uniform", "schedule=linear",
+        "pruner.scoring_data.total=50", "allocation=uniform", "schedule=linear",
     ],
 )  # fmt: skip
 def test_what_can_change_a_result_changes_the_name(override: str) -> None:

@@ -98,7 +98,7 @@ def test_a_pruned_weight_stays_pruned(name: str, net: nn.Module, batches: Batche
 
 
 # Allocations that fix the density of some layers, and so cannot reach every sparsity of a tiny net.
-LIMITED = {"uniform_plus", "smart_ratio", "global_topk_floor"}
+LIMITED = {"uniform_plus", "smart_ratio", "global_min_density"}
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.9, 0.999])
@@ -115,7 +115,7 @@ def test_every_allocation_keeps_exactly_k(
     }
     k = round(round(1 - sparsity, 12) * masks.total(candidates))
     save_file(allocation.keep_largest(scores, candidates, k).mask, tmp_path / "mask.safetensors")
-    more = [f"allocation.mask={tmp_path / 'mask.safetensors'}"] if allocate == "densities_of" else []
+    more = [f"allocation.mask={tmp_path / 'mask.safetensors'}"] if allocate == "densities_of_mask" else []
     function = experiment._function(composed(f"allocation={allocate}", *more)["allocation"])
     try:
         chosen = function(scores, candidates, k, generator)
@@ -159,10 +159,10 @@ def _mask(name: str, num_threads: int, channels_last: bool, device: str = "cpu")
         of_method += ["schedule=linear", "schedule.rounds=5"]
     if name.startswith("ntt"):
         of_method = ["sparsity=0.5", "schedule.rounds=2", "pruner.transfer.steps=2"]
-    if composed(f"pruner={name}", *of_method)["pruner"]["examples"] is not None:
-        of_method += [f"pruner.examples.{of}" for of in ("per_class=6", "total=null", "batch_size=8")]
+    if composed(f"pruner={name}", *of_method)["pruner"]["scoring_data"] is not None:
+        of_method += [f"pruner.scoring_data.{of}" for of in ("per_class=6", "total=null", "batch_size=8")]
     cfg = composed(
-        f"pruner={name}", *of_method, "model=resnet8_thin", "model.widths=[16,20]", "model.blocks=[1,1]", "reuse_gb=0",
+        f"pruner={name}", *of_method, "model=resnet8_thin", "model.widths=[16,20]", "model.blocks=[1,1]", "cache_gb=0",
         f"channels_last={str(channels_last).lower()}",
     )  # fmt: skip
     on = torch.device(device)

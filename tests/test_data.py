@@ -26,7 +26,7 @@ from torch import Generator
 from torch.utils.data import DataLoader
 
 from pai_bench import ablations, config, experiment, layout
-from pai_bench.core import Data, Drawn, Examples, Place, Share, labels_of, num_steps
+from pai_bench.core import Data, Drawn, Place, ScoringData, Share, labels_of, num_steps
 from pai_bench.data import archives, decode, resident, tiny_imagenet
 from pai_bench.data.digits import digits
 from pai_bench.data.imagenet import Streamed
@@ -188,7 +188,7 @@ def test_settings_that_do_not_fit_the_images_are_refused(settings: dict[str, Any
 def test_scoring_examples_are_balanced_and_plain_on_request() -> None:
     data = numbered(60)
     batches = data.draw(
-        Examples(per_class=4, total=None, batch_size=5, augment=False), Generator().manual_seed(0), torch.float32
+        ScoringData(per_class=4, total=None, batch_size=5, augment=False), Generator().manual_seed(0), torch.float32
     )
     labels = torch.cat([labels for _, labels in batches])
     images = torch.cat([images for images, _ in batches])
@@ -197,24 +197,26 @@ def test_scoring_examples_are_balanced_and_plain_on_request() -> None:
     assert labels.tolist() != sorted(labels.tolist())
     plain = all_images(data, "train")
     assert all(any(torch.equal(image, other) for other in plain) for image in images)
-    augmented = data.draw(Examples(4, None, 5, augment=True), Generator().manual_seed(0), torch.float32)
+    augmented = data.draw(ScoringData(4, None, 5, augment=True), Generator().manual_seed(0), torch.float32)
     assert not all(any(torch.equal(image, other) for other in plain) for image in augmented[0][0])
-    other = data.draw(Examples(4, None, 5, augment=False), Generator().manual_seed(1), torch.float32)
+    other = data.draw(ScoringData(4, None, 5, augment=False), Generator().manual_seed(1), torch.float32)
     assert not torch.equal(other[0][0], batches[0][0])
 
 
 def test_scoring_examples_in_all_are_drawn_whatever_their_class() -> None:
     data = numbered(60)
-    batches = data.draw(Examples(None, 60, 60, False), Generator().manual_seed(0), torch.float32)
+    batches = data.draw(ScoringData(None, 60, 60, False), Generator().manual_seed(0), torch.float32)
     assert len({int(image[0].max().round()) for image in batches[0][0]}) == 60
 
 
 def test_a_total_can_be_balanced_and_a_number_per_class_need_not_be() -> None:
     data = numbered(60)
-    ((_, labels),) = data.draw(Examples(None, 14, 60, False, balanced=True), Generator().manual_seed(0), torch.float32)
+    ((_, labels),) = data.draw(
+        ScoringData(None, 14, 60, False, balanced=True), Generator().manual_seed(0), torch.float32
+    )
     assert torch.bincount(labels).tolist() == [4, 4, 4]
-    unbalanced = data.draw(Examples(4, None, 60, False, balanced=False), Generator().manual_seed(0), torch.float32)
-    in_all = data.draw(Examples(None, 12, 60, False), Generator().manual_seed(0), torch.float32)
+    unbalanced = data.draw(ScoringData(4, None, 60, False, balanced=False), Generator().manual_seed(0), torch.float32)
+    in_all = data.draw(ScoringData(None, 12, 60, False), Generator().manual_seed(0), torch.float32)
     assert torch.equal(unbalanced[0][0], in_all[0][0])
     assert torch.bincount(unbalanced[0][1]).tolist() != [4, 4, 4]
 
@@ -222,13 +224,16 @@ def test_a_total_can_be_balanced_and_a_number_per_class_need_not_be() -> None:
 @pytest.mark.parametrize(
     ("examples", "message"),
     [
-        (Examples(None, 2, 5, False, balanced=True), "pruner.examples.total=2: there are 3 classes; give more"),
-        (Examples(21, None, 5, False, balanced=False), "pruner.examples.per_class=21: there are 60 training images"),
-        (Examples(21, None, 5, False), "pruner.examples.per_class=21: class 0 has 20 training images"),
-        (Examples(None, 61, 5, False), "pruner.examples.total=61: there are 60 training images"),
+        (ScoringData(None, 2, 5, False, balanced=True), "pruner.scoring_data.total=2: there are 3 classes; give more"),
+        (
+            ScoringData(21, None, 5, False, balanced=False),
+            "pruner.scoring_data.per_class=21: there are 60 training images",
+        ),
+        (ScoringData(21, None, 5, False), "pruner.scoring_data.per_class=21: class 0 has 20 training images"),
+        (ScoringData(None, 61, 5, False), "pruner.scoring_data.total=61: there are 60 training images"),
     ],
 )
-def test_too_few_images_to_score_are_refused(examples: Examples, message: str) -> None:
+def test_too_few_images_to_score_are_refused(examples: ScoringData, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         numbered(60).draw(examples, Generator(), torch.float32)
 
@@ -237,7 +242,7 @@ def test_too_few_images_to_score_are_refused(examples: Examples, message: str) -
 def test_scoring_images_are_normalised_in_the_precision_asked_for(augment: bool) -> None:
     data = numbered(60, mean=[0.4914, 0.4822, 0.4465], std=[0.2023, 0.1994, 0.2010])
     raw = numbered(60)  # whose pixels are whole numbers
-    examples = Examples(None, 9, 4, augment)
+    examples = ScoringData(None, 9, 4, augment)
     for dtype, tolerance in ((torch.float64, 1e-15), (torch.float32, 1e-6)):
         batches = data.draw(examples, Generator().manual_seed(0), dtype)
         stored = raw.draw(examples, Generator().manual_seed(0), torch.float32)
@@ -266,7 +271,7 @@ def test_scoring_images_are_made_when_they_are_asked_for_and_are_the_same_again(
 
     for change in ((), (invert,)):
         noise = Generator().manual_seed(5)
-        batches = numbered(60).draw(Examples(None, 12, 5, True), Generator().manual_seed(0), torch.float64, *change)
+        batches = numbered(60).draw(ScoringData(None, 12, 5, True), Generator().manual_seed(0), torch.float64, *change)
         drawn = noise.get_state()
         assert [len(labels) for labels in labels_of(batches)] == [5, 5, 2] and len(batches) == 3 and not made
         first, again = list(batches), list(batches)
@@ -285,14 +290,14 @@ def test_scoring_images_are_made_when_they_are_asked_for_and_are_the_same_again(
     [(11, 5, [5, 6]), (12, 5, [5, 5, 2]), (10, 5, [5, 5]), (1, 5, [1]), (6, 5, [6]), (3, 1, [1, 1, 1]), (3, 9, [3])],
 )
 def test_a_single_left_over_image_joins_the_scoring_batch_before_it(number: int, size: int, sizes: list[int]) -> None:
-    batches = numbered(60).draw(Examples(None, number, size, False), Generator().manual_seed(0), torch.float32)
+    batches = numbered(60).draw(ScoringData(None, number, size, False), Generator().manual_seed(0), torch.float32)
     assert [len(images) for images, _ in batches] == [len(labels) for labels in labels_of(batches)] == sizes
-    whole = numbered(60).draw(Examples(None, number, 60, False), Generator().manual_seed(0), torch.float32)
+    whole = numbered(60).draw(ScoringData(None, number, 60, False), Generator().manual_seed(0), torch.float32)
     assert torch.equal(torch.cat([images for images, _ in batches]), whole[0][0])
 
 
 def test_random_labels_make_no_image() -> None:
-    batches = numbered(60).draw(Examples(None, 12, 5, False), Generator().manual_seed(0), torch.float32)
+    batches = numbered(60).draw(ScoringData(None, 12, 5, False), Generator().manual_seed(0), torch.float32)
     relabelled = ablations.random_labels(batches, Generator().manual_seed(1))
     assert all(torch.equal(one, two) for (one, _), (two, _) in zip(batches, relabelled, strict=True))
     assert [len(labels) for labels in labels_of(relabelled)] == [5, 5, 2]
@@ -664,7 +669,7 @@ def test_imagenet_augmentation_does_not_depend_on_the_number_of_workers(photogra
 
 def test_imagenet_scoring_examples_are_plain_and_balanced(photographs: Path) -> None:
     data = imagenet(photographs)
-    ((images, labels),) = data.draw(Examples(3, None, 10, False), Generator().manual_seed(0), torch.float32)
+    ((images, labels),) = data.draw(ScoringData(3, None, 10, False), Generator().manual_seed(0), torch.float32)
     assert images.shape == (6, 3, 224, 224) and torch.bincount(labels).tolist() == [3, 3]
     plain = torch.cat([images for images, _ in data.evaluation("train", 10)])
     assert all(any(torch.equal(image, other) for other in plain) for image in images)
@@ -678,7 +683,7 @@ def test_imagenet_scoring_batches_are_decoded_once_each_when_they_are_asked_for(
     plain = decode.decode
     monkeypatch.setattr("pai_bench.data.imagenet.decode", lambda path: (decoded.append(path), plain(path))[1])
     data = imagenet(photographs, f"num_workers={workers}")
-    batches = data.draw(Examples(None, 7, 3, True), Generator().manual_seed(0), torch.float64)
+    batches = data.draw(ScoringData(None, 7, 3, True), Generator().manual_seed(0), torch.float64)
     assert [len(labels) for labels in labels_of(batches)] == [3, 4] and not decoded
     assert not multiprocessing.active_children()
     images, _ = batches[0]
@@ -688,10 +693,10 @@ def test_imagenet_scoring_batches_are_decoded_once_each_when_they_are_asked_for(
     assert len(decoded) == (0 if workers else 7)
     assert not multiprocessing.active_children()
     assert all(torch.equal(a, b) for a, b in zip(*([x for x, _ in walk] for walk in walks), strict=True))
-    at_once = data.draw(Examples(None, 7, 7, True), Generator().manual_seed(0), torch.float64)
+    at_once = data.draw(ScoringData(None, 7, 7, True), Generator().manual_seed(0), torch.float64)
     assert torch.equal(at_once[0][0], torch.cat([images for images, _ in walks[0]]))
     assert torch.equal(at_once[0][1], torch.cat(labels_of(batches)))
-    single = data.draw(Examples(None, 7, 7, True), Generator().manual_seed(0), torch.float32)
+    single = data.draw(ScoringData(None, 7, 7, True), Generator().manual_seed(0), torch.float32)
     torch.testing.assert_close(single[0][0].double(), at_once[0][0], rtol=1e-6, atol=1e-6)
 
 

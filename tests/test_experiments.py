@@ -70,9 +70,9 @@ def test_an_experiment_composes_at_both_scales(name: str) -> None:
     for word in {word for job in full for word in job}:
         group, _, option = word.partition("=")
         assert not is_option(word) or (CONF / group / f"{option}.yaml").is_file(), word
-    assert said["statistic"] in ("test_top1", "best_test_top1", "selected_test_top1")
+    assert said["statistic"] in ("test_top1", "best_test_top1", "test_top1_at_best_validation")
     held_out = {cfg["dataset"]["validation"] > 0 for cfg in cfgs}
-    assert said["statistic"] != "selected_test_top1" or held_out == {True}
+    assert said["statistic"] != "test_top1_at_best_validation" or held_out == {True}
 
     smoke, kept = planned(name, "scale=smoke"), [dict(word.split("=", 1) for word in job) for job in full]
     assert len(smoke) <= 40
@@ -115,12 +115,12 @@ def test_scores_of_figure_6_see_what_those_of_the_paper_saw() -> None:
     for method in ("snip", "grasp"):
         pruner = of["cifar100", method]["pruner"]
         seen = {"per_class": 10, "total": None, "balanced": False, "batch_size": 256, "augment": True}
-        assert (pruner["mode"], pruner["examples"]) == ("eval", seen)
+        assert (pruner["mode"], pruner["scoring_data"]) == ("eval", seen)
     assert of["cifar100", "grasp"]["pruner"]["score"]["temperature"] == 200
     assert of["cifar100", "snip"]["schedule"]["name"] == "one_shot"
     assert of["cifar100", "synflow"]["schedule"]["rounds"] == 100
     recipe = of["cifar100", "snip"]["training"]
-    assert (recipe["epochs"], recipe["lr"], recipe["lr_drop_epochs"], recipe["lr_drop_factor"]) == (
+    assert (recipe["epochs"], recipe["lr"], recipe["lr_milestones"], recipe["lr_gamma"]) == (
         160,
         0.01,
         [60, 120],
@@ -128,7 +128,7 @@ def test_scores_of_figure_6_see_what_those_of_the_paper_saw() -> None:
     )
     assert (recipe["weight_decay"], recipe["batch_size"], recipe["nesterov"]) == (0.0005, 128, True)
     tiny = of["tiny_imagenet", "snip"]["training"]
-    assert (tiny["epochs"], tiny["lr"], tiny["lr_drop_epochs"], tiny["lr_drop_factor"]) == (
+    assert (tiny["epochs"], tiny["lr"], tiny["lr_milestones"], tiny["lr_gamma"]) == (
         100,
         0.01,
         [30, 60, 80],
@@ -144,24 +144,26 @@ def test_figure_1_shares_its_runs_with_figure_6() -> None:
 
 def test_images_go_with_the_dataset_and_only_to_the_scores_that_look_at_them() -> None:
     cfgs = runs("force_curves", "model=vgg19", "sparsity=0.99", "seed=0")
-    totals = {(c["dataset"]["name"], c["pruner"]["name"]): (c["pruner"]["examples"] or {}).get("total") for c in cfgs}
+    totals = {
+        (c["dataset"]["name"], c["pruner"]["name"]): (c["pruner"]["scoring_data"] or {}).get("total") for c in cfgs
+    }
     for dataset, total in (("cifar10", 128), ("cifar100", 1280), ("tiny_imagenet", 2560)):
-        assert [totals[dataset, name] for name in ("snip", "iter_snip_official", "force_released")] == [total] * 3
-        assert totals[dataset, "dense"] is None and totals[dataset, "grasp_released"] is None
-    assert {cfg["schedule"]["rounds"] for cfg in cfgs if cfg["pruner"]["name"] == "force_released"} == {60}
+        assert [totals[dataset, name] for name in ("snip", "iter_snip_official", "force_official")] == [total] * 3
+        assert totals[dataset, "dense"] is None and totals[dataset, "grasp_official"] is None
+    assert {cfg["schedule"]["rounds"] for cfg in cfgs if cfg["pruner"]["name"] == "force_official"} == {60}
 
 
 def test_rounds_of_papers_round_as_their_code() -> None:
     force = runs("force_curves", "model=vgg19", "dataset=cifar100", "sparsity=0.99", "seed=0")
     found = {cfg["pruner"]["name"]: cfg["schedule"].get("rounding") for cfg in force}
-    assert (found["iter_snip_official"], found["force_released"], found["snip"]) == ("down", "down", None)
-    assert {tuple(cfg["training"]["lr_drop_epochs"]) for cfg in force} == {(149, 249)}
+    assert (found["iter_snip_official"], found["force_official"], found["snip"]) == ("down", "down", None)
+    assert {tuple(cfg["training"]["lr_milestones"]) for cfg in force} == {(149, 249)}
     (synflow,) = runs("synflow_fig6", "model=vgg16", "dataset=cifar10", "pruner=synflow", "compression=10", "seed=0")
     assert (synflow["schedule"]["rounds"], synflow["schedule"]["rounding"]) == (100, "up")
 
 
 def test_grasp_draws_as_often_as_its_code() -> None:
-    narrowed = ["pruner=grasp_released", "sparsity=0.95", "seed=0"]
+    narrowed = ["pruner=grasp_official", "sparsity=0.95", "seed=0"]
     for name in ("grasp_table1", "grasp_table2", "grasp_tiny_imagenet"):
         for cfg in runs(name, *narrowed):
             dataset, model, score = cfg["dataset"]["name"], cfg["model"]["name"], cfg["pruner"]["score"]
@@ -171,11 +173,11 @@ def test_grasp_draws_as_often_as_its_code() -> None:
 
 def test_sanity_checks_score_as_the_released_code() -> None:
     cfgs = runs("smart_ratio", "model=vgg19", "dataset=cifar10", "sparsity=0.98", "seed=0")
-    scored = [cfg for cfg in cfgs if cfg["pruner"]["examples"] is not None]
+    scored = [cfg for cfg in cfgs if cfg["pruner"]["scoring_data"] is not None]
     assert len(scored) == 8
     for cfg in scored:
-        assert cfg["pruner"]["mode"] == "train" and cfg["pruner"]["examples"]["augment"] is True
-        assert (cfg["pruner"]["examples"]["per_class"], cfg["pruner"]["examples"]["total"]) == (10, None)
+        assert cfg["pruner"]["mode"] == "train" and cfg["pruner"]["scoring_data"]["augment"] is True
+        assert (cfg["pruner"]["scoring_data"]["per_class"], cfg["pruner"]["scoring_data"]["total"]) == (10, None)
         settings = cfg["pruner"]["score"]
         assert settings.get("class_halves", True) and settings.get("redraw_linear", True)
     pixels = [cfg for cfg in scored if "pixels" in cfg["ablation"]["name"]]

@@ -72,7 +72,7 @@ def test_a_results_folder_that_vanishes(tmp_path: Path) -> None:
 
 
 def test_too_little_memory_names_what_to_lower(tmp_path: Path) -> None:
-    more = ["model.widths=[512,512]", "training.batch_size=1400", "save_scores=false", "reuse_gb=0"]
+    more = ["model.widths=[512,512]", "training.batch_size=1400", "save_scores=false", "cache_gb=0"]
     cfg = config_of("synflow", tmp_path, *more)
 
     def work() -> None:
@@ -106,7 +106,7 @@ def streamed(photographs: Path, results: Path, *more: str) -> list[str]:
         sys.executable, str(ROOT / "run.py"), "dataset=imagenet", f"data_dir={photographs}", "dataset.subset=true",
         "dataset.size=32", "dataset.resize=36", "model=resnet20", "model.widths=[4,6]", "model.blocks=[1,1]",
         "training=digits", "training.batch_size=2", "training.epochs=12", "tracker=none", f"results_dir={results}",
-        "save_model=true", "save_scores=true", "pruner=snip", "sparsity=0.5", "pruner.examples.total=8", *more,
+        "save_model=true", "save_scores=true", "pruner=snip", "sparsity=0.5", "pruner.scoring_data.total=8", *more,
     ]  # fmt: skip
 
 

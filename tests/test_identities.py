@@ -13,7 +13,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from pai_bench import allocation, masks, measures, paths, schedules
-from pai_bench.core import Ablation, Batches, Chosen, Examples, Length, Pruner, Rounding, Scores, Subnetwork
+from pai_bench.core import Ablation, Batches, Chosen, Length, Pruner, Rounding, Scores, ScoringData, Subnetwork
 from pai_bench.errors import UserError
 from pai_bench.gradients import hessian_gradient, mean_gradient
 from pai_bench.prune import prune
@@ -221,7 +221,7 @@ def test_synflow_says_when_it_overflows(chain: nn.Module) -> None:
 
 # Whole searches against the authors' loops, with the numbers of weights that their code keeps -------------------------
 
-Draw = Callable[[Examples, Generator, torch.dtype], Batches]
+Draw = Callable[[ScoringData, Generator, torch.dtype], Batches]
 
 
 def search(
@@ -311,7 +311,9 @@ def test_a_search_by_force_or_iterative_snip_is_the_authors_loop_bit_for_bit(
         ("force", False): force.score, ("force", True): force.score_true_logit,
         ("iterative SNIP", False): snip.score, ("iterative SNIP", True): snip.score_true_logit,
     }  # fmt: skip
-    pruner = Pruner(functions[method, official_loss], "train", Examples(None, 12, 12, False), regrow=method == "force")
+    pruner = Pruner(
+        functions[method, official_loss], "train", ScoringData(None, 12, 12, False), regrow=method == "force"
+    )
     for rounding in ("down", "nearest"):
         left = iter(images)
         seen, found = search(copy.deepcopy(model), pruner, density, 10, rounding, lambda *_, left=left: next(left))

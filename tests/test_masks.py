@@ -263,7 +263,7 @@ def test_scores_that_rank_nothing_are_refused(values: torch.Tensor, message: str
 
 
 NESTED = {
-    "global_topk": {"min_density": 0.0},
+    "global": {"min_density": 0.0},
     "uniform": {},
     "erk": {"kernel": True},
     "sampled": {"beta": 1.0, "scope": "global", "rescale": False},
@@ -355,21 +355,23 @@ def test_densities_of_another_mask_are_taken_over(tmp_path: Path) -> None:
     theirs["layer0.weight"].view(-1)[:30] = True
     save_file(theirs, tmp_path / "m.safetensors")
     scores = {name: torch.rand(mask.shape, generator=Generator().manual_seed(0)) for name, mask in candidates.items()}
-    mask = allocation.densities_of(
+    mask = allocation.densities_of_mask(
         scores, candidates, num_kept(candidates, 0.9), GENERATOR, mask=str(tmp_path / "m.safetensors")
     ).mask
     assert [int(kept.sum()) for kept in mask.values()] == [30, 0]
     kept = mask["layer0.weight"]
     assert scores["layer0.weight"][kept].min() > scores["layer0.weight"][~kept].max()
     with pytest.raises(ConfigError, match=r"keeps 30 weights and sparsity=0.8 keeps 60"):
-        allocation.densities_of(
+        allocation.densities_of_mask(
             scores, candidates, num_kept(candidates, 0.8), GENERATOR, mask=str(tmp_path / "m.safetensors")
         )
     with pytest.raises(ConfigError, match=r"there is no such file"):
-        allocation.densities_of(scores, candidates, num_kept(candidates, 0.8), GENERATOR, mask=str(tmp_path / "other"))
+        allocation.densities_of_mask(
+            scores, candidates, num_kept(candidates, 0.8), GENERATOR, mask=str(tmp_path / "other")
+        )
     with pytest.raises(ConfigError, match=r"holds no mask of other \(3,\)"):
         other = {"other": torch.ones(3)}
-        allocation.densities_of(
+        allocation.densities_of_mask(
             other, {"other": torch.ones(3, dtype=torch.bool)}, 2, GENERATOR, mask=str(tmp_path / "m.safetensors")
         )
 

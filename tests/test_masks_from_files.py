@@ -44,7 +44,7 @@ def row_of(directory: Path) -> dict[str, Any]:
 def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose mask is trained again; its directory."""
     torch.set_num_threads(1)  # as every test has it
-    return run(tmp_path_factory.mktemp("found"), "pruner=snip", "sparsity=0.8", "seed=3", "reuse_gb=0")
+    return run(tmp_path_factory.mktemp("found"), "pruner=snip", "sparsity=0.8", "seed=3", "cache_gb=0")
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_the_mask_of_a_run_trains_as_in_the_run(ending: str, found: Path, tmp_pa
     assert {key: row[key] for key in same} == {key: other[key] for key in same}
     assert (row["pruner"], row["score_examples"], row["score_flops"], row["num_rounds"]) == ("mask", 0, 0, 0)
     assert row_of(again)["prune_seconds"] == 0
-    assert row["mask"] == cli.stored(again)["digests"]["mask"] != other["mask"]
+    assert row["mask"] == cli.stored(again)["checksums"]["mask"] != other["mask"]
     assert re.fullmatch(r"digits-resnet20-mask-s0\.8-seed3-[0-9a-f]{8}", again.name)
 
 

@@ -230,7 +230,7 @@ def test_scores_exist_for_every_architecture(architecture: str, pruner: str) -> 
     masks.apply_(model, mask)
     if pruner != "magnitude":  # ranks layers by their initialization, and so may empty a classifier
         assert masks.kept(paths.effective(model, mask, (3, 64, 64))) > 0
-        assert measures.carries_signal(model, batch[0])
+        assert measures.output_depends_on_input(model, batch[0])
 
 
 def test_synflow_says_once_where_its_theory_does_not_hold(caplog: pytest.LogCaptureFixture) -> None:

@@ -23,13 +23,13 @@ def row(method: str = "snip", seed: int = 0, accuracy: float | None = 0.9, spars
     made = {
         "setting": "digits-resnet20-0000aaaa", "method": f"{method}-1111bbbb", "protocol": 1, "seed": seed,
         "group": "", "dataset": "digits", "model": "resnet20", "pruner": method.split("@")[0],
-        "allocation": "global_topk", "schedule": "none" if dense else "one_shot", "ablation": "none",
+        "allocation": "global", "schedule": "none" if dense else "one_shot", "ablation": "none",
         "training": "digits", "target_sparsity": target, "sparsity": target, "density": 1 - target,
         "filter_sparsity": None, "effective_sparsity": target, "num_rounds": 0 if dense else 1, "epochs": 2,
-        "collapsed_layers": [], "carries_signal": True, "stopped": None, "mask": None, "weights": None,
+        "collapsed_layers": [], "output_depends_on_input": True, "stopped": None, "mask": None, "weights": None,
         "test_top1": accuracy,
-        "best_test_top1": None if accuracy is None else accuracy + 0.01, "selected_test_top1": None,
-        "multiply_adds_masked": 1000, "score_examples": 0 if dense else 100, "search_train_examples": 0,
+        "best_test_top1": None if accuracy is None else accuracy + 0.01, "test_top1_at_best_validation": None,
+        "macs_masked": 1000, "score_examples": 0 if dense else 100, "search_train_examples": 0,
         "train_examples": 400, "score_flops": 10**9, "search_train_flops": 0, "train_flops": 10**12,
         "prune_seconds": 0.5, "train_seconds": 8.0, "total_seconds": 10.0, "hardware": "a cpu",
         "dataset_checksum": "cafe" * 16,
@@ -123,8 +123,8 @@ def test_collapse_is_a_share_of_all_seeds() -> None:
     (cell,) = cells(
         [
             row(seed=0, collapsed_layers=["conv.weight"]),
-            row(seed=1, carries_signal=False, stopped="collapse"),
-            row(seed=2, collapsed_layers=["fc.weight"], carries_signal=False),
+            row(seed=1, output_depends_on_input=False, stopped="collapse"),
+            row(seed=2, collapsed_layers=["fc.weight"], output_depends_on_input=False),
             row(seed=3),
         ]
     )
@@ -132,14 +132,16 @@ def test_collapse_is_a_share_of_all_seeds() -> None:
 
 
 def test_the_statistic_is_the_one_asked_for() -> None:
-    runs = [row(seed=0, selected_test_top1=0.7), row(seed=1)]
+    runs = [row(seed=0, test_top1_at_best_validation=0.7), row(seed=1)]
     assert cells(runs, "best")[0].mean == pytest.approx(0.91)
     (selected,) = cells(runs, "selected")
     assert selected.values == {0: 0.7} and selected.without_value == [1]
 
 
 def test_a_statistic_that_no_run_has_is_an_error() -> None:
-    with pytest.raises(ConfigError, match=r"--statistic selected: no run has selected_test_top1.*dataset.validation"):
+    with pytest.raises(
+        ConfigError, match=r"--statistic selected: no run has test_top1_at_best_validation.*dataset.validation"
+    ):
         cells([row()], "selected")
 
 
@@ -423,7 +425,7 @@ def test_methods_that_differ_in_a_setting_are_called_by_it(tmp_path: Path) -> No
         (tmp_path / run["id"]).mkdir()
         text = f"pruner:\n  name: snip\n  mode: eval\n  examples: {{total: {total}}}\nseed: {total}\n"
         (tmp_path / run["id"] / "config.yaml").write_text(text)
-    assert labels(tmp_path, *runs) == ["snip, pruner.examples.total=100", "snip, pruner.examples.total=256"]
+    assert labels(tmp_path, *runs) == ["snip, pruner.scoring_data.total=100", "snip, pruner.scoring_data.total=256"]
 
 
 def test_methods_without_a_config_are_told_apart_by_their_ids(tmp_path: Path) -> None:
@@ -498,7 +500,7 @@ def test_unfinished_runs_are_named_with_their_state(tmp_path: Path) -> None:
     for name, state in (("one", {"state": "failed", "error": "no luck"}), ("two", {"state": "preempted"})):
         (tmp_path / name).mkdir()
         (tmp_path / name / "status.json").write_text(json.dumps(state))
-    (tmp_path / ".reuse").mkdir()
+    (tmp_path / ".cache").mkdir()
     found = reading.read(tmp_path).unfinished
     assert {name: state.name for name, state in found.items()} == {"one": "failed", "two": "preempted"}
 

@@ -42,7 +42,7 @@ def many() -> list[dict[str, Any]]:
     runs += rows(dense=[0.95, 0.952, 0.957])
     for run in runs:
         if run["pruner"] == "random" and run["seed"] == 0:
-            run |= {"collapsed_layers": ["3.weight"], "carries_signal": False}
+            run |= {"collapsed_layers": ["3.weight"], "output_depends_on_input": False}
     return [run for run in runs if not (run["pruner"] == "snip" and run["seed"] == 2 and run["sparsity"] == 0.99)]
 
 
@@ -233,7 +233,7 @@ def test_only_unfinished_runs_make_a_page_that_says_so(tmp_path: Path) -> None:
     [
         [row("dense")],
         [row("snip")],
-        [row("snip", 0, 0.1, collapsed_layers=["3.weight"], carries_signal=False, stopped="collapse")],
+        [row("snip", 0, 0.1, collapsed_layers=["3.weight"], output_depends_on_input=False, stopped="collapse")],
         rows(snip=[0.1, 0.1, 0.1], random=[0.1, 0.1, 0.1]),
         [row("snip", 0, 0.9, sparsity=0.0), row("snip", 0, 0.0, sparsity=0.5)],
         [row("snip", hardware="a"), row("random", hardware="b", score_examples=0, score_flops=0, prune_seconds=0.0)],

@@ -42,7 +42,7 @@ RUNS = {
         "pruner=magnitude", "sparsity=0.6", "schedule=rewind", "schedule.levels=2", "schedule.rewind_epoch=null",
         "schedule.rewind_step=4",
     ],
-    "filters": ["pruner=filter_loss", "sparsity=0.5", "schedule.rounds=2", "pruner.examples.total=64"],
+    "filters": ["pruner=filter_loss", "sparsity=0.5", "schedule.rounds=2", "pruner.scoring_data.total=64"],
     "gradual": [
         "pruner=magnitude", "sparsity=0.5", "schedule=gradual", "schedule.end_epoch=2", "schedule.every_steps=3",
     ],

@@ -29,10 +29,10 @@ def run(results: Path, *settings: str) -> dict[str, Any]:
 
 
 def assert_same_as_anew(row: dict[str, Any], results: Path, anew: Path, *settings: str) -> None:
-    fresh = run(anew, "reuse_gb=0", *settings)
-    assert fresh["reused"] is None and not (anew / ".reuse").exists()
+    fresh = run(anew, "cache_gb=0", *settings)
+    assert fresh["cache_hit"] is None and not (anew / ".cache").exists()
     differs = {key for key in row if row[key] != fresh[key]}
-    assert differs <= {"reused"} | {key for key in row if "seconds" in key or "per_second" in key or "memory" in key}
+    assert differs <= {"cache_hit"} | {key for key in row if "seconds" in key or "per_second" in key or "memory" in key}
     masks = [load_file(folder / row["id"] / "mask.safetensors") for folder in (results, anew)]
     assert all(torch.equal(masks[0][name], masks[1][name]) for name in masks[1])
     curves = [(folder / row["id"] / "curve.jsonl").read_text().splitlines() for folder in (results, anew)]
@@ -42,9 +42,9 @@ def assert_same_as_anew(row: dict[str, Any], results: Path, anew: Path, *setting
 
 def test_scores_of_one_shot_pruning_serve_every_sparsity(tmp_path: Path) -> None:
     first = run(tmp_path / "a", "pruner=snip", "sparsity=0.5")
-    assert first["reused"] is None and len(list((tmp_path / "a" / ".reuse").iterdir())) == 1
+    assert first["cache_hit"] is None and len(list((tmp_path / "a" / ".cache").iterdir())) == 1
     second = run(tmp_path / "a", "pruner=snip", "sparsity=0.8", "allocation=uniform")
-    assert second["reused"] == "scores" and second["score_flops"] == first["score_flops"] > 0
+    assert second["cache_hit"] == "scores" and second["score_flops"] == first["score_flops"] > 0
     assert second["prune_seconds"] > 0 and second["score_examples"] == first["score_examples"]
     assert_same_as_anew(second, tmp_path / "a", tmp_path / "b", "pruner=snip", "sparsity=0.8", "allocation=uniform")
 
@@ -52,10 +52,10 @@ def test_scores_of_one_shot_pruning_serve_every_sparsity(tmp_path: Path) -> None
 @pytest.mark.parametrize("pruner", ["synflow", "filter_magnitude"])
 def test_the_mask_of_a_search_without_images_serves_other_recipes_and_images(pruner: str, tmp_path: Path) -> None:
     settings = [f"pruner={pruner}", "sparsity=0.6", "schedule=exponential", "schedule.rounds=4"]
-    assert run(tmp_path / "a", *settings)["reused"] is None
+    assert run(tmp_path / "a", *settings)["cache_hit"] is None
     more = [*settings, "training.lr=0.05", "dataset.validation=0.1"]
     row = run(tmp_path / "a", *more)
-    assert row["reused"] == "mask"
+    assert row["cache_hit"] == "mask"
     assert_same_as_anew(row, tmp_path / "a", tmp_path / "b", *more)
 
 
@@ -67,7 +67,7 @@ SYNFLOW = ["pruner=synflow", "sparsity=0.5", "schedule.rounds=3"]
     ("one", "other"),
     [
         (SNIP, [*SNIP, "seed=1"]),
-        (SNIP, [*SNIP, "pruner.examples.total=64", "pruner.examples.per_class=null"]),
+        (SNIP, [*SNIP, "pruner.scoring_data.total=64", "pruner.scoring_data.per_class=null"]),
         (SNIP, [*SNIP, "dataset.validation=0.1"]),
         (SNIP, [*SNIP, "model.init.conv=xavier_normal"]),
         (SNIP, [*SNIP, "ablation=random_labels"]),
@@ -82,30 +82,30 @@ SYNFLOW = ["pruner=synflow", "sparsity=0.5", "schedule.rounds=3"]
 def test_what_differs_in_anything_that_counts_is_computed_anew(
     one: list[str], other: list[str], tmp_path: Path
 ) -> None:
-    assert run(tmp_path, *one)["reused"] is None
-    assert run(tmp_path, *other)["reused"] is None
+    assert run(tmp_path, *one)["cache_hit"] is None
+    assert run(tmp_path, *other)["cache_hit"] is None
 
 
 def test_a_search_that_rescales_weights_is_not_kept_as_a_mask(tmp_path: Path) -> None:
     settings = ["pruner=magnitude", "sparsity=0.5", "schedule=exponential", "schedule.rounds=2", "allocation=sampled"]
     run(tmp_path, *settings, "allocation.rescale=true")
-    assert not (tmp_path / ".reuse").exists()
+    assert not (tmp_path / ".cache").exists()
 
 
 def test_an_ablation_takes_the_mask_beside_it_from_the_shelf(tmp_path: Path) -> None:
     run(tmp_path / "a", *SYNFLOW)
     broken = [*SYNFLOW, "ablation=invert_scores"]
     row = run(tmp_path / "a", *broken)
-    assert row["reused"] is None and 0 < row["ablation_overlap"] < 1
+    assert row["cache_hit"] is None and 0 < row["ablation_overlap"] < 1
     assert_same_as_anew(row, tmp_path / "a", tmp_path / "b", *broken)
 
 
 def test_a_damaged_file_is_computed_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run(tmp_path, *SNIP)
-    (path,) = (tmp_path / ".reuse").iterdir()
+    (path,) = (tmp_path / ".cache").iterdir()
     content = path.read_bytes()
     path.write_bytes(content[:100])
-    assert run(tmp_path, "pruner=snip", "sparsity=0.8")["reused"] is None
+    assert run(tmp_path, "pruner=snip", "sparsity=0.8")["cache_hit"] is None
     assert "cannot be read and is computed again" in caplog.text
     assert path.read_bytes() == content or len(path.read_bytes()) == len(content)
 
@@ -140,10 +140,10 @@ def test_one_entry_of_scores_serves_all_that_comes_after_them(tmp_path: Path, mo
         patched.setattr("pai_bench.data.resident.Resident.draw", no_images)
         patched.setattr(experiment, "_carries_signal", lambda *_: True)
         rows = [run(tmp_path / "a", *SNIP, setting) for setting in after]
-    assert [row["reused"] for row in rows] == ["scores"] * len(after)
-    assert len(list((tmp_path / "a" / ".reuse").iterdir())) == 1
-    assert run(tmp_path / "a", *SNIP, "ablation=random_labels")["reused"] is None
-    assert len(list((tmp_path / "a" / ".reuse").iterdir())) == 2
+    assert [row["cache_hit"] for row in rows] == ["scores"] * len(after)
+    assert len(list((tmp_path / "a" / ".cache").iterdir())) == 1
+    assert run(tmp_path / "a", *SNIP, "ablation=random_labels")["cache_hit"] is None
+    assert len(list((tmp_path / "a" / ".cache").iterdir())) == 2
     assert_same_as_anew(rows[0], tmp_path / "a", tmp_path / "b", *SNIP, after[0])
 
 
@@ -199,7 +199,7 @@ def test_runs_with_images_that_were_kept_are_taken_up_and_end_the_same(tmp_path:
 
 
 def outcome_without_scores(results: Path) -> dict[str, Any]:
-    for hidden in results.glob(".reuse"):
+    for hidden in results.glob(".cache"):
         hidden.rename(results.parent / f"{results.name}-reuse")
     (directory_of(results) / "scores.safetensors").write_bytes(
         (directory_of(results) / "mask.safetensors").read_bytes()

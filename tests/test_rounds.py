@@ -21,13 +21,13 @@ from pai_bench.core import (
     Batches,
     Chosen,
     Drawn,
-    Examples,
     Length,
     Mask,
     Place,
     Pruner,
     Round,
     Scores,
+    ScoringData,
     Subnetwork,
     labels_of,
 )
@@ -200,7 +200,7 @@ def test_force_lets_weights_return_with_their_initial_values() -> None:
         return force.score(net, *rest)
 
     rounds = [Round(s) for s in (0.5, 0.7, 0.8, 0.9)]
-    regrowing = Pruner(watched, "train", Examples(None, 20, 20, False), regrow=True)
+    regrowing = Pruner(watched, "train", ScoringData(None, 20, 20, False), regrow=True)
     pruned, *_ = searched(rounds, regrowing, model=model)
     steps = [*seen, pruned.mask]
     assert any((after[n] & ~before[n]).any() for before, after in pairwise(steps) for n in after)
@@ -225,7 +225,7 @@ def test_transferred_weights_are_what_training_starts_from() -> None:
         return neural_tangent_transfer.transfer(net, *rest, **settings)
 
     pruner = Pruner(
-        neural_tangent_transfer.score, "eval", Examples(None, 20, 20, False), regrow=True, transfer=transfer
+        neural_tangent_transfer.score, "eval", ScoringData(None, 20, 20, False), regrow=True, transfer=transfer
     )
     before = {name: weight.detach().clone() for name, weight in masks.prunable(model).items()}
     pruned, trainer, _ = searched([Round(0.5)] * 3, pruner, model=model)
@@ -395,7 +395,7 @@ def test_inverted_rounds_go_on_when_nothing_is_left_to_rank() -> None:
 
 @pytest.mark.parametrize("sparsities", [[0.5], [0.3, 0.6, 0.9]])
 def test_inversion_never_brings_back_what_is_pruned(sparsities: list[float]) -> None:
-    pruner = Pruner(snip.score, "eval", Examples(None, 20, 20, False))
+    pruner = Pruner(snip.score, "eval", ScoringData(None, 20, 20, False))
     pruned = searched([Round(s) for s in sparsities], pruner, Ablation(scores=ablations.invert))[0]
     assert masks.kept(pruned.mask) == masks.num_kept(sparsities[-1], masks.total(pruned.mask))
     plain = searched([Round(s) for s in sparsities], pruner)[0]
@@ -493,7 +493,7 @@ def byte_images() -> Resident:
 @pytest.mark.parametrize("augment", [False, True])
 def test_official_random_pixels_permute_all_values_of_an_image_before_it_is_augmented(augment: bool) -> None:
     data = byte_images()
-    examples = Examples(per_class=3, total=None, batch_size=6, augment=augment)
+    examples = ScoringData(per_class=3, total=None, batch_size=6, augment=augment)
     change = partial(ablations.random_pixels_official, generator=Generator().manual_seed(0))
     broken = data.draw(examples, Generator().manual_seed(1), torch.float32, change)
     plain = data.draw(examples, Generator().manual_seed(1), torch.float32)
@@ -518,7 +518,7 @@ def test_official_random_pixels_permute_all_values_of_an_image_before_it_is_augm
 
 def test_streamed_images_are_not_changed() -> None:
     with pytest.raises(ConfigError, match=r"many sizes and are not changed; use .* ablation=random_pixels"):
-        Streamed.draw(None, Examples(None, 2, 2, False), Generator(), torch.float32, lambda *stored: stored)  # type: ignore[arg-type]
+        Streamed.draw(None, ScoringData(None, 2, 2, False), Generator(), torch.float32, lambda *stored: stored)  # type: ignore[arg-type]
 
 
 def test_a_change_of_stored_images_reaches_the_score(batches: Batches) -> None:
@@ -531,13 +531,13 @@ def test_a_change_of_stored_images_reaches_the_score(batches: Batches) -> None:
     model = Chain()
     changes = []
 
-    def draw(examples: Examples, generator: Generator, dtype: torch.dtype, change: Any = None) -> Batches:
+    def draw(examples: ScoringData, generator: Generator, dtype: torch.dtype, change: Any = None) -> Batches:
         assert dtype == torch.float64
         changes.append(change(torch.arange(24, dtype=torch.uint8).view(2, 2, 2, 3), torch.tensor([0, 1])))
         return [(images.to(dtype), labels) for images, labels in batches]
 
     prune(
-        model, Pruner(watched, "eval", Examples(None, 20, 20, False)), topk, [Round(0.3), Round(0.5)],
+        model, Pruner(watched, "eval", ScoringData(None, 20, 20, False)), topk, [Round(0.3), Round(0.5)],
         ablation=Ablation(images=ablations.random_pixels_official), initial=drawn(model), input_shape=SHAPE, draw=draw,
         training=Untrained(), loss=F.cross_entropy, seed=0, record=lambda metrics, epoch: None,
     )  # fmt: skip

@@ -74,8 +74,8 @@ def test_one_run_leaves_a_whole_record(run_cli: RunCli, tmp_path: Path) -> None:
     assert row["density"] * row["compression"] == pytest.approx(1)
     assert 0 <= row["test_top1"] <= row["best_test_top1"] <= 1
     assert row["selected_epoch"] in (1, 2) and row["train_examples"] == 2 * 1295
-    assert 0 < row["multiply_adds_masked"] < row["multiply_adds_dense"]
-    assert row["carries_signal"] and row["collapsed_layers"] == []
+    assert 0 < row["macs_masked"] < row["macs_dense"]
+    assert row["output_depends_on_input"] and row["collapsed_layers"] == []
     assert all(tensor.dtype == torch.bool for tensor in mask.values()) and scores.keys() == mask.keys()
 
     report = read(directory, "mask.json")
@@ -176,9 +176,9 @@ def test_other_images_of_the_same_name_are_not_taken_for_a_finished_run(run_cli:
 
 
 def test_a_score_without_its_images_names_the_remedy(run_cli: RunCli) -> None:
-    done = run_cli(*SMALL, "tracker=none", "pruner=snip", "sparsity=0.5", "pruner.examples=null")
+    done = run_cli(*SMALL, "tracker=none", "pruner=snip", "sparsity=0.5", "pruner.scoring_data=null")
     assert done.returncode == 1
-    assert re.fullmatch(r"error: .*pruner.examples=null: this score looks at images.*\n", done.stderr)
+    assert re.fullmatch(r"error: .*pruner.scoring_data=null: this score looks at images.*\n", done.stderr)
 
 
 def test_missing_data_ends_with_its_own_code(run_cli: RunCli, tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_wandb_is_offline_and_has_curves_sparsity_and_the_mask(run_cli: RunCli, 
 def test_a_broken_tracker_ends_no_run(run_cli: RunCli, tmp_path: Path) -> None:
     done = run_cli(
         *SMALL, "pruner=magnitude", "sparsity=0.75", "tracker.mode=online", "training.epochs=1",
-        "tracker.patience_seconds=3",
+        "tracker.timeout_seconds=3",
         env={"WANDB_API_KEY": "x" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -321,7 +321,9 @@ def test_the_densities_of_one_run_with_the_positions_of_another(run_cli: RunCli,
     settings = [*SMALL, "tracker=none", "training.epochs=0", "sparsity=0.9"]
     assert run_cli(*settings, "pruner=synflow", "schedule.rounds=5").returncode == 0
     theirs = only_run(tmp_path)
-    done = run_cli(*settings, "pruner=random", "allocation=densities_of", f"allocation.mask={theirs}/mask.safetensors")
+    done = run_cli(
+        *settings, "pruner=random", "allocation=densities_of_mask", f"allocation.mask={theirs}/mask.safetensors"
+    )
     assert done.returncode == 0, done.stderr
     (ours,) = (path for path in (tmp_path / "results").iterdir() if "random" in path.name)
     kept = [[layer["kept"] for layer in read(directory, "mask.json")["layers"]] for directory in (ours, theirs)]
@@ -333,7 +335,7 @@ def test_the_densities_of_one_run_with_the_positions_of_another(run_cli: RunCli,
 def test_a_filter_pruned_run_is_exported_as_a_smaller_network(run_cli: RunCli, tmp_path: Path) -> None:
     done = run_cli(
         *SMALL, "tracker=none", "pruner=filter_biased_loss", "sparsity=0.5", "schedule.rounds=2", "save_model=true",
-        "pruner.examples.total=128",
+        "pruner.scoring_data.total=128",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     directory = only_run(tmp_path)

@@ -317,4 +317,4 @@ def test_signal_and_paths_agree(batches: Batches) -> None:
     mask["conv2.weight"][:] = False
     assert masks.kept(paths.effective(model, mask, (3, 8, 8))) == 0
     masks.apply_(model, mask)
-    assert not measures.carries_signal(model, batches[0][0])
+    assert not measures.output_depends_on_input(model, batches[0][0])

@@ -166,7 +166,7 @@ JOBS = [
     ["pruner=snip", "sparsity=0.5", "seed=1"],
     ["pruner=snip", "sparsity=0.8", "seed=2", "training.lr=0.2"],
     ["pruner=synflow", "training=cifar", "model=vgg16", "schedule.rounds=3", "sparsity=null", "density=0.1"],
-    ["pruner=snip", "model.widths=[4,8]", "pruner.examples={per_class: 3, total: null}", "+model.depth=3"],
+    ["pruner=snip", "model.widths=[4,8]", "pruner.scoring_data={per_class: 3, total: null}", "+model.depth=3"],
     ["pruner=snip", "~model.blocks", "seed=3"],
     ["tracker.tags=[a,b]", "pruner=snip", "results_dir='a b'", "data_dir=${results_dir}/data"],
 ]

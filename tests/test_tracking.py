@@ -83,7 +83,7 @@ def test_a_wrong_key_ends_no_run(run_cli: RunCli, server: Server, tmp_path: Path
 
 def test_a_network_that_goes_away_ends_no_run_and_keeps_it_no_longer_than_allowed(tmp_path: Path) -> None:
     server = Server()
-    long = [word for word in ONLINE if "epochs=2" not in word] + ["training.epochs=12", "tracker.patience_seconds=3"]
+    long = [word for word in ONLINE if "epochs=2" not in word] + ["training.epochs=12", "tracker.timeout_seconds=3"]
     command = [sys.executable, str(ROOT / "run.py"), *long, *RUNS["synflow"], f"results_dir={tmp_path}"]
     env = os.environ | server.env | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

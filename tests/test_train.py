@@ -15,7 +15,7 @@ from torch import Generator, nn
 from torch.nn import functional as F
 
 from pai_bench import config, devices, masks, measures
-from pai_bench.core import Batch, Batches, Examples
+from pai_bench.core import Batch, Batches, ScoringData
 from pai_bench.errors import UserError
 from pai_bench.training.evaluation import evaluate
 from pai_bench.training.recipe import Recipe, learning_rate
@@ -47,13 +47,13 @@ class FewImages:
             part = slice(i, min(i + batch_size, self.num_examples[split]))
             yield self.images[part], self.labels[part]
 
-    def draw(self, examples: Examples, generator: Generator, dtype: torch.dtype) -> Batches:
+    def draw(self, examples: ScoringData, generator: Generator, dtype: torch.dtype) -> Batches:
         return [(self.images.to(dtype), self.labels)]
 
 
 RECIPE = Recipe(
     epochs=3, batch_size=8, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4, decay_norm_and_bias=False,
-    lr_schedule="step", lr_drop_epochs=[2], lr_drop_factor=0.1, warmup_epochs=0, label_smoothing=0.1,
+    lr_schedule="step", lr_milestones=[2], lr_gamma=0.1, warmup_epochs=0, label_smoothing=0.1,
     temperature=1.0, precision="float32",
 )  # fmt: skip
 
@@ -360,7 +360,7 @@ def test_top5_looks_at_five_logits() -> None:
     ("changes", "rates"),
     [
         ({}, {0: 0.1, 59.99: 0.1, 60: 0.01, 119.9: 0.01, 120: 0.001, 159: 0.001}),
-        ({"lr_drop_factor": 0.2, "lr": 0.01}, {0: 0.01, 60: 0.002, 120: 0.0004}),
+        ({"lr_gamma": 0.2, "lr": 0.01}, {0: 0.01, 60: 0.002, 120: 0.0004}),
         ({"warmup_epochs": 5}, {0: 0.0, 2.5: 0.05, 5: 0.1, 60: 0.01}),
         ({"lr_schedule": "cosine"}, {0: 0.1, 80: 0.05, 160: 0.0}),
         ({"lr_schedule": "cosine", "warmup_epochs": 10}, {5: 0.05, 10: 0.1, 85: 0.05, 160: 0.0}),
@@ -368,19 +368,19 @@ def test_top5_looks_at_five_logits() -> None:
     ids=["step", "another factor", "warm-up", "cosine", "cosine after warm-up"],
 )
 def test_learning_rate(changes: dict[str, Any], rates: dict[float, float]) -> None:
-    recipe = replace(RECIPE, epochs=160, lr_drop_epochs=[60, 120], **changes)
+    recipe = replace(RECIPE, epochs=160, lr_milestones=[60, 120], **changes)
     for epoch, rate in rates.items():
         assert learning_rate(recipe, epoch) == pytest.approx(rate, abs=1e-12)
 
 
 # Recipes: what the papers' code and stored arguments say.
 RECIPES = {
-    "cifar": {"epochs": 160, "batch_size": 128, "lr": 0.1, "lr_drop_epochs": [60, 120], "weight_decay": 1e-4},
-    "cifar_resnet18": {"epochs": 160, "lr": 0.01, "lr_drop_factor": 0.2, "weight_decay": 5e-4},
-    "cifar_grasp": {"epochs": 160, "lr": 0.1, "lr_drop_epochs": [80, 120], "weight_decay": 5e-4, "nesterov": False},
-    "cifar_lottery": {"epochs": 160, "lr": 0.1, "lr_drop_epochs": [80, 120], "weight_decay": 1e-4, "nesterov": False},
-    "tiny_imagenet": {"epochs": 100, "lr": 0.01, "lr_drop_epochs": [30, 60, 80], "lr_drop_factor": 0.2},
-    "imagenet": {"epochs": 90, "batch_size": 1024, "lr": 0.4, "lr_drop_epochs": [30, 60, 80], "warmup_epochs": 5},
+    "cifar": {"epochs": 160, "batch_size": 128, "lr": 0.1, "lr_milestones": [60, 120], "weight_decay": 1e-4},
+    "cifar_resnet18": {"epochs": 160, "lr": 0.01, "lr_gamma": 0.2, "weight_decay": 5e-4},
+    "cifar_grasp": {"epochs": 160, "lr": 0.1, "lr_milestones": [80, 120], "weight_decay": 5e-4, "nesterov": False},
+    "cifar_lottery": {"epochs": 160, "lr": 0.1, "lr_milestones": [80, 120], "weight_decay": 1e-4, "nesterov": False},
+    "tiny_imagenet": {"epochs": 100, "lr": 0.01, "lr_milestones": [30, 60, 80], "lr_gamma": 0.2},
+    "imagenet": {"epochs": 90, "batch_size": 1024, "lr": 0.4, "lr_milestones": [30, 60, 80], "warmup_epochs": 5},
 }
 
 
@@ -427,11 +427,11 @@ def test_signal_is_lost_when_a_layer_of_a_chain_collapses(batches: Batches) -> N
     model = Chain()
     state = copy.deepcopy(model.state_dict())
     mask = masks.full(model)
-    assert measures.carries_signal(model, batches[0][0])
+    assert measures.output_depends_on_input(model, batches[0][0])
     assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
     mask["conv2.weight"] = torch.zeros_like(mask["conv2.weight"])
     masks.apply_(model, mask)
-    assert not measures.carries_signal(model, batches[0][0])
+    assert not measures.output_depends_on_input(model, batches[0][0])
 
 
 def test_a_collapsed_branch_of_a_residual_net_leaves_the_signal(batches: Batches) -> None:
@@ -443,7 +443,7 @@ def test_a_collapsed_branch_of_a_residual_net_leaves_the_signal(batches: Batches
     mask["stages.0.0.conv2.weight"] = torch.zeros_like(mask["stages.0.0.conv2.weight"])
     masks.apply_(model, mask)
     assert masks.collapsed(mask) == ["stages.0.0.conv2.weight"]
-    assert measures.carries_signal(model, batches[0][0])
+    assert measures.output_depends_on_input(model, batches[0][0])
     assert math.isfinite(model(batches[0][0]).sum().item())
 
 

@@ -364,8 +364,8 @@ def write(tmp_path: Path) -> Write:
                 "id": run_id, "group": config.group_id(cfg), "seed": seed, "target_sparsity": cfg["sparsity"],
                 **{key: cfg[key]["name"] for key in ("dataset", "model", "pruner", "ablation")},
                 "search_train_examples": 0, "collapsed_layers": [], "num_prunable": 14_000_000,
-                "multiply_adds_dense": 100, "multiply_adds_masked": 42,
-                "test_top1": value - 0.004, "best_test_top1": value, "selected_test_top1": None, **row,
+                "macs_dense": 100, "macs_masked": 42,
+                "test_top1": value - 0.004, "best_test_top1": value, "test_top1_at_best_validation": None, **row,
             }  # fmt: skip
             (directory / "result.json").write_text(json.dumps(content))
             rows.append(content)
@@ -489,7 +489,7 @@ def test_chance_moves_small_layers(write: Write, tmp_path: Path) -> None:
 
 def test_multiply_adds_are_a_share_of_the_dense_network(write: Write, tmp_path: Path) -> None:
     number = find("Inference FLOPs of ERK", "sparsity=0.8")
-    found = compared(write(number, [0.7], {"training.epochs": 0}, multiply_adds_masked=41.4), tmp_path, [number])
+    found = compared(write(number, [0.7], {"training.epochs": 0}, macs_masked=41.4), tmp_path, [number])
     assert found.popitem()[1].name == REPRODUCED
     found = compared(write(number, [0.7], {"allocation.kernel": False}), tmp_path, [number])
     assert found.popitem()[1].reason == "allocation.kernel=False, published True"

@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pai_bench import preemption
-from pai_bench.core import Batch, Batches, Change, Drawn, Examples, Place, Shape, num_steps
+from pai_bench.core import Batch, Batches, Change, Drawn, Place, ScoringData, Shape, num_steps
 from pai_bench.data.crops import central_crop, random_crop
 from pai_bench.data.decode import decode, jpeg_decoder
 from pai_bench.data.listing import Files, fingerprint, paired_class_folders
@@ -182,7 +182,7 @@ class Streamed:
             yield self._normalise(pixels.flatten(2)), labels
 
     def draw(
-        self, examples: Examples, generator: Generator, dtype: torch.dtype, change: Change | None = None
+        self, examples: ScoringData, generator: Generator, dtype: torch.dtype, change: Change | None = None
     ) -> Batches:
         """Training images for scoring, laid out channels first. A single left-over image joins the batch before it.
 

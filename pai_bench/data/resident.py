@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from pai_bench.core import Batch, Batches, Change, Drawn, Examples, Place, Shape, num_steps
+from pai_bench.core import Batch, Batches, Change, Drawn, Place, ScoringData, Shape, num_steps
 from pai_bench.errors import ConfigError
 from pai_bench.layout import laid_out
 
@@ -89,7 +89,7 @@ def require_two(num_train: int) -> None:
         raise ConfigError(f"dataset: {num_train} training image is too few to train on; give two or more")
 
 
-def choose_examples(labels: Tensor, num_classes: int, examples: Examples, generator: Generator) -> Tensor:
+def choose_examples(labels: Tensor, num_classes: int, examples: ScoringData, generator: Generator) -> Tensor:
     """Indices of the images that a score looks at, shuffled.
 
     Raises:
@@ -98,17 +98,19 @@ def choose_examples(labels: Tensor, num_classes: int, examples: Examples, genera
     order = torch.randperm(len(labels), generator=generator)
     if examples.per_class is None:
         wanted = examples.total or 0
-        setting, of_class = f"pruner.examples.total={wanted}", wanted // num_classes
+        setting, of_class = f"pruner.scoring_data.total={wanted}", wanted // num_classes
     else:
         of_class, wanted = examples.per_class, examples.per_class * num_classes
-        setting = f"pruner.examples.per_class={of_class}"
+        setting = f"pruner.scoring_data.per_class={of_class}"
     balanced = examples.per_class is not None if examples.balanced is None else examples.balanced
     if not balanced:
         if len(labels) < wanted:
             raise ConfigError(f"{setting}: there are {len(labels)} training images; give fewer")
         return order[:wanted]
     if of_class == 0:
-        raise ConfigError(f"{setting}: there are {num_classes} classes; give more, or pruner.examples.balanced=false")
+        raise ConfigError(
+            f"{setting}: there are {num_classes} classes; give more, or pruner.scoring_data.balanced=false"
+        )
     shuffled = labels[order]
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     for label in range(num_classes):
@@ -116,7 +118,7 @@ def choose_examples(labels: Tensor, num_classes: int, examples: Examples, genera
         if len(members) < of_class:
             raise ConfigError(
                 f"{setting}: class {label} has {len(members)} training images; give fewer, or images whatever their "
-                "class (pruner.examples.balanced=false)"
+                "class (pruner.scoring_data.balanced=false)"
             )
         chosen[members[:of_class]] = True
     return order[chosen]
@@ -316,7 +318,7 @@ class Resident:
             yield self._normalise(pixels[part].contiguous()), labels[part]
 
     def draw(
-        self, examples: Examples, generator: Generator, dtype: torch.dtype, change: Change | None = None
+        self, examples: ScoringData, generator: Generator, dtype: torch.dtype, change: Change | None = None
     ) -> Batches:
         """Training images for scoring, as core.Data says."""
         indices = choose_examples(self._labels, self.num_classes, examples, generator)

@@ -13,7 +13,7 @@ def score(net: Subnetwork, batches: Batches, loss: Loss, generator: Generator) -
 
     Reference: de Jorge et al. 2021, arXiv:2006.09081, section 4.
     Deviates: the loss is cross-entropy, as in the paper; the authors' code feeds raw logits to the negative
-        log-likelihood (pruner=force_released). Masks equal those of their loop, bit for bit in float64, with the same
+        log-likelihood (pruner=force_official). Masks equal those of their loop, bit for bit in float64, with the same
         loss and the same numbers of weights: set schedule.rounding=down; their last round rounds down too. Where fewer
         weights score above zero than are to be kept, their code keeps all; here the first in parameter order stay.
     """

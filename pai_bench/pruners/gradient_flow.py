@@ -100,7 +100,7 @@ def batch_norm(
     values = {key: parameters[key].detach() for pair in norms.values() for key in pair}
     if taylor and not batches:
         raise UserError(
-            "pruner.examples=null: taylor looks at images; say how many, as in conf/pruner/filter_loss.yaml"
+            "pruner.scoring_data=null: taylor looks at images; say how many, as in conf/pruner/filter_loss.yaml"
         )
     if taylor:
         at = net.masked() | values

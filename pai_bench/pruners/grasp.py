@@ -71,7 +71,7 @@ def _class_halves(batches: Batches, draws: Count) -> Batches:
     if not all(len(half) for half in halves):
         raise UserError(
             f"pruner.score.draws={draws}: of {len(order)} images a half is left without any; give fewer draws, or more "
-            "images (pruner.examples)"
+            "images (pruner.scoring_data)"
         )
     return [(images[half], labels[half]) for half in halves]
 

@@ -57,10 +57,12 @@ def transfer(
     """
     if not batches:
         raise UserError(
-            "pruner.examples=null: the tangent kernel needs images; say how many, as in conf/pruner/ntt.yaml"
+            "pruner.scoring_data=null: the tangent kernel needs images; say how many, as in conf/pruner/ntt.yaml"
         )
     if min(map(len, labels_of(batches))) < 2:
-        raise UserError("pruner.examples: the tangent kernel is between two halves; let no batch be of a single image")
+        raise UserError(
+            "pruner.scoring_data: the tangent kernel is between two halves; let no batch be of a single image"
+        )
     density = sum(float(kept.sum()) for kept in net.mask.values()) / sum(kept.numel() for kept in net.mask.values())
     student = {name: weight.clone().requires_grad_() for name, weight in net.weights.items()}
     if kernel == "all":

@@ -41,7 +41,9 @@ def score(
         first step.
     """
     if not batches:
-        raise UserError("pruner.examples=null: this score looks at images; say how many, as in conf/pruner/prospr.yaml")
+        raise UserError(
+            "pruner.scoring_data=null: this score looks at images; say how many, as in conf/pruner/prospr.yaml"
+        )
 
     def batch_loss(step: int, parameters: dict[str, Tensor]) -> Tensor:
         images, labels = batches[step % len(batches)]

@@ -200,7 +200,7 @@ def _judged(number: Number, groups: dict[str, Group], rule: Rule) -> Comparison:
             share = min(number.value + number.rounding, 1.0)
             chance = _CHANCE * math.sqrt(share * (1 - share) / layers[0]["size"])
         case "multiply_adds":
-            values = [row["multiply_adds_masked"] / row["multiply_adds_dense"] for _, row in rows]
+            values = [row["macs_masked"] / row["macs_dense"] for _, row in rows]
         case "critical_compression" | "collapse_threshold" as quantity:
             brackets = _collapses(rows)
             wide = [f"{seed}: {low:g} to {high:g}" for seed, (low, high) in brackets.items() if high - low > _GRID_STEP]

@@ -20,7 +20,7 @@ MASK = "mask"
 QUANTITIES = {
     "test_top1": (ACCURACY, "test accuracy after the last epoch, %"),
     "best_test_top1": (ACCURACY, "test accuracy in the best test epoch, %"),
-    "selected_test_top1": (ACCURACY, "test accuracy in the epoch best on the validation split, %"),
+    "test_top1_at_best_validation": (ACCURACY, "test accuracy in the epoch best on the validation split, %"),
     "test_top5": (ACCURACY, "top-5 test accuracy after the last epoch, %"),
     "layer_density": (MASK, "density of a layer"),
     "multiply_adds": (MASK, "multiply-adds left, as a share of the dense network's"),

@@ -11,7 +11,7 @@ from typing import Any
 
 from pai_bench.errors import ConfigError
 
-STATISTICS = {"last": "test_top1", "best": "best_test_top1", "selected": "selected_test_top1"}
+STATISTICS = {"last": "test_top1", "best": "best_test_top1", "selected": "test_top1_at_best_validation"}
 
 Row = Mapping[str, Any]
 
@@ -121,7 +121,7 @@ class Cell:
 
     def share(self, happened: str) -> float:
         """Fraction of all runs, trained or not, with a "collapsed" layer, or "no_signal", or "either"."""
-        seen = [(bool(row["collapsed_layers"]), not row["carries_signal"]) for row in self.rows]
+        seen = [(bool(row["collapsed_layers"]), not row["output_depends_on_input"]) for row in self.rows]
         chosen = {"collapsed": lambda pair: pair[0], "no_signal": lambda pair: pair[1], "either": any}[happened]
         return fmean(map(chosen, seen))
 

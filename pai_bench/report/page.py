@@ -156,7 +156,7 @@ def _resolution(section: Section) -> list[dict[str, Any]]:
 def _cost(cell: Cell, looks: Mapping[str, Look]) -> dict[str, Any]:
     values = {
         "examples": cell.search("examples"), "flops": cell.search("flops"), "seconds": cell.search("seconds"),
-        "total": cell.average("total_seconds"), "multiply_adds": cell.average("multiply_adds_masked"),
+        "total": cell.average("total_seconds"), "multiply_adds": cell.average("macs_masked"),
     }  # fmt: skip
     effective = cell.effective_sparsity
     return {

@@ -20,10 +20,10 @@ _WORDS = (
 _NUMBERS = (
     "protocol", "seed", "target_sparsity", "sparsity", "density", "num_rounds", "epochs",
     "score_examples", "search_train_examples", "train_examples", "score_flops", "search_train_flops", "train_flops",
-    "prune_seconds", "train_seconds", "total_seconds", "multiply_adds_masked", "test_top1", "best_test_top1",
+    "prune_seconds", "train_seconds", "total_seconds", "macs_masked", "test_top1", "best_test_top1",
 )  # fmt: skip
 _WORDS_OR_NULL = ("stopped", "mask", "weights")
-_NUMBERS_OR_NULL = ("selected_test_top1", "filter_sparsity", "effective_sparsity")
+_NUMBERS_OR_NULL = ("test_top1_at_best_validation", "filter_sparsity", "effective_sparsity")
 
 
 @dataclass
@@ -112,6 +112,6 @@ def _fault(row: Any) -> str | None:
         return "its names hold what cannot be printed"
     if not 0 <= row["target_sparsity"] < 1:
         return f"its target_sparsity is {row['target_sparsity']!r}"
-    if not isinstance(row.get("collapsed_layers"), list) or not isinstance(row.get("carries_signal"), bool):
+    if not isinstance(row.get("collapsed_layers"), list) or not isinstance(row.get("output_depends_on_input"), bool):
         return "it does not say which layers collapsed and whether it carries signal"
     return None

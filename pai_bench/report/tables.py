@@ -202,7 +202,7 @@ CELL_COLUMNS = (
     "setting", "protocol", "dataset", "model", "training", "dataset_checksum", "method", "label", "pruner",
     "allocation", "schedule", "ablation", "pruned", "sparsity", "compression", "statistic", "n", "seeds", "mean", "sd",
     "ci_low", "ci_high", "min", "max", "untrained_seeds", "seeds_without_value", "collapsed_share", "no_signal_share",
-    "weight_density", "effective_sparsity", "multiply_adds_masked", "search_examples", "search_flops",
+    "weight_density", "effective_sparsity", "macs_masked", "search_examples", "search_flops",
     "search_seconds", "total_seconds",
 )  # fmt: skip
 
@@ -235,7 +235,7 @@ def cell_row(cell: Cell, looks: Mapping[str, Look]) -> dict[str, Any]:
         "no_signal_share": cell.share("no_signal"),
         "weight_density": cell.average("density"),
         "effective_sparsity": cell.effective_sparsity,
-        "multiply_adds_masked": cell.average("multiply_adds_masked"),
+        "macs_masked": cell.average("macs_masked"),
         **{f"search_{cost}": cell.search(cost) for cost in ("examples", "flops", "seconds")},
         "total_seconds": cell.average("total_seconds"),
     }

@@ -17,9 +17,9 @@ class Recipe:
     nesterov: bool
     weight_decay: float
     decay_norm_and_bias: bool  # False: weight decay on the weights of convolutions and linear layers alone
-    lr_schedule: str  # "step": times lr_drop_factor at each of lr_drop_epochs; "cosine": to zero at the end
-    lr_drop_epochs: list[int]
-    lr_drop_factor: float
+    lr_schedule: str  # "step": times lr_gamma at each of lr_milestones; "cosine": to zero at the end
+    lr_milestones: list[int]
+    lr_gamma: float
     warmup_epochs: int  # the learning rate rises linearly from 0, step by step
     label_smoothing: float
     temperature: float  # divides the logits in the loss
@@ -36,6 +36,6 @@ def learning_rate(recipe: Recipe, epoch: float) -> float:
     if epoch < recipe.warmup_epochs:
         return recipe.lr * epoch / recipe.warmup_epochs
     if recipe.lr_schedule == "step":
-        return recipe.lr * recipe.lr_drop_factor ** sum(epoch >= drop for drop in recipe.lr_drop_epochs)
+        return recipe.lr * recipe.lr_gamma ** sum(epoch >= drop for drop in recipe.lr_milestones)
     done = (epoch - recipe.warmup_epochs) / max(recipe.epochs - recipe.warmup_epochs, 1)
     return recipe.lr * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
