@@ -155,7 +155,7 @@ REFUSED = {
         ["pruner=snip", "sparsity=0.5", "pruner.scoring_data.per_class=5"],
         "pruner.scoring_data=.*give one",
     ),
-    "reduction": (["pruner=filter_loss", "sparsity=0.5", "pruner.reduce=max"], "reduce=max: give one of sum, .*null"),
+    "reduction": (["pruner=filter_loss", "sparsity=0.5", "pruner.reduce=mean"], "reduce=mean: give one of sum, .*null"),
     "on_collapse": (["on_collapse=repair"], "on_collapse=repair: give one of record, stop"),
     "temperature": (["training.temperature=0"], "training.temperature=0.0: give a number above 0"),
     "nothing to break": (["ablation=reinit"], "ablation=reinit: a dense network has nothing to break"),

@@ -105,7 +105,7 @@ def open_image(path: Path) -> Image.Image:
 def _is_modest(jpeg: bytearray) -> bool:
     """Whether a JPEG says its size, and PIL would not refuse so many pixels.
 
-    A few bytes can stand for gigabytes of pixels. To open every file with PIL would take a tenth of the decoding.
+    A few bytes can stand for gigabytes of pixels. Opening every file with PIL too costs some percent of the time.
     """
     at = 2
     while at + 9 <= len(jpeg) and jpeg[at] == 0xFF:
