@@ -1,5 +1,6 @@
 """Configs: everything composes, everything wrong is refused in one line, and a run keeps its name."""
 
+import copy
 import json
 import os
 import re
@@ -409,17 +410,36 @@ def test_a_run_keeps_its_name() -> None:
     assert {arguments: config.run_id(composed(*arguments.split())) for arguments in NAMES} == NAMES
 
 
+def test_a_function_of_ours_goes_by_its_name_wherever_it_lies() -> None:
+    cfg = composed("pruner=snip", "sparsity=0.9")
+    moved = copy.deepcopy(cfg)
+    moved["allocation"]["_target_"] = moved["allocation"]["_target_"].replace("allocation.", "masks.allocations.")
+    moved["pruner"]["score"]["_target_"] = moved["pruner"]["score"]["_target_"].replace("pruners.", "scores.")
+    assert config.run_id(moved) == config.run_id(cfg)
+    for other in ("theirs.masks.global_topk", "pai_bench.allocation.uniform"):
+        moved["allocation"]["_target_"] = other
+        assert config.run_id(moved) != config.run_id(cfg)
+
+
+def test_no_two_functions_of_a_group_have_one_name() -> None:
+    functions: dict[tuple[str, str], set[str]] = {}
+    for path in CONF.glob("*/*.yaml"):
+        for target in re.findall(r"_target_: (\S+)", path.read_text()):
+            functions.setdefault((path.parent.name, config.function_name(path.parent.name, target)), set()).add(target)
+    assert len(functions) > 40 and all(len(targets) == 1 for targets in functions.values()), functions
+
+
 NAMES = {
-    "": "digits-resnet20-dense-s0-seed0-c2828193",
-    "pruner=synflow sparsity=0.98": "digits-resnet20-synflow-s0.98-seed0-b16ec3bc",
+    "": "digits-resnet20-dense-s0-seed0-f699011e",
+    "pruner=synflow sparsity=0.98": "digits-resnet20-synflow-s0.98-seed0-b52d6e62",
     "dataset=cifar10 model=vgg16 training=cifar pruner=snip compression=100 seed=2": (
-        "cifar10-vgg16-snip-s0.99-seed2-82af34cb"
+        "cifar10-vgg16-snip-s0.99-seed2-46b366fe"
     ),
     "dataset=tiny_imagenet model=resnet18 training=tiny_imagenet pruner=grasp density=0.1": (
-        "tiny_imagenet-resnet18-grasp-s0.9-seed0-12c9f095"
+        "tiny_imagenet-resnet18-grasp-s0.9-seed0-51233c19"
     ),
     "dataset=imagenet model=resnet50 training=imagenet pruner=magnitude sparsity=0.8 allocation=uniform": (
-        "imagenet-resnet50-magnitude-s0.8-seed0-5afe1321"
+        "imagenet-resnet50-magnitude-s0.8-seed0-7ae8efeb"
     ),
 }
 
