@@ -15,7 +15,7 @@ from torch import Generator, nn
 from pai_bench import experiment, masks, measures, seeding
 from pai_bench.core import Batch, Mask, Shape
 from pai_bench.errors import ConfigError
-from pai_bench.training.compact import CompactNetwork
+from pai_bench.training.compact import CompactNetwork, pass_seconds
 from pai_bench.training.trainer import Trainer
 
 # Of some the channels cannot be cut down exactly; then the whole network is trained, and a line says so.
@@ -224,3 +224,14 @@ def test_the_gain_is_measured() -> None:
     assert trainer.compact_speedup is not None and trainer.compact_speedup > 0
     assert sum(measures.multiply_adds(trainer.trained, SHAPE).values()) < sum(before.values())
     assert_same(trained(model, mask, False), trainer, mask)
+
+
+def test_networks_are_as_before_when_the_gain_has_been_measured() -> None:
+    nets = [idle()[0].eval(), idle()[0].train()]
+    before = [copy.deepcopy(net.state_dict()) for net in nets]
+    seconds = pass_seconds(nets, (4, *SHAPE), CPU, "float32")
+    assert len(seconds) == 2 and min(seconds) > 0
+    for net, state in zip(nets, before, strict=True):
+        assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+        assert all(parameter.grad is None for parameter in net.parameters())
+    assert [net.training for net in nets] == [False, True]

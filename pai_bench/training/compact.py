@@ -144,21 +144,27 @@ def find(model: nn.Module, mask: Mask, input_shape: Shape) -> CompactNetwork | N
 def pass_seconds(
     nets: Sequence[nn.Module], batch_shape: Sequence[int], device: torch.device, precision: str
 ) -> list[float]:
-    """Seconds of a forward and backward pass of each network, the median of a few taken in turn."""
+    """Seconds of a forward and backward pass of each network, the median of a few taken in turn.
+
+    The networks are as before afterwards, without gradients. They are not copied: memory may be short.
+    """
     images = torch.randn(tuple(batch_shape), generator=torch.Generator().manual_seed(0)).to(next(nets[0].parameters()))
     labels = torch.zeros(len(images), dtype=torch.int64, device=device)
     layouts = [layout.layout_of(net) for net in nets]
-    nets = [copy.deepcopy(net).train() for net in nets]  # the running statistics of the others stay as they are
+    before = [(buffer, buffer.clone()) for net in nets for buffer in net.buffers()]  # running statistics
     seconds: list[list[float]] = [[] for _ in nets]
     for repeat in range(4):
         for net, form, taken in zip(nets, layouts, seconds, strict=True):
             batch = layout.laid_out(images, form)
             devices.wait(device)
             started = time.perf_counter()
-            with devices.autocast(device, precision):
+            with measures.mode(net, training=True), devices.autocast(device, precision):
                 loss = F.cross_entropy(net(batch), labels)
             loss.backward()  # type: ignore[no-untyped-call]
+            net.zero_grad()
             devices.wait(device)
             if repeat:  # the first call chooses algorithms
                 taken.append(time.perf_counter() - started)
+    for buffer, value in before:
+        buffer.copy_(value)
     return [statistics.median(taken) for taken in seconds]
