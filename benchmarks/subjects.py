@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from benchmarks.measure import Rates
 from pai_bench import cli, devices, experiment, measures
-from pai_bench.core import Batch, Batches, Change, Data, Mask, Place, ScoringData, Shape, Subnetwork
+from pai_bench.core import Batch, Batches, Change, Data, DataSettings, Mask, ScoringData, Shape, Subnetwork
 from pai_bench.data.resident import Resident
 from pai_bench.experiment import Parts
 from pai_bench.prune import Pruned, prune
@@ -43,7 +43,7 @@ def pixels(number: int, size: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (number, size, size, 3), dtype=np.uint8)
 
 
-def synthetic(place: Place, *, size: int, num_classes: int, num_train: int) -> Resident:
+def synthetic(place: DataSettings, *, size: int, num_classes: int, num_train: int) -> Resident:
     """A resident dataset of noise, in CIFAR's size unless told otherwise, with next to nothing to evaluate on."""
     train, test = pixels(num_train, size), pixels(2, size)
     labels = np.arange(num_train) % num_classes

@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from pai_bench import mask_files, masks
-from pai_bench.core import Chosen, Mask, Scores
+from pai_bench.core import Mask, Scores, Selection
 from pai_bench.errors import ConfigError, UserError
 from pai_bench.ranges import Fraction, NonNegative
 
@@ -116,7 +116,7 @@ def kth_largest(pools: Sequence[Pool], k: int) -> Tensor:
     return _bracket(pools, k).threshold()
 
 
-def keep_largest(scores: Scores, candidates: Mask, k: int) -> Chosen:
+def keep_largest(scores: Scores, candidates: Mask, k: int) -> Selection:
     """Chooses exactly the k largest scores among the candidates; of equal scores the first in parameter order.
 
     Raises:
@@ -128,7 +128,7 @@ def keep_largest(scores: Scores, candidates: Mask, k: int) -> Chosen:
     if k > (number := sum(pool.number for pool in pools.values())):
         raise ValueError(f"cannot keep {k} of {number} weights")
     if k == 0:
-        return Chosen({name: torch.zeros_like(candidate) for name, candidate in candidates.items()})
+        return Selection({name: torch.zeros_like(candidate) for name, candidate in candidates.items()})
     bracket = _bracket(list(pools.values()), k)
     threshold = bracket.threshold()
     chosen, equal = bracket.values > threshold, masks.positions(bracket.values == threshold)
@@ -142,10 +142,10 @@ def keep_largest(scores: Scores, candidates: Mask, k: int) -> Chosen:
             mask[name] = above.view(candidates[name].shape)
         else:
             mask[name] = masks.at(candidates[name].shape, of.positions[masks.positions(above)])
-    return Chosen(mask, num_tied=len(equal) if missing < len(equal) else 0)
+    return Selection(mask, num_tied=len(equal) if missing < len(equal) else 0)
 
 
-def _keep_together(scores: Scores, candidates: Mask, k: int) -> Chosen:
+def _keep_together(scores: Scores, candidates: Mask, k: int) -> Selection:
     """`keep_largest` where a few operations on everything take less time than those on each layer."""
     values = torch.cat([scores[name].flatten() for name in candidates])
     together = keep_largest({"all": values}, {"all": torch.cat([mask.flatten() for mask in candidates.values()])}, k)
@@ -154,7 +154,9 @@ def _keep_together(scores: Scores, candidates: Mask, k: int) -> Chosen:
     return replace(together, mask=mask)
 
 
-def global_topk(scores: Scores, candidates: Mask, keep: int, generator: Generator, *, min_density: Fraction) -> Chosen:
+def global_topk(
+    scores: Scores, candidates: Mask, keep: int, generator: Generator, *, min_density: Fraction
+) -> Selection:
     """Keeps the highest scores of the whole network; of equal scores the first in parameter order.
 
     Args:
@@ -177,7 +179,7 @@ def global_topk(scores: Scores, candidates: Mask, keep: int, generator: Generato
     return replace(chosen, mask={name: mask | safe[name] for name, mask in chosen.mask.items()})
 
 
-def uniform(scores: Scores, candidates: Mask, keep: int, generator: Generator) -> Chosen:
+def uniform(scores: Scores, candidates: Mask, keep: int, generator: Generator) -> Selection:
     """Keeps the same fraction of every layer, by score within the layer.
 
     Raises:
@@ -186,7 +188,7 @@ def uniform(scores: Scores, candidates: Mask, keep: int, generator: Generator) -
     return by_density(scores, candidates, keep, dict.fromkeys(candidates, 1.0))
 
 
-def uniform_plus(scores: Scores, candidates: Mask, keep: int, generator: Generator, *, min_last: Fraction) -> Chosen:
+def uniform_plus(scores: Scores, candidates: Mask, keep: int, generator: Generator, *, min_last: Fraction) -> Selection:
     """Keeps the first layer whole and at least `min_last` of the last; the others share what is left, uniformly.
 
     Reference: Gale et al. 2019, arXiv:1902.09574; as in Liu et al. 2022, arXiv:2202.02643.
@@ -216,7 +218,7 @@ def uniform_plus(scores: Scores, candidates: Mask, keep: int, generator: Generat
     return by_density(scores, candidates, keep, shares, fixed={first, last})
 
 
-def erk(scores: Scores, candidates: Mask, keep: int, generator: Generator, *, kernel: bool) -> Chosen:
+def erk(scores: Scores, candidates: Mask, keep: int, generator: Generator, *, kernel: bool) -> Selection:
     """Erdos-Renyi layer densities, by score within the layer: proportional to the sum over the product of the sizes.
 
     Layers that would get more than they have are kept whole, and the others share what is left.
@@ -244,7 +246,7 @@ def smart_ratio(
     shape: Literal["resnet", "vgg"],
     linear_density: Fraction,
     surplus: Literal["proportional", "next"],
-) -> Chosen:
+) -> Selection:
     """Densities that fall with depth, by score within the layer: (L - l + 1)^2 + (L - l + 1) in layer l of L.
 
     Args:
@@ -273,7 +275,7 @@ def smart_ratio(
     return by_density(scores, candidates, keep, shares, fixed=linear, surplus=surplus)
 
 
-def densities_of_mask(scores: Scores, candidates: Mask, keep: int, generator: Generator, *, mask: str) -> Chosen:
+def densities_of_mask(scores: Scores, candidates: Mask, keep: int, generator: Generator, *, mask: str) -> Selection:
     """As many weights in every layer as another mask keeps there, by score within the layer.
 
     With pruner=random the positions are random: is it the method's choice of weights that matters, or only its layers?
@@ -310,11 +312,11 @@ def _require_weights(candidates: Mask, allocation: str) -> None:
         )
 
 
-def by_count(scores: Scores, candidates: Mask, counts: dict[str, int]) -> Chosen:
+def by_count(scores: Scores, candidates: Mask, counts: dict[str, int]) -> Selection:
     """Keeps a given number of weights in each layer, by score."""
     layers = [keep_largest(scores, {name: mask}, counts[name]) for name, mask in candidates.items()]
     mask = {name: kept for layer in layers for name, kept in layer.mask.items()}
-    return Chosen(mask, num_tied=sum(layer.num_tied for layer in layers))
+    return Selection(mask, num_tied=sum(layer.num_tied for layer in layers))
 
 
 def by_density(
@@ -324,7 +326,7 @@ def by_density(
     shares: dict[str, float],
     fixed: Collection[str] = (),
     surplus: Literal["proportional", "next"] = "proportional",
-) -> Chosen:
+) -> Selection:
     """Keeps a fraction of each layer, by score within it: its share times one factor for all, at most 1.
 
     The factor is what makes the total exact. Counts are rounded so that it stays exact: the layers with the largest
@@ -389,7 +391,7 @@ def sampled(
     beta: NonNegative,
     scope: Literal["global", "layer"],
     rescale: bool,
-) -> Chosen:
+) -> Selection:
     """Draws the mask: weights with replacement, with probability p proportional to score^beta, until k are reached.
 
     The kept set is that of drawing without replacement (Gumbel top-k). Weights of score zero come last, at random. The
@@ -428,7 +430,7 @@ def sampled(
         drawn, factors = _draw({name: scores[name] for name in group}, group, number, beta, generator)
         mask |= drawn
         scale |= factors
-    return Chosen(mask, scale if rescale else None)
+    return Selection(mask, scale if rescale else None)
 
 
 def _draw(

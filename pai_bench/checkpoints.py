@@ -19,7 +19,7 @@ class Checkpoints:
     `reached` is what the run has come to beside the state of its trainer.
     """
 
-    def __init__(self, cfg: dict[str, Any], files: store.RunDirectory | store.Elsewhere, started: float) -> None:
+    def __init__(self, cfg: dict[str, Any], files: store.RunDirectory | store.NullRunDirectory, started: float) -> None:
         self.files, self.started = files, started
         self.every_epochs, self.every_seconds = cfg["checkpoint_epochs"], 60 * cfg["checkpoint_minutes"]
         self.trainer: Trainer | None = None

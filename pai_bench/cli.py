@@ -118,7 +118,7 @@ def _spare_imports() -> None:
 def _done_before(completed: dict[str, Any]) -> bool:
     """Whether a run is finished, and says so: experiment.run would say no more, after importing torch."""
     directory = config.directory(completed)
-    row = status.settled(directory)
+    row = status.finished_and_clean(directory)
     if row is None or not config.name_decides_images(completed) or world().size > 1:
         return False
     log.info("%s", already(row, directory, completed["save_model"] is not False))

@@ -662,7 +662,7 @@ def group_id(cfg: dict[str, Any]) -> str:
     return _named(cfg, _hash(_told_apart_by_name(cfg), NOT_IDENTITY | {"seed"}))
 
 
-def setting_id(cfg: dict[str, Any]) -> str:
+def task_id(cfg: dict[str, Any]) -> str:
     """The name of what runs have in common whose methods can be compared: dataset, model, training and protocol."""
     without = NOT_IDENTITY | _of_method(cfg) | _POINT
     return _safe(f"{cfg['dataset']['name']}-{cfg['model']['name']}-{_hash(cfg, without)}")

@@ -61,11 +61,11 @@ class Subnetwork:
     mask: Mask
     initial: Weights  # of every parameter in a search; where nothing but weights is asked for, of those alone
     input_shape: Shape
-    held: Mask = field(default_factory=dict)  # other parameters that are held at zero: norms of pruned filters
+    coupled: Mask = field(default_factory=dict)  # other parameters that are held at zero: norms of pruned filters
     num_kept: Callable[[], int] = field(default=lambda: 1)  # how many units the round will leave; scores seldom ask
     # What a score wants to find again in the next round of the same search, while masks narrow and nothing else moves
     # the weights. It may be empty in any round, so what is found there saves work and changes nothing.
-    memory: dict[str, Any] = field(default_factory=dict)
+    cache: dict[str, Any] = field(default_factory=dict)
     moved: Weights | None = None  # the values that weights had when they were last kept; None: they count as initial
 
     @property
@@ -85,7 +85,7 @@ class Subnetwork:
 
     def free(self, vector: Weights) -> Weights:
         """A vector over parameters with zeros where they are pruned or held: the directions that training can take."""
-        fixed = self.mask | self.held
+        fixed = self.mask | self.coupled
         return {name: value * fixed[name] if name in fixed else value for name, value in vector.items()}
 
     def __call__(self, images: Tensor, weights: Weights) -> Tensor:
@@ -118,7 +118,7 @@ class Score(Protocol):
 
 
 @dataclass(frozen=True)
-class Chosen:
+class Selection:
     """Which of the candidates stay, and what an allocation has to say about them."""
 
     mask: Mask
@@ -129,7 +129,7 @@ class Chosen:
 class Allocate(Protocol):
     """Which of the candidates stay."""
 
-    def __call__(self, scores: Scores, candidates: Mask, keep: int, generator: Generator) -> Chosen:
+    def __call__(self, scores: Scores, candidates: Mask, keep: int, generator: Generator) -> Selection:
         """The mask, of exactly `keep` weights, and a rescaling of the weights if one comes with it."""
 
 
@@ -141,7 +141,7 @@ class Transfer(Protocol):
 
 
 @dataclass(frozen=True)
-class Length:
+class TrainingLength:
     """How long the recipe trains."""
 
     epochs: int
@@ -168,7 +168,7 @@ class Round:
 class Schedule(Protocol):
     """In which rounds a sparsity is reached."""
 
-    def __call__(self, sparsity: float, length: Length) -> Sequence[Round]:
+    def __call__(self, sparsity: float, length: TrainingLength) -> Sequence[Round]:
         """The rounds; the last has the sparsity asked for."""
 
 
@@ -217,7 +217,7 @@ class Ablation:
 
 
 @dataclass(frozen=True)
-class Share:
+class Shard:
     """Which part of every batch a process takes: every `size`-th image, from `rank` on."""
 
     rank: int = 0
@@ -225,14 +225,14 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Place:
+class DataSettings:
     """Where datasets lie and where their images are to go."""
 
     data_dir: Path
     download: bool
     device: torch.device
     num_workers: int
-    share: Share = Share()
+    share: Shard = Shard()
 
 
 class Data(Protocol):

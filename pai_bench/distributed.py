@@ -17,7 +17,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pai_bench import preemption
-from pai_bench.core import Chosen, Mask, Weights
+from pai_bench.core import Mask, Selection, Weights
 from pai_bench.errors import ConfigError
 from pai_bench.world import World, world
 
@@ -131,11 +131,11 @@ class _Total(torch.autograd.Function):
         return total(gradient)
 
 
-def from_first(value: Mask | Weights | Chosen) -> Any:
+def from_first(value: Mask | Weights | Selection) -> Any:
     """The tensors of the first process, in place of those that every process has computed."""
     if _alone():
         return value
-    if isinstance(value, Chosen):
+    if isinstance(value, Selection):
         scale = value.scale if value.scale is None else from_first(value.scale)
         return replace(value, mask=from_first(value.mask), scale=scale)
     received = {}

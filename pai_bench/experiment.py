@@ -38,21 +38,21 @@ from pai_bench.core import (
     Ablation,
     Allocate,
     Batch,
-    Chosen,
     Data,
+    DataSettings,
     Mask,
-    Place,
     Pruner,
     Record,
     Round,
     Scores,
     ScoringData,
-    Share,
+    Selection,
+    Shard,
     Subnetwork,
     Weights,
 )
 from pai_bench.errors import ConfigError, LostWorkerError, OwnedError, PreemptedError, UserError
-from pai_bench.prune import Pruned, impose, prune
+from pai_bench.prune import Pruned, apply_given_mask, prune
 from pai_bench.summary import already, closing
 from pai_bench.training.recipe import Recipe, length
 from pai_bench.training.trainer import Trainer
@@ -79,7 +79,9 @@ def load_data(cfg: dict[str, Any], device: torch.device) -> Data:
     """
     here = world()
     num_workers = devices.num_cores(device) if cfg["num_workers"] is None else cfg["num_workers"]
-    place = Place(Path(cfg["data_dir"]).expanduser(), cfg["download"], device, num_workers, Share(here.rank, here.size))
+    place = DataSettings(
+        Path(cfg["data_dir"]).expanduser(), cfg["download"], device, num_workers, Shard(here.rank, here.size)
+    )
     data: Data = _function(cfg["dataset"])(place)
     return data
 
@@ -103,14 +105,14 @@ def run(cfg: dict[str, Any]) -> dict[str, Any]:
 
     def claim() -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
         """The row if there is one, or what the run goes on from; in the first process, for all."""
-        if (row := status.settled(directory)) is not None:
+        if (row := status.finished_and_clean(directory)) is not None:
             _check_same_images(cfg, row)
             return row, None
         claimed.append(store.RunDirectory(directory))
         return claimed[0].row, claimed[0].checkpoint
 
     row, checkpoint = distributed.agree(claim)
-    files = claimed[0] if claimed else store.Elsewhere(directory, checkpoint)
+    files = claimed[0] if claimed else store.NullRunDirectory(directory, checkpoint)
     try:
         if row is not None:
             log.info("%s", already(row, directory, cfg["save_model"] is not False))
@@ -120,7 +122,9 @@ def run(cfg: dict[str, Any]) -> dict[str, Any]:
         files.close()
 
 
-def _attempt(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory | store.Elsewhere) -> dict[str, Any]:
+def _attempt(
+    cfg: dict[str, Any], device: torch.device, files: store.RunDirectory | store.NullRunDirectory
+) -> dict[str, Any]:
     """One attempt at a run; whatever its end, the status says so."""
     handler = files.start_log()
     try:
@@ -237,9 +241,9 @@ def assembled(cfg: dict[str, Any], device: torch.device) -> Parts:
     rounds = _function(cfg["schedule"])(cfg["sparsity"], length(recipe, data))
     pruner, ablation, choose = _pruner(cfg["pruner"]), _ablation(cfg["ablation"]), _function(cfg["allocation"])
 
-    def allocate(scores: Scores, candidates: Mask, keep: int, generator: Generator) -> Chosen:
+    def allocate(scores: Scores, candidates: Mask, keep: int, generator: Generator) -> Selection:
         # Every process scores, and the mask of the first holds: two GPUs may round differently.
-        chosen: Chosen = distributed.from_first(choose(scores, candidates, keep, generator))
+        chosen: Selection = distributed.from_first(choose(scores, candidates, keep, generator))
         return chosen
 
     return Parts(cfg, device, data, build, pruner, allocate, ablation, rounds, recipe)
@@ -280,7 +284,7 @@ def _target_sparsity(cfg: dict[str, Any], mask: Mask) -> float:
     return float(cfg["sparsity"]) if nominal and mask_files.agree(cfg["sparsity"], found) else found
 
 
-def _shelf(parts: Parts, model: torch.nn.Module, ablation: Ablation) -> reuse.Shelf | None:
+def _shelf(parts: Parts, model: torch.nn.Module, ablation: Ablation) -> reuse.ScoreCache | None:
     """Where scores and masks of this network are kept; None if they are not a function of the network and settings."""
     cfg, pruner, device = parts.cfg, parts.pruner, parts.device
     trains = any(this.until_epoch > 0 for this in parts.rounds)
@@ -303,7 +307,7 @@ def _shelf(parts: Parts, model: torch.nn.Module, ablation: Ablation) -> reuse.Sh
         # Rounding is another on other machines.
         "machine": [torch.__version__, devices.describe(device)],
     }
-    return reuse.Shelf(Path(cfg["results_dir"]) / ".cache", round(cfg["cache_gb"] * 1e9), determines)
+    return reuse.ScoreCache(Path(cfg["results_dir"]) / ".cache", round(cfg["cache_gb"] * 1e9), determines)
 
 
 def _search(
@@ -312,13 +316,15 @@ def _search(
     initial: Weights,
     ablation: Ablation,
     record: Record,
-    begun: Pruned | None,
+    resume_from: Pruned | None,
     checkpoint: Callable[[Pruned], None],
     given: tuple[Mask, Mask] | None = None,
 ) -> tuple[Pruned, str | None]:
     """Finds the mask of the trainer's model; and what of it an earlier run had computed: "scores" or "mask"."""
     if given is not None:
-        pruned = begun or impose(trainer.model, *given, ablation=ablation, seed=parts.cfg["seed"], record=record)
+        pruned = resume_from or apply_given_mask(
+            trainer.model, *given, ablation=ablation, seed=parts.cfg["seed"], record=record
+        )
         checkpoint(pruned)
         return pruned, None
 
@@ -329,11 +335,11 @@ def _search(
         return prune(
             trainer.model, pruner, parts.allocate, parts.rounds, initial=initial, input_shape=parts.data.input_shape,
             training=trainer, loss=F.cross_entropy, seed=parts.cfg["seed"], record=record, diagnose=trainer.diagnose,
-            begun=begun, **settings | other,
+            resume_from=resume_from, **settings | other,
         )  # fmt: skip
 
     pruner, cfg = parts.pruner, parts.cfg
-    shelf = _shelf(parts, trainer.model, ablation) if begun is None or not begun.sparsities else None
+    shelf = _shelf(parts, trainer.model, ablation) if resume_from is None or not resume_from.sparsities else None
     if shelf is not None and pruner.score is not None and len(parts.rounds) == 1:
         if (found := reuse.scores(shelf, trainer.model)) is None:
             return search(replace(pruner, score=reuse.Kept(pruner.score, shelf)), record), None
@@ -357,14 +363,14 @@ def _search(
 
 
 def _beside(
-    parts: Parts, model: torch.nn.Module, initial: Weights, checkpoints: Checkpoints, begun: dict[str, Any] | None
+    parts: Parts, model: torch.nn.Module, initial: Weights, checkpoints: Checkpoints, resume_from: dict[str, Any] | None
 ) -> Mask:
     """The mask that a search without the ablation finds. It leaves no record, but can be taken up again."""
     trainer = trainer_for(parts, model, lambda *_: None, checkpoint=checkpoints.offer)
     so_far = None
-    if begun and begun["beside"] is not None:
-        so_far = restored(begun["beside"], parts.device)
-        trainer.load_state(begun["trainer"], so_far.held)
+    if resume_from and resume_from["beside"] is not None:
+        so_far = restored(resume_from["beside"], parts.device)
+        trainer.load_state(resume_from["trainer"], so_far.mask_with_coupled)
     checkpoints.trainer = trainer
 
     def checkpoint(pruned: Pruned) -> None:
@@ -375,7 +381,7 @@ def _beside(
     return found.mask
 
 
-def _overlap(parts: Parts, pruned: Pruned, unbroken: Mask | None, trainer: Trainer) -> float | None:
+def _overlap(parts: Parts, pruned: Pruned, without_ablation: Mask | None, trainer: Trainer) -> float | None:
     """Lets an ablation of the weights do its work, and returns the share of the kept weights that no ablation changed.
 
     For the weights' values where they are what is broken, for the mask otherwise. None without an ablation.
@@ -384,10 +390,10 @@ def _overlap(parts: Parts, pruned: Pruned, unbroken: Mask | None, trainer: Train
         UserError: the ablation changed nothing.
     """
     ablation, seed = parts.ablation, parts.cfg["seed"]
-    unbroken = pruned.unbroken or unbroken
+    without_ablation = pruned.without_ablation or without_ablation
     overlap = None
-    if unbroken is not None:
-        common = masks.kept({name: kept & unbroken[name] for name, kept in pruned.mask.items()})
+    if without_ablation is not None:
+        common = masks.kept({name: kept & without_ablation[name] for name, kept in pruned.mask.items()})
         overlap = common / masks.kept(pruned.mask)
     if ablation.weights is not None:
         state = {name: value.clone() for name, value in trainer.model.state_dict().items()}
@@ -396,7 +402,7 @@ def _overlap(parts: Parts, pruned: Pruned, unbroken: Mask | None, trainer: Train
         same = sum(int((state[name] == changed[name])[kept].sum()) for name, kept in pruned.mask.items())
         overlap = same / masks.kept(pruned.mask)
         # A fresh initialization is trained from the start; other weights go on where these would have.
-        (trainer.restart if changed is fresh else trainer.replace)(pruned.held, changed)
+        (trainer.restart if changed is fresh else trainer.replace)(pruned.mask_with_coupled, changed)
     if overlap == 1.0:
         raise UserError(
             f"ablation={parts.cfg['ablation']['name']}: it changed nothing for pruner={parts.cfg['pruner']['name']} at "
@@ -475,12 +481,14 @@ def _diagnose(parts: Parts, model: torch.nn.Module) -> Diagnose:
     return measure
 
 
-def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory | store.Elsewhere) -> dict[str, Any]:
+def _run(
+    cfg: dict[str, Any], device: torch.device, files: store.RunDirectory | store.NullRunDirectory
+) -> dict[str, Any]:
     started = time.perf_counter()
     devices.start_memory(device)
     seed, sparsity = cfg["seed"], cfg["sparsity"]
     run_id = config.run_id(cfg)
-    begun = files.checkpoint
+    resume_from = files.checkpoint
     here = world()
 
     files.write_text("config.yaml", config.rerunnable(cfg))
@@ -513,7 +521,7 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory | 
     tracker: tracking.Tracker = (_function(cfg["tracker"]) if here.rank == 0 else tracking.none)(
         tracking.Run(
             run_id, config.group_id(cfg), files.path, cfg | target, names,
-            files.curve() if begun else None, files.num_repeated,
+            files.curve() if resume_from else None, files.num_repeated,
         )
     )  # fmt: skip
 
@@ -523,19 +531,27 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory | 
 
     row: dict[str, Any] = {}
     exit_code = 1
-    checkpoints = Checkpoints(cfg, files, started - (begun["seconds"] if begun else 0.0))
+    checkpoints = Checkpoints(cfg, files, started - (resume_from["seconds"] if resume_from else 0.0))
     initial = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     diagnose = _diagnose(parts, model) if cfg["diagnostics"] else None
     trainer = trainer_for(parts, model, record, diagnose, checkpoint=checkpoints.offer)
-    reached = checkpoints.reached = {"beside": None, "unbroken": None, "pruned": None, "cache_hit": None, "last": None}
+    reached = checkpoints.reached = {
+        "beside": None,
+        "without_ablation": None,
+        "pruned": None,
+        "cache_hit": None,
+        "last": None,
+    }
     pruned = None
-    if begun:
-        reached |= {name: begun[name] for name in reached}
-        if reached["unbroken"] is not None:
-            reached["unbroken"] = {name: tensor.to(device) for name, tensor in reached["unbroken"].items()}
+    if resume_from:
+        reached |= {name: resume_from[name] for name in reached}
+        if reached["without_ablation"] is not None:
+            reached["without_ablation"] = {
+                name: tensor.to(device) for name, tensor in reached["without_ablation"].items()
+            }
         if reached["pruned"] is not None:
             pruned = restored(reached["pruned"], device)
-            trainer.load_state(begun["trainer"], pruned.held)
+            trainer.load_state(resume_from["trainer"], pruned.mask_with_coupled)
         log.info(
             "going on from a checkpoint: %d of %d rounds, epoch %.4g of %d of training",
             len(pruned.sparsities) if pruned else 0, len(parts.rounds), trainer.epoch, recipe.epochs,
@@ -544,8 +560,8 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory | 
         # The mask. What an ablation of the scores changes is seen beside a search without it.
         before_the_mask = (parts.ablation.batches, parts.ablation.images, parts.ablation.scores)
         broken = any(hook is not None for hook in before_the_mask)
-        if broken and reached["unbroken"] is None:
-            reached["unbroken"] = _beside(parts, copy.deepcopy(model), initial, checkpoints, begun)
+        if broken and reached["without_ablation"] is None:
+            reached["without_ablation"] = _beside(parts, copy.deepcopy(model), initial, checkpoints, resume_from)
             reached["beside"] = None
         checkpoints.trainer = trainer
 
@@ -560,7 +576,7 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory | 
         assert masks.kept(pruned.units) == num_units, "the allocation did not keep the exact number"
         effective = paths.effective(model, pruned.mask, data.input_shape)
         layers = rows.layers(pruned, effective, multiply_adds)
-        files.write_tensors("mask.safetensors", pruned.held)
+        files.write_tensors("mask.safetensors", pruned.mask_with_coupled)
         files.write_json("mask.json", rows.mask_report(pruned, layers))
         if cfg["save_scores"] and pruned.scores is not None:
             files.write_tensors("scores.safetensors", pruned.scores)
@@ -572,7 +588,7 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory | 
 
         # Training. What is known only at its start is kept with the checkpoints.
         if reached["last"] is None:
-            overlap = _overlap(parts, pruned, reached["unbroken"], trainer)
+            overlap = _overlap(parts, pruned, reached["without_ablation"], trainer)
             reached["pruned"] = stored(pruned)
             reached["last"] = {
                 "overlap": overlap,
@@ -587,7 +603,7 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory | 
         stop = cfg["on_collapse"] == "stop" and (collapsed or not last["signal"])
         if stop:
             log.warning("on_collapse=stop: it is not trained")
-        trainer.finish(pruned.held, trainer.epoch if stop else recipe.epochs)
+        trainer.finish(pruned.mask_with_coupled, trainer.epoch if stop else recipe.epochs)
         train_examples = trainer.num_examples - last["search_examples"]
         if cfg["save_model"] is not False:
             files.write_tensors(
@@ -603,7 +619,7 @@ def _run(cfg: dict[str, Any], device: torch.device, files: store.RunDirectory | 
         row = {
             "id": run_id,
             "group": config.group_id(cfg),
-            "setting": config.setting_id(cfg),
+            "task": config.task_id(cfg),
             "method": config.method_id(cfg),
             "protocol": cfg["protocol"],
             "seed": seed,

@@ -150,7 +150,7 @@ def has_empty_slices(mask: Mask) -> bool:
 
 
 @torch.no_grad()
-def narrow_(model: nn.Module, before: Mask, after: Mask) -> None:
+def apply_narrower_(model: nn.Module, before: Mask, after: Mask) -> None:
     """Sets to zero, in place, what one mask keeps of a model and the next does not; the rest stays as it is.
 
     Args:

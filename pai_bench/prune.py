@@ -38,8 +38,8 @@ class Pruned:
 
     mask: Mask  # of the prunable weights
     units: Mask  # what was ranked: the weights, or the filters of each layer (O,)
-    companions: Mask = field(default_factory=dict)  # norms and biases that went with their filters
-    unbroken: Mask | None = None  # the mask of the weights before an ablation of it
+    coupled: Mask = field(default_factory=dict)  # norms and biases that went with their filters
+    without_ablation: Mask | None = None  # the mask of the weights before an ablation of it
     scores: Scores | None = None  # of the units in the last round; None when there was no round
     seconds: float = 0.0  # spent on scores and masks, training excluded
     num_examples: int = 0  # images that passed through the network for scores, over all rounds
@@ -49,9 +49,9 @@ class Pruned:
     moved: Weights | None = None  # values that weights had when they were last kept, where a pruner asks for them
 
     @property
-    def held(self) -> Mask:
+    def mask_with_coupled(self) -> Mask:
         """Everything that training has to hold at zero."""
-        return self.mask | self.companions
+        return self.mask | self.coupled
 
 
 def prune(
@@ -69,7 +69,7 @@ def prune(
     seed: int,
     record: Record,
     diagnose: Callable[[Mask], dict[str, float]] | None = None,
-    begun: Pruned | None = None,
+    resume_from: Pruned | None = None,
     checkpoint: Callable[[Pruned], None] = lambda pruned: None,
 ) -> Pruned:
     """Prunes a model in place, round by round; its pruned weights are zero afterwards.
@@ -80,7 +80,7 @@ def prune(
         initial: of every parameter, as the model was drawn.
         draw: training images for scoring, as core.Data draws them.
         diagnose: measurements to record before and after the mask of every round is applied.
-        begun: what an earlier attempt had reached, to go on from; the model is as it was then.
+        resume_from: what an earlier attempt had reached, to go on from; the model is as it was then.
         checkpoint: called at the start and after every round with what has been reached.
 
     Raises:
@@ -95,7 +95,7 @@ def prune(
             "ablation of the mask: weights that training has moved and pruned have no value to come back with; use a "
             "schedule before training, or one that rewinds the weights"
         )
-    pruned = begun or Pruned(everything, everything if filters is None else filters.full(everything))
+    pruned = resume_from or Pruned(everything, everything if filters is None else filters.full(everything))
     checkpoint(pruned)
     left = list(enumerate(rounds, start=1))[len(pruned.sparsities) :]
     if not left:
@@ -107,13 +107,15 @@ def prune(
     scored = scoring.copy_for_scores(model, pruner.dtype)
     drawn = scoring.cast_weights(initial, pruner.dtype)
     stale = False  # the copy, since weights have moved otherwise than by pruning
-    memory: dict[str, Any] = {}
+    cache: dict[str, Any] = {}
     for number, this in left:
         assert pruner.score is not None, "a schedule with rounds needs a score"
         if this.until_epoch > 0:
-            training.until(pruned.held, this.until_epoch)
-            stale, memory = True, {}
-        before = {f"before/{key}": value for key, value in diagnose(pruned.held).items()} if diagnose else {}
+            training.until(pruned.mask_with_coupled, this.until_epoch)
+            stale, cache = True, {}
+        before = (
+            {f"before/{key}": value for key, value in diagnose(pruned.mask_with_coupled).items()} if diagnose else {}
+        )
         batches = _batches(pruner, ablation, draw, seed, number)
         started = time.perf_counter()
         if stale:
@@ -124,8 +126,8 @@ def prune(
         num_kept = masks.num_kept(this.sparsity, masks.total(candidates), this.rounding)
         moved = _moved(model, pruned, initial) if pruner.regrow_moved else None
         net = Subnetwork(
-            scored, pruned.mask, drawn, input_shape, pruned.companions, lambda n=num_kept: n,  # type: ignore[misc]
-            memory=memory, moved=None if moved is None else scoring.cast_weights(moved, pruner.dtype),
+            scored, pruned.mask, drawn, input_shape, pruned.coupled, lambda n=num_kept: n,  # type: ignore[misc]
+            cache=cache, moved=None if moved is None else scoring.cast_weights(moved, pruner.dtype),
         )  # fmt: skip
 
         def generator(name: str, number: int = number) -> Generator:
@@ -163,17 +165,21 @@ def prune(
         if ablation.scores is not None:
             scores = ablation.scores(scores, candidates, generator("ablation"))
         chosen = allocate(scores, candidates, num_kept, generator("allocation"))
-        units, unbroken = chosen.mask, None
+        units, without_ablation = chosen.mask, None
         if ablation.mask is not None and number == len(rounds):
-            unbroken = units if filters is None else filters.expand(model, units)
+            without_ablation = units if filters is None else filters.expand(model, units)
             units = ablation.mask(units, generator("ablation"))
         held = units if filters is None else filters.expand(model, units)
         mask = {name: held[name] for name in everything}
-        if pruner.regrow or unbroken is not None:  # what comes back does so with its initial value, or where it stood
-            _restore_(model, initial | (moved or {}), {n: held[n] & ~kept for n, kept in pruned.held.items()})
+        if (
+            pruner.regrow or without_ablation is not None
+        ):  # what comes back does so with its initial value, or where it stood
+            _restore_(
+                model, initial | (moved or {}), {n: held[n] & ~kept for n, kept in pruned.mask_with_coupled.items()}
+            )
         if chosen.scale is not None:
             _assign_(model, {name: weight * chosen.scale[name] for name, weight in net.weights.items()})
-        masks.narrow_(model, pruned.held, held)
+        masks.apply_narrower_(model, pruned.mask_with_coupled, held)
         if pruner.transfer is not None:
             scoring.update_(scored, model)
             net = Subnetwork(scored, mask, drawn, input_shape)
@@ -184,9 +190,9 @@ def prune(
             pruner.regrow or pruner.transfer is not None or chosen.scale is not None or this.rewind_epoch is not None
         )
         if stale:
-            memory = {}
+            cache = {}
         else:
-            masks.narrow_(scored, pruned.held, held)
+            masks.apply_narrower_(scored, pruned.mask_with_coupled, held)
         devices.wait(device)
         took = time.perf_counter() - started
         densities = masks.densities(mask)
@@ -194,7 +200,7 @@ def prune(
             mask,
             units,
             {name: tensor for name, tensor in held.items() if name not in everything},
-            unbroken,
+            without_ablation,
             scores,
             pruned.seconds + took,
             pruned.num_examples + sum(map(len, labels_of(batches))),
@@ -203,39 +209,41 @@ def prune(
             [*pruned.num_tied, chosen.num_tied],
             moved,
         )
-        after = {f"after/{key}": value for key, value in diagnose(pruned.held).items()} if diagnose else {}
+        after = {f"after/{key}": value for key, value in diagnose(pruned.mask_with_coupled).items()} if diagnose else {}
         layers = {f"layer/{name}/density": density for name, density in densities.items()}
         state = {"prune/round": number, "prune/sparsity": pruned.sparsities[-1]}
         record(state | before | after | layers, training.age_epochs)
         log.debug("round %d of %d: sparsity %.6f, %.2f s", number, len(rounds), pruned.sparsities[-1], took)
         if this.rewind_epoch is not None:
-            training.rewind(pruned.held, this.rewind_epoch, this.rewind_weights)
+            training.rewind(pruned.mask_with_coupled, this.rewind_epoch, this.rewind_weights)
         checkpoint(pruned)
     layout.lay_out_(model, trained_in)
     return pruned
 
 
-def impose(model: nn.Module, mask: Mask, companions: Mask, *, ablation: Ablation, seed: int, record: Record) -> Pruned:
+def apply_given_mask(
+    model: nn.Module, mask: Mask, coupled: Mask, *, ablation: Ablation, seed: int, record: Record
+) -> Pruned:
     """Prunes a model in place by a mask that is given: nothing is scored, and it costs nothing.
 
     Args:
-        companions: other parameters that are held at zero.
+        coupled: other parameters that are held at zero.
 
     Raises:
         ConfigError: the mask is to be ablated, and other parameters would not go with it.
     """
     chosen = mask
     if ablation.mask is not None:
-        if companions:
+        if coupled:
             raise ConfigError(
-                f"ablation of the mask: {next(iter(companions))} is held at zero too, which is no weight to move; give "
+                f"ablation of the mask: {next(iter(coupled))} is held at zero too, which is no weight to move; give "
                 "a mask of weights alone"
             )
         chosen = ablation.mask(mask, seeding.generator(seed, "ablation", 1))
-    masks.apply_(model, chosen | companions)
+    masks.apply_(model, chosen | coupled)
     layers = {f"layer/{name}/density": density for name, density in masks.densities(chosen).items()}
     record({"prune/round": 0, "prune/sparsity": masks.sparsity(chosen)} | layers, 0.0)
-    return Pruned(chosen, chosen, companions, mask if ablation.mask is not None else None)
+    return Pruned(chosen, chosen, coupled, mask if ablation.mask is not None else None)
 
 
 def _batches(pruner: Pruner, ablation: Ablation, draw: Callable[..., Batches], seed: int, number: int) -> Batches:

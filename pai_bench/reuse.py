@@ -45,7 +45,7 @@ def code(targets: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-class Shelf:
+class ScoreCache:
     """A folder of at most so many bytes; what was used least recently goes first. Any number of processes share it.
 
     Args:
@@ -112,7 +112,7 @@ class Shelf:
                 path.unlink(missing_ok=True)
 
 
-def scores(shelf: Shelf, model: nn.Module) -> tuple[Scores, dict[str, Any]] | None:
+def scores(shelf: ScoreCache, model: nn.Module) -> tuple[Scores, dict[str, Any]] | None:
     """The scores that one-shot pruning of a model takes at every sparsity, and what they had cost; None if not kept."""
     weights = masks.prunable(model)
 
@@ -137,7 +137,7 @@ def _check_shapes(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor])
 class Kept:
     """A score for all sparsities of one-shot pruning, put on the shelf once it is computed."""
 
-    def __init__(self, score: Score, shelf: Shelf) -> None:
+    def __init__(self, score: Score, shelf: ScoreCache) -> None:
         self.score, self.shelf = score, shelf
 
     def __call__(self, net: Subnetwork, batches: Batches, loss: Loss, generator: Generator) -> Scores:
@@ -164,7 +164,7 @@ class Kept:
 
 
 def stored_mask(
-    shelf: Shelf,
+    shelf: ScoreCache,
     path: dict[str, Any],
     model: nn.Module,
     initial: Weights,
@@ -182,17 +182,17 @@ def stored_mask(
     weights = masks.prunable(model)
 
     def use(tensors: dict[str, Tensor], notes: dict[str, Any]) -> tuple[Pruned, list[dict[str, float]]]:
-        parts: dict[str, Mask] = {"mask": {}, "companions": {}, "units": {}}
+        parts: dict[str, Mask] = {"mask": {}, "coupled": {}, "units": {}}
         for key, tensor in tensors.items():
             part, _, name = key.partition("/")
             parts[part][name] = tensor.to(next(model.parameters()).device)
-        mask, companions, units = ({name: parts[p][name] for name in notes["order"][p]} for p in parts)
+        mask, coupled, units = ({name: parts[p][name] for name in notes["order"][p]} for p in parts)
         _check_shapes(mask, weights)
-        return Pruned(mask, units or mask, companions, **{key: notes[key] for key in _COSTS}), list(notes["lines"])
+        return Pruned(mask, units or mask, coupled, **{key: notes[key] for key in _COSTS}), list(notes["lines"])
 
     if (found := shelf.take("mask", path, use)) is not None:
         pruned, known = found
-        masks.apply_(model, pruned.held)
+        masks.apply_(model, pruned.mask_with_coupled)
         for line in known:
             record(line)
         return pruned
@@ -205,9 +205,9 @@ def stored_mask(
     pruned = search(noted)
     # A search that also changes weights, by rescaling, leaves more than a mask.
     only_masked = all(torch.equal(weights[name], initial[name] * kept) for name, kept in pruned.mask.items())
-    if pruned.seconds >= _SECONDS and pruned.unbroken is None and only_masked:
+    if pruned.seconds >= _SECONDS and pruned.without_ablation is None and only_masked:
         filters = any(pruned.mask.get(name) is not tensor for name, tensor in pruned.units.items())
-        groups = {"mask": pruned.mask, "companions": pruned.companions, "units": pruned.units if filters else {}}
+        groups = {"mask": pruned.mask, "coupled": pruned.coupled, "units": pruned.units if filters else {}}
         tensors = {f"{group}/{name}": tensor for group, mask in groups.items() for name, tensor in mask.items()}
         notes = {key: getattr(pruned, key) for key in _COSTS} | {
             "lines": lines,

@@ -9,23 +9,23 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
-from pai_bench.core import Length, Round, Rounding
+from pai_bench.core import Round, Rounding, TrainingLength
 from pai_bench.errors import ConfigError
 from pai_bench.ranges import Count, NonNegative, NonNegativeInt
 
 
-def none(sparsity: float, length: Length) -> Sequence[Round]:
+def none(sparsity: float, length: TrainingLength) -> Sequence[Round]:
     """No rounds: the network stays dense."""
     return []
 
 
-def one_shot(sparsity: float, length: Length) -> Sequence[Round]:
+def one_shot(sparsity: float, length: TrainingLength) -> Sequence[Round]:
     """One round, before training."""
     return [Round(sparsity)]
 
 
 def exponential(
-    sparsity: float, length: Length, *, rounds: Count, rounding: Literal["nearest", "up", "down"]
+    sparsity: float, length: TrainingLength, *, rounds: Count, rounding: Literal["nearest", "up", "down"]
 ) -> Sequence[Round]:
     """Density d^(i/n) after round i of n, so that every round prunes the same fraction of what is left.
 
@@ -41,7 +41,7 @@ def exponential(
 
 
 def linear(
-    sparsity: float, length: Length, *, rounds: Count, rounding: Literal["nearest", "up", "down"]
+    sparsity: float, length: TrainingLength, *, rounds: Count, rounding: Literal["nearest", "up", "down"]
 ) -> Sequence[Round]:
     """Sparsity i/n of the target after round i of n, so that every round prunes the same number of weights.
 
@@ -51,14 +51,14 @@ def linear(
     return _rounded([Round(sparsity * i / rounds) for i in range(1, rounds)] + [Round(sparsity)], rounding)
 
 
-def constant(sparsity: float, length: Length, *, rounds: Count) -> Sequence[Round]:
+def constant(sparsity: float, length: TrainingLength, *, rounds: Count) -> Sequence[Round]:
     """The target in every round, for methods that move their mask or their weights from round to round."""
     return [Round(sparsity)] * rounds
 
 
 def early(
     sparsity: float,
-    length: Length,
+    length: TrainingLength,
     *,
     epoch: NonNegative | None,
     step: NonNegativeInt | None,
@@ -81,7 +81,7 @@ def early(
 
 def iterative(
     sparsity: float,
-    length: Length,
+    length: TrainingLength,
     *,
     levels: Count,
     rewind_epoch: NonNegative | None,
@@ -107,7 +107,7 @@ def iterative(
     return [Round(reached, end, time, rewind_weights) for reached in _exponential(sparsity, levels)]
 
 
-def fine_tune(sparsity: float, length: Length, *, levels: Count, epochs: Count) -> Sequence[Round]:
+def fine_tune(sparsity: float, length: TrainingLength, *, levels: Count, epochs: Count) -> Sequence[Round]:
     """Train to the end, prune, train for `epochs` more at the last learning rate; `levels` times.
 
     Reference: Han et al. 2015, arXiv:1506.02626; as in Renda et al. 2020, arXiv:2003.02389, section 3.
@@ -122,7 +122,7 @@ def fine_tune(sparsity: float, length: Length, *, levels: Count, epochs: Count) 
 
 
 def gradual(
-    sparsity: float, length: Length, *, start_epoch: NonNegative, end_epoch: NonNegative, every_steps: Count
+    sparsity: float, length: TrainingLength, *, start_epoch: NonNegative, end_epoch: NonNegative, every_steps: Count
 ) -> Sequence[Round]:
     """Gradual pruning during training: sparsity s (1 - (1 - t)^3), t from 0 to 1 between two epochs.
 
@@ -145,7 +145,7 @@ def gradual(
     return rounds
 
 
-def front_loaded(sparsity: float, length: Length, *, rounds: Count, warmup_epochs: Count) -> Sequence[Round]:
+def front_loaded(sparsity: float, length: TrainingLength, *, rounds: Count, warmup_epochs: Count) -> Sequence[Round]:
     """One epoch of training before every round; density n d / (n d + i (1 - d)) after round i of n.
 
     Round j prunes the fraction p / (j p + n d) of what is left, with p = 1 - d: the first rounds prune most.
@@ -179,7 +179,9 @@ def _exponential(sparsity: float, rounds: int) -> list[float]:
     return [1 - density ** (i / rounds) for i in range(1, rounds)] + [sparsity]
 
 
-def _time(epoch_setting: str, epoch: float | None, step_setting: str, step: int | None, length: Length) -> float:
+def _time(
+    epoch_setting: str, epoch: float | None, step_setting: str, step: int | None, length: TrainingLength
+) -> float:
     """A time given as an epoch or as a step, in epochs."""
     if (epoch is None) == (step is None):
         raise ConfigError(f"{epoch_setting}={epoch}, {step_setting}={step}: give one of the two and null the other")

@@ -84,7 +84,7 @@ def _submitit() -> Any:
 def _to_do(cfgs: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The configs of the runs that are to be submitted, by id."""
     by_id = {config.run_id(cfg): cfg for cfg in cfgs}
-    states = standing({run_id: config.directory(cfg) for run_id, cfg in by_id.items()})
+    states = queue_states({run_id: config.directory(cfg) for run_id, cfg in by_id.items()})
     left_out: dict[str, int] = {}
     wanted = {}
     for run_id, state in states.items():
@@ -99,10 +99,10 @@ def _to_do(cfgs: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return wanted
 
 
-def standing(directories: Mapping[str, Path]) -> dict[str, status.RunState]:
+def queue_states(directories: Mapping[str, Path]) -> dict[str, status.RunState]:
     """How runs stand, by their directories and the queue: one whose job waits there is queued, whatever befell it."""
     states = {name: status.state(directory) for name, directory in directories.items()}
-    waiting = {name: state.job for name, state in states.items() if state.name in ("queued", "preempted", "dead")}
+    waiting = {name: state.job for name, state in states.items() if state.name in ("queued", "preempted", "killed")}
     there = alive([job for job in waiting.values() if job])
     if there is None:
         return states

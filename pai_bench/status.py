@@ -23,7 +23,7 @@ def finished(directory: Path) -> dict[str, Any] | None:
         return None
 
 
-def settled(directory: Path) -> dict[str, Any] | None:
+def finished_and_clean(directory: Path) -> dict[str, Any] | None:
     """The result row of a finished run, or None if it was ended between that and the last of its records."""
     return None if (directory / CHECKPOINT).is_file() else finished(directory)
 
@@ -50,7 +50,7 @@ def noted(directory: Path) -> dict[str, Any]:
 class RunState:
     """How a run stands, by what lies in its directory."""
 
-    # finished, running, queued, preempted, failed, dead (killed without a word), broken (damaged records) or missing
+    # finished, running, queued, preempted, failed, killed (ended without a word), broken (damaged records) or missing
     name: str
     job: str | None = None  # of SLURM
     error: str | None = None
@@ -86,7 +86,7 @@ def state(directory: Path) -> RunState:
         return RunState("broken", job, "; ".join(damaged), 1, attempt, updated)
     if not status:
         return RunState("missing")
-    name = status["state"] if status["state"] in ("preempted", "failed") else "dead"
+    name = status["state"] if status["state"] in ("preempted", "failed") else "killed"
     return RunState(name, job, status.get("error"), status.get("exit_code", 0), attempt, updated)
 
 

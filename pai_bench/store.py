@@ -304,7 +304,7 @@ class RunDirectory:
             (self.path / name).unlink(missing_ok=True)
 
 
-class Elsewhere:
+class NullRunDirectory:
     """The run directory for a process that leaves the writing to another."""
 
     lost, num_repeated = False, 0

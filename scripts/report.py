@@ -25,7 +25,7 @@ def main() -> None:
         "--statistic", choices=list(cells.STATISTICS), default="last",
         help="which accuracy: of the last epoch, the best test epoch, or the epoch selected on a validation split",
     )  # fmt: skip
-    for name, what in (("setting", "ids of settings"), ("dataset", "names"), ("model", "names")):
+    for name, what in (("task", "ids of tasks"), ("dataset", "names"), ("model", "names")):
         parser.add_argument(f"--{name}", nargs="+", default=[], metavar="NAME", help=f"{what}; all if not given")
     parser.add_argument("--pruner", nargs="+", default=[], metavar="NAME", help="and dense networks; all if not given")
     parser.add_argument(
@@ -36,7 +36,7 @@ def main() -> None:
     given = parser.parse_args()
     with cli.one_line_errors():
         options = writing.Options(
-            given.statistic, given.setting, given.dataset, given.model, given.pruner, given.figures, not given.no_images
+            given.statistic, given.task, given.dataset, given.model, given.pruner, given.figures, not given.no_images
         )
         report = writing.write(given.results, given.output, options)
         for word, lines, file in (

@@ -6,7 +6,7 @@
   python scripts/status.py results --retry                         # here, one after another
   python scripts/status.py experiment=NAME --retry hydra/launcher=slurm hydra.launcher.timeout_min=60
 
-Finished and running ones are never touched. A dead run was killed without a word; it goes on from its checkpoint, as a
+Finished and running ones are never touched. A killed run ended without a word; it goes on from its checkpoint, as a
 preempted one does. A broken one has records that are damaged, and starts again.
 """
 
@@ -20,8 +20,8 @@ from hydra.utils import instantiate
 from pai_bench import cli, config, files, slurm, status
 from pai_bench.errors import ConfigError, DataError, PreemptedError, UserError
 
-ORDER = ("finished", "running", "queued", "preempted", "dead", "failed", "broken", "missing")
-RETRIED = ("preempted", "dead", "failed", "broken", "missing")
+ORDER = ("finished", "running", "queued", "preempted", "killed", "failed", "broken", "missing")
+RETRIED = ("preempted", "killed", "failed", "broken", "missing")
 
 
 def table(states: dict[str, status.RunState]) -> str:
@@ -41,7 +41,7 @@ def table(states: dict[str, status.RunState]) -> str:
 
 
 def main() -> None:
-    """Prints the states; exits with 1 if a run has failed, is dead or broken, with --retry as run.py does."""
+    """Prints the states; exits with 1 if a run has failed, is killed or broken, with --retry as run.py does."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="+", help="a results folder, or the overrides of a sweep")
     parser.add_argument("--retry", action="store_true", help=f"run what is {', '.join(RETRIED)}")
@@ -64,11 +64,11 @@ def main() -> None:
             directories = {run_id: config.directory(cfg) for run_id, cfg in cfgs.items()}
         if not directories:
             raise DataError(f"{' '.join(arguments.what)}: there are no runs")
-        states = slurm.standing(directories)
+        states = slurm.queue_states(directories)
         print(table(states))
         wanted = [run_id for run_id, state in states.items() if state.name in RETRIED]
         if not arguments.retry:
-            sys.exit(int(any(state.name in ("failed", "dead", "broken") for state in states.values())))
+            sys.exit(int(any(state.name in ("failed", "killed", "broken") for state in states.values())))
         missing = [run_id for run_id in wanted if run_id not in cfgs]
         lost = [run_id for run_id in missing if not (directories[run_id] / "config.yaml").is_file()]
         for run_id in lost:

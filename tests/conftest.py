@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pai_bench import config, experiment
-from pai_bench.core import Ablation, Batches, Length, Mask, Shape, Weights
+from pai_bench.core import Ablation, Batches, Mask, Shape, TrainingLength, Weights
 from pai_bench.prune import Pruned, prune
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -116,7 +116,7 @@ def pruned_as(model: nn.Module, input_shape: Shape, *overrides: str) -> Pruned:
     cfg = composed(*overrides)
     return prune(
         model, experiment._pruner(cfg["pruner"]), experiment._function(cfg["allocation"]),
-        experiment._function(cfg["schedule"])(cfg["sparsity"], Length(1, 1)), ablation=Ablation(),
+        experiment._function(cfg["schedule"])(cfg["sparsity"], TrainingLength(1, 1)), ablation=Ablation(),
         initial=drawn(model), input_shape=input_shape, draw=lambda examples, generator, dtype: [], training=Untrained(),
         loss=F.cross_entropy, seed=0, record=lambda metrics, epoch: None,
     )  # fmt: skip

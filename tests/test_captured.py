@@ -13,7 +13,7 @@ from test_train import CPU, RECIPE, FewImages, half
 from torch import Generator, nn
 
 from pai_bench import devices, masks
-from pai_bench.core import OnDevice, Place
+from pai_bench.core import DataSettings, OnDevice
 from pai_bench.data.resident import Resident
 from pai_bench.training.captured import obstacle
 from pai_bench.training.sgd import SGD
@@ -30,7 +30,7 @@ def resident(device: torch.device, num_train: int = 43) -> Resident:
         return pixels, np.arange(number) % 4
 
     return Resident(
-        images(num_train), images(8), 4, Place(Path(), False, device, 0), validation=0.0, mean=None, std=None,
+        images(num_train), images(8), 4, DataSettings(Path(), False, device, 0), validation=0.0, mean=None, std=None,
         padding=2, flip=True,
     )  # fmt: skip
 

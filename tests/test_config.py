@@ -123,7 +123,7 @@ REFUSED = {
         "pruner.score=.a: 1.: give settings that it has: _target_",
     ),
     "argument of an argument of no score": (["pruner.score.a.b=1"], "pruner.score.a.b=1: pruner.score is null for"),
-    "images of no score": (["pruner.scoring_data.total=8"], "examples.total=8: .* choose one .*pruner=NAME"),
+    "images of no score": (["pruner.scoring_data.total=8"], "scoring_data.total=8: .* choose one .*pruner=NAME"),
     "unknown argument": (["pruner=grasp", "sparsity=0.5", "+pruner.score.foo=1"], "score.foo=1: .*has: temperature"),
     "argument of another pruner": (["pruner=snip", "sparsity=0.5", "pruner.score.temperature=2"], "temperature"),
     "misspelt schedule": (["pruner=synflow", "sparsity=0.5", "schedule.ronds=3"], "ronds"),
@@ -497,16 +497,16 @@ def test_runs_are_told_apart_by_their_settings(
 @pytest.mark.parametrize(
     ("overrides", "same"),
     [
-        (["seed=1"], {"setting_id", "method_id"}),
-        (["sparsity=0.95"], {"setting_id", "method_id"}),
+        (["seed=1"], {"task_id", "method_id"}),
+        (["sparsity=0.95"], {"task_id", "method_id"}),
         (["training.lr=0.2"], {"method_id"}),
         (["model.init.norm=uniform"], {"method_id"}),
         (["protocol=99"], {"method_id"}),
-        (["pruner.mode=train"], {"setting_id"}),
-        (["allocation=uniform"], {"setting_id"}),
-        (["schedule=linear"], {"setting_id"}),
-        (["ablation=shuffle_mask"], {"setting_id"}),
-        (["pruner=dense"], {"setting_id"}),
+        (["pruner.mode=train"], {"task_id"}),
+        (["allocation=uniform"], {"task_id"}),
+        (["schedule=linear"], {"task_id"}),
+        (["ablation=shuffle_mask"], {"task_id"}),
+        (["pruner=dense"], {"task_id"}),
         (["training.lr=0.2", "ablation=reinit"], set()),
     ],
 )
@@ -514,9 +514,9 @@ def test_a_run_has_a_setting_and_a_method(overrides: list[str], same: set[str]) 
     base = ["pruner=snip", "sparsity=0.9"]
     one, other = composed(*base), composed(*base, *overrides)
     assert {
-        name for name in ("setting_id", "method_id") if getattr(config, name)(one) == getattr(config, name)(other)
+        name for name in ("task_id", "method_id") if getattr(config, name)(one) == getattr(config, name)(other)
     } == same
-    assert config.setting_id(one).startswith("digits-resnet20-")
+    assert config.task_id(one).startswith("digits-resnet20-")
     assert config.method_id(one).startswith("snip-")
 
 

@@ -14,7 +14,7 @@ from torch import Generator, nn
 from torch.nn import functional as F
 
 from pai_bench import allocation, experiment, layout, masks, measures
-from pai_bench.core import Batches, Length, Place, Pruner, Scores, Subnetwork
+from pai_bench.core import Batches, DataSettings, Pruner, Scores, Subnetwork, TrainingLength
 from pai_bench.data.resident import Resident
 from pai_bench.errors import ConfigError
 
@@ -128,7 +128,7 @@ def test_every_allocation_keeps_exactly_k(
     assert masks.kept(mask) == k
 
 
-LENGTH = Length(epochs=160, steps_per_epoch=391)
+LENGTH = TrainingLength(epochs=160, steps_per_epoch=391)
 
 
 @pytest.mark.parametrize("name", [name for name in options("schedule") if name != "none"])
@@ -167,7 +167,7 @@ def _mask(name: str, num_threads: int, channels_last: bool, device: str = "cpu")
     )  # fmt: skip
     on = torch.device(device)
     data = Resident(
-        _images(40), _images(4), 3, Place(Path(), False, on, 0), validation=0.0, mean=None, std=None, padding=1,
+        _images(40), _images(4), 3, DataSettings(Path(), False, on, 0), validation=0.0, mean=None, std=None, padding=1,
         flip=True,
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patched:
@@ -180,7 +180,7 @@ def _mask(name: str, num_threads: int, channels_last: bool, device: str = "cpu")
     initial = {key: parameter.detach().clone() for key, parameter in model.named_parameters()}
     search = partial(experiment._search, parts, trainer, initial, parts.ablation)
     pruned, _ = search(lambda *_: None, None, lambda _: None)
-    return pruned.held
+    return pruned.mask_with_coupled
 
 
 @pytest.mark.parametrize("name", SCORED)

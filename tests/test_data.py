@@ -26,7 +26,7 @@ from torch import Generator
 from torch.utils.data import DataLoader
 
 from pai_bench import ablations, config, experiment, layout
-from pai_bench.core import Data, Drawn, Place, ScoringData, Share, labels_of, num_steps
+from pai_bench.core import Data, DataSettings, Drawn, ScoringData, Shard, labels_of, num_steps
 from pai_bench.data import archives, decode, resident, tiny_imagenet
 from pai_bench.data.digits import digits
 from pai_bench.data.imagenet import Streamed
@@ -65,10 +65,10 @@ def all_labels(data: Data, split: str) -> list[int]:
 # Held on the device ---------------------------------------------------------------------------------------------------
 
 
-ALL = Share()
+ALL = Shard()
 
 
-def numbered(num_train: int, share: Share = ALL, **settings: Any) -> Resident:
+def numbered(num_train: int, share: Shard = ALL, **settings: Any) -> Resident:
     """Images whose every pixel names the image and the place: (image, row, column) in the three channels."""
 
     def images(number: int) -> np.ndarray:
@@ -80,7 +80,7 @@ def numbered(num_train: int, share: Share = ALL, **settings: Any) -> Resident:
 
     defaults = {"validation": 0.0, "mean": [0.0] * 3, "std": [1 / 255] * 3, "padding": 2, "flip": True}
     labels = np.arange(num_train) % 3
-    place = Place(Path(), False, CPU, 0, share)
+    place = DataSettings(Path(), False, CPU, 0, share)
     test = images(4), np.array([0, 1, 2, 0])
     return Resident((images(num_train), labels), test, 3, place, **(defaults | settings))
 
@@ -760,8 +760,8 @@ def test_an_incomplete_imagenet_is_refused_unless_asked_for(photographs: Path) -
 
 
 def test_a_place_says_nothing_of_the_data() -> None:
-    """Where images lie and how they are decoded is no part of a run's identity, so a Place must hold nothing else."""
-    assert set(Place.__dataclass_fields__) == {"data_dir", "download", "device", "num_workers", "share"}
+    """Where images lie and how they are decoded is no part of a run's identity: DataSettings hold nothing else."""
+    assert set(DataSettings.__dataclass_fields__) == {"data_dir", "download", "device", "num_workers", "share"}
 
 
 # Bad input ------------------------------------------------------------------------------------------------------------
@@ -810,7 +810,7 @@ def test_a_channel_of_one_value_is_named(value: int) -> None:
     images = np.zeros((4, 6, 5, 3), np.uint8)
     images[..., 0] = images[..., 2] = np.arange(5)
     images[..., 1] = value
-    place, labels = Place(Path(), False, CPU, 0), np.array([0, 1, 0, 1])
+    place, labels = DataSettings(Path(), False, CPU, 0), np.array([0, 1, 0, 1])
     settings: dict[str, Any] = {"validation": 0.0, "mean": None, "std": None, "padding": 0, "flip": False}
     with pytest.raises(ConfigError, match=r"dataset.std: channel 1 has one value"):
         Resident((images, labels), (images, labels), 2, place, **settings)
@@ -1042,7 +1042,7 @@ def test_digits_say_that_they_need_scikit_learn(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     cfg = {"validation": 0.0, "mean": [0.3], "std": [0.3], "padding": 0, "flip": False}
     with pytest.raises(ConfigError, match=r"^dataset=digits needs scikit-learn; pip install scikit-learn$"):
-        digits(Place(tmp_path, False, CPU, 0), **cfg)  # type: ignore[arg-type]
+        digits(DataSettings(tmp_path, False, CPU, 0), **cfg)  # type: ignore[arg-type]
 
 
 # Files of others ------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from test_data import all_images, all_labels, numbered
 from test_resume import TINY, directory_of
 
 from pai_bench import distributed, preemption
-from pai_bench.core import Share
+from pai_bench.core import Shard
 from pai_bench.errors import PreemptedError
 from pai_bench.world import World, world
 
@@ -108,7 +108,7 @@ def test_two_processes_that_meet_a_wrong_setting_say_it_once(tmp_path: Path) -> 
 
 
 def test_shares_cover_every_image_once() -> None:
-    whole, parts = numbered(10), [numbered(10, Share(rank, 3)) for rank in range(3)]
+    whole, parts = numbered(10), [numbered(10, Shard(rank, 3)) for rank in range(3)]
     assert sorted(label for part in parts for label in all_labels(part, "train")) == sorted(all_labels(whole, "train"))
 
     def epoch(data: Any) -> list[torch.Tensor]:

@@ -91,8 +91,8 @@ def test_an_experiment_runs_at_smoke_scale(run_cli: RunCli, tmp_path: Path) -> N
     rows = status.read(tmp_path / "results")
     assert {(row["dataset"], row["model"], row["epochs"]) for row in rows} == {("digits", "resnet8_thin", 1)}
     assert sorted(round(row["sparsity"], 2) for row in rows) == [0.0, 0.8, 0.8, 0.8]
-    published = {config.setting_id(cfg) for cfg in runs("sketching", "pruner=magnitude", "compression=5")}
-    assert not published & {row["setting"] for row in rows}
+    published = {config.task_id(cfg) for cfg in runs("sketching", "pruner=magnitude", "compression=5")}
+    assert not published & {row["task"] for row in rows}
 
 
 def test_a_run_of_an_exported_experiment_is_run_once(run_cli: RunCli, tmp_path: Path) -> None:

@@ -13,7 +13,17 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from pai_bench import allocation, masks, measures, paths, schedules
-from pai_bench.core import Ablation, Batches, Chosen, Length, Pruner, Rounding, Scores, ScoringData, Subnetwork
+from pai_bench.core import (
+    Ablation,
+    Batches,
+    Pruner,
+    Rounding,
+    Scores,
+    ScoringData,
+    Selection,
+    Subnetwork,
+    TrainingLength,
+)
 from pai_bench.errors import UserError
 from pai_bench.gradients import hessian_gradient, mean_gradient
 from pai_bench.prune import prune
@@ -236,12 +246,12 @@ def search(
         seen.append({name: kept.clone() for name, kept in net.mask.items()})
         return score(net, *rest)
 
-    def topk(scores: Scores, candidates: masks.Mask, keep: int, generator: Generator) -> Chosen:
+    def topk(scores: Scores, candidates: masks.Mask, keep: int, generator: Generator) -> Selection:
         return allocation.keep_largest(scores, candidates, keep)
 
     found = prune(
         model, dataclasses.replace(pruner, score=watched), topk,
-        schedules.exponential(1 - density, Length(1, 1), rounds=rounds, rounding=rounding),
+        schedules.exponential(1 - density, TrainingLength(1, 1), rounds=rounds, rounding=rounding),
         ablation=Ablation(), initial=drawn(model), input_shape=SHAPE, draw=draw, training=Untrained(),
         loss=F.cross_entropy, seed=0, record=lambda metrics, epoch: None,
     )  # fmt: skip

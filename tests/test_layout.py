@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pai_bench import experiment, layout
-from pai_bench.core import Place
+from pai_bench.core import DataSettings
 from pai_bench.data.resident import Resident
 
 FIRST, LAST = torch.contiguous_format, torch.channels_last
@@ -118,7 +118,7 @@ def test_convolutions_of_a_whole_run_see_one_layout(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     data = Resident(
-        images(22, channels), images(9, channels), 3, Place(tmp_path, False, CPU, 0), validation=0.0, mean=None,
+        images(22, channels), images(9, channels), 3, DataSettings(tmp_path, False, CPU, 0), validation=0.0, mean=None,
         std=None, padding=1, flip=True,
     )  # fmt: skip
     examples = [f"pruner.scoring_data.{of}" for of in ("per_class=3", "total=null", f"batch_size={batch_size}")]
@@ -138,7 +138,7 @@ def test_convolutions_of_a_whole_run_see_one_layout(
             search = partial(experiment._search, parts, trainer, initial, parts.ablation)
             pruned, _ = search(lambda *_: None, None, lambda _: None)
         with _Convolutions() as training:
-            trainer.until(pruned.held, 2)
+            trainer.until(pruned.mask_with_coupled, 2)
         with _Convolutions() as signal:
             experiment._carries_signal(model, data, 0, initial, None)
     assert set(scoring.seen) == {FIRST}

@@ -15,11 +15,11 @@ from torch import Generator, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pai_bench import allocation, masks, schedules
-from pai_bench.core import Length
+from pai_bench.core import TrainingLength
 from pai_bench.errors import ConfigError, UserError
 
 GENERATOR = Generator()
-LENGTH = Length(epochs=160, steps_per_epoch=391)
+LENGTH = TrainingLength(epochs=160, steps_per_epoch=391)
 
 
 def num_kept(candidates: masks.Mask, sparsity: float) -> int:
@@ -439,7 +439,7 @@ def test_large_weights_are_cleared_in_any_layout(dtype: torch.dtype, form: torch
     last = then & (torch.rand(weight.shape, generator=generator) < 0.5)
     before: masks.Mask = {}
     for kept in (first, then, last):  # by bits, by bits again, and by the places that are remembered
-        masks.narrow_(model, before, {"weight": kept})
+        masks.apply_narrower_(model, before, {"weight": kept})
         assert torch.equal(model.weight, weight * kept)
         before = {"weight": kept}
     model.weight.data.fill_(torch.nan)

@@ -76,7 +76,7 @@ def test_the_mask_of_a_run_trains_as_in_the_run(ending: str, found: Path, tmp_pa
         "num_kept",
         "sparsity",
         "target_sparsity",
-        "setting",
+        "task",
     )
     row, other = ours["row"], theirs["row"]
     assert {key: row[key] for key in same} == {key: other[key] for key in same}
@@ -171,7 +171,7 @@ def test_training_starts_from_weights_in_a_file(found: Path, tmp_path: Path) -> 
     trained(again)
     other = composed(*TINY, "pruner=snip", "sparsity=0.8", "seed=3", f"weights={found}/model.safetensors")
     assert config.run_id(other) != found.name
-    assert config.setting_id(other) != row_of(found)["setting"]
+    assert config.task_id(other) != row_of(found)["task"]
     assert config.method_id(other) == row_of(found)["method"]
 
 
@@ -224,7 +224,7 @@ def test_one_mask_is_one_run_in_whatever_format_and_place(
         for path in (tmp_path / "elsewhere" / name, found / "mask.safetensors")
     )
     assert one["sparsity"] == 0.8 and one["pruner"]["name"] == "mask"
-    for identity in (config.run_id, config.group_id, config.method_id, config.setting_id):
+    for identity in (config.run_id, config.group_id, config.method_id, config.task_id):
         assert identity(one) == identity(other)
     given, others = experiment.given_mask(one, initial(found)[0])
     assert others == {} and list(given) == list(in_model_order(mask, found))
@@ -446,7 +446,7 @@ def test_another_mask_is_another_run_and_a_name_makes_masks_one_method(
         named = [f"mask_name={label}"] if label else []
         one, two = (composed(*TINY, path, *named) for path in paths)
         assert config.run_id(one) != config.run_id(two)
-        assert config.setting_id(one) == config.setting_id(two)
+        assert config.task_id(one) == config.task_id(two)
         assert (config.group_id(one) == config.group_id(two)) == equal
         assert (config.method_id(one) == config.method_id(two)) == equal
         assert config.method_id(one).startswith(f"{label or 'mask'}-") and f"-{label or 'mask'}-s0.8-" in config.run_id(
@@ -465,11 +465,11 @@ def test_weights_of_each_seed_are_what_the_name_names(mask: Tensors, found: Path
     one, two = (of("mask_name=ticket", f"weights={path}") for path in paths)
     assert config.run_id(one) != config.run_id(two)
     control = of("mask_name=ticket")
-    for identity in (config.group_id, config.method_id, config.setting_id):
+    for identity in (config.group_id, config.method_id, config.task_id):
         assert identity(one) == identity(two)
-        assert (identity(one) == identity(control)) == (identity is config.setting_id), "a ticket and its control"
+        assert (identity(one) == identity(control)) == (identity is config.task_id), "a ticket and its control"
     one, two = (of(f"weights={path}") for path in paths)
-    assert config.group_id(one) != config.group_id(two) and config.setting_id(one) != config.setting_id(two)
+    assert config.group_id(one) != config.group_id(two) and config.task_id(one) != config.task_id(two)
 
 
 def test_masks_of_a_name_with_a_few_weights_more_or_less_are_one_group(tmp_path: Path) -> None:

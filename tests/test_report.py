@@ -21,7 +21,7 @@ def row(method: str = "snip", seed: int = 0, accuracy: float | None = 0.9, spars
     dense = method == "dense"
     target = 0.0 if dense else sparsity
     made = {
-        "setting": "digits-resnet20-0000aaaa", "method": f"{method}-1111bbbb", "protocol": 1, "seed": seed,
+        "task": "digits-resnet20-0000aaaa", "method": f"{method}-1111bbbb", "protocol": 1, "seed": seed,
         "group": "", "dataset": "digits", "model": "resnet20", "pruner": method.split("@")[0],
         "allocation": "global", "schedule": "none" if dense else "one_shot", "ablation": "none",
         "training": "digits", "target_sparsity": target, "sparsity": target, "density": 1 - target,
@@ -34,7 +34,7 @@ def row(method: str = "snip", seed: int = 0, accuracy: float | None = 0.9, spars
         "prune_seconds": 0.5, "train_seconds": 8.0, "total_seconds": 10.0, "hardware": "a cpu",
         "dataset_checksum": "cafe" * 16,
     } | others  # fmt: skip
-    name = f"{made['setting']}-{made['method']}-s{made['target_sparsity']:g}-seed{seed}-{made['dataset_checksum'][:4]}"
+    name = f"{made['task']}-{made['method']}-s{made['target_sparsity']:g}-seed{seed}-{made['dataset_checksum'][:4]}"
     return {"id": name, **made}
 
 
@@ -88,7 +88,7 @@ def test_one_seed_has_no_deviation() -> None:
 @pytest.mark.parametrize(
     "other",
     [
-        {"setting": "digits-resnet20-ffff0000"},
+        {"task": "digits-resnet20-ffff0000"},
         {"protocol": 2},
         {"dataset_checksum": "beef" * 16},
         {"method": "snip-22223333"},
@@ -101,7 +101,7 @@ def test_what_differs_is_never_mixed(other: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "other", [{"setting": "digits-resnet20-ffff0000"}, {"protocol": 2}, {"dataset_checksum": "beef" * 16}]
+    "other", [{"task": "digits-resnet20-ffff0000"}, {"protocol": 2}, {"dataset_checksum": "beef" * 16}]
 )
 def test_what_cannot_be_compared_stands_in_another_table(other: dict[str, Any]) -> None:
     assert len(grids(cells([row("snip"), row("synflow") | other]))) == 2
@@ -434,8 +434,8 @@ def test_methods_without_a_config_are_told_apart_by_their_ids(tmp_path: Path) ->
 
 
 def test_settings_are_called_by_what_tells_them_apart(tmp_path: Path) -> None:
-    runs = [row(), row(setting="digits-resnet20-ffff0000"), row(model="vgg16", setting="digits-vgg16-00001111")]
-    runs += [row(setting="digits-resnet20-ffff0000", dataset_checksum="beef" * 16)]
+    runs = [row(), row(task="digits-resnet20-ffff0000"), row(model="vgg16", task="digits-vgg16-00001111")]
+    runs += [row(task="digits-resnet20-ffff0000", dataset_checksum="beef" * 16)]
     paths = {}
     for epochs, run in zip((20, 40, 20, 40), runs, strict=True):
         paths[run["id"]] = tmp_path / run["id"]
@@ -474,7 +474,7 @@ def test_broken_rows_are_named_and_the_others_read(tmp_path: Path) -> None:
     directory(tmp_path, row(seed=0))
     for seed, text in enumerate(
         ["{", "[]", json.dumps(row(seed=9) | {"test_top1": "high"}), json.dumps({"id": "x"}),
-         json.dumps(row(seed=9)).replace("0.5", "NaN"), json.dumps(row(seed=9, setting="../../evil")),
+         json.dumps(row(seed=9)).replace("0.5", "NaN"), json.dumps(row(seed=9, task="../../evil")),
          json.dumps(row(seed=9, dataset="\ud800"))], 1
     ):  # fmt: skip
         path = directory(tmp_path, row(seed=seed))
@@ -513,7 +513,7 @@ def test_an_empty_folder_is_said_to_be_one(tmp_path: Path) -> None:
     path = directory(tmp_path, row())
     with pytest.raises(DataError, match="a run's own directory"):
         reading.read(path)
-    with pytest.raises(DataError, match="no run has the setting"):
+    with pytest.raises(DataError, match="no run has the task"):
         reading.read(tmp_path, lambda row: False)
 
 

@@ -197,7 +197,7 @@ def test_exit_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     code, said = ends(str(folder), "-o", output, "--statistic", "selected")
     assert code == 2 and "dataset.validation" in said
     code, said = ends(str(folder), "-o", output, "--dataset", "cifar10")
-    assert code == 4 and "no run has the setting" in said
+    assert code == 4 and "no run has the task" in said
 
 
 def test_a_broken_row_is_named_and_the_report_made(

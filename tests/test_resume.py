@@ -484,7 +484,7 @@ def test_a_damaged_record_is_named_and_holds_no_run_up(
     if name in ("result.json", "status.json", "queued.json"):
         assert found.name == "broken" and found.error is not None and found.error.startswith(f"{path}: it is damaged")
     else:
-        assert found.name == "dead"
+        assert found.name == "killed"
     caplog.clear()
     second = store.RunDirectory(path.parent)
     assert (second.checkpoint is None) == (name == "curve.jsonl")

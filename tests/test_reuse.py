@@ -14,7 +14,7 @@ from test_resume import TINY, config_of, directory_of, outcome
 
 from pai_bench import experiment, files, masks, reuse
 from pai_bench.core import Subnetwork
-from pai_bench.reuse import Shelf
+from pai_bench.reuse import ScoreCache
 
 RUN = [word for word in TINY if "save_scores" not in word and "epochs=" not in word] + ["training.epochs=1"]
 
@@ -115,7 +115,7 @@ def test_an_entry_without_its_notes_is_computed_again(
     notes: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     torch.manual_seed(0)
-    model, shelf = Chain(), Shelf(tmp_path, 10**6, {})
+    model, shelf = Chain(), ScoreCache(tmp_path, 10**6, {})
     scores = {name: torch.ones_like(weight) for name, weight in masks.prunable(model).items()}
     costs = {"seconds": 2.0, "num_examples": 10, "flops": 7}
     shelf.put("scores", {}, scores, costs)
@@ -151,7 +151,7 @@ def test_costs_wait_for_the_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     clock = [0.0]
     monkeypatch.setattr("pai_bench.reuse.time.perf_counter", lambda: clock[0])
     monkeypatch.setattr("pai_bench.devices.wait", lambda device: clock.append(clock.pop() + 100))
-    model, shelf = Chain(), Shelf(tmp_path, 10**6, {})
+    model, shelf = Chain(), ScoreCache(tmp_path, 10**6, {})
     net = Subnetwork(model, masks.full(model), masks.prunable(model), (3, 8, 8))
     ones = {name: torch.ones_like(weight) for name, weight in net.weights.items()}
     reuse.Kept(lambda *_: ones, shelf)(net, [], torch.nn.functional.cross_entropy, torch.Generator())
@@ -170,7 +170,7 @@ def test_the_code_of_a_score_is_part_of_the_key(tmp_path: Path, monkeypatch: pyt
 
 
 def test_the_shelf_drops_what_was_used_least_recently(tmp_path: Path) -> None:
-    shelf = Shelf(tmp_path, 3000, {})
+    shelf = ScoreCache(tmp_path, 3000, {})
     tensor = {"a": torch.zeros(1000, dtype=torch.uint8)}
     for number in range(2):
         shelf.put("scores", {"number": number}, tensor, {"seconds": 1})
@@ -182,11 +182,11 @@ def test_the_shelf_drops_what_was_used_least_recently(tmp_path: Path) -> None:
     shelf.put("scores", {"number": 2}, tensor, {"seconds": 1})
     assert sorted(path.name for path in tmp_path.glob("*.tmp-*")) == ["now.tmp-2"]
     assert [taken(shelf, number) for number in range(3)] == [True, False, True]
-    Shelf(tmp_path, 10, {}).put("scores", {"number": 3}, tensor, {"seconds": 1})
+    ScoreCache(tmp_path, 10, {}).put("scores", {"number": 3}, tensor, {"seconds": 1})
     assert not taken(shelf, 3)
 
 
-def taken(shelf: Shelf, number: int) -> bool:
+def taken(shelf: ScoreCache, number: int) -> bool:
     return shelf.take("scores", {"number": number}, lambda tensors, notes: True) is not None
 
 

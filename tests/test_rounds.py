@@ -19,16 +19,16 @@ from pai_bench import ablations, allocation, experiment, masks, schedules
 from pai_bench.core import (
     Ablation,
     Batches,
-    Chosen,
+    DataSettings,
     Drawn,
-    Length,
     Mask,
-    Place,
     Pruner,
     Round,
     Scores,
     ScoringData,
+    Selection,
     Subnetwork,
+    TrainingLength,
     labels_of,
 )
 from pai_bench.data.imagenet import Streamed
@@ -39,11 +39,11 @@ from pai_bench.pruners import force, gradient_norm, magnitude, neural_tangent_tr
 from pai_bench.training.trainer import Trainer
 
 SHAPE = (3, 8, 8)
-LENGTH = Length(3, 5)  # of RECIPE on FewImages
+LENGTH = TrainingLength(3, 5)  # of RECIPE on FewImages
 MAGNITUDE = Pruner(magnitude.score, "eval", None)
 
 
-def topk(scores: Scores, candidates: Mask, keep: int, generator: Generator) -> Chosen:
+def topk(scores: Scores, candidates: Mask, keep: int, generator: Generator) -> Selection:
     return allocation.keep_largest(scores, candidates, keep)
 
 
@@ -118,14 +118,14 @@ def test_rewinding_returns_to_the_weights_of_an_epoch_or_step(epoch: float) -> N
     times = [time for time, _ in lines]
     assert times == sorted(times)
     assert trainer.num_examples == 40 * 3 + round((3 - epoch) * 40)
-    trainer.finish(pruned.held, 3)
+    trainer.finish(pruned.mask_with_coupled, 3)
     assert trainer.epoch == 3 and trainer.age == 15 + 2 * (15 - round(5 * epoch))
 
 
 def test_a_rewound_ticket_trains_like_one_that_was_given_the_mask() -> None:
     rounds = schedules.iterative(0.5, LENGTH, levels=1, rewind_epoch=0.0, rewind_step=None, rewind_weights=True)
     pruned, trainer, _ = searched(rounds)
-    trainer.finish(pruned.held, 3)
+    trainer.finish(pruned.mask_with_coupled, 3)
     assert equal(trainer.model, trained_to(3, pruned.mask))
 
 
@@ -134,7 +134,7 @@ def test_learning_rate_rewinding_keeps_the_weights() -> None:
     pruned, trainer, lines = searched(rounds)
     assert trainer.epoch == 1 and equal(trainer.model, trained_to(3), pruned.mask)
     assert not any(buffer.any() for buffer in trainer.step.optimizer.buffers.values())
-    trainer.finish(pruned.held, 3)
+    trainer.finish(pruned.mask_with_coupled, 3)
     rates = [metrics["lr"] for _, metrics in lines if "lr" in metrics]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.1, 0.01])
 
@@ -142,7 +142,7 @@ def test_learning_rate_rewinding_keeps_the_weights() -> None:
 def test_fine_tuning_goes_on_at_the_last_learning_rate() -> None:
     rounds = schedules.fine_tune(0.5, LENGTH, levels=2, epochs=1)
     pruned, trainer, lines = searched(rounds)
-    trainer.finish(pruned.held, 3)
+    trainer.finish(pruned.mask_with_coupled, 3)
     assert [metrics["lr"] for _, metrics in lines if "lr" in metrics] == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.01])
 
 
@@ -151,7 +151,7 @@ def test_pruning_early_in_training_goes_on_from_there(step: int) -> None:
     rounds = schedules.early(0.5, LENGTH, epoch=None, step=step, rounds=1, rounding="nearest")
     pruned, trainer, lines = searched(rounds)
     assert trainer.clock == step and equal(trainer.model, trained_to(step / 5), pruned.mask)
-    trainer.finish(pruned.held, 3)
+    trainer.finish(pruned.mask_with_coupled, 3)
     assert trainer.clock == 15
     assert [epoch for epoch, metrics in lines if "test/top1" in metrics] == [0, 1, 2, 3]
 
@@ -161,7 +161,7 @@ def test_gradual_pruning_masks_within_epochs_and_ends_with_an_evaluation_of_the_
     pruned, trainer, lines = searched(rounds)
     assert len(rounds) == 8 and pruned.sparsities == sorted(pruned.sparsities)
     evaluated = len([1 for _, metrics in lines if "test/top1" in metrics])
-    trainer.finish(pruned.held, 3)
+    trainer.finish(pruned.mask_with_coupled, 3)
     assert len([1 for _, metrics in lines if "test/top1" in metrics]) == evaluated + 1
 
 
@@ -266,10 +266,10 @@ def test_a_weight_returns_with_its_initial_value_or_where_it_stood(regrow_moved:
     for scores, values in zip(seen, expected, strict=True):
         torch.testing.assert_close(scores["fc.weight"].float(), values.abs())
     last = {name: weight.clone() for name, weight in model.named_parameters()}
-    begun, state = reached[2]
+    resume_from, state = reached[2]
     model.load_state_dict(state)
     del seen[2:]
-    searched([Round(0.5)] * 4, pruner, model=model, begun=begun, initial=initial)
+    searched([Round(0.5)] * 4, pruner, model=model, resume_from=resume_from, initial=initial)
     assert all(torch.equal(weight, last[name]) for name, weight in model.named_parameters())
 
 
@@ -294,7 +294,7 @@ def test_a_score_remembers_nothing_once_weights_move(moved: str) -> None:
     memories = []
 
     def watched(net: Subnetwork, *rest: Any) -> Scores:
-        memories.append(len(net.memory))
+        memories.append(len(net.cache))
         fresh = synflow.score(dataclasses.replace(net, memory={}), *rest)
         scores = synflow.score(net, *rest)
         assert all(torch.equal(scores[name], fresh[name]) for name in fresh)
@@ -326,8 +326,8 @@ def test_a_sketch_rescales_the_weights() -> None:
     model = Chain()
     before = {name: weight.detach().clone() for name, weight in masks.prunable(model).items()}
 
-    def sketch(scores: Scores, candidates: Mask, keep: int, generator: Generator) -> Chosen:
-        return Chosen(
+    def sketch(scores: Scores, candidates: Mask, keep: int, generator: Generator) -> Selection:
+        return Selection(
             topk(scores, candidates, keep, generator).mask, {n: torch.full_like(s, 3.0) for n, s in scores.items()}
         )
 
@@ -343,9 +343,9 @@ def test_shuffling_keeps_the_layers_densities_and_moves_the_positions() -> None:
     plain = searched([Round(0.7)])[0]
     shuffled = searched([Round(0.4), Round(0.7)], ablation=Ablation(mask=ablations.shuffle))[0]
     again = searched([Round(0.4), Round(0.7)], ablation=Ablation(mask=ablations.shuffle))[0]
-    assert shuffled.unbroken is not None and plain.unbroken is None
+    assert shuffled.without_ablation is not None and plain.without_ablation is None
     for name in plain.mask:
-        assert torch.equal(shuffled.unbroken[name], plain.mask[name])
+        assert torch.equal(shuffled.without_ablation[name], plain.mask[name])
         assert shuffled.mask[name].sum() == plain.mask[name].sum()
         assert torch.equal(shuffled.mask[name], again.mask[name])
     assert any((shuffled.mask[name] != plain.mask[name]).any() for name in plain.mask)
@@ -359,7 +359,7 @@ def test_what_a_shuffled_mask_brings_back_has_its_initial_value(reduce: Any) -> 
     pruner = dataclasses.replace(MAGNITUDE, reduce=reduce)
     pruned, _, _ = searched([Round(0.3), Round(0.5)], pruner, Ablation(mask=ablations.shuffle), model=model)
     for name, parameter in model.named_parameters():
-        expected = before[name] * pruned.held[name] if name in pruned.held else before[name]
+        expected = before[name] * pruned.mask_with_coupled[name] if name in pruned.mask_with_coupled else before[name]
         assert torch.equal(parameter, expected), name
     with pytest.raises(ConfigError, match="no value to come back with"):
         searched([Round(0.3, until_epoch=1.0)], MAGNITUDE, Ablation(mask=ablations.shuffle))
@@ -485,7 +485,7 @@ def byte_images() -> Resident:
     generator = np.random.default_rng(0)
     images = generator.integers(1, 256, (12, 4, 4, 3), dtype=np.uint8)  # none is black
     labels = np.arange(12) % 4
-    place = Place(Path(), False, torch.device("cpu"), 0)
+    place = DataSettings(Path(), False, torch.device("cpu"), 0)
     settings = {"validation": 0.0, "mean": [0.0] * 3, "std": [1.0] * 3, "padding": 1, "flip": True}
     return Resident((images, labels), (images, labels), 4, place, **settings)
 
@@ -558,7 +558,7 @@ def test_weights_are_redrawn_or_shuffled_under_the_same_mask() -> None:
     for name, kept in pruned.mask.items():
         assert torch.equal(changed[name][kept].sort().values, state[name][kept].sort().values)
         assert not changed[name][~kept].any() and (changed[name] != state[name]).any()
-    trainer.restart(pruned.held, ablations.reinitialize(state, fresh, pruned.mask, Generator()))
+    trainer.restart(pruned.mask_with_coupled, ablations.reinitialize(state, fresh, pruned.mask, Generator()))
     for name, weight in masks.prunable(trainer.model).items():
         assert torch.equal(weight, fresh[name] * pruned.mask[name])
 

@@ -16,7 +16,7 @@ from numpy.random import default_rng
 from torch import Generator
 
 from pai_bench import allocation, sketching
-from pai_bench.core import Chosen
+from pai_bench.core import Selection
 from pai_bench.errors import ConfigError, UserError
 from pai_bench.sketching import Array
 
@@ -390,7 +390,7 @@ SIZES = torch.tensor([0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 1.5, 2.0], dtype=torch.floa
 
 def draw(
     sizes: dict[str, torch.Tensor], k: int, generator: Generator, *, beta: float = 1.0, scope: str = "global"
-) -> Chosen:
+) -> Selection:
     """A sampled mask that keeps k, with its rescaling."""
     candidates = {name: torch.ones_like(values, dtype=torch.bool) for name, values in sizes.items()}
     sketch = allocation.sampled(sizes, candidates, k, generator, beta=beta, scope=scope, rescale=True)

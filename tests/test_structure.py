@@ -73,7 +73,7 @@ def test_the_smaller_network_gives_the_same_outputs(name: str, rounds: int) -> N
     pruned = pruned_of(model, 0.6, rounds)
     assert masks.kept(pruned.units) == round(0.4 * masks.total(pruned.units))
     before = copy.deepcopy(model.state_dict())
-    small = structure.compact(model, pruned.held, SHAPE).model
+    small = structure.compact(model, pruned.mask_with_coupled, SHAPE).model
     images = torch.randn(3, *SHAPE, dtype=torch.float64)
     with measures.mode(model, False), measures.mode(small, False), torch.no_grad():
         torch.testing.assert_close(small(images), model(images), rtol=1e-10, atol=1e-10)
@@ -147,13 +147,13 @@ def test_entries_of_the_smaller_network_go_back_to_their_places() -> None:
 def test_masking_the_filter_alone_would_leak_the_shift_of_its_norm() -> None:
     model = unsettled(NETWORKS["vgg11"]()).double().eval()
     pruned = pruned_of(model, 0.6)
-    assert pruned.companions
+    assert pruned.coupled
     without = unsettled(NETWORKS["vgg11"]()).double().eval()
     masks.apply_(without, pruned.mask)
     parameters, other = dict(model.named_parameters()), dict(without.named_parameters())
-    name = next(key for key in pruned.companions if key.endswith("bias"))
-    assert not parameters[name][~pruned.companions[name]].any()
-    assert other[name][~pruned.companions[name]].all()
+    name = next(key for key in pruned.coupled if key.endswith("bias"))
+    assert not parameters[name][~pruned.coupled[name]].any()
+    assert other[name][~pruned.coupled[name]].all()
 
 
 def test_the_residual_stream_keeps_its_channels_and_its_stem() -> None:

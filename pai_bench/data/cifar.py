@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pai_bench.core import Place
+from pai_bench.core import DataSettings
 from pai_bench.data.archives import md5, unpack, unpickle
 from pai_bench.data.resident import Images, Resident, lock
 from pai_bench.errors import DataError
@@ -19,7 +19,7 @@ _UNREADABLE = (  # what pickles that are cut, damaged or of something else raise
 
 
 def cifar10(
-    place: Place,
+    place: DataSettings,
     *,
     validation: ProperFraction,
     mean: OfColours,
@@ -49,7 +49,7 @@ def cifar10(
 
 
 def cifar100(
-    place: Place,
+    place: DataSettings,
     *,
     validation: ProperFraction,
     mean: OfColours,
@@ -69,7 +69,7 @@ def cifar100(
     )  # fmt: skip
 
 
-def _read(kind: type[Any], name: str, place: Place, verify: bool) -> tuple[Images, Images]:
+def _read(kind: type[Any], name: str, place: DataSettings, verify: bool) -> tuple[Images, Images]:
     """The training and the test images."""
     try:
         return _parts(kind, place.data_dir, verify)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from pai_bench.core import Place
+from pai_bench.core import DataSettings
 from pai_bench.data.resident import Resident, hold_out
 from pai_bench.errors import ConfigError, DataError
 from pai_bench.ranges import OfGrey, PaddingOf32, ProperFraction, StdOfGrey
@@ -16,7 +16,7 @@ _TEST_FRACTION = 0.2
 
 
 def digits(
-    place: Place, *, validation: ProperFraction, mean: OfGrey, std: StdOfGrey, padding: PaddingOf32, flip: bool
+    place: DataSettings, *, validation: ProperFraction, mean: OfGrey, std: StdOfGrey, padding: PaddingOf32, flip: bool
 ) -> Resident:
     """Handwritten digits, 8x8 greyscale brought to 32x32: 1,438 training and 359 test images, the same for every seed.
 

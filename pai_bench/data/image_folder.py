@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pai_bench.core import Place
+from pai_bench.core import DataSettings
 from pai_bench.data.decode import decoded
 from pai_bench.data.listing import paired_class_folders
 from pai_bench.data.resident import Resident, check_padding
@@ -12,7 +12,7 @@ from pai_bench.ranges import Count, NonNegativeInt, Positive, ProperFraction
 
 
 def image_folder(
-    place: Place,
+    place: DataSettings,
     *,
     root: str,
     size: Count | None,

@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pai_bench import preemption
-from pai_bench.core import Batch, Batches, Change, Drawn, Place, ScoringData, Shape, num_steps
+from pai_bench.core import Batch, Batches, Change, DataSettings, Drawn, ScoringData, Shape, num_steps
 from pai_bench.data.crops import central_crop, random_crop
 from pai_bench.data.decode import decode, jpeg_decoder
 from pai_bench.data.listing import Files, fingerprint, paired_class_folders
@@ -112,7 +112,7 @@ class Streamed:
         train: Files,
         test: Files,
         num_classes: int,
-        place: Place,
+        place: DataSettings,
         *,
         size: int,
         resize: int,
@@ -231,7 +231,7 @@ def _listed(folder: Path, subset: bool, cache: Path) -> tuple[int, Files, Files]
 
 
 def imagenet(
-    place: Place,
+    place: DataSettings,
     *,
     root: str | None,
     subset: bool,

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pai_bench.core import Place
+from pai_bench.core import DataSettings
 from pai_bench.data.resident import Images, Resident, lock
 from pai_bench.errors import DataError
 from pai_bench.ranges import NonNegativeInt, OfGrey, ProperFraction, StdOfGrey
@@ -23,7 +23,7 @@ _UNREADABLE = (RuntimeError, ValueError, AssertionError, OSError)
 
 
 def mnist(
-    place: Place,
+    place: DataSettings,
     *,
     validation: ProperFraction,
     mean: OfGrey,
@@ -46,7 +46,7 @@ def mnist(
     return Resident(train, test, 10, place, validation=validation, mean=mean, std=std, padding=padding, flip=flip)
 
 
-def _read(place: Place, verify: bool) -> tuple[Images, Images]:
+def _read(place: DataSettings, verify: bool) -> tuple[Images, Images]:
     """The training and the test images."""
     from torchvision.datasets import MNIST
 

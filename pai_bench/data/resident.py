@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from pai_bench.core import Batch, Batches, Change, Drawn, Place, ScoringData, Shape, num_steps
+from pai_bench.core import Batch, Batches, Change, DataSettings, Drawn, ScoringData, Shape, num_steps
 from pai_bench.errors import ConfigError
 from pai_bench.layout import laid_out
 
@@ -202,7 +202,7 @@ class Resident:
         train: Images,
         test: Images,
         num_classes: int,
-        place: Place,
+        place: DataSettings,
         *,
         validation: float,
         mean: list[float] | None,

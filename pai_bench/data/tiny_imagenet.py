@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from pai_bench.core import Place
+from pai_bench.core import DataSettings
 from pai_bench.data.archives import PUBLISHED_MD5, unpack
 from pai_bench.data.decode import decoded
 from pai_bench.data.listing import Files, images_in
@@ -21,7 +21,7 @@ _NUM_CLASSES, _NUM_TRAIN, _NUM_TEST = 200, 100_000, 10_000
 
 
 def tiny_imagenet(
-    place: Place,
+    place: DataSettings,
     *,
     subset: bool,
     validation: ProperFraction,

@@ -36,9 +36,9 @@ def score(net: Subnetwork, batches: Batches, loss: Loss, generator: Generator) -
     """
     if all(kept.all() for kept in net.mask.values()) and (odd := _without_conservation(net.model)):
         log.warning("SynFlow's conservation laws do not hold through %s; its scores are taken as they come", odd)
-    if "synflow" not in net.memory:
-        net.memory["synflow"] = _Flow(net)
-    scores: Scores = net.memory["synflow"].scores(net)
+    if "synflow" not in net.cache:
+        net.cache["synflow"] = _Flow(net)
+    scores: Scores = net.cache["synflow"].scores(net)
     return scores
 
 
@@ -63,7 +63,7 @@ class _Flow:
     def scores(self, net: Subnetwork) -> Scores:
         """The scores of all prunable weights."""
         # In every round, so that a search that was interrupted goes on in the same way, to the last bit.
-        if not self.whole and not net.held and masks.kept(net.mask) <= _FEW * masks.total(net.mask):
+        if not self.whole and not net.coupled and masks.kept(net.mask) <= _FEW * masks.total(net.mask):
             self._leave_out(net)
         gradients = torch.autograd.grad(self._forward(net), list(self.weights.values()))
         scores: Scores = {}

@@ -39,7 +39,7 @@ NO_DENSE = "dense"  # the method of dense networks that are missing, whose id no
 
 @dataclass(frozen=True)
 class Cell:
-    """The runs of a method at a sparsity in a setting, one for each seed, sorted by seed.
+    """The runs of a method at a sparsity in a task, one for each seed, sorted by seed.
 
     Runs that `on_collapse=stop` left untrained, and runs without the accuracy asked for, are in `rows` and not in
     `values`.
@@ -85,9 +85,9 @@ class Cell:
         return str(self.rows[0]["method"])
 
     @property
-    def setting(self) -> str:
-        """The setting's id."""
-        return str(self.rows[0]["setting"])
+    def task(self) -> str:
+        """The task's id."""
+        return str(self.rows[0]["task"])
 
     @property
     def checksum(self) -> str:
@@ -156,11 +156,11 @@ class Cell:
 class Grid:
     """The cells of runs that may stand in one table, by method and sparsity.
 
-    One setting, on the same images, pruned by weights or by filters.
+    One task, on the same images, pruned by weights or by filters.
     """
 
     cells: dict[tuple[str, float], Cell]
-    dense: tuple[Cell, ...]  # of the same setting and images
+    dense: tuple[Cell, ...]  # of the same task and images
     filters: bool
 
     @property
@@ -204,7 +204,7 @@ class Grid:
 
 
 def cells(rows: Iterable[Row], statistic: str = "last") -> list[Cell]:
-    """Groups rows into cells: dense first, then by pruner, method and rising sparsity, within each setting.
+    """Groups rows into cells: dense first, then by pruner, method and rising sparsity, within each task.
 
     Runs of different settings, protocols or images never share a cell. This is what reports and comparisons with
     published numbers rest on.
@@ -218,10 +218,10 @@ def cells(rows: Iterable[Row], statistic: str = "last") -> list[Cell]:
     """
     groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
     for row in rows:
-        places = ("setting", "protocol", "dataset_checksum", "pruner", "method", "target_sparsity")
+        places = ("task", "protocol", "dataset_checksum", "pruner", "method", "target_sparsity")
         groups[tuple(row[key] for key in places) + (row["filter_sparsity"] is not None,)].append(row)
     found = [Cell(tuple(sorted(group, key=lambda row: row["seed"])), statistic) for _, group in sorted(groups.items())]
-    found.sort(key=lambda cell: (cell.setting, cell.rows[0]["protocol"], cell.checksum, not cell.dense))
+    found.sort(key=lambda cell: (cell.task, cell.rows[0]["protocol"], cell.checksum, not cell.dense))
     trained = [cell for cell in found if len(cell.untrained) < len(cell.rows)]
     if trained and not any(cell.values for cell in trained):
         raise ConfigError(
@@ -232,10 +232,10 @@ def cells(rows: Iterable[Row], statistic: str = "last") -> list[Cell]:
 
 
 def grids(cells: Sequence[Cell]) -> list[Grid]:
-    """One grid for each setting, set of images, and kind of sparsity (of weights, of filters)."""
+    """One grid for each task, set of images, and kind of sparsity (of weights, of filters)."""
     settings: dict[tuple[Any, ...], list[Cell]] = defaultdict(list)
     for cell in cells:
-        settings[cell.setting, cell.rows[0]["protocol"], cell.checksum].append(cell)
+        settings[cell.task, cell.rows[0]["protocol"], cell.checksum].append(cell)
     found = []
     for group in settings.values():
         dense = tuple(cell for cell in group if cell.dense)

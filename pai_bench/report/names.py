@@ -65,20 +65,20 @@ def _method_labels(of_method: Mapping[str, Cell], directories: Mapping[str, Path
 
 
 def settings(grids: Sequence[Grid], directories: Mapping[str, Path]) -> dict[tuple[str, str], str]:
-    """What tables are called, by setting and checksum: dataset and model, and what tells namesakes apart."""
+    """What tables are called, by task and checksum: dataset and model, and what tells namesakes apart."""
     labels, places = {}, {}
     for grid in grids:
         row = grid.first.rows[0]
-        key = (grid.first.setting, grid.first.checksum)
+        key = (grid.first.task, grid.first.checksum)
         labels[key] = f"{row['dataset']}, {row['model']}"
         places[key] = directories[row["id"]]
     found = _told_apart(labels, places, _OF_SETTING)
     images: dict[str, set[str]] = defaultdict(set)
-    for setting, checksum in labels:
-        images[setting].add(checksum)
+    for task, checksum in labels:
+        images[task].add(checksum)
     return {
-        (setting, checksum): f"{label}, images {checksum[:8]}" if len(images[setting]) > 1 else label
-        for (setting, checksum), label in found.items()
+        (task, checksum): f"{label}, images {checksum[:8]}" if len(images[task]) > 1 else label
+        for (task, checksum), label in found.items()
     }
 
 

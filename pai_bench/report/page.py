@@ -84,7 +84,7 @@ def _described(section: Section, looks: Mapping[str, Look], directories: Mapping
             ("seeds", ", ".join(map(str, grid.seeds[:20])) + (" ..." if len(grid.seeds) > 20 else "")),
             ("runs", f"{sum(len(cell.rows) for cell in every):,} in {len(every):,} cells"),
             ("protocol", str(row["protocol"])),
-            ("setting", row["setting"]),
+            ("task", row["task"]),
             ("images", row["dataset_checksum"][:8]),
         ],
         "figures": [

@@ -14,7 +14,7 @@ from pai_bench.errors import DataError
 Row = dict[str, Any]
 
 _WORDS = (
-    "id", "group", "setting", "method", "dataset", "model", "pruner", "allocation", "schedule", "ablation", "training",
+    "id", "group", "task", "method", "dataset", "model", "pruner", "allocation", "schedule", "ablation", "training",
     "dataset_checksum", "hardware",
 )  # fmt: skip
 _NUMBERS = (
@@ -70,7 +70,7 @@ def read(folder: Path, wanted: Callable[[Row], bool] = lambda row: True) -> Resu
         if fault:
             results.refused[directory.name] = f"{path}: {fault}; remove that directory and run it again"
             continue
-        place = tuple(row[key] for key in ("setting", "dataset_checksum", "method", "target_sparsity", "seed"))
+        place = tuple(row[key] for key in ("task", "dataset_checksum", "method", "target_sparsity", "seed"))
         if place in seen:
             one_name = row["mask"] is not None and directory.name == row["id"]  # that of the masks
             reason = f"{seen[place]} is of another mask with the same mask_name; name them apart"
@@ -82,7 +82,7 @@ def read(folder: Path, wanted: Callable[[Row], bool] = lambda row: True) -> Resu
             results.rows.append(row)
             results.directories[row["id"]] = directory
     if seen and not results.rows:
-        raise DataError(f"{folder}: no run has the setting, dataset, model or pruner asked for; give another")
+        raise DataError(f"{folder}: no run has the task, dataset, model or pruner asked for; give another")
     if not (results.rows or results.refused or results.unfinished):
         raise DataError(f"{folder}: there are no runs; give another results folder")
     results.rows.sort(key=lambda row: str(row["id"]))
@@ -105,7 +105,7 @@ def _fault(row: Any) -> str | None:
                 return f"its {name} is {value!r}"
             if isinstance(value, float) and not math.isfinite(value):
                 return f"its {name} is {value!r}"
-    for name in ("id", "setting", "method"):  # of which names of files are made
+    for name in ("id", "task", "method"):  # of which names of files are made
         if not re.fullmatch(r"\w[\w.-]*", row[name]):
             return f"its {name} is {row[name]!r}"
     if not "".join(row[name] for name in _WORDS).isprintable():

@@ -199,7 +199,7 @@ def as_csv(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
 
 
 CELL_COLUMNS = (
-    "setting", "protocol", "dataset", "model", "training", "dataset_checksum", "method", "label", "pruner",
+    "task", "protocol", "dataset", "model", "training", "dataset_checksum", "method", "label", "pruner",
     "allocation", "schedule", "ablation", "pruned", "sparsity", "compression", "statistic", "n", "seeds", "mean", "sd",
     "ci_low", "ci_high", "min", "max", "untrained_seeds", "seeds_without_value", "collapsed_share", "no_signal_share",
     "weight_density", "effective_sparsity", "macs_masked", "search_examples", "search_flops",
@@ -241,7 +241,7 @@ def cell_row(cell: Cell, looks: Mapping[str, Look]) -> dict[str, Any]:
     }
 
 
-PLACE_COLUMNS = ("setting", "dataset_checksum", "pruned")
+PLACE_COLUMNS = ("task", "dataset_checksum", "pruned")
 COMPARISON_COLUMNS = (
     *PLACE_COLUMNS, "sparsity", "compression", "first", "second", "first_method", "second_method", "n", "seeds",
     "difference", "sd", "ci_low", "ci_high", "p", "p_holm", "significant", "resolvable", "seeds_needed", "remark",
@@ -260,7 +260,7 @@ OVERLAP_COLUMNS = (
 def _place(grid: Grid, level: float) -> dict[str, Any]:
     pruned = "filters" if grid.filters else "weights"
     return {
-        "setting": grid.first.setting, "dataset_checksum": grid.first.checksum, "pruned": pruned, "sparsity": level,
+        "task": grid.first.task, "dataset_checksum": grid.first.checksum, "pruned": pruned, "sparsity": level,
         "compression": compression(level),
     }  # fmt: skip
 

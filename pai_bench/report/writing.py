@@ -25,7 +25,7 @@ class Options:
     """What a report is of; an empty list of names stands for all."""
 
     statistic: str = "last"
-    setting: list[str] = field(default_factory=list)
+    task: list[str] = field(default_factory=list)
     dataset: list[str] = field(default_factory=list)
     model: list[str] = field(default_factory=list)
     pruner: list[str] = field(default_factory=list)  # dense networks are always taken
@@ -36,20 +36,20 @@ class Options:
         """Whether a row is to be in the report."""
         by_name = all(
             not wanted or row[key] in wanted
-            for key, wanted in (("setting", self.setting), ("dataset", self.dataset), ("model", self.model))
+            for key, wanted in (("task", self.task), ("dataset", self.dataset), ("model", self.model))
         )
         return by_name and (not self.pruner or row["pruner"] in self.pruner or is_dense(row))
 
-    def command(self, folder: Path, output: Path, setting: str | None = None, kind: str | None = None) -> str:
+    def command(self, folder: Path, output: Path, task: str | None = None, kind: str | None = None) -> str:
         """The command line that makes this report, or one figure of it."""
         # A figure made alone leaves the whole report alone.
         words = ["python", "scripts/report.py", str(folder), "-o", f"{output}-{kind}" if kind else str(output)]
         if self.statistic != "last":
             words += ["--statistic", self.statistic]
         for key, wanted in (
-            ("setting", [setting] if setting else self.setting),
-            ("dataset", [] if setting else self.dataset),
-            ("model", [] if setting else self.model),
+            ("task", [task] if task else self.task),
+            ("dataset", [] if task else self.dataset),
+            ("model", [] if task else self.model),
             ("pruner", self.pruner),
             ("figures", [kind] if kind else self.figures if self.figures != list(plots.KINDS) else []),
         ):
@@ -87,12 +87,12 @@ def write(folder: Path, output: Path, options: Options) -> Report:
 
     sections = []
     for grid in compared:
-        title = titles[grid.first.setting, grid.first.checksum] + (", by filters" if grid.filters else "")
+        title = titles[grid.first.task, grid.first.checksum] + (", by filters" if grid.filters else "")
         differences = {level: comparison.comparisons(grid.at(level)) for level in grid.levels}
         shown = plots.look_up(grid, results.directories, options.figures, unreadable)
         figures = plots.figures(grid, looks, shown, options.figures)
         table = tables.accuracy(grid, title, differences, options.statistic, looks)
-        commands = {f.kind: options.command(folder, output, grid.first.setting, f.kind) for f in figures}
+        commands = {f.kind: options.command(folder, output, grid.first.task, f.kind) for f in figures}
         stem = _stem(grid, compared)
         sections.append(Section(stem, grid, table, differences, shown, figures, commands))
 
@@ -179,9 +179,9 @@ def _forget(output: Path, written: Sequence[str]) -> None:
 
 
 def _stem(grid: Grid, among: Sequence[Grid]) -> str:
-    """What files of a grid are called: the setting, and what tells it from others of the same setting."""
-    others = [other for other in among if other.first.setting == grid.first.setting]
-    words = [grid.first.setting]
+    """What files of a grid are called: the task, and what tells it from others of the same task."""
+    others = [other for other in among if other.first.task == grid.first.task]
+    words = [grid.first.task]
     if len({other.first.checksum for other in others}) > 1:
         words.append(grid.first.checksum[:8])
     if grid.filters:

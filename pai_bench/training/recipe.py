@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from pai_bench.core import Data, Length, num_steps
+from pai_bench.core import Data, TrainingLength, num_steps
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Recipe:
     precision: str  # float32, tfloat32 (see devices.prepare), or autocast to bfloat16 or float16
 
 
-def length(recipe: Recipe, data: Data) -> Length:
+def length(recipe: Recipe, data: Data) -> TrainingLength:
     """How long a recipe trains on a dataset."""
-    return Length(recipe.epochs, num_steps(data.num_examples["train"], recipe.batch_size))
+    return TrainingLength(recipe.epochs, num_steps(data.num_examples["train"], recipe.batch_size))
 
 
 def learning_rate(recipe: Recipe, epoch: float) -> float:
