@@ -16,7 +16,8 @@ from benchmarks.measure import seconds
 from benchmarks.subjects import Setting, parts, trainer
 from benchmarks.table import Row
 from benchmarks.training import WHOLE, random_mask, textbook_optimizer
-from pai_bench import devices, measures
+from pai_bench.analysis import measures
+from pai_bench.system import devices
 from pai_bench.training.trainer import Trainer
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from pai_bench import devices, store
+from pai_bench.runs import store
+from pai_bench.system import devices
 
 Variant = Callable[[], float]  # does something once and returns the seconds that count
 

@@ -13,11 +13,14 @@ from torch import Generator, nn
 from torch.nn import functional as F
 
 from benchmarks.measure import Rates
-from pai_bench import cli, devices, experiment, measures
+from pai_bench import experiment
+from pai_bench.analysis import measures
 from pai_bench.core import Batch, Batches, Change, Data, DataSettings, Mask, ScoringData, Shape, Subnetwork
 from pai_bench.data.resident import Resident
 from pai_bench.experiment import Parts
-from pai_bench.prune import Pruned, prune
+from pai_bench.launch import compose
+from pai_bench.pruning.rounds import Pruned, prune
+from pai_bench.system import devices
 from pai_bench.training.trainer import Trainer
 
 MEAN, STD = [0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010]
@@ -55,7 +58,7 @@ def synthetic(place: DataSettings, *, size: int, num_classes: int, num_train: in
 
 def parts(device: torch.device, *overrides: str, size: int = 32, num_classes: int = 10, num_train: int = 256) -> Parts:
     """The parts of the run that `python run.py *overrides` describes, on synthetic images."""
-    cfg = cli.compose(["tracker=none", f"device={device}", *overrides])
+    cfg = compose.compose(["tracker=none", f"device={device}", *overrides])
     cfg["dataset"] = {
         "name": "synthetic", "_target_": "benchmarks.subjects.synthetic",
         "size": size, "num_classes": num_classes, "num_train": num_train,

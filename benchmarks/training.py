@@ -15,9 +15,10 @@ from benchmarks.data import textbook_loader
 from benchmarks.measure import clocked, in_turn
 from benchmarks.subjects import Setting, Steps, clock, parts, pruned, step_seconds, trainer
 from benchmarks.table import Row
-from pai_bench import masks, measures
+from pai_bench.analysis import measures
 from pai_bench.core import Mask
 from pai_bench.experiment import Parts
+from pai_bench.masks import masks
 from pai_bench.training.trainer import Trainer, num_resurrected
 
 WHOLE = ("training=cifar", "training.compact=off")  # steps on the full network, whatever the mask

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, overload, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, overload, runtime_checkable
 
 import torch
+from annotated_types import Ge, Gt, Le, Len, Lt
 from torch import Generator, Tensor, nn
 
 Weights = dict[str, Tensor]  # prunable parameter name -> values
@@ -18,6 +19,25 @@ Change = Callable[[Tensor, Tensor], Batch]  # images as they are stored, (B, H, 
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits (B, K), labels (B,) -> scalar mean
 Record = Callable[[dict[str, float], float], None]  # metrics, epoch: the one way by which numbers leave a run
 Shape = tuple[int, int, int]  # (C, H, W) of one image
+
+# Arguments that a config gives. config/signatures.py reads their ranges from the source.
+Count = Annotated[int, Ge(1)]
+NonNegativeInt = Annotated[int, Ge(0)]
+Positive = Annotated[float, Gt(0)]
+NonNegative = Annotated[float, Ge(0)]
+Fraction = Annotated[float, Ge(0), Le(1)]
+ProperFraction = Annotated[float, Ge(0), Lt(1)]
+Counts = Annotated[list[Count], Len(1)]
+
+# Normalisation: a number for each channel.
+OfGrey = Annotated[list[float], Len(1, 1)]
+OfColours = Annotated[list[float], Len(3, 3)]
+StdOfGrey = Annotated[list[Positive], Len(1, 1)]
+StdOfColours = Annotated[list[Positive], Len(3, 3)]
+
+# Pixels around images of so many: fewer than those, or a crop would hold nothing of its image.
+PaddingOf32 = Annotated[int, Ge(0), Le(31)]
+PaddingOf64 = Annotated[int, Ge(0), Le(63)]
 
 
 class Drawn(Sequence[Batch]):

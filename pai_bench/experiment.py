@@ -14,26 +14,8 @@ from hydra.utils import instantiate
 from torch import Generator
 from torch.nn import functional as F
 
-from pai_bench import (
-    config,
-    devices,
-    distributed,
-    layout,
-    mask_files,
-    masks,
-    measures,
-    operations,
-    paths,
-    preemption,
-    reuse,
-    scoring,
-    seeding,
-    status,
-    store,
-    tracking,
-)
-from pai_bench import row as rows
-from pai_bench.checkpoints import Checkpoints, restored, stored
+from pai_bench.analysis import measures, operations, paths
+from pai_bench.config import config
 from pai_bench.core import (
     Ablation,
     Allocate,
@@ -52,11 +34,17 @@ from pai_bench.core import (
     Weights,
 )
 from pai_bench.errors import ConfigError, LostWorkerError, OwnedError, PreemptedError, UserError
-from pai_bench.prune import Pruned, apply_given_mask, prune
-from pai_bench.summary import already, closing
+from pai_bench.masks import mask_files, masks
+from pai_bench.pruning import reuse, scoring
+from pai_bench.pruning.rounds import Pruned, apply_given_mask, prune
+from pai_bench.runs import row as rows
+from pai_bench.runs import status, store, tracking
+from pai_bench.runs.checkpoints import Checkpoints, restored, stored
+from pai_bench.runs.summary import already, closing
+from pai_bench.system import devices, distributed, layout, preemption, seeding
+from pai_bench.system.world import world
 from pai_bench.training.recipe import Recipe, length
 from pai_bench.training.trainer import Trainer
-from pai_bench.world import world
 
 log = logging.getLogger(__name__)
 

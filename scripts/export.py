@@ -12,8 +12,9 @@ torch.export.load("small.pt2").module() runs without this package; a table says 
 import argparse
 from pathlib import Path
 
-from pai_bench import cli, masks
-from pai_bench.export import export, export_mask
+from pai_bench.launch import terminal
+from pai_bench.masks import masks
+from pai_bench.runs.export import export, export_mask
 
 ENDINGS = (".pt2", ".pt", ".npz", ".safetensors")
 
@@ -34,7 +35,7 @@ def main() -> None:
         parser.error(f"-o {arguments.output}: it must end in one of {', '.join(ENDINGS)}")
     if arguments.weights and arguments.output.suffix != ".pt":
         parser.error(f"--weights {arguments.weights}: only a .pt holds weights beside a mask")
-    with cli.one_line_errors():
+    with terminal.one_line_errors():
         if arguments.output.suffix != ".pt2":
             mask = export_mask(arguments.run, arguments.output, arguments.weights or "initial", arguments.trust)
             kept, total = masks.kept(mask), masks.total(mask)

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import torch
 
-from pai_bench import cli, experiment
+from pai_bench import experiment
 from pai_bench.data import archives
 from pai_bench.errors import DataError
+from pai_bench.launch import compose, terminal
 
 
 def take(source: Path, data_dir: Path, published: str | None) -> None:
@@ -54,10 +55,10 @@ def main() -> None:
     parser.add_argument("--from", dest="source", type=Path, help="an archive or a folder to take the files from")
     arguments = parser.parse_intermixed_args()
     where = [f"data_dir={arguments.data_dir}"] if arguments.data_dir else []
-    cli.start_process()
-    with cli.one_line_errors():
+    terminal.start_process()
+    with terminal.one_line_errors():
         settings = [f"dataset={arguments.dataset}", *arguments.settings, *where]
-        cfg = cli.compose(["tracker=none", *settings, "download=true"])
+        cfg = compose.compose(["tracker=none", *settings, "download=true"])
         if arguments.source is not None:
             published = archives.PUBLISHED_MD5.get(cfg["dataset"]["_target_"].rpartition(".")[2])
             verify = cfg["dataset"].get("verify", True) and not cfg["dataset"].get("subset")

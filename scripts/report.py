@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from pai_bench import cli
+from pai_bench.launch import terminal
 from pai_bench.report import cells, plots, writing
 
 
@@ -34,7 +34,7 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("--no-images", action="store_true", help="the page and the tables, no PNG and SVG files")
     given = parser.parse_args()
-    with cli.one_line_errors():
+    with terminal.one_line_errors():
         options = writing.Options(
             given.statistic, given.task, given.dataset, given.model, given.pruner, given.figures, not given.no_images
         )

@@ -11,8 +11,9 @@ import argparse
 import os
 from pathlib import Path
 
-from pai_bench import cli, sketching
 from pai_bench.errors import ConfigError, check_installed
+from pai_bench.launch import terminal
+from pai_bench.studies import sketching
 
 
 def prepared(folder: Path) -> Path:
@@ -46,7 +47,7 @@ def main() -> None:
     parser.add_argument("--features", type=int, default=1000, metavar="D", help="random features (%(default)s)")
     parser.add_argument("--images", type=int, default=100, metavar="N", help="training images (%(default)s)")
     arguments = parser.parse_args()
-    with cli.one_line_errors():
+    with terminal.one_line_errors():
         settings = (arguments.densities, arguments.seeds, arguments.draws, arguments.features, arguments.images)
         sketching.check(*settings)
         check_installed("error.png and error.svg need", "matplotlib", "report")

@@ -17,8 +17,11 @@ from typing import Any
 
 from hydra.utils import instantiate
 
-from pai_bench import cli, config, files, slurm, status
+from pai_bench.config import config
 from pai_bench.errors import ConfigError, DataError, PreemptedError, UserError
+from pai_bench.launch import attempt, compose, slurm, terminal
+from pai_bench.runs import status
+from pai_bench.system import files
 
 ORDER = ("finished", "running", "queued", "preempted", "killed", "failed", "broken", "missing")
 RETRIED = ("preempted", "killed", "failed", "broken", "missing")
@@ -47,19 +50,19 @@ def main() -> None:
     parser.add_argument("--retry", action="store_true", help=f"run what is {', '.join(RETRIED)}")
     parser.add_argument("--trust", action="store_true", help="what is run again may name functions of other packages")
     arguments = parser.parse_intermixed_args()
-    cli.start_process()
-    overrides = [cli.without_plus(word) for word in arguments.what if "=" in word]
+    terminal.start_process()
+    overrides = [compose.without_plus(word) for word in arguments.what if "=" in word]
     folders = [Path(word) for word in arguments.what if "=" not in word]
-    with cli.counted():
+    with terminal.counted():
         cfgs: dict[str, dict[str, Any]] = {}
         if folders:
             (folder,) = folders if len(folders) == 1 else (None,)
             if folder is None or not folder.is_dir():
                 raise DataError(f"{' '.join(map(str, folders))}: give one results folder, or settings as key=value")
             directories = {path.parent.name: path.parent for path in folder.glob("*/*.json")}
-            launcher = cli.expand([f"results_dir={folder}", *overrides])[1]
+            launcher = compose.expand([f"results_dir={folder}", *overrides])[1]
         else:
-            completed, launcher = cli.expand(overrides)
+            completed, launcher = compose.expand(overrides)
             cfgs = {config.run_id(cfg): cfg for cfg in completed}
             directories = {run_id: config.directory(cfg) for run_id, cfg in cfgs.items()}
         if not directories:
@@ -76,7 +79,7 @@ def main() -> None:
         for run_id in wanted:
             if run_id not in cfgs and run_id not in lost:
                 try:
-                    cfgs[run_id] = cli.stored(directories[run_id], trusted=arguments.trust) | {
+                    cfgs[run_id] = compose.stored(directories[run_id], trusted=arguments.trust) | {
                         "results_dir": str(folders[0])
                     }
                 except UserError as error:
@@ -88,7 +91,7 @@ def main() -> None:
             instantiate(launcher).submit(again)
         elif kind == "BasicLauncher":
             for cfg in again:
-                if cli.attempt(cfg) == PreemptedError.exit_code:
+                if attempt.attempt(cfg) == PreemptedError.exit_code:
                     break
         else:
             raise ConfigError("hydra/launcher: --retry runs one after another or on slurm; else use run.py")

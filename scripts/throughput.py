@@ -7,7 +7,7 @@ Takes the settings of run.py. Nothing is written.
 
 import argparse
 
-from pai_bench import cli, throughput
+from pai_bench.launch import compose, terminal, throughput
 
 
 def main() -> None:
@@ -18,9 +18,9 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     if arguments.seconds <= 0:
         parser.error("--seconds: give a number above 0")
-    cli.start_process()
-    with cli.one_line_errors():
-        cfg = cli.compose(["tracker=none", *arguments.settings])
+    terminal.start_process()
+    with terminal.one_line_errors():
+        cfg = compose.compose(["tracker=none", *arguments.settings])
         rates = throughput.measure(cfg, arguments.seconds)
         print(f"{'':12}images/s")
         for name, rate in rates.items():

@@ -12,10 +12,11 @@ the settings in which it differs. docs/published.md says how a verdict is reache
 import argparse
 from pathlib import Path
 
-from pai_bench import cli, status
 from pai_bench.errors import DataError, NotReproducedError
+from pai_bench.launch import terminal
 from pai_bench.published import matching, numbers, pages
 from pai_bench.published.verdicts import Rule
+from pai_bench.runs import status
 
 
 def main() -> None:
@@ -57,8 +58,8 @@ def main() -> None:
         "-o", "--output", type=Path, metavar="FILE", help="write what is listed, too: .csv, .md or .json"
     )
     arguments = parser.parse_args()
-    cli.start_process()
-    with cli.one_line_errors():
+    terminal.start_process()
+    with terminal.one_line_errors():
         rule = Rule(arguments.margin / 100, arguments.spread, arguments.confidence)
         rule.check()
         if arguments.output:

@@ -13,9 +13,10 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from pai_bench import cli, status, tracking
 from pai_bench.errors import DataError, UserError
-from pai_bench.replay import replay
+from pai_bench.launch import compose, terminal
+from pai_bench.runs import status, tracking
+from pai_bench.runs.replay import replay
 
 
 def main() -> None:
@@ -24,9 +25,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="a results folder, or the directory of a run")
     parser.add_argument("settings", nargs="*", help="settings of the tracker, such as tracker.project=thesis")
     arguments = parser.parse_intermixed_args()
-    cli.start_process()
-    with cli.one_line_errors():
-        cfg = cli.compose(["tracker=wandb", "tracker.mode=online", *arguments.settings])
+    terminal.start_process()
+    with terminal.one_line_errors():
+        cfg = compose.compose(["tracker=wandb", "tracker.mode=online", *arguments.settings])
         settings = {key: value for key, value in cfg["tracker"].items() if key not in ("name", "_target_")}
         tracker = partial(tracking.wandb, **settings)
         folder = arguments.folder
@@ -42,7 +43,7 @@ def main() -> None:
                 print(f"{directory.name}: running, left out")
                 continue
             try:
-                sent = replay(directory, cli.stored(directory, cfg["tracker"]), tracker)
+                sent = replay(directory, compose.stored(directory, cfg["tracker"]), tracker)
                 print(f"{directory.name}: {'sent' if sent else 'NOT SENT'}")
                 codes += [] if sent else [UserError.exit_code]
             except UserError as error:

@@ -16,9 +16,10 @@ from hydra.core.global_hydra import GlobalHydra
 from torch import nn
 from torch.nn import functional as F
 
-from pai_bench import config, experiment
+from pai_bench import experiment
+from pai_bench.config import config
 from pai_bench.core import Ablation, Batches, Mask, Shape, TrainingLength, Weights
-from pai_bench.prune import Pruned, prune
+from pai_bench.pruning.rounds import Pruned, prune
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"

@@ -21,7 +21,8 @@ from typing import Any
 
 import hydra
 
-from pai_bench import cli, config, overrides, sweeps
+from pai_bench.config import config
+from pai_bench.launch import overrides, sweeps, terminal
 
 Words = tuple[str, ...]
 
@@ -46,8 +47,10 @@ OPTIONS = (
 TARGETS = (
     "null", "5", "true", "[]", "{}", "''", ".", "..", "a", "os", "os.system", "sys.exit", "builtins.exec", "time.sleep",
     "math.sqrt", "zipimport.zipimporter", "__main__.main", "_frozen_importlib.x", "nosuch.nosuch", "pai_bench",
-    "pai_bench.nosuch.f", "pai_bench.schedules", "pai_bench.schedules.nosuch", "pai_bench.schedules._time",
-    "pai_bench.core.Round", "pai_bench.cli.main", "pai_bench.schedules.linear.x", "torch.nn.Linear", "torch._C.x",
+    "pai_bench.nosuch.f", "pai_bench.pruning.schedules", "pai_bench.pruning.schedules.nosuch",
+    "pai_bench.pruning.schedules._time",
+    "pai_bench.core.Round", "pai_bench.launch.cli.main", "pai_bench.pruning.schedules.linear.x", "torch.nn.Linear",
+    "torch._C.x",
     "'a b.c'", "'a\\tb.c'", "pai-bench.x", "1.2", "é.é", "numpy.core.multiarray.x", "hydra.utils.call", "${seed}",
 )  # fmt: skip
 NAMES = ("a/b", "../x", ".x", "-x", "'a\\b'", 250 * "a", "'a b'", "x", "null", "7", "''", "convnext_tiny")
@@ -121,7 +124,7 @@ def answer(words: Words) -> tuple[int, str]:
             cfg = completed(words)
             code = 0 if len(config.run_id(cfg)) < 200 and config.group_id(cfg) and json.dumps(cfg) else 1
         except Exception as error:
-            code = cli._report(error)
+            code = terminal.report(error)
     return code, said.getvalue()
 
 

@@ -17,7 +17,7 @@ from benchmarks import gpu, table, textbook
 from benchmarks.measure import Rates, Times, in_turn
 from benchmarks.subjects import Setting, parts, pruned, trainer
 from benchmarks.table import Row
-from pai_bench import masks
+from pai_bench.masks import masks
 
 CPU = torch.device("cpu")
 RATES = Rates(*(dict.fromkeys(("float32", "float64", "bfloat16"), 100000000000.0) for _ in range(2)), 1e10)

@@ -12,9 +12,10 @@ from conftest import Chain
 from test_train import CPU, RECIPE, FewImages, half
 from torch import Generator, nn
 
-from pai_bench import devices, masks
 from pai_bench.core import DataSettings, OnDevice
 from pai_bench.data.resident import Resident
+from pai_bench.masks import masks
+from pai_bench.system import devices
 from pai_bench.training.captured import obstacle
 from pai_bench.training.sgd import SGD
 from pai_bench.training.trainer import Trainer

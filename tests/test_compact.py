@@ -12,9 +12,12 @@ from conftest import Chain, composed, options
 from test_train import CPU, RECIPE, FewImages
 from torch import Generator, nn
 
-from pai_bench import experiment, masks, measures, seeding
+from pai_bench import experiment
+from pai_bench.analysis import measures
 from pai_bench.core import Batch, Mask, Shape
 from pai_bench.errors import ConfigError
+from pai_bench.masks import masks
+from pai_bench.system import seeding
 from pai_bench.training.compact import CompactNetwork, pass_seconds
 from pai_bench.training.trainer import Trainer
 

@@ -17,8 +17,10 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from test_resume import TINY
 
-from pai_bench import cli, config, experiment
+from pai_bench import experiment
+from pai_bench.config import config
 from pai_bench.errors import ConfigError
+from pai_bench.launch import cli, compose, terminal
 
 GROUPS = ["model", "dataset", "pruner", "schedule", "allocation", "ablation", "training", "tracker"]
 MANDATORY = {
@@ -245,7 +247,7 @@ REFUSED = {
     "no key": (["results_dir=~/x"], "results_dir=~/x: it cannot be read; put the value in quotes"),
     "target that is no text": (["model._target_=5"], "model._target_=5: give the dotted path of a function"),
     "builtin target": (["model._target_=builtins.exec"], "model._target_=builtins.exec: there is no module 'builtins'"),
-    "private target": (["schedule._target_=pai_bench.schedules._time"], "_time: give the dotted path of a public func"),
+    "private target": (["schedule._target_=pai_bench.pruning.schedules._time"], "_time: give the dotted path of a"),
     "target that is a program": (["model._target_=os.system"], "model._target_=os.system: there is no module 'os'"),
     "no pruner": (["sparsity=0.9"], "sparsity=0.9 needs pruner=NAME"),
     "label of another option": (["model.name=vgg16"], "model.name=vgg16: that is another option of model; say model="),
@@ -287,7 +289,7 @@ def test_what_is_wrong_is_refused_in_one_line(
 ) -> None:
     from hydra.core.global_hydra import GlobalHydra
 
-    from pai_bench import cli
+    from pai_bench.launch import cli
 
     GlobalHydra.instance().clear()
     overrides, message = REFUSED[case]
@@ -316,11 +318,11 @@ def test_a_home_folder_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_dense_network_that_is_asked_for_has_no_sparsity() -> None:
-    assert cli.compose(["pruner=dense", "sparsity=0.9"])["sparsity"] == 0
-    dense, snip, other = cli.expand(["pruner=dense,snip", "sparsity=0.5,0.9"])[0][1:]
+    assert compose.compose(["pruner=dense", "sparsity=0.9"])["sparsity"] == 0
+    dense, snip, other = compose.expand(["pruner=dense,snip", "sparsity=0.5,0.9"])[0][1:]
     assert (dense["sparsity"], snip["sparsity"], other["sparsity"]) == (0, 0.5, 0.9)
     with pytest.raises(ConfigError, match=r"sparsity=0\.9 needs pruner=NAME"):
-        cli.expand(["sparsity=0.9,0.95"])
+        compose.expand(["sparsity=0.9,0.95"])
 
 
 # Whom a config belongs to ---------------------------------------------------------------------------------------------
@@ -340,7 +342,7 @@ def test_a_config_from_elsewhere_names_our_functions_alone(
 ) -> None:
     text = config.rerunnable(composed("+model.block=basic"))
     (tmp_path / "config.yaml").write_text(text)
-    assert cli.stored(tmp_path) == composed("+model.block=basic")
+    assert compose.stored(tmp_path) == composed("+model.block=basic")
     assert old in text
     (tmp_path / "config.yaml").write_text(text.replace(old, new))
     monkeypatch.setattr(sys, "argv", ["run.py", "-cp", str(tmp_path), "-cn", "config"])
@@ -350,13 +352,13 @@ def test_a_config_from_elsewhere_names_our_functions_alone(
     assert stopped.value.code == 2 and len(said.splitlines()) == 1 and "add --trust if it is yours" in said
     if "hydra" not in new:
         with pytest.raises(ConfigError, match=r"_target_=os.system|give one of"):
-            cli.stored(tmp_path)
+            compose.stored(tmp_path)
 
 
 ATTACKS = {
     "nested": ("block: basic", "block: {_target_: os.mkdir, path: MARKER}"),
     "nested deeper": ("block: basic", "block: [{x: {_target_: os.mkdir, path: MARKER}}]"),
-    "a library of ours": ("pai_bench.models.resnet.resnet", "pai_bench.slurm.subprocess.call"),
+    "a library of ours": ("pai_bench.models.resnet.resnet", "pai_bench.launch.slurm.subprocess.call"),
     "the function itself": ("pai_bench.models.resnet.resnet", "os.mkdir"),
 }
 
@@ -371,11 +373,13 @@ def test_the_run_of_a_stranger_is_neither_exported_nor_run_again(
     text = config.rerunnable(composed("+model.block=basic"))
     assert old in text
     (run / "config.yaml").write_text(text.replace(old, new.replace("MARKER", str(tmp_path / "marker"))))
-    refused = r"_target_=(os.mkdir|pai_bench.slurm.subprocess.call): (.* not ours; add --trust|there is no module)"
+    refused = (
+        r"_target_=(os.mkdir|pai_bench.launch.slurm.subprocess.call): (.* not ours; add --trust|there is no module)"
+    )
     with pytest.raises(ConfigError, match=refused):
-        cli.stored(run)
+        compose.stored(run)
     (run / "status.json").write_text('{"state": "failed", "exit_code": 1}')
-    monkeypatch.setattr(cli, "start_process", lambda: None)
+    monkeypatch.setattr(terminal, "start_process", lambda: None)
     monkeypatch.setattr(sys, "argv", ["status.py", str(tmp_path / "results"), "--retry"])
     with pytest.raises(SystemExit) as stopped:
         runpy.run_path(str(ROOT / "scripts" / "status.py"), run_name="__main__")
@@ -416,7 +420,7 @@ def test_a_function_of_ours_goes_by_its_name_wherever_it_lies() -> None:
     moved["allocation"]["_target_"] = moved["allocation"]["_target_"].replace("allocation.", "masks.allocations.")
     moved["pruner"]["score"]["_target_"] = moved["pruner"]["score"]["_target_"].replace("pruners.", "scores.")
     assert config.run_id(moved) == config.run_id(cfg)
-    for other in ("theirs.masks.global_topk", "pai_bench.allocation.uniform"):
+    for other in ("theirs.masks.global_topk", "pai_bench.masks.allocation.uniform"):
         moved["allocation"]["_target_"] = other
         assert config.run_id(moved) != config.run_id(cfg)
 

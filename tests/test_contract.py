@@ -13,10 +13,13 @@ from safetensors.torch import save_file
 from torch import Generator, nn
 from torch.nn import functional as F
 
-from pai_bench import allocation, experiment, layout, masks, measures
+from pai_bench import experiment
+from pai_bench.analysis import measures
 from pai_bench.core import Batches, DataSettings, Pruner, Scores, Subnetwork, TrainingLength
 from pai_bench.data.resident import Resident
 from pai_bench.errors import ConfigError
+from pai_bench.masks import allocation, masks
+from pai_bench.system import layout
 
 PRUNERS = options("pruner")
 SCORED = [name for name in PRUNERS if name != "dense"]

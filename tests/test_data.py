@@ -25,13 +25,16 @@ from PIL import Image
 from torch import Generator
 from torch.utils.data import DataLoader
 
-from pai_bench import ablations, config, experiment, layout
+from pai_bench import experiment
+from pai_bench.config import config
 from pai_bench.core import Data, DataSettings, Drawn, ScoringData, Shard, labels_of, num_steps
 from pai_bench.data import archives, decode, resident, tiny_imagenet
 from pai_bench.data.digits import digits
 from pai_bench.data.imagenet import Streamed
 from pai_bench.data.resident import Resident
 from pai_bench.errors import ConfigError, DataError, UserError
+from pai_bench.pruning import ablations
+from pai_bench.system import layout
 
 CPU = torch.device("cpu")
 
@@ -1162,7 +1165,7 @@ def test_an_archive_of_another_checksum_is_not_unpacked(tmp_path: Path, monkeypa
         opened.addfile(member("cifar-10-batches-py/data_batch_1"))
     arguments = ["prepare_data.py", "cifar10", "--data-dir", f"{tmp_path}/data", "--from", f"{opened.name}"]
     monkeypatch.setattr("sys.argv", arguments)
-    monkeypatch.setattr("pai_bench.cli.start_process", lambda: None)
+    monkeypatch.setattr("pai_bench.launch.terminal.start_process", lambda: None)
     script = runpy.run_path(str(ROOT / "scripts" / "prepare_data.py"))
     with pytest.raises(SystemExit) as ended:
         script["main"]()

@@ -12,10 +12,11 @@ from conftest import Chain
 from test_train import CPU, RECIPE, trainer
 from torch import nn
 
-from pai_bench import devices, distributed, masks
 from pai_bench.errors import ConfigError
+from pai_bench.masks import masks
+from pai_bench.system import devices, distributed
+from pai_bench.system.world import World
 from pai_bench.training import compact
-from pai_bench.world import World
 
 CUDA = torch.device("cuda", 0)
 

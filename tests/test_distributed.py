@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 from test_data import all_images, all_labels, numbered
 from test_resume import TINY, directory_of
 
-from pai_bench import distributed, preemption
 from pai_bench.core import Shard
 from pai_bench.errors import PreemptedError
-from pai_bench.world import World, world
+from pai_bench.system import distributed, preemption
+from pai_bench.system.world import World, world
 
 # Shares of 51 and 50. A small step, or training would amplify what rounding makes different.
 SETTINGS = [*TINY, "training.batch_size=101", "training.lr=0.001", "sparsity=0.6", "dataset.validation=0.1"]

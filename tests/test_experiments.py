@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 from conftest import CONF, ROOT, RunCli, options
 
-from pai_bench import cli, config, status
+from pai_bench.config import config
+from pai_bench.launch import compose
+from pai_bench.runs import status
 
 DOCS = (ROOT / "docs" / "reproducing.md").read_text()
 HEADER = re.compile(
@@ -52,18 +54,18 @@ def covering(jobs: list[list[str]]) -> list[list[str]]:
 def planned(name: str, *narrowed: str) -> list[dict[str, str]]:
     """The settings of every run of an experiment, uncomposed."""
     jobs: list[list[str]] = []
-    cli.expand([f"experiment={name}", *narrowed], lambda found: jobs.extend(found) or [])
+    compose.expand([f"experiment={name}", *narrowed], lambda found: jobs.extend(found) or [])
     return [dict(word.split("=", 1) for word in job) for job in jobs]
 
 
 def runs(name: str, *narrowed: str) -> list[dict[str, Any]]:
-    return cli.expand([f"experiment={name}", *narrowed])[0]
+    return compose.expand([f"experiment={name}", *narrowed])[0]
 
 
 @pytest.mark.parametrize("name", options("experiment"))
 def test_an_experiment_composes_at_both_scales(name: str) -> None:
     full: list[list[str]] = []
-    cfgs, _ = cli.expand([f"experiment={name}"], lambda jobs: full.extend(jobs) or covering(jobs))
+    cfgs, _ = compose.expand([f"experiment={name}"], lambda jobs: full.extend(jobs) or covering(jobs))
     said = header(name)
     assert len(full) == int(said["runs"])
     assert len({config.run_id(cfg) for cfg in cfgs}) == len(cfgs)
@@ -216,5 +218,5 @@ def test_the_table_lists_every_experiment_with_its_numbers() -> None:
 def test_commands_of_the_page_compose(command: str) -> None:
     import shlex
 
-    words = [cli.without_plus(word) for word in shlex.split(command, comments=True) if not word.startswith("-")]
-    assert cli.expand(words, lambda jobs: jobs[:1])[0]
+    words = [compose.without_plus(word) for word in shlex.split(command, comments=True) if not word.startswith("-")]
+    assert compose.expand(words, lambda jobs: jobs[:1])[0]

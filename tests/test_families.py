@@ -14,8 +14,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from pai_bench import masks, measures, operations, paths
+from pai_bench.analysis import measures, operations, paths
 from pai_bench.core import Mask
+from pai_bench.masks import masks
 
 timm = pytest.importorskip("timm")
 

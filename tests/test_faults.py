@@ -21,12 +21,18 @@ from conftest import ROOT, TWO_RUNS, RunCli, composed
 from test_data import photographs
 from test_resume import RUNS, TINY, assert_equal, config_of, directory_of, in_child, outcome, whole
 
-from pai_bench import config, experiment, export, files, masks, ownership, seeding, sketching, slurm, status, store
+from pai_bench import experiment
+from pai_bench.config import config
 from pai_bench.errors import DataError, UserError
+from pai_bench.launch import slurm
+from pai_bench.masks import masks
 from pai_bench.published import pages
 from pai_bench.published.verdicts import Rule
 from pai_bench.report.tables import as_csv
-from pai_bench.summary import already
+from pai_bench.runs import export, ownership, status, store
+from pai_bench.runs.summary import already
+from pai_bench.studies import sketching
+from pai_bench.system import files, seeding
 
 __all__ = ["photographs", "whole"]  # fixtures
 
@@ -303,7 +309,7 @@ import importlib.util, sys
 real = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: None if name == {package!r} else real(name, *rest)
 sys.modules[{package!r}] = None
-from pai_bench import cli
+from pai_bench.launch import cli
 cli.main()
 """
     done = without(code, ["-m", "model=lenet300", "pruner=magnitude", "sparsity=0.5", *words], tmp_path)

@@ -12,7 +12,8 @@ from conftest import Chain, Untrained, drawn, residual
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from pai_bench import allocation, masks, measures, paths, schedules
+from pai_bench.analysis import measures, paths
+from pai_bench.analysis.gradients import hessian_gradient, mean_gradient
 from pai_bench.core import (
     Ablation,
     Batches,
@@ -25,8 +26,7 @@ from pai_bench.core import (
     TrainingLength,
 )
 from pai_bench.errors import UserError
-from pai_bench.gradients import hessian_gradient, mean_gradient
-from pai_bench.prune import prune
+from pai_bench.masks import allocation, masks
 from pai_bench.pruners import (
     force,
     gradient_flow,
@@ -40,6 +40,8 @@ from pai_bench.pruners import (
     synflow,
 )
 from pai_bench.pruners import random as random_pruner
+from pai_bench.pruning import schedules
+from pai_bench.pruning.rounds import prune
 
 SHAPE = (3, 8, 8)
 PLAIN = {"absolute": False, "class_halves": False, "draws": 1, "redraw_linear": False}

@@ -22,13 +22,14 @@ from torch import Generator
 from torchvision import transforms
 from torchvision.transforms import v2
 
-from pai_bench import config, devices
+from pai_bench.config import config
 from pai_bench.data import shrunk
 from pai_bench.data.crops import central_crop, random_box, random_crop
 from pai_bench.data.decode import decode, shrink
 from pai_bench.data.imagenet import Streamed
 from pai_bench.data.listing import class_folders, fingerprint
 from pai_bench.errors import DataError
+from pai_bench.system import devices
 
 __all__ = ["photographs"]  # a fixture
 

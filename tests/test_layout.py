@@ -14,9 +14,10 @@ from test_train import CPU
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pai_bench import experiment, layout
+from pai_bench import experiment
 from pai_bench.core import DataSettings
 from pai_bench.data.resident import Resident
+from pai_bench.system import layout
 
 FIRST, LAST = torch.contiguous_format, torch.channels_last
 
@@ -151,7 +152,7 @@ def test_a_smaller_network_is_laid_out_by_its_own_widths(monkeypatch: pytest.Mon
     """What compact training leaves of a wide network can be as narrow as needs be."""
     from test_compact import trained
 
-    from pai_bench import masks
+    from pai_bench.masks import masks
 
     torch.manual_seed(0)
     net = experiment._function(composed("model=resnet20")["model"])((3, 32, 32), 10)

@@ -14,9 +14,10 @@ from safetensors.torch import save_file
 from torch import Generator, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pai_bench import allocation, masks, schedules
 from pai_bench.core import TrainingLength
 from pai_bench.errors import ConfigError, UserError
+from pai_bench.masks import allocation, masks
+from pai_bench.pruning import schedules
 
 GENERATOR = Generator()
 LENGTH = TrainingLength(epochs=160, steps_per_epoch=391)

@@ -23,9 +23,14 @@ from test_resume import TINY, directory_of, outcome
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
-from pai_bench import cli, config, experiment, mask_files, masks, preemption, store
+from pai_bench import experiment
+from pai_bench.config import config
 from pai_bench.errors import ConfigError, PreemptedError
-from pai_bench.export import export_mask, initial, trained
+from pai_bench.launch import cli, compose
+from pai_bench.masks import mask_files, masks
+from pai_bench.runs import store
+from pai_bench.runs.export import export_mask, initial, trained
+from pai_bench.system import preemption
 
 Tensors = dict[str, Tensor]
 
@@ -82,7 +87,7 @@ def test_the_mask_of_a_run_trains_as_in_the_run(ending: str, found: Path, tmp_pa
     assert {key: row[key] for key in same} == {key: other[key] for key in same}
     assert (row["pruner"], row["score_examples"], row["score_flops"], row["num_rounds"]) == ("mask", 0, 0, 0)
     assert row_of(again)["prune_seconds"] == 0
-    assert row["mask"] == cli.stored(again)["checksums"]["mask"] != other["mask"]
+    assert row["mask"] == compose.stored(again)["checksums"]["mask"] != other["mask"]
     assert re.fullmatch(r"digits-resnet20-mask-s0\.8-seed3-[0-9a-f]{8}", again.name)
 
 
@@ -491,7 +496,7 @@ def test_masks_of_a_name_with_a_few_weights_more_or_less_are_one_group(tmp_path:
     directory = run(tmp_path / "one", *settings, f"mask={paths[0]}", "sparsity=0.8")
     row = row_of(directory)
     assert (row["target_sparsity"], row["num_kept"]) == (0.8, kept[0]) and row["sparsity"] != 0.8
-    assert config.run_id(cli.stored(directory)) == directory.name
+    assert config.run_id(compose.stored(directory)) == directory.name
     with pytest.raises(ConfigError, match=r"^sparsity=0.801: mask=.* has sparsity 0.8.* more than 0.1 % away"):
         composed(*TINY, *settings, f"mask={paths[0]}", "sparsity=0.801")
 
@@ -502,13 +507,13 @@ def test_a_stored_run_notices_that_its_mask_has_changed(found: Path, mask: Tenso
     cfg = composed(*TINY, f"mask={path}", f"results_dir={tmp_path}/results")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text(config.rerunnable(cfg))
-    assert config.run_id(cli.stored(tmp_path / "run")) == config.run_id(cfg)
+    assert config.run_id(compose.stored(tmp_path / "run")) == config.run_id(cfg)
     path.rename(tmp_path / "gone")
-    assert config.run_id(cli.stored(tmp_path / "run")) == config.run_id(cfg), "its name needs no file"
+    assert config.run_id(compose.stored(tmp_path / "run")) == config.run_id(cfg), "its name needs no file"
     with pytest.raises(ConfigError, match="there is no such file"):
-        experiment.run(cli.stored(tmp_path / "run"))
+        experiment.run(compose.stored(tmp_path / "run"))
     save_file({name: ~tensor for name, tensor in mask.items()}, path)
-    for attempt in (lambda: cli.stored(tmp_path / "run"), lambda: experiment.run(cfg)):
+    for attempt in (lambda: compose.stored(tmp_path / "run"), lambda: experiment.run(cfg)):
         with pytest.raises(ConfigError, match=r"m.safetensors: it has changed since the run was composed \(checksum"):
             attempt()
     assert not list((tmp_path / "results").iterdir())

@@ -11,9 +11,12 @@ from conftest import composed, options, pruned_as
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pai_bench import allocation, experiment, masks, measures, operations, paths, seeding
+from pai_bench import experiment
+from pai_bench.analysis import measures, operations, paths
 from pai_bench.core import Mask, Scores, Shape, Subnetwork
 from pai_bench.errors import ConfigError
+from pai_bench.masks import allocation, masks
+from pai_bench.system import seeding
 
 MNIST, CIFAR, TINY, IMAGENET = (1, 28, 28), (3, 32, 32), (3, 64, 64), (3, 224, 224)
 

@@ -11,7 +11,9 @@ import pytest
 from conftest import ROOT, composed
 from test_resume import directory_of, in_child
 
-from pai_bench import experiment, preemption, second_signal, status
+from pai_bench import experiment
+from pai_bench.runs import status
+from pai_bench.system import preemption, second_signal
 
 SMALL = ["model=lenet300", "tracker=none", "pruner=magnitude", "sparsity=0.5"]
 HANGS = {

@@ -8,8 +8,11 @@ import torch
 from conftest import composed, pruned_as
 from torch import Generator, nn
 
-from pai_bench import allocation, experiment, masks, measures, seeding
+from pai_bench import experiment
+from pai_bench.analysis import measures
+from pai_bench.masks import allocation, masks
 from pai_bench.published import numbers
+from pai_bench.system import seeding
 
 NUMBERS = numbers.read(numbers.PAPERS)
 

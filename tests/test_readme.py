@@ -12,14 +12,18 @@ import pytest
 import torch
 import yaml
 from conftest import CONF, ROOT, options
-from hydra import compose, initialize_config_dir
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from safetensors.torch import save_file
 from torch import Generator, nn
 from torch.nn import functional as F
 
-from pai_bench import cli, config, errors, masks
+from pai_bench import errors
+from pai_bench.config import config
 from pai_bench.core import Batches, Subnetwork
+from pai_bench.launch import compose
+from pai_bench.masks import masks
 
 README = (ROOT / "README.md").read_text()
 DOCS = {path.name: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
@@ -57,7 +61,7 @@ def test_commands_compose(command: str, files_that_are_named: Path) -> None:
     command = command.replace("/home/me", str(files_that_are_named))
     overrides = [word for word in shlex.split(command, comments=True) if word not in FLAGS]
     # All runs of every experiment are composed in a test of their own.
-    cfgs, _ = cli.expand(overrides, lambda jobs: [jobs[0], jobs[-1]])
+    cfgs, _ = compose.expand(overrides, lambda jobs: [jobs[0], jobs[-1]])
     assert all(config.run_id(cfg) for cfg in cfgs)
 
 
@@ -90,7 +94,7 @@ def test_the_example_method_runs_as_written(tmp_path: Path, batches: Batches, mo
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = config.complete(
-            compose("config", [f"hydra.searchpath=[file://{tmp_path}]", "pruner=gradient_power", "sparsity=0.9"])
+            hydra_compose("config", [f"hydra.searchpath=[file://{tmp_path}]", "pruner=gradient_power", "sparsity=0.9"])
         )
     module: ModuleType = importlib.import_module("gradient_power")
     torch.manual_seed(0)
@@ -110,7 +114,7 @@ def test_datasets_to_prepare_exist(command: str) -> None:
 
 @pytest.mark.parametrize("command", sorted(set(re.findall(r"python scripts/throughput\.py ([^`\n]*)", TEXT))))
 def test_runs_to_measure_compose(command: str) -> None:
-    assert cli.compose(shlex.split(command))
+    assert compose.compose(shlex.split(command))
 
 
 def test_scripts_that_are_named_exist() -> None:
@@ -203,7 +207,7 @@ def test_the_sweep_in_a_file_on_the_page_of_configuration_composes(
 ) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text(example("configuration.md", "MULTIRUN"))
-    cfgs, _ = cli.expand([f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine"])
+    cfgs, _ = compose.expand([f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine"])
     assert len({config.run_id(cfg) for cfg in cfgs}) == (3 * 2 - 1) * 3
     assert {cfg["dataset"]["name"] for cfg in cfgs} == {"cifar10"}
 

@@ -21,9 +21,11 @@ import torch
 from conftest import ROOT, TWO_RUNS, RunCli, composed
 from safetensors.torch import load_file
 
-from pai_bench import experiment, files, ownership, status, store
+from pai_bench import experiment
 from pai_bench.data import resident
 from pai_bench.errors import OwnedError
+from pai_bench.runs import ownership, status, store
+from pai_bench.system import files
 
 TINY = [
     "model.widths=[4,6]", "model.blocks=[1,1]", "training.epochs=2", "training.warmup_epochs=1",
@@ -308,7 +310,7 @@ def test_a_second_process_says_who_holds_the_run(run_cli: RunCli, tmp_path: Path
 
 
 def composed_id(tmp_path: Path) -> str:
-    from pai_bench import config
+    from pai_bench.config import config
 
     return config.run_id(config_of("synflow", tmp_path))
 

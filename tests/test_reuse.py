@@ -12,9 +12,12 @@ from conftest import Chain, composed
 from safetensors.torch import load_file
 from test_resume import TINY, config_of, directory_of, outcome
 
-from pai_bench import experiment, files, masks, reuse
+from pai_bench import experiment
 from pai_bench.core import Subnetwork
-from pai_bench.reuse import ScoreCache
+from pai_bench.masks import masks
+from pai_bench.pruning import reuse
+from pai_bench.pruning.reuse import ScoreCache
+from pai_bench.system import files
 
 RUN = [word for word in TINY if "save_scores" not in word and "epochs=" not in word] + ["training.epochs=1"]
 
@@ -149,8 +152,8 @@ def test_one_entry_of_scores_serves_all_that_comes_after_them(tmp_path: Path, mo
 
 def test_costs_wait_for_the_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     clock = [0.0]
-    monkeypatch.setattr("pai_bench.reuse.time.perf_counter", lambda: clock[0])
-    monkeypatch.setattr("pai_bench.devices.wait", lambda device: clock.append(clock.pop() + 100))
+    monkeypatch.setattr("pai_bench.pruning.reuse.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("pai_bench.system.devices.wait", lambda device: clock.append(clock.pop() + 100))
     model, shelf = Chain(), ScoreCache(tmp_path, 10**6, {})
     net = Subnetwork(model, masks.full(model), masks.prunable(model), (3, 8, 8))
     ones = {name: torch.ones_like(weight) for name, weight in net.weights.items()}

@@ -15,7 +15,7 @@ from test_train import CPU, RECIPE, FewImages
 from torch import Generator, nn
 from torch.nn import functional as F
 
-from pai_bench import ablations, allocation, experiment, masks, schedules
+from pai_bench import experiment
 from pai_bench.core import (
     Ablation,
     Batches,
@@ -34,8 +34,10 @@ from pai_bench.core import (
 from pai_bench.data.imagenet import Streamed
 from pai_bench.data.resident import Resident
 from pai_bench.errors import ConfigError
-from pai_bench.prune import Pruned, prune
+from pai_bench.masks import allocation, masks
 from pai_bench.pruners import force, gradient_norm, magnitude, neural_tangent_transfer, snip, synflow
+from pai_bench.pruning import ablations, schedules
+from pai_bench.pruning.rounds import Pruned, prune
 from pai_bench.training.trainer import Trainer
 
 SHAPE = (3, 8, 8)

@@ -15,8 +15,9 @@ import torch
 from conftest import ROOT, RunCli
 from safetensors.torch import load_file
 
-from pai_bench import files, status
-from pai_bench.export import trained
+from pai_bench.runs import status
+from pai_bench.runs.export import trained
+from pai_bench.system import files
 
 # Small enough for seconds: an eighth of a ResNet-20.
 SMALL = [

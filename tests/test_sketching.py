@@ -15,10 +15,11 @@ from conftest import ROOT
 from numpy.random import default_rng
 from torch import Generator
 
-from pai_bench import allocation, sketching
 from pai_bench.core import Selection
 from pai_bench.errors import ConfigError, UserError
-from pai_bench.sketching import Array
+from pai_bench.masks import allocation
+from pai_bench.studies import sketching
+from pai_bench.studies.sketching import Array
 
 NUM_MASKS = 200_000
 

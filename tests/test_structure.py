@@ -9,10 +9,12 @@ from conftest import Chain, composed, pruned_as, residual
 from torch import Generator, nn
 from torch.nn import functional as F
 
-from pai_bench import experiment, masks, measures, paths, structure
+from pai_bench import experiment
+from pai_bench.analysis import measures, paths, structure
 from pai_bench.core import Batches
 from pai_bench.errors import ConfigError
-from pai_bench.prune import Pruned
+from pai_bench.masks import masks
+from pai_bench.pruning.rounds import Pruned
 
 SHAPE = (3, 32, 32)
 

@@ -17,8 +17,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from test_resume import TINY
 
-from pai_bench import cli, config, sweeps
+from pai_bench.config import config
 from pai_bench.errors import ConfigError
+from pai_bench.launch import compose, sweeps
 
 
 def test_settings_are_combined_each_with_each() -> None:
@@ -121,8 +122,8 @@ def test_a_scale_without_an_experiment_is_refused(words: list[str], run_cli: Run
     assert done.returncode == 2 and "scale=smoke: it makes an experiment smaller; add experiment=NAME" in done.stderr
     assert not (tmp_path / "results").exists()
     with pytest.raises(ConfigError, match=r"hydra.sweeper.scale.half: there is no such rule"):
-        cli.expand(["experiment=digits_baselines", "scale=smoke", "+hydra.sweeper.scale.half=1"])
-    for call in (cli.compose, cli.expand):
+        compose.expand(["experiment=digits_baselines", "scale=smoke", "+hydra.sweeper.scale.half=1"])
+    for call in (compose.compose, compose.expand):
         with pytest.raises(ConfigError, match="scale=smoke"):
             call(["sparsity=0.9", "pruner=snip", "scale=smoke"])
 
@@ -204,15 +205,15 @@ def test_runs_that_differ_in_values_alone_are_composed_once(monkeypatch: pytest.
         return real(self, config_name, overrides, *more, **settings)
 
     monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", load)
-    cfgs, _ = cli.expand(["pruner=snip,synflow", "sparsity=0.5,0.8", "training.lr=0.1,0.2", "seed=range(5)"])
+    cfgs, _ = compose.expand(["pruner=snip,synflow", "sparsity=0.5,0.8", "training.lr=0.1,0.2", "seed=range(5)"])
     assert composed == [[], ["pruner=snip"], ["pruner=synflow"]]
     assert len({config.run_id(cfg) for cfg in cfgs}) == len(cfgs) == 40
 
 
 def test_an_experiment_is_a_sweep_that_the_command_line_can_narrow() -> None:
-    whole, _ = cli.expand(["experiment=digits_baselines"])
+    whole, _ = compose.expand(["experiment=digits_baselines"])
     assert len(whole) == 5 * 4 * 3 + 3
-    narrowed, _ = cli.expand(["experiment=digits_baselines", "pruner=snip,dense", "seed=0"])
+    narrowed, _ = compose.expand(["experiment=digits_baselines", "pruner=snip,dense", "seed=0"])
     assert len(narrowed) == 4 + 1
     assert {cfg["seed"] for cfg in narrowed} == {0}
 

@@ -13,9 +13,9 @@ import pytest
 from conftest import ROOT, composed
 from test_data import photographs
 
-from pai_bench import throughput
 from pai_bench.data.resident import Resident
 from pai_bench.errors import ConfigError
+from pai_bench.launch import throughput
 
 __all__ = ["photographs"]  # a fixture
 

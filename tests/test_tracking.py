@@ -15,8 +15,8 @@ from conftest import ROOT, RunCli, composed
 from test_resume import RUNS, TINY, directory_of
 from wandb_server import Server
 
-from pai_bench import tracking
 from pai_bench.errors import ConfigError
+from pai_bench.runs import tracking
 
 ONLINE = [*[word for word in TINY if not word.startswith("tracker")], "tracker=wandb"]
 

@@ -14,9 +14,12 @@ from conftest import Chain, composed
 from torch import Generator, nn
 from torch.nn import functional as F
 
-from pai_bench import config, devices, masks, measures
+from pai_bench.analysis import measures
+from pai_bench.config import config
 from pai_bench.core import Batch, Batches, ScoringData
 from pai_bench.errors import UserError
+from pai_bench.masks import masks
+from pai_bench.system import devices
 from pai_bench.training.evaluation import evaluate
 from pai_bench.training.recipe import Recipe, learning_rate
 from pai_bench.training.sgd import SGD

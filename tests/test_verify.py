@@ -22,8 +22,9 @@ import pytest
 from conftest import ROOT
 from scipy import stats
 
-from pai_bench import cli, config
+from pai_bench.config import config
 from pai_bench.errors import ConfigError, DataError
+from pai_bench.launch import compose, terminal
 from pai_bench.published import matching, numbers, pages
 from pai_bench.published.matching import MISSING, NO_EXPERIMENT, NOT_COMPARABLE, Recipes
 from pai_bench.published.numbers import Number
@@ -178,7 +179,7 @@ EXPERIMENTS = sorted({w for words in CURVES for w in words if w.startswith("expe
 
 @pytest.mark.parametrize("words", [w for w in CURVES if not w[0].startswith("experiment=")], ids=" ".join)
 def test_recipes_without_an_experiment_compose(words: tuple[str, ...]) -> None:
-    (cfg,) = cli.expand(list(words))[0]
+    (cfg,) = compose.expand(list(words))[0]
     assert 1 - cfg["sparsity"] == pytest.approx(CURVES[words][0].density)
 
 
@@ -198,7 +199,7 @@ SAMPLED = [
 
 @pytest.mark.parametrize("words", SAMPLED, ids=" ".join)
 def test_a_published_number_is_a_run_of_its_experiment(words: tuple[str, ...]) -> None:
-    cfgs, _ = cli.expand(list(words))
+    cfgs, _ = compose.expand(list(words))
     for cfg in cfgs:  # one curve and not several
         assert config.differences(cfgs[0], cfg, {"sparsity"}) == {}
     for number in CURVES[words]:
@@ -408,7 +409,7 @@ def test_what_cannot_change_a_result_makes_no_difference(write: Write, tmp_path:
         {"sparsity": 0.95},
         {"dataset.name": "cifar10"},
         {"pruner.name": "snip"},
-        {"ablation.name": "shuffle_mask", "ablation.mask": {"_target_": "pai_bench.ablations.shuffle_mask"}},
+        {"ablation.name": "shuffle_mask", "ablation.mask": {"_target_": "pai_bench.pruning.ablations.shuffle_mask"}},
     ],
 )
 def test_what_is_another_experiment_is_not_listed_beside_a_number(
@@ -660,7 +661,9 @@ Verify = Callable[..., Ended]
 def verify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Verify:
     """Runs the script on the results folder, in this process."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "start_process", lambda: None)  # it is done once for a process, and other tests share it
+    monkeypatch.setattr(
+        terminal, "start_process", lambda: None
+    )  # it is done once for a process, and other tests share it
 
     def run(*arguments: str) -> Ended:
         monkeypatch.setattr(sys, "argv", ["verify.py", "results", *arguments])

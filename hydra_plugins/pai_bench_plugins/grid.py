@@ -29,7 +29,7 @@ ConfigStore.instance().store(group="hydra/sweeper", name="grid", node=GridSweepe
 
 
 class GridSweeper(BasicSweeper):
-    """Runs pai_bench.sweeps.jobs."""
+    """Runs pai_bench.launch.sweeps.jobs."""
 
     def __init__(self, paired: Any, exclude: Any, drop: Any, scale: Any, **settings: Any) -> None:
         super().__init__(**settings)
@@ -37,7 +37,7 @@ class GridSweeper(BasicSweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra."""
-        from pai_bench import sweeps
+        from pai_bench.launch import sweeps
 
         loader = sweeps.SweepLoader(hydra_context.config_loader.get_search_path())
         context = HydraContext(loader, hydra_context.callbacks)
@@ -45,7 +45,7 @@ class GridSweeper(BasicSweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Called by Hydra with the words of the command line."""
-        from pai_bench.config import SCRATCH
+        from pai_bench.config.config import SCRATCH
 
         parsed = OverridesParser.create().parse_overrides(arguments)
         self.given = {override.get_key_element() for override in parsed}
@@ -57,14 +57,14 @@ class GridSweeper(BasicSweeper):
 
     def split_arguments(self, overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:  # type: ignore[override]
         """The overrides of every job, in batches."""
-        from pai_bench import sweeps
+        from pai_bench.launch import sweeps
 
         found = sweeps.overrides_of_jobs(overrides, *self.rules, self.given)
         return list(self.split_overrides_to_chunks(found, max_batch_size))
 
     def validate_batch_is_legal(self, batch: Any) -> None:
         """Composes every job before the first starts, unless the launcher does that itself."""
-        from pai_bench import preemption
+        from pai_bench.system import preemption
 
         if not getattr(self.launcher, "composes_all", False):
             for overrides in batch:

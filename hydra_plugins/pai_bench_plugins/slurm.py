@@ -28,9 +28,10 @@ class SlurmLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Called by Hydra."""
-        from pai_bench import preemption, slurm
         from pai_bench.errors import ConfigError
-        from pai_bench.overrides import complete
+        from pai_bench.launch import slurm
+        from pai_bench.launch.overrides import complete
+        from pai_bench.system import preemption
 
         cfgs = []
         for overrides in job_overrides:
@@ -47,8 +48,8 @@ class SlurmLauncher(Launcher):
 
     def submit(self, cfgs: Sequence[dict[str, Any]]) -> None:
         """Submits completed configs, and waits for them if that is asked for."""
-        from pai_bench import cli, slurm
         from pai_bench.errors import ConfigError
+        from pai_bench.launch import slurm, terminal
 
         if self.export is not None:
             raise ConfigError(f"hydra.launcher.export={self.export}: only with run.py -m or an experiment")
@@ -56,4 +57,4 @@ class SlurmLauncher(Launcher):
         if self.wait:
             slurm.wait(list(jobs.values()))
             for code, skipped in slurm.outcomes(cfgs, jobs):
-                cli.count(code, skipped)
+                terminal.count(code, skipped)

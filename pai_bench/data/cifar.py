@@ -6,11 +6,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pai_bench.core import DataSettings
+from pai_bench.core import DataSettings, OfColours, PaddingOf32, ProperFraction, StdOfColours
 from pai_bench.data.archives import md5, unpack, unpickle
 from pai_bench.data.resident import Images, Resident, lock
 from pai_bench.errors import DataError
-from pai_bench.ranges import OfColours, PaddingOf32, ProperFraction, StdOfColours
 
 _UNREADABLE = (  # what pickles that are cut, damaged or of something else raise
     RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError, AttributeError, ImportError,

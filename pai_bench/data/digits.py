@@ -7,10 +7,9 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from pai_bench.core import DataSettings
+from pai_bench.core import DataSettings, OfGrey, PaddingOf32, ProperFraction, StdOfGrey
 from pai_bench.data.resident import Resident, hold_out
 from pai_bench.errors import ConfigError, DataError
-from pai_bench.ranges import OfGrey, PaddingOf32, ProperFraction, StdOfGrey
 
 _TEST_FRACTION = 0.2
 

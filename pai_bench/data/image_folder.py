@@ -3,12 +3,11 @@
 from pathlib import Path
 from typing import Literal
 
-from pai_bench.core import DataSettings
+from pai_bench.core import Count, DataSettings, NonNegativeInt, Positive, ProperFraction
 from pai_bench.data.decode import decoded
 from pai_bench.data.listing import paired_class_folders
 from pai_bench.data.resident import Resident, check_padding
 from pai_bench.errors import DataError
-from pai_bench.ranges import Count, NonNegativeInt, Positive, ProperFraction
 
 
 def image_folder(

@@ -12,16 +12,28 @@ import torch
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pai_bench import preemption
-from pai_bench.core import Batch, Batches, Change, DataSettings, Drawn, ScoringData, Shape, num_steps
+from pai_bench.core import (
+    Batch,
+    Batches,
+    Change,
+    Count,
+    DataSettings,
+    Drawn,
+    OfColours,
+    ProperFraction,
+    ScoringData,
+    Shape,
+    StdOfColours,
+    num_steps,
+)
 from pai_bench.data.crops import central_crop, random_crop
 from pai_bench.data.decode import decode, jpeg_decoder
 from pai_bench.data.listing import Files, fingerprint, paired_class_folders
 from pai_bench.data.resident import Normalisation, check_ranges, choose_examples, hold_out, joined_single, require_two
 from pai_bench.data.shrunk import build, check
 from pai_bench.errors import ConfigError, DataError, LostWorkerError
-from pai_bench.layout import laid_out
-from pai_bench.ranges import Count, OfColours, ProperFraction, StdOfColours
+from pai_bench.system import preemption
+from pai_bench.system.layout import laid_out
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from pathlib import Path, PurePath
 import numpy as np
 
 from pai_bench.errors import DataError
-from pai_bench.files import write_atomically
+from pai_bench.system.files import write_atomically
 
 log = logging.getLogger(__name__)
 

@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from pai_bench.core import DataSettings
+from pai_bench.core import DataSettings, NonNegativeInt, OfGrey, ProperFraction, StdOfGrey
 from pai_bench.data.resident import Images, Resident, lock
 from pai_bench.errors import DataError
-from pai_bench.ranges import NonNegativeInt, OfGrey, ProperFraction, StdOfGrey
 
 # MD5 of the unpacked files; torchvision knows those of the packed ones alone.
 _FILES = {

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from pai_bench.core import Batch, Batches, Change, DataSettings, Drawn, ScoringData, Shape, num_steps
 from pai_bench.errors import ConfigError
-from pai_bench.layout import laid_out
+from pai_bench.system.layout import laid_out
 
 # images (N, H, W, C) uint8 and labels (N,) int64
 Images = tuple[np.ndarray, np.ndarray]

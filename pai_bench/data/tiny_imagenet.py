@@ -7,13 +7,12 @@ from typing import Literal
 
 import numpy as np
 
-from pai_bench.core import DataSettings
+from pai_bench.core import DataSettings, OfColours, PaddingOf64, ProperFraction, StdOfColours
 from pai_bench.data.archives import PUBLISHED_MD5, unpack
 from pai_bench.data.decode import decoded
 from pai_bench.data.listing import Files, images_in
 from pai_bench.data.resident import Resident, lock
 from pai_bench.errors import DataError
-from pai_bench.ranges import OfColours, PaddingOf64, ProperFraction, StdOfColours
 
 _URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 _FOLDER = "tiny-imagenet-200"

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from pai_bench.core import Shape
+from pai_bench.core import Counts, Shape
 from pai_bench.models.initialization import Init, initialize_
-from pai_bench.ranges import Counts
 
 
 class Plain(nn.Module):

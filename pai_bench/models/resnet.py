@@ -5,10 +5,9 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pai_bench.core import Shape
+from pai_bench.core import Counts, Shape
 from pai_bench.errors import ConfigError
 from pai_bench.models.initialization import Init, initialize_
-from pai_bench.ranges import Counts
 
 
 def _shortcut(num_in: int, num_out: int, stride: int) -> nn.Module:

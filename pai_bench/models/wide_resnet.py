@@ -3,10 +3,9 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pai_bench.core import Shape
+from pai_bench.core import Count, ProperFraction, Shape
 from pai_bench.errors import ConfigError
 from pai_bench.models.initialization import Init, initialize_
-from pai_bench.ranges import Count, ProperFraction
 
 
 class PreActivationBlock(nn.Module):

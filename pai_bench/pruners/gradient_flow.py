@@ -6,11 +6,10 @@ Each is a score of weights; a pruner's `reduce` makes it one of filters. Magnitu
 import torch
 from torch import Generator
 
-from pai_bench import structure
-from pai_bench.core import Batches, Loss, Scores, Subnetwork
+from pai_bench.analysis import structure
+from pai_bench.analysis.gradients import hessian_gradient, mean_gradient, mean_square_gradient
+from pai_bench.core import Batches, Loss, Positive, Scores, Subnetwork
 from pai_bench.errors import UserError
-from pai_bench.gradients import hessian_gradient, mean_gradient, mean_square_gradient
-from pai_bench.ranges import Positive
 
 
 def score(

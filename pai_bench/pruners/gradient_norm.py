@@ -2,9 +2,9 @@
 
 from torch import Generator
 
+from pai_bench.analysis.gradients import mean_gradient, mean_square_gradient
 from pai_bench.core import Batches, Loss, Scores, Subnetwork
 from pai_bench.errors import UserError
-from pai_bench.gradients import mean_gradient, mean_square_gradient
 
 
 def score(net: Subnetwork, batches: Batches, loss: Loss, generator: Generator) -> Scores:

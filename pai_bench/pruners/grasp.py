@@ -3,10 +3,9 @@
 import torch
 from torch import Generator
 
-from pai_bench.core import Batches, Loss, Scores, Subnetwork, Weights
+from pai_bench.analysis.gradients import hessian_gradient
+from pai_bench.core import Batches, Count, Loss, Positive, Scores, Subnetwork, Weights
 from pai_bench.errors import UserError
-from pai_bench.gradients import hessian_gradient
-from pai_bench.ranges import Count, Positive
 
 
 def score(

@@ -5,10 +5,9 @@ from typing import Any, Literal
 import torch
 from torch import Generator, Tensor
 
-from pai_bench.core import Batches, Loss, Scores, Subnetwork, Weights, labels_of
+from pai_bench.analysis.gradients import twice_differentiable
+from pai_bench.core import Batches, Loss, NonNegative, NonNegativeInt, Positive, Scores, Subnetwork, Weights, labels_of
 from pai_bench.errors import UserError
-from pai_bench.gradients import twice_differentiable
-from pai_bench.ranges import NonNegative, NonNegativeInt, Positive
 
 
 def score(net: Subnetwork, batches: Batches, loss: Loss, generator: Generator) -> Scores:

@@ -3,10 +3,9 @@
 import torch
 from torch import Generator, Tensor
 
-from pai_bench import structure
-from pai_bench.core import Batches, Loss, Scores, Subnetwork
-from pai_bench.ranges import Count
-from pai_bench.structure import Step
+from pai_bench.analysis import structure
+from pai_bench.analysis.structure import Step
+from pai_bench.core import Batches, Count, Loss, Scores, Subnetwork
 
 
 def score(

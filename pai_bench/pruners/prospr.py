@@ -3,10 +3,9 @@
 import torch
 from torch import Generator, Tensor
 
-from pai_bench.core import Batches, Loss, Scores, Subnetwork
+from pai_bench.analysis.gradients import twice_differentiable
+from pai_bench.core import Batches, Loss, NonNegativeInt, Positive, ProperFraction, Scores, Subnetwork
 from pai_bench.errors import UserError
-from pai_bench.gradients import twice_differentiable
-from pai_bench.ranges import NonNegativeInt, Positive, ProperFraction
 
 
 def score(

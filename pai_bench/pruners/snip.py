@@ -2,8 +2,8 @@
 
 from torch import Generator
 
+from pai_bench.analysis.gradients import mean_gradient, minus_true_logit
 from pai_bench.core import Batches, Loss, Scores, Subnetwork
-from pai_bench.gradients import mean_gradient, minus_true_logit
 
 
 def score(net: Subnetwork, batches: Batches, loss: Loss, generator: Generator) -> Scores:

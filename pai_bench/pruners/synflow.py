@@ -6,10 +6,10 @@ import logging
 import torch
 from torch import Generator, Tensor, nn
 
-from pai_bench import masks
+from pai_bench.analysis.structure import Channels, Slice
 from pai_bench.core import Batches, Loss, Mask, Scores, Subnetwork
 from pai_bench.errors import ConfigError, UserError
-from pai_bench.structure import Channels, Slice
+from pai_bench.masks import masks
 
 log = logging.getLogger(__name__)
 

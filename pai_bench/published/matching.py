@@ -10,8 +10,9 @@ from typing import Any
 
 import yaml
 
-from pai_bench import cli, config
+from pai_bench.config import config
 from pai_bench.errors import ConfigError, DataError
+from pai_bench.launch import compose
 from pai_bench.published.numbers import NETWORK, Number
 from pai_bench.published.verdicts import REPRODUCED, Rule, Sample, Verdict, judge, judge_exactly, sample
 
@@ -98,7 +99,7 @@ class Recipes:
         words = overrides(number)
         if words not in self._composed:
             try:
-                self._composed[words] = cli.expand(list(words), lambda jobs: jobs[:1])[0][0]
+                self._composed[words] = compose.expand(list(words), lambda jobs: jobs[:1])[0][0]
             except Exception as error:
                 error.add_note(f"in the recipe of {number.table.paper}, {number.table.name}: {' '.join(words)}")
                 raise

@@ -7,11 +7,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from pai_bench import files
 from pai_bench.errors import ConfigError
 from pai_bench.published.matching import MISSING, NO_EXPERIMENT, NOT_COMPARABLE, Comparison
 from pai_bench.published.numbers import EVIDENCE, NETWORK, QUANTITIES, Number, Table
 from pai_bench.published.verdicts import DEVIATES, REPRODUCED, UNDERPOWERED, Rule, Sample
+from pai_bench.system import files
 
 ORDER = (REPRODUCED, DEVIATES, UNDERPOWERED, NOT_COMPARABLE, MISSING, NO_EXPERIMENT)
 FORMATS = (".csv", ".json", ".md")

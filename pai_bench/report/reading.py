@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pai_bench import status
 from pai_bench.errors import DataError
+from pai_bench.runs import status
 
 Row = dict[str, Any]
 

@@ -4,12 +4,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pai_bench.files import csv_text
 from pai_bench.report import names
 from pai_bench.report.cells import Cell, Grid, compression
 from pai_bench.report.comparison import FEWEST, Difference, best, critical, not_told_from_best
 from pai_bench.report.names import Look
 from pai_bench.report.plots import Shown
+from pai_bench.system.files import csv_text
 
 UNTOLD, UNTRAINED, ASTERISK = "†", "‡", "*"
 

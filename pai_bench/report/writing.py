@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 
-from pai_bench import files
 from pai_bench.errors import ConfigError, check_installed
 from pai_bench.report import comparison, drawing, names, page, plots, reading, tables
 from pai_bench.report.cells import STATISTICS, Grid, cells, grids, is_dense
 from pai_bench.report.evidence import Unreadable
 from pai_bench.report.page import Section
 from pai_bench.report.reading import Results, Row
+from pai_bench.system import files
 
 # What the report in a folder consists of, and the line by which such a list is known.
 _MANIFEST, _MAGIC = ".pai_bench_report", "files of a report of pai_bench"

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.dropout import _DropoutNd
 
-from pai_bench import devices, layout, masks, measures, structure
+from pai_bench.analysis import measures, structure
 from pai_bench.core import Mask, Shape, Weights
 from pai_bench.errors import ConfigError
+from pai_bench.masks import masks
+from pai_bench.system import devices, layout
 
 log = logging.getLogger(__name__)
 

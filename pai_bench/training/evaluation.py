@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pai_bench import devices, distributed
 from pai_bench.core import Batch
+from pai_bench.system import devices, distributed
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pai_bench import devices, distributed, layout
+from pai_bench.system import devices, distributed, layout
+from pai_bench.system.world import world
 from pai_bench.training.recipe import Recipe
 from pai_bench.training.sgd import SGD
-from pai_bench.world import world
 
 
 class Step:

@@ -11,16 +11,17 @@ import torch
 from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
-from pai_bench import distributed, layout, masks, seeding
 from pai_bench.core import Batch, Data, Mask, OnDevice, Record, State
 from pai_bench.errors import ConfigError, LostWorkerError, UserError
+from pai_bench.masks import masks
+from pai_bench.system import distributed, layout, seeding
+from pai_bench.system.world import world
 from pai_bench.training import captured, compact
 from pai_bench.training.captured import CapturedStep
 from pai_bench.training.compact import CompactNetwork, original
 from pai_bench.training.evaluation import Evaluation, evaluate
 from pai_bench.training.recipe import Recipe, learning_rate, length
 from pai_bench.training.step import Step
-from pai_bench.world import world
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,97 @@
+"""From words on a command line to the checked configs of runs."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from pai_bench.config import config
+from pai_bench.errors import DataError, UserError
+from pai_bench.launch import overrides, sweeps
+from pai_bench.launch.terminal import one_line
+
+
+def _composed(words: list[str]) -> DictConfig:
+    """The config of a command line with Hydra's part of it, inside hydra.initialize_config_dir."""
+    loader = overrides.loader_here()
+    overrides.check(words, loader)
+    with overrides.explained(words, loader):
+        return hydra.compose("config", words, return_hydra_config=True)
+
+
+def compose(words: list[str]) -> dict[str, Any]:
+    """The completed config that a command line with these overrides would run.
+
+    Raises:
+        ConfigError: a word is wrong.
+    """
+    config.register()
+    with hydra.initialize_config_dir(str(config.CONF), version_base="1.3"):
+        composed = _composed(words)
+        return overrides.complete(composed, composed.hydra)
+
+
+def expand(
+    words: list[str], choose: Callable[[list[list[str]]], list[list[str]]] = list
+) -> tuple[list[dict[str, Any]], DictConfig]:
+    """The completed configs of all runs of `python run.py -m` with these overrides, and hydra.launcher.
+
+    Args:
+        choose: which of the runs, given the overrides of each; to compose one takes some hundredths of a second.
+
+    Raises:
+        ConfigError: a word is wrong.
+    """
+    config.register()
+    with hydra.initialize_config_dir(str(config.CONF), version_base="1.3"):
+        overrides.check(words, overrides.loader_here())
+        parsed = overrides.parsed(words)
+        fixed = [o.input_line for o in parsed if o.input_line and not o.is_sweep_override()]
+        base = _composed(fixed)
+        of_hydra = [o.input_line for o in parsed if o.key_or_group.startswith("hydra") and o.input_line]
+        params = [f"{key}={value}" for key, value in (base.hydra.sweeper.params or {}).items()]
+        swept = overrides.parsed([*params, *(line for line in words if line not in of_hydra)])
+        overrides.check_scale(base.hydra.runtime.choices)
+        sweeper, given = base.hydra.sweeper, {override.get_key_element() for override in parsed}
+        jobs = sweeps.overrides_of_jobs(
+            swept, sweeper.paired or [], sweeper.exclude or [], sweeper.drop or [], sweeper.scale, given
+        )
+        loader = sweeps.SweepLoader(overrides.loader_here().get_search_path())
+        runs = [loader.load_sweep_config(base, job) for job in choose(jobs)]
+        launcher = OmegaConf.create(OmegaConf.to_container(base.hydra.launcher, resolve=True))
+        assert isinstance(launcher, DictConfig)
+        return [overrides.complete(run, run.hydra) for run in runs], launcher
+
+
+def without_plus(override: str) -> str:
+    """An experiment is a group like any other, so the + that Hydra's examples put before it changes nothing."""
+    return override.removeprefix("+") if override.startswith("+experiment=") else override
+
+
+def stored(directory: Path, tracker: dict[str, Any] | None = None, trusted: bool = False) -> dict[str, Any]:
+    """The completed config of a run, from its directory.
+
+    Args:
+        tracker: takes the place of the one that it had.
+        trusted: it may name functions of any package.
+
+    Raises:
+        ConfigError: this version has no such settings, or it names functions that are not ours.
+        DataError: config.yaml is missing or damaged.
+    """
+    config.register()
+    try:
+        with hydra.initialize_config_dir(str(directory.resolve()), version_base="1.3"):
+            composed = hydra.compose("config")
+            if tracker is not None:
+                composed.tracker = tracker
+            if not trusted:
+                config.check_origin(OmegaConf.to_container(composed), directory / "config.yaml")
+            return config.complete(composed)
+    except UserError:
+        raise
+    except Exception as error:  # it may hold anything, and yaml, OmegaConf and Hydra each have words for that
+        said = one_line(error).partition(";")[0]
+        raise DataError(f"{directory / 'config.yaml'}: it is damaged ({said})") from error

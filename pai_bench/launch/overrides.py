@@ -1,0 +1,331 @@
+"""The words of a command line: what is wrong with them is said in one line, with what was probably meant."""
+
+import copy
+import difflib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from pai_bench.config import config
+from pai_bench.config.signatures import shown
+from pai_bench.errors import ConfigError, UserError
+
+_OPTIONAL = ("experiment", "scale")  # groups of which a run may have no option
+_TARGETS = ("sparsity", "density", "compression")
+_NO_EFFECT = ("hydra.run", "hydra.sweep", "hydra.output_subdir", "hydra.job.chdir", "hydra/output")
+
+
+def parsed(words: Sequence[str]) -> list[Override]:
+    """The overrides of a command line.
+
+    Raises:
+        ConfigError: a word is none.
+    """
+    parser, found = OverridesParser.create(), []
+    for word in words:
+        try:
+            override = parser.parse_override(word)
+            if not override.key_or_group.replace("=", ""):
+                raise HydraException("there is no key")
+            found.append(override)
+        except HydraException as error:
+            key, _, value = word.partition("=")
+            remedy = f"put the value in quotes, as in '{key}=\"{value}\"'" if value else "give key=value"
+            raise ConfigError(
+                f"{word.encode('ascii', 'backslashreplace').decode()}: it cannot be read; {remedy}"
+            ) from error
+    return found
+
+
+def _values(override: Override) -> list[Any]:
+    """The values that an override gives to its key, of which a sweep has several."""
+    if not override.is_sweep_override():
+        return [override.value()]
+    if not override.is_discrete_sweep():
+        raise ConfigError(f"{override.input_line}: a sweep needs values; use choice() or range()")
+    try:
+        return [value.text if hasattr(value, "text") else value for value in override.sweep_iterator()]
+    except HydraException as error:
+        raise ConfigError(f"{override.input_line}: give values, as in {override.key_or_group}=1,2") from error
+
+
+def _meant(word: str, known: Collection[str]) -> str:
+    """What was probably meant by a word, as the end of a line."""
+    lower = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(word.lower(), lower, n=1, cutoff=0.7)
+    return f" (did you mean {lower[near[0]]}?)" if near else ""
+
+
+# Before Hydra composes ------------------------------------------------------------------------------------------------
+
+
+def check(words: Sequence[str], loader: ConfigLoaderImpl) -> None:
+    """Refuses words that cannot be read, and groups and options that do not exist.
+
+    Args:
+        loader: knows the folders of configs.
+
+    Raises:
+        ConfigError: there is such a word.
+    """
+    overrides = parsed(words)
+    loader = _with_searchpath(loader, overrides)
+    for override in overrides:
+        key = override.key_or_group
+        if any(key == setting or key.startswith(f"{setting}.") for setting in _NO_EFFECT):
+            raise ConfigError(
+                f"{override.input_line}: it has no effect, as runs keep their own files; give results_dir=PATH"
+            )
+        if _is_group(key, loader):
+            _check_option(override, loader)
+        elif "/" in key or override.package is not None:
+            raise ConfigError(f"{override.input_line}: there is no group {key}; see python run.py --help")
+        elif key == "hydra.mode" and str(override.value()) not in ("RUN", "MULTIRUN"):
+            raise ConfigError(f"{override.input_line}: give RUN or MULTIRUN")
+
+
+def loader_here() -> ConfigLoaderImpl:
+    """What knows the folders of configs, inside hydra.initialize_config_dir."""
+    return cast(ConfigLoaderImpl, GlobalHydra.instance().config_loader())
+
+
+def _is_group(key: str, loader: ConfigLoaderImpl) -> bool:
+    return key != "hydra" and all(key.split("/")) and bool(loader.repository.group_exists(key))
+
+
+def _with_searchpath(loader: ConfigLoaderImpl, overrides: Sequence[Override]) -> ConfigLoaderImpl:
+    """A loader that also knows the folders of hydra.searchpath=."""
+    given = [override for override in overrides if override.key_or_group == "hydra.searchpath"]
+    for override in given:
+        paths: Any = override.value()
+        fits = isinstance(paths, list) and all(isinstance(path, str) for path in paths)
+        if not fits or not all("://" in path and _is_there(path) for path in paths):
+            raise ConfigError(
+                f"{override.input_line}: give folders that exist, as in hydra.searchpath=[file:///home/me/conf]"
+            )
+        search_path = copy.deepcopy(loader.get_search_path())
+        for path in paths:
+            search_path.append("command line", path)
+        loader = ConfigLoaderImpl(search_path)
+    return loader
+
+
+def _is_there(path: str) -> bool:
+    scheme, _, folder = path.partition("://")
+    return scheme != "file" or Path(folder).is_dir()
+
+
+def _check_option(override: Override, loader: ConfigLoaderImpl) -> None:
+    """Refuses what is no option of a group."""
+    group, line = override.key_or_group, override.input_line
+    if override.is_delete():
+        if group not in _OPTIONAL:
+            raise ConfigError(f"{line}: a run needs an option of {group}; give {group}=NAME")
+        return
+    options = loader.get_group_options(group)
+    if (override.is_add() or override.is_force_add()) and (
+        group in _OPTIONAL or group.startswith("hydra/") or _is_needed(group)
+    ):
+        raise ConfigError(f"{line}: leave the + out; {group}=NAME chooses an option")
+    for value in _values(override):
+        if value is None and group in _OPTIONAL:
+            continue
+        if not isinstance(value, str) or value not in options:
+            near = _meant(value, options) if isinstance(value, str) else ""
+            raise ConfigError(
+                f"{group}={shown(value)}: there is no such option{near}; give one of {', '.join(options)}"
+            )
+
+
+def _is_needed(group: str) -> bool:
+    return group in config.RunConfig.__dataclass_fields__
+
+
+# After Hydra has failed -----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def explained(words: Sequence[str], loader: ConfigLoaderImpl, name: str = "config") -> Iterator[None]:
+    """Says which word is to blame, where composing a config inside the block fails.
+
+    Args:
+        loader: knows the folders of configs.
+        name: of the primary config.
+
+    Raises:
+        ConfigError: in place of an error that a word explains.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        _blame(words, loader, name)
+        raise error
+
+
+def _blame(words: Sequence[str], loader: ConfigLoaderImpl, name: str) -> None:
+    """Applies words one after another, and says which is wrong."""
+    overrides = parsed(words)
+    loader = _with_searchpath(loader, overrides)
+    groups = [override for override in overrides if _is_group(override.key_or_group, loader)]
+    chosen = [
+        f"{override.key_or_group}={value}" if override.is_sweep_override() else override.input_line or ""
+        for override in groups
+        for value in _values(override)[:1]
+    ]
+    tree = loader.load_configuration(name, chosen, RunMode.RUN)
+    for override in overrides:
+        if override not in groups:
+            _check_key(override, tree)
+            for value in _values(override):
+                _apply(override, value, tree)
+
+
+def _check_key(override: Override, tree: DictConfig) -> None:
+    """Refuses a key that is not in the composed config."""
+    key = override.key_or_group
+    node: Any = tree
+    group, *_ = parts = key.split(".")
+    for depth, part in enumerate(parts):
+        before = ".".join(parts[:depth])
+        if node is None:
+            raise ConfigError(
+                f"{override.input_line}: {before} is null for this {group}; choose one that has it ({group}=NAME)"
+            )
+        if not isinstance(node, DictConfig):
+            raise ConfigError(f"{override.input_line}: {before} has no settings of its own; give {before}=VALUE")
+        if part not in node:
+            if override.is_add() or override.is_force_add():
+                _check_addition(override, tree)
+                return
+            raise ConfigError(f"{key}: there is no such setting; see python run.py --help{_meant_key(key, tree)}")
+        inner = node._get_node(part)
+        plain: Any = OmegaConf.to_container(node)
+        node = inner if isinstance(inner, DictConfig) and not inner._is_none() else plain[part]
+
+
+def _check_addition(override: Override, tree: DictConfig) -> None:
+    """Refuses a setting of Hydra's that it would not take; our own are checked as a whole."""
+    key = override.key_or_group
+    takes_any = str(tree.hydra.launcher._target_).startswith("hydra_plugins.pai_bench_plugins")
+    if key.startswith("hydra.") and not key.startswith(
+        ("hydra.sweeper.params.", "hydra.sweeper.scale.", "hydra.job.env")
+    ):
+        if key.startswith("hydra.launcher.") and takes_any:
+            return
+        raise ConfigError(
+            f"{override.input_line}: there is no such setting; see python run.py --hydra-help{_meant_key(key, tree)}"
+        )
+
+
+def _meant_key(key: str, tree: DictConfig) -> str:
+    known = list(_keys(OmegaConf.to_container(tree, resolve=False)))
+    last = key.rpartition(".")[2]
+    same = [name for name in known if name.rpartition(".")[2] == last and not name.startswith("hydra.")]
+    return f" (did you mean {same[0]}?)" if same else _meant(key, known)
+
+
+def _keys(settings: Any, path: str = "") -> Iterator[str]:
+    for key, value in settings.items():
+        yield f"{path}{key}"
+        if isinstance(value, dict):
+            yield from _keys(value, f"{path}{key}.")
+
+
+def _apply(override: Override, value: Any, tree: DictConfig) -> None:
+    """Gives a setting its value."""
+    key = override.key_or_group
+    try:
+        if override.is_delete():
+            ConfigLoaderImpl._apply_overrides_to_config([override], tree)
+        else:
+            OmegaConf.update(tree, key, value, merge=True, force_add=override.is_add() or override.is_force_add())
+    except Exception as error:
+        sign = "~" if override.is_delete() else ""
+        raise ConfigError(f"{sign}{key}={shown(value)}: give {_wanted(key, value, tree)}") from error
+
+
+def _wanted(key: str, value: Any, tree: DictConfig) -> str:
+    """What a setting takes, in words."""
+    if not key.startswith("hydra.") and (said := config.wanted(key, value)):
+        return said
+    node = OmegaConf.select(tree, key.rpartition(".")[0] or key)
+    node = node._get_node(key.rpartition(".")[2]) if isinstance(node, DictConfig) else None
+    kind = node._metadata.ref_type if node is not None else None
+    kinds = [kind, *get_args(kind)]
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    if isinstance(node, DictConfig) and not key.startswith("hydra."):
+        group, _, last = key.rpartition(".")
+        null = f"null, as this {group} has, or choose one that has a value for {last} ({group}=NAME)"
+        return null if node._is_none() else f"settings that it has: {', '.join(map(str, node))}"
+    return next((words[kind] for kind in kinds if kind in words), "a value of another kind")
+
+
+# What only the words of a run show ------------------------------------------------------------------------------------
+
+
+def complete(composed: DictConfig, of_hydra: Any) -> dict[str, Any]:
+    """The completed config of a run.
+
+    Args:
+        composed: the config, with or without Hydra's part, which is taken out.
+        of_hydra: Hydra's part.
+
+    Raises:
+        ConfigError: as config.complete; or a label, a scale or a sparsity has nothing to hold for.
+    """
+    choices = of_hydra.runtime.choices
+    words: Any = OmegaConf.to_container(of_hydra.overrides.task, resolve=False)  # ${} in a word is not meant here
+    check_scale(choices)
+    with open_dict(composed):
+        composed.pop("hydra", None)
+    cfg = config.complete(composed)
+    given = {override.key_or_group: override.value() for override in parsed(words)}
+    _check_labels(given, choices)
+    target = next((key for key in _TARGETS if given.get(key) is not None), None)
+    if target and "pruner" not in given and cfg["pruner"]["score"] is None and cfg["mask"] is None:
+        raise ConfigError(f"{target}={given[target]} needs pruner=NAME; without one the network stays dense")
+    return cfg
+
+
+def check_scale(choices: Mapping[str, str | None]) -> None:
+    """Refuses a scale where there is no experiment to scale.
+
+    Args:
+        choices: the options of config groups.
+
+    Raises:
+        ConfigError: it is so.
+    """
+    scale = choices.get("scale")
+    if scale not in (None, "full") and choices.get("experiment") is None:
+        raise ConfigError(f"scale={scale}: it makes an experiment smaller; add experiment=NAME, or leave it out")
+
+
+def _check_labels(given: Mapping[str, Any], choices: Mapping[str, str | None]) -> None:
+    """Refuses a name that says another thing than what runs."""
+    for key, label in given.items():
+        group, _, rest = key.partition(".")
+        chosen = choices.get(group)
+        if rest != "name" or chosen in (None, "timm", label):
+            continue
+        others = {path.stem for path in (config.CONF / group).glob("*.yaml")}
+        if label in others:
+            raise ConfigError(
+                f"{key}={label}: that is another option of {group}; say {group}={label}, or give another name"
+            )
+        if chosen != "image_folder" and not any(other.startswith(f"{group}.") and other != key for other in given):
+            architecture = f" (an architecture of timm: model=timm model.name={label})" if group == "model" else ""
+            raise ConfigError(
+                f"{key}={label}: it is only a label, and {group}={chosen} stays as it is; leave it out{architecture}"
+            )

@@ -1,0 +1,46 @@
+"""What `python run.py --help` says: the groups with their options, and every setting."""
+
+from string import Template
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.types import RunMode
+from omegaconf import OmegaConf, open_dict
+
+from pai_bench.config.config import CONF
+from pai_bench.launch import overrides
+
+_HELP = """\
+pai_bench: pruning at initialization and lottery tickets, one run or a sweep of them.
+
+  python run.py pruner=synflow sparsity=0.98
+  python run.py -m dataset=cifar10 model=vgg16 training=cifar pruner=snip,synflow compression=10,100 'seed=range(3)'
+
+Choose one option of each group (group=option):
+
+$GROUPS
+Set any value (key=value); sparsity=, density= and compression= are three ways to say one thing:
+
+$CONFIG
+Show the config of a run and exit: --cfg job --resolve     Hydra's own flags: --hydra-help
+"""
+
+
+def text(words: list[str], loader: ConfigLoaderImpl, resolve: bool) -> str:
+    """The help of a command line.
+
+    Args:
+        words: its overrides.
+        loader: knows the folders of configs.
+        resolve: settings that name others show their values.
+
+    Raises:
+        ConfigError: a word is wrong.
+    """
+    with overrides.explained(words, loader):
+        composed = loader.load_configuration("config", words, RunMode.RUN)
+    with open_dict(composed):
+        del composed["hydra"]
+    # Hydra lists groups by reading every file twice.
+    groups = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra")
+    lines = "".join(f"{group}: {', '.join(loader.get_group_options(group))}\n" for group in groups)
+    return Template(_HELP).substitute(GROUPS=lines, CONFIG=OmegaConf.to_yaml(composed, resolve=resolve))

@@ -1,0 +1,191 @@
+"""Sparsity -> rounds: in which steps a sparsity is reached, before training or within it.
+
+Density never rises, and the last round hits the target. Times within training are given in epochs; n steps are
+n / steps_per_epoch of one. `rounding` says how the rounds before the last come from a density to a number of weights;
+the last keeps the nearest number, always.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+from pai_bench.core import Count, NonNegative, NonNegativeInt, Round, Rounding, TrainingLength
+from pai_bench.errors import ConfigError
+
+
+def none(sparsity: float, length: TrainingLength) -> Sequence[Round]:
+    """No rounds: the network stays dense."""
+    return []
+
+
+def one_shot(sparsity: float, length: TrainingLength) -> Sequence[Round]:
+    """One round, before training."""
+    return [Round(sparsity)]
+
+
+def exponential(
+    sparsity: float, length: TrainingLength, *, rounds: Count, rounding: Literal["nearest", "up", "down"]
+) -> Sequence[Round]:
+    """Density d^(i/n) after round i of n, so that every round prunes the same fraction of what is left.
+
+    Args:
+        rounding: of the number of weights that a round before the last keeps. The code of Tanaka et al. rounds up, that
+            of de Jorge et al. 2021, arXiv:2006.09081, down.
+
+    Reference: Tanaka et al. 2020, arXiv:2006.05467, Algorithm 1.
+    Deviates: the last round keeps the nearest number, and ties are broken by order; the authors round it as the others,
+        and drop (Tanaka) or keep (de Jorge) all that equal the threshold.
+    """
+    return _rounded([Round(reached) for reached in _exponential(sparsity, rounds)], rounding)
+
+
+def linear(
+    sparsity: float, length: TrainingLength, *, rounds: Count, rounding: Literal["nearest", "up", "down"]
+) -> Sequence[Round]:
+    """Sparsity i/n of the target after round i of n, so that every round prunes the same number of weights.
+
+    Args:
+        rounding: as in `exponential`.
+    """
+    return _rounded([Round(sparsity * i / rounds) for i in range(1, rounds)] + [Round(sparsity)], rounding)
+
+
+def constant(sparsity: float, length: TrainingLength, *, rounds: Count) -> Sequence[Round]:
+    """The target in every round, for methods that move their mask or their weights from round to round."""
+    return [Round(sparsity)] * rounds
+
+
+def early(
+    sparsity: float,
+    length: TrainingLength,
+    *,
+    epoch: NonNegative | None,
+    step: NonNegativeInt | None,
+    rounds: Count,
+    rounding: Literal["nearest", "up", "down"],
+) -> Sequence[Round]:
+    """Pruning after some training: at an epoch or a step, in exponential rounds; then training goes on.
+
+    Args:
+        rounding: as in `exponential`.
+
+    Reference: Frankle et al. 2021, arXiv:2009.08576, section 6 (pruning later in training).
+
+    Raises:
+        ConfigError: not exactly one of epoch and step is given, or it lies outside training.
+    """
+    time = _time("schedule.epoch", epoch, "schedule.step", step, length)
+    return _rounded([Round(reached, until_epoch=time) for reached in _exponential(sparsity, rounds)], rounding)
+
+
+def iterative(
+    sparsity: float,
+    length: TrainingLength,
+    *,
+    levels: Count,
+    rewind_epoch: NonNegative | None,
+    rewind_step: NonNegativeInt | None,
+    rewind_weights: bool,
+) -> Sequence[Round]:
+    """Train to the end, prune, rewind; `levels` times. The rows count the last training; its search precedes it.
+
+    Weight rewinding (rewind_weights, to epoch 0 or shortly after) is iterative magnitude pruning of the lottery ticket
+    papers; learning-rate rewinding puts the clock back and keeps the weights.
+
+    Reference: Frankle and Carbin 2019, arXiv:1803.03635; Frankle et al. 2020, arXiv:1912.05671, for rewinding to an
+        early step; Renda et al. 2020, arXiv:2003.02389, for learning-rate rewinding.
+    Deviates: levels are given and the fraction pruned per level follows from the target, so that it is met exactly;
+        the papers prune 20 % per level and stop where that leads. open_lth keeps n - ceil(n / 5) - 1 of the n that are
+        left, so that its levels hold a few weights less than 0.8^level.
+
+    Raises:
+        ConfigError: not exactly one of rewind_epoch and rewind_step is given, or it lies outside training.
+    """
+    time = _time("schedule.rewind_epoch", rewind_epoch, "schedule.rewind_step", rewind_step, length)
+    end = float(length.epochs)
+    return [Round(reached, end, time, rewind_weights) for reached in _exponential(sparsity, levels)]
+
+
+def fine_tune(sparsity: float, length: TrainingLength, *, levels: Count, epochs: Count) -> Sequence[Round]:
+    """Train to the end, prune, train for `epochs` more at the last learning rate; `levels` times.
+
+    Reference: Han et al. 2015, arXiv:1506.02626; as in Renda et al. 2020, arXiv:2003.02389, section 3.
+
+    Raises:
+        ConfigError: there are more epochs than the recipe has.
+    """
+    if epochs > length.epochs:
+        raise ConfigError(f"schedule.epochs={epochs}: training.epochs={length.epochs}; give at most that")
+    end = float(length.epochs)
+    return [Round(reached, end, end - epochs, rewind_weights=False) for reached in _exponential(sparsity, levels)]
+
+
+def gradual(
+    sparsity: float, length: TrainingLength, *, start_epoch: NonNegative, end_epoch: NonNegative, every_steps: Count
+) -> Sequence[Round]:
+    """Gradual pruning during training: sparsity s (1 - (1 - t)^3), t from 0 to 1 between two epochs.
+
+    Reference: Zhu and Gupta 2017, arXiv:1710.01878, section 3.
+
+    Raises:
+        ConfigError: the epochs are not in order or lie outside training.
+    """
+    if not 0 <= start_epoch < end_epoch <= length.epochs:
+        raise ConfigError(
+            f"schedule.start_epoch={start_epoch:g}, end_epoch={end_epoch:g}: give 0 <= start_epoch < end_epoch <= "
+            f"training.epochs={length.epochs}"
+        )
+    first, last = (round(epoch * length.steps_per_epoch) for epoch in (start_epoch, end_epoch))
+    steps = [*range(first + every_steps, last, every_steps), last]
+    rounds = []
+    for step in steps:
+        reached = sparsity * (1 - (1 - (step - first) / (last - first)) ** 3)
+        rounds.append(Round(sparsity if step == last else reached, until_epoch=step / length.steps_per_epoch))
+    return rounds
+
+
+def front_loaded(sparsity: float, length: TrainingLength, *, rounds: Count, warmup_epochs: Count) -> Sequence[Round]:
+    """One epoch of training before every round; density n d / (n d + i (1 - d)) after round i of n.
+
+    Round j prunes the fraction p / (j p + n d) of what is left, with p = 1 - d: the first rounds prune most.
+
+    Args:
+        warmup_epochs: epochs of training before the first round, at least 1.
+
+    Reference: Lubana and Dick 2021, arXiv:2009.11839, and their released code.
+    Deviates: their code truncates the cumulative percentage to an integer in every round of a residual network, which
+        misses the target; here the last round meets it. They drop the momentum after every round; here it is kept.
+
+    Raises:
+        ConfigError: the rounds do not fit into training.
+    """
+    if not 1 <= warmup_epochs <= length.epochs - rounds + 1:
+        raise ConfigError(
+            f"schedule.rounds={rounds}, warmup_epochs={warmup_epochs}: one epoch goes before every round; "
+            f"training.epochs={length.epochs} must hold them"
+        )
+    density = 1 - sparsity
+    reached = [1 - rounds * density / (rounds * density + i * sparsity) for i in range(1, rounds)] + [sparsity]
+    return [Round(s, until_epoch=float(warmup_epochs + i)) for i, s in enumerate(reached)]
+
+
+def _rounded(rounds: list[Round], rounding: Rounding) -> list[Round]:
+    return [replace(this, rounding=rounding) for this in rounds[:-1]] + rounds[-1:]
+
+
+def _exponential(sparsity: float, rounds: int) -> list[float]:
+    density = 1 - sparsity
+    return [1 - density ** (i / rounds) for i in range(1, rounds)] + [sparsity]
+
+
+def _time(
+    epoch_setting: str, epoch: float | None, step_setting: str, step: int | None, length: TrainingLength
+) -> float:
+    """A time given as an epoch or as a step, in epochs."""
+    if (epoch is None) == (step is None):
+        raise ConfigError(f"{epoch_setting}={epoch}, {step_setting}={step}: give one of the two and null the other")
+    time = epoch if epoch is not None else (step or 0) / length.steps_per_epoch
+    if not 0 <= time <= length.epochs:
+        setting, value = (epoch_setting, epoch) if step is None else (step_setting, step)
+        raise ConfigError(f"{setting}={value}: it lies outside training.epochs={length.epochs}")
+    return time

@@ -1,0 +1,169 @@
+"""What other programs can use of a finished run: its mask, and the physically smaller network, checked and measured."""
+
+import io
+import statistics
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from pai_bench.analysis import measures, structure
+from pai_bench.config import config
+from pai_bench.config.signatures import check_call
+from pai_bench.core import Mask, Shape, State
+from pai_bench.errors import DataError, UserError
+from pai_bench.masks import mask_files, masks
+from pai_bench.runs import status
+from pai_bench.runs.summary import weights_again
+from pai_bench.system import files, seeding
+
+
+def trained(directory: Path, trusted: bool = False) -> tuple[nn.Module, Shape]:
+    """The network of a finished run with its final weights, in eval mode on the CPU, and the shape of its images.
+
+    Raises:
+        DataError: the directory holds no finished run, or one without its weights.
+    """
+    from safetensors.torch import load_file
+
+    model, shape, _ = _built(directory, trusted)
+    if not (directory / "model.safetensors").is_file():
+        raise DataError(f"{directory}: there is no model.safetensors, so {weights_again(directory)}")
+    model.load_state_dict(load_file(directory / "model.safetensors"))  # of half precision too
+    return model, shape
+
+
+def initial(directory: Path, trusted: bool = False) -> tuple[nn.Module, Shape]:
+    """The network of a finished run with its initialization, in eval mode on the CPU, and the shape of its images.
+
+    Raises:
+        DataError: the directory holds no finished run.
+        ConfigError: the initialization came from a file that is gone or has changed.
+    """
+    model, shape, cfg = _built(directory, trusted)
+    if cfg.get("weights") is not None:
+        config.identify(cfg, "weights", config.weights_digest(cfg))
+        mask_files.load_weights_(model, cfg["weights"])
+    return model, shape
+
+
+def _built(directory: Path, trusted: bool) -> tuple[nn.Module, Shape, dict[str, Any]]:
+    """The network of a finished run as its seed draws it, in eval mode, the shape of its images, and its config."""
+    from hydra.utils import instantiate
+
+    row = status.finished(directory)
+    if row is None:
+        raise DataError(f"{directory}: there is no whole result.json: it is not the directory of a finished run")
+    cfg: Any = OmegaConf.to_container(OmegaConf.load(directory / "config.yaml"))
+    if not trusted:
+        config.check_origin(cfg["model"], directory / "config.yaml")
+    check_call("model", cfg["model"])
+    call = {key: value for key, value in cfg["model"].items() if key != "name"}
+    shape: Shape = tuple(row["input_shape"])
+    with seeding.seeded(cfg["seed"], "init"):
+        model: nn.Module = instantiate(call, _partial_=True, _convert_="all", _recursive_=False)(
+            shape, row["num_classes"]
+        )
+    return model.eval(), shape, cfg
+
+
+def export_mask(directory: Path, output: Path, weights: Literal["initial", "final"], trusted: bool = False) -> Mask:
+    """Writes the mask of a run for other programs, and returns it; the ending says in which format.
+
+    .safetensors and .npz hold bool arrays by parameter name; .pt holds a state dict with NAME_mask and NAME_orig, which
+    loads into a network that torch.nn.utils.prune has prepared.
+
+    Args:
+        weights: which weights the state dict holds: the initialization, or those that the run ended with.
+
+    Raises:
+        DataError: the directory holds no finished run, or one without the weights that are asked for.
+        ConfigError: the initialization came from a file that is gone or has changed.
+    """
+    from safetensors.torch import load_file
+
+    model, _ = (trained if weights == "final" else initial)(directory, trusted)
+    mask: Mask = load_file(directory / "mask.safetensors")
+    if output.suffix == ".safetensors":
+        content = files.tensor_bytes(mask)
+    else:
+        buffer = io.BytesIO()
+        if output.suffix == ".npz":
+            order = [*masks.prunable(model), *(name for name in mask if name not in masks.prunable(model))]
+            np.savez_compressed(buffer, **{name: mask[name].numpy() for name in order})  # type: ignore[arg-type]
+        else:
+            torch.save(_as_torch_prunes(model.state_dict(), mask), buffer)
+        content = buffer.getvalue()
+    files.write_atomically(output, content)
+    return mask
+
+
+def _as_torch_prunes(state: State, mask: Mask) -> State:
+    """A state dict as that of a network under torch.nn.utils.prune."""
+    pruned: State = {}
+    for name, value in state.items():
+        if name in mask:
+            pruned |= {f"{name}_orig": value, f"{name}_mask": mask[name].to(value.dtype)}
+        else:
+            pruned[name] = value
+    return pruned
+
+
+def latencies(models: list[nn.Module], shape: Shape, batch_size: int, repeats: int) -> list[float]:
+    """Median seconds of a forward pass of each network on a batch of random images, taken in turn."""
+    images = torch.randn(batch_size, *shape)
+    times: list[list[float]] = [[] for _ in models]
+    with torch.inference_mode():
+        for repeat in range(repeats + 2):
+            for model, taken in zip(models, times, strict=True):
+                started = time.perf_counter()
+                model(images)
+                if repeat >= 2:  # the first calls choose algorithms
+                    taken.append(time.perf_counter() - started)
+    return [statistics.median(taken) for taken in times]
+
+
+def export(directory: Path, output: Path, batch_size: int, repeats: int, trusted: bool = False) -> list[dict[str, Any]]:
+    """Writes the smaller network of a run as a torch.export program for batches of any size.
+
+    Returns:
+        parameters, multiply-adds and latency of the masked network and of the small one.
+
+    Raises:
+        DataError: the directory holds no finished run, or one without its weights.
+        UserError: the small network does not give the same outputs.
+    """
+    model, shape = trained(directory, trusted)
+    nonzero = {name: parameter != 0 for name, parameter in model.named_parameters()}
+    small = structure.compact(model, nonzero, shape).model.eval()
+    difference = _difference(model, small, shape)
+    if difference > 1e-4:
+        raise UserError(f"{directory}: the small network's outputs differ by {difference:.2g}; it is not written")
+    images = torch.randn(2, *shape)
+    program = torch.export.export(small, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.export.save(program, output)
+    seconds = latencies([model, small], shape, batch_size, repeats)
+    return [
+        {
+            "network": name,
+            "parameters": sum(parameter.numel() for parameter in network.parameters()),
+            "prunable": masks.total(masks.prunable(network)),
+            "nonzero": int(sum(weight.count_nonzero() for weight in masks.prunable(network).values())),
+            "multiply_adds": sum(measures.multiply_adds(network, shape).values()),
+            "latency_ms": 1000 * latency,
+            "difference": difference,
+        }
+        for name, network, latency in zip(("masked", "small"), (model, small), seconds, strict=True)
+    ]
+
+
+def _difference(model: nn.Module, small: nn.Module, shape: Shape) -> float:
+    """The largest difference of the outputs on random images, relative to the largest output."""
+    images = torch.randn(8, *shape)
+    with torch.inference_mode():
+        expected: Tensor = model(images)
+        return float((small(images) - expected).abs().max() / expected.abs().max().clamp_min(1e-30))

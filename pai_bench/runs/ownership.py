@@ -1,0 +1,198 @@
+"""One process at a time writes a run directory: a claim that its owner keeps alive by a heartbeat."""
+
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from pai_bench.errors import OwnedError
+from pai_bench.system import files
+from pai_bench.system.slurm_job import job_id, restarts
+
+DEAD_AFTER_SECONDS = 180.0  # of silence, of an owner on another machine
+
+
+_NAME = "owner.json"
+
+
+_CLAIM: dict[str, type | tuple[type, ...]] = {
+    "host": str, "pid": int, "started": (str, type(None)), "since": (int, float), "machine": str,
+    "job": (str, type(None)), "restarts": int, "token": str,
+}  # fmt: skip
+
+
+def _started(pid: int) -> str | None:
+    """When a process of this machine started, in clock ticks since boot; None if there is no such process."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        pass
+    else:
+        return None if fields[0] == "Z" else fields[19]
+    if Path("/proc/self").exists():
+        return None
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return "alive"
+
+
+def _holder(path: Path) -> dict[str, Any]:
+    """What a claim file says of its owner; empty if it says nothing."""
+    try:
+        return files.read_json(path, **_CLAIM)
+    except (OSError, ValueError):
+        return {}
+
+
+def _machine() -> str:
+    """Where process ids mean the same: a boot of a machine and, within it, a container."""
+    try:
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return socket.gethostname()
+
+
+def _is_alive(holder: dict[str, Any], age: float, dead_after_seconds: float) -> bool:
+    if holder and holder["job"] and holder["job"] == job_id() and holder["restarts"] < restarts():
+        return False  # this very job, before it was put back into the queue
+    if holder and holder["machine"] == _machine():
+        return bool(_started(holder["pid"]) == holder["started"])
+    return age < dead_after_seconds
+
+
+def claimed(directory: Path) -> bool:
+    """Whether a process that lives holds a directory, as far as reading alone can tell."""
+    path = directory / _NAME
+    try:
+        age = time.time() - path.stat().st_mtime
+    except OSError:
+        return False
+    return _is_alive(_holder(path), age, DEAD_AFTER_SECONDS)
+
+
+class Claim:
+    """The right to write a directory, held until it is released or its process ends.
+
+    A process of the same machine that no longer exists has lost its claim at once; one of another machine when its
+    heartbeat has been silent for `dead_after_seconds`. No file locks are needed, which network file systems may lack.
+
+    Raises:
+        OwnedError: another process holds it.
+    """
+
+    def __init__(
+        self, directory: Path, *, heartbeat_seconds: float = 20, dead_after_seconds: float = DEAD_AFTER_SECONDS
+    ) -> None:
+        self.path = directory / _NAME
+        self._heartbeat_seconds, self._dead_after_seconds = heartbeat_seconds, dead_after_seconds
+        self._token = secrets.token_hex(8)
+        self._take()
+        self._stop = threading.Event()
+        self.lost = False
+        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
+
+    def release(self) -> None:
+        """Gives the directory free."""
+        self._stop.set()
+        if _holder(self.path).get("token") == self._token:
+            self.path.unlink(missing_ok=True)
+
+    def taken(self) -> bool:
+        """Whether another process has taken the directory over.
+
+        Raises:
+            OSError, ValueError: the file system does not tell.
+        """
+        try:
+            return bool(files.read_json(self.path, token=str)["token"] != self._token)
+        except FileNotFoundError:
+            return True
+
+    def _take(self) -> None:
+        for _ in range(20):
+            if self._create(self.path):
+                self._remove_left_over()
+                return
+            holder = _holder(self.path)
+            if self._alive(self.path):
+                where = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
+                job = f" (job {holder['job']})" if holder.get("job") else ""
+                since = files.moment(holder.get("since", 0))
+                raise OwnedError(
+                    f"{self.path.parent}: {where}{job} has been running it since {since}; wait for it, or end it"
+                )
+            self._clear(self.path)
+            time.sleep(0.05)
+        raise OwnedError(f"{self.path.parent}: other processes keep claiming it; try again")
+
+    def _clear(self, dead: Path) -> None:
+        """Removes a claim whose owner is dead: of all who find it dead, the one that creates a second file does.
+
+        That one may die over it, too; its file is cleared in the same way.
+        """
+        token = _holder(dead).get("token")
+        clearing = self.path.with_name(f"{_NAME}.{token or 'torn'}.cleared")
+        if clearing == dead:
+            dead.unlink(missing_ok=True)
+        elif self._create(clearing):
+            if _holder(dead).get("token") == token:
+                dead.unlink(missing_ok=True)
+            clearing.unlink(missing_ok=True)
+        elif not self._alive(clearing):
+            self._clear(clearing)
+
+    def _remove_left_over(self) -> None:
+        """Removes the files of processes that died while they claimed the directory."""
+        for path in self.path.parent.glob(f"{_NAME}.*"):
+            if not self._alive(path):
+                path.unlink(missing_ok=True)
+
+    def _create(self, path: Path) -> bool:
+        """Creates a claim file, whole, if there is none."""
+        content = {
+            "host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid()), "since": time.time(),
+            "machine": _machine(), "job": job_id(), "restarts": restarts(), "token": self._token,
+        }  # fmt: skip
+        temporary = path.with_name(f"{path.name}.tmp-{self._token}")
+        temporary.write_text(json.dumps(content))
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        finally:
+            temporary.unlink()
+        return True
+
+    def _alive(self, path: Path) -> bool:
+        """Whether the process that made a claim file lives, as far as can be told."""
+        holder, age = _holder(path), self._age(path)
+        return path.exists() and _is_alive(holder, age, self._dead_after_seconds)
+
+    def _age(self, path: Path) -> float:
+        """Seconds since a file was touched, by the clock of its file system."""
+        probe = self.path.with_name(f"{_NAME}.tmp-{self._token}-clock")
+        try:
+            probe.touch()
+            return probe.stat().st_mtime - path.stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
+        finally:
+            probe.unlink(missing_ok=True)
+
+    def _beat(self) -> None:
+        while not self._stop.wait(self._heartbeat_seconds):
+            try:
+                if self.taken():
+                    self.lost = True
+                    return
+                os.utime(self.path)
+            except (OSError, ValueError):
+                continue  # a file system that stalls; the next beat tries again

@@ -1,0 +1,327 @@
+"""What a run leaves on disk: one directory for each run, whose result.json is written last and once."""
+
+import hashlib
+import io
+import json
+import logging
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pai_bench.core import Mask, Scores, State
+from pai_bench.errors import ConfigError, OwnedError, UserError
+from pai_bench.runs.ownership import Claim
+from pai_bench.runs.status import CHECKPOINT, QUEUED, RESULT, STATUS, finished, noted
+from pai_bench.system import files
+from pai_bench.system.slurm_job import job_id
+
+log = logging.getLogger(__name__)
+
+_PREVIOUS = "checkpoint.previous.pt"
+DAMAGED = f"{RESULT}.damaged"
+_MAGIC = b"pai_bench checkpoint 3\n"
+_PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "wandb", "numpy")
+
+
+def _version(package: str) -> str | None:
+    """What is installed of a package that a run may do without."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def provenance() -> dict[str, Any]:
+    """What is needed to tell where a number came from: code, versions, machine and command line."""
+    home = Path(__file__).parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *arguments], cwd=home, capture_output=True, text=True, timeout=10, check=True)
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    changes = git("status", "--porcelain")
+    return {
+        "commit": git("rev-parse", "HEAD"),
+        "dirty": None if changes is None else bool(changes),
+        "python": platform.python_version(),
+        "versions": {package: _version(package) for package in _PACKAGES},
+        "platform": platform.platform(),
+        "host": socket.gethostname(),
+        "command": sys.argv,
+    }
+
+
+def save_checkpoint(directory: Path, state: dict[str, Any], curve_bytes: int = 0) -> None:
+    """Writes a checkpoint beside the previous one, which stays until the next: one of the two is always whole.
+
+    Args:
+        directory: of the run; its name goes into the checkpoint.
+        curve_bytes: how long the curve is by now.
+    """
+    buffer = io.BytesIO()
+    torch.save(state | {"run": directory.name, "curve_bytes": curve_bytes}, buffer)
+    payload = buffer.getvalue()
+    current = directory / CHECKPOINT
+    if current.is_file():
+        current.replace(directory / _PREVIOUS)
+    files.write_atomically(current, _MAGIC + hashlib.sha256(payload).digest() + payload)
+
+
+def load_checkpoint(directory: Path) -> dict[str, Any] | None:
+    """The newest whole checkpoint of this run, on the CPU, or None. Any other is passed over, and the log says so."""
+    for path in (directory / CHECKPOINT, directory / _PREVIOUS):
+        if not path.is_file():
+            continue
+        try:
+            state = _checkpoint(path)
+            _check_curve(directory / "curve.jsonl", state["curve_bytes"])
+            return state
+        except ValueError as error:
+            log.warning("%s; an earlier checkpoint, or the start, takes its place", error)
+    return None
+
+
+def _checkpoint(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds.
+
+    Raises:
+        ValueError: it is damaged, or not one of the run in whose directory it lies.
+    """
+    content = path.read_bytes()
+    start = len(_MAGIC) + hashlib.sha256().digest_size
+    payload = content[start:]
+    if content[:start] != _MAGIC + hashlib.sha256(payload).digest():
+        raise ValueError(f"{path}: it is damaged")
+    try:
+        state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+        run, _ = state["run"], state["curve_bytes"]
+    except Exception as error:  # whatever torch says of what is no checkpoint
+        raise ValueError(f"{path}: it is no checkpoint of a run ({type(error).__name__})") from error
+    if run != path.parent.name:
+        raise ValueError(f"{path}: it is a checkpoint of another run, {run}")
+    return dict(state)
+
+
+def _check_curve(path: Path, num_bytes: int) -> None:
+    """Refuses a curve whose beginning, up to a checkpoint, is not what the run wrote.
+
+    Raises:
+        ValueError: it is too short or damaged.
+    """
+    content = path.read_bytes()[:num_bytes] if path.is_file() else b""
+    if len(content) < num_bytes:
+        raise ValueError(f"{path}: it ends before the checkpoint does")
+    try:
+        whole = all("epoch" in json.loads(line) for line in content.splitlines())
+    except (ValueError, TypeError, RecursionError):
+        whole = False
+    if not whole:
+        raise ValueError(f"{path}: it is damaged")
+
+
+def final_weights(state: State, half: bool) -> State:
+    """A state dict as it is kept on disk: as it is, or with kernels and matrices, but not norms, in half precision."""
+    if not half:
+        return state
+    return {
+        name: value.half() if value.is_floating_point() and value.dim() > 1 else value for name, value in state.items()
+    }
+
+
+class RunDirectory:
+    """The directory of one run that is not finished yet, claimed for this process.
+
+    Args:
+        path: created if it is missing.
+
+    Raises:
+        ConfigError: it cannot be created or written to.
+        OwnedError: another process is working on it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._claim: Claim | None = None
+        # Lines that the curve had beyond the checkpoint.
+        self.num_repeated = 0
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            claim = self._claim = Claim(path)
+            previous = self._status = self._previous()
+            # Finished just before it could be claimed, or by a process that died before it had tidied up.
+            self.row = finished(path)
+            if self.row is None and (path / RESULT).is_file():
+                (path / RESULT).replace(path / DAMAGED)
+                log.warning("%s is damaged, and is now %s; the run is done again", path / RESULT, DAMAGED)
+            (path / QUEUED).unlink(missing_ok=True)
+            # What the run goes on from, or None: it starts.
+            self.checkpoint = load_checkpoint(path) if self.row is None else None
+            if self.row is not None:
+                self._tidy()
+                return
+            if self.checkpoint is None:
+                # An attempt that ended early left half a record; nothing of it is true of this attempt.
+                for left in path.iterdir():
+                    if left.is_dir():
+                        shutil.rmtree(left)
+                    elif left.name != DAMAGED and not left.name.startswith(
+                        claim.path.name
+                    ):  # other processes try to claim it too
+                        left.unlink(missing_ok=True)
+                (path / "curve.jsonl").touch()
+            else:
+                later = (path / "curve.jsonl").read_bytes()[self.checkpoint["curve_bytes"] :]
+                self.num_repeated = later.count(b"\n")
+                os.truncate(path / "curve.jsonl", self.checkpoint["curve_bytes"])
+                for torn in path.glob("*.tmp-*"):
+                    if not torn.name.startswith(claim.path.name):
+                        torn.unlink(missing_ok=True)
+        except OSError as error:
+            self.close()
+            raise ConfigError(
+                f"results_dir={path.parent}: cannot be written to ({error.strerror}); give another with results_dir="
+            ) from error
+        self._status = {
+            "state": "running",
+            "attempt": previous.get("attempt", 0) + 1,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "job": job_id(),
+            "started": previous.get("started", time.time()) if self.checkpoint else time.time(),
+        }
+        self.status("running")
+
+    def _previous(self) -> dict[str, Any]:
+        """What status.json says of earlier attempts; nothing where there were none, or where it is damaged."""
+        try:
+            return noted(self.path)
+        except FileNotFoundError:
+            pass
+        except ValueError as error:
+            log.warning("%s; it is written anew", error)
+        return {}
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        """Writes a checkpoint that knows how far the curve had come.
+
+        Raises:
+            OwnedError: another process has taken the run over.
+        """
+        self.check()
+        with (self.path / "curve.jsonl").open("rb") as curve:
+            os.fsync(curve.fileno())
+            save_checkpoint(self.path, state, os.fstat(curve.fileno()).st_size)
+
+    def check(self) -> None:
+        """Makes sure that this process may still write here.
+
+        Raises:
+            OwnedError: another process has taken the run over.
+            UserError: the directory has vanished.
+        """
+        if not self.path.is_dir():
+            raise UserError(f"{self.path}: it has vanished while the run was going on; run it again")
+        try:
+            taken = self._claim is not None and self._claim.taken()
+        except (OSError, ValueError):
+            return  # a file system that stalls tells nothing
+        if taken:
+            raise OwnedError(f"{self.path}: another process has taken this run over, so this one ends")
+
+    @property
+    def lost(self) -> bool:
+        """Whether another process has taken the directory over."""
+        return self._claim is not None and self._claim.lost
+
+    def start_log(self) -> logging.Handler:
+        """Sends everything that this package logs to run.log too."""
+        handler = logging.FileHandler(self.path / "run.log")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logging.getLogger("pai_bench").addHandler(handler)
+        return handler
+
+    def close(self) -> None:
+        """Gives the directory free for other processes."""
+        if self._claim is not None:
+            self._claim.release()
+
+    def status(self, state: str, **details: Any) -> None:
+        """Replaces status.json: state is running, finished, failed or preempted; times are seconds since 1970."""
+        self._status |= {"state": state, "updated": time.time(), **details}
+        files.write_json(self.path / STATUS, self._status)
+
+    def discard(self) -> None:
+        """Removes the directory: a run that was refused leaves nothing behind."""
+        shutil.rmtree(self.path)
+
+    def record(self, metrics: dict[str, float], epoch: float) -> None:
+        """Appends one line to curve.jsonl."""
+        with (self.path / "curve.jsonl").open("a") as file:
+            file.write(json.dumps(files.valid({"epoch": epoch, **metrics}), allow_nan=False) + "\n")
+
+    def curve(self) -> list[dict[str, float]]:
+        """The lines of curve.jsonl."""
+        return [json.loads(line) for line in (self.path / "curve.jsonl").read_text().splitlines()]
+
+    def write_text(self, name: str, text: str) -> None:
+        """Writes a text file, atomically."""
+        files.write_atomically(self.path / name, text.encode())
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Writes a JSON file, atomically."""
+        files.write_json(self.path / name, value)
+
+    def write_tensors(self, name: str, tensors: Mask | Scores | State) -> None:
+        """Writes tensors by name in the safetensors format, atomically."""
+        files.write_atomically(self.path / name, files.tensor_bytes(tensors))
+
+    def finish(self, row: dict[str, Any]) -> None:
+        """Writes metrics.csv and then result.json, whose appearance is what makes the run finished."""
+        self.check()
+        epochs = [line for line in self.curve() if "test/top1" in line]
+        keys = list(dict.fromkeys(key for line in epochs for key in line))
+        temporary = self.path / "metrics.csv.tmp"
+        temporary.write_text(files.csv_text(epochs, keys))
+        temporary.replace(self.path / "metrics.csv")
+        self.write_json(RESULT, row)
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """What follows the result. The newest checkpoint goes last: where it lies beside a result, this is undone."""
+        self.status("finished", exit_code=0)
+        for name in (_PREVIOUS, CHECKPOINT):
+            (self.path / name).unlink(missing_ok=True)
+
+
+class NullRunDirectory:
+    """The run directory for a process that leaves the writing to another."""
+
+    lost, num_repeated = False, 0
+
+    def __init__(self, path: Path, checkpoint: dict[str, Any] | None) -> None:
+        self.path, self.checkpoint = path, checkpoint
+
+    def start_log(self) -> logging.Handler:
+        """Nowhere."""
+        return logging.NullHandler()
+
+    def curve(self) -> list[dict[str, float]]:
+        """Nothing."""
+        return []
+
+    def _nothing(self, *_: Any, **__: Any) -> None: ...
+
+    check = close = save_checkpoint = status = discard = record = finish = _nothing
+    write_text = write_json = write_tensors = _nothing

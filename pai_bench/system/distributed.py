@@ -1,0 +1,212 @@
+"""Several processes for one run: what they have to agree on. In a run of one process nothing here does anything."""
+
+import logging
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from pai_bench.core import Mask, Selection, Weights
+from pai_bench.errors import ConfigError
+from pai_bench.system import preemption
+from pai_bench.system.world import World, world
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+_PATIENCE_SECONDS = 5.0
+
+
+def start(device: torch.device) -> None:
+    """Joins the processes of this run, once.
+
+    Raises:
+        ConfigError: SLURM does not say where the first of them runs.
+        PreemptedError: a signal has come while it waited for the others.
+    """
+    here = world()
+    if here.size == 1 or distributed.is_initialized():
+        return
+    if "MASTER_ADDR" not in os.environ:
+        nodes = os.environ.get("SLURM_STEP_NODELIST", "")
+        try:
+            shown = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
+            # Jobs that share a machine have different ids.
+            port = 20000 + int(os.environ["SLURM_JOB_ID"]) % 40000
+            os.environ["MASTER_ADDR"] = shown.stdout.split()[0]
+        except (OSError, subprocess.SubprocessError, LookupError, ValueError) as error:
+            raise ConfigError(
+                f"{here.variable}={here.size}: scontrol does not tell the hosts of these processes ({error}); start "
+                f"them with srun or torchrun, or unset {here.variable} if there are none"
+            ) from error
+        os.environ["MASTER_PORT"] = str(port)
+    os.environ |= {"RANK": str(here.rank), "WORLD_SIZE": str(here.size), "LOCAL_RANK": str(here.local_rank)}
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    _meet(here, lambda: distributed.init_process_group(backend, timeout=timedelta(hours=1)))
+
+
+def _meet(here: World, join: Callable[[], None]) -> None:
+    """Joins the other processes in a thread, so that this one can say for whom it waits, and end on a signal.
+
+    Raises:
+        PreemptedError: a signal has come.
+    """
+    failed: list[Exception] = []
+
+    def work() -> None:
+        try:
+            join()
+        except Exception as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=work, name="meet", daemon=True)
+    thread.start()
+    # The first process usually waits for some other; these speak up where the first is not there.
+    patience, level = (_PATIENCE_SECONDS, logging.WARNING) if here.rank == 0 else (6 * _PATIENCE_SECONDS, logging.ERROR)
+    said, started = False, time.monotonic()
+    while thread.is_alive():
+        thread.join(0.2)
+        preemption.check()
+        if not said and thread.is_alive() and time.monotonic() - started > patience:
+            said = True
+            log.log(
+                level, "process %d of %d waits for the others at %s:%s; if there are none, unset %s",
+                here.rank, here.size, os.environ["MASTER_ADDR"], os.environ.get("MASTER_PORT", "?"), here.variable,
+            )  # fmt: skip
+    if failed:
+        raise failed[0]
+
+
+def _alone() -> bool:
+    return not distributed.is_initialized() or distributed.get_world_size() == 1
+
+
+def agree(action: Callable[[], T]) -> T:
+    """What an action of the first process returned or raised, in every process."""
+    if _alone():
+        return action()
+    outcome: list[Any] = [None]
+    if distributed.get_rank() == 0:
+        try:
+            outcome = [(True, action())]
+        except Exception as error:
+            outcome = [(False, error)]
+    distributed.broadcast_object_list(outcome, 0)
+    succeeded, value = outcome[0]
+    if not succeeded:
+        value.shared = True
+        raise value
+    result: T = value
+    return result
+
+
+def total(tensor: Tensor) -> Tensor:
+    """The sum of a tensor over the processes."""
+    if not _alone():
+        tensor = tensor.clone()
+        distributed.all_reduce(tensor)
+    return tensor
+
+
+class _Total(torch.autograd.Function):
+    """`total`, with its gradient: every process's summand reaches the sum in all of them."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return total(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return total(gradient)
+
+
+def from_first(value: Mask | Weights | Selection) -> Any:
+    """The tensors of the first process, in place of those that every process has computed."""
+    if _alone():
+        return value
+    if isinstance(value, Selection):
+        scale = value.scale if value.scale is None else from_first(value.scale)
+        return replace(value, mask=from_first(value.mask), scale=scale)
+    received = {}
+    for name, tensor in value.items():
+        sent = tensor.to(torch.uint8) if tensor.dtype == torch.bool else tensor.clone()
+        distributed.broadcast(sent, 0)
+        received[name] = sent.to(tensor.dtype)
+    return received
+
+
+def wrapped(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model, with gradients that are averaged over the processes."""
+    if _alone():
+        return model
+    devices = [device] if device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+
+
+@contextmanager
+def synchronised_norms(model: nn.Module) -> Iterator[None]:
+    """Inside the block, batch norms in train mode take their statistics over the batch of all processes.
+
+    So the number of processes changes a result by no more than rounding. The modules stay what they are: scores and
+    dependencies look at their types.
+    """
+    norms = [] if _alone() else [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    for module in norms:
+        module.forward = partial(_synchronised, module)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for module in norms:
+            del module.forward
+
+
+def _synchronised(module: _BatchNorm, x: Tensor) -> Tensor:
+    if not module.training:
+        plain: Tensor = type(module).forward(module, x)
+        return plain
+    dims, shape = [0, *range(2, x.dim())], [1, -1, *[1] * (x.dim() - 2)]
+    if x.is_cuda:
+        return _fused(module, x)
+    values = x.float()
+    count = total(torch.tensor(x.numel() / x.shape[1], device=x.device))
+    mean: Tensor = _Total.apply(values.sum(dims)) / count  # type: ignore[no-untyped-call]
+    centred = values - mean.view(shape)
+    variance: Tensor = _Total.apply(centred.square().sum(dims)) / count  # type: ignore[no-untyped-call]
+    if module.track_running_stats and module.running_mean is not None and module.running_var is not None:
+        with torch.no_grad():
+            assert module.num_batches_tracked is not None
+            module.num_batches_tracked += 1
+            rate = 1 / float(module.num_batches_tracked) if module.momentum is None else module.momentum
+            module.running_mean.lerp_(mean, rate)
+            module.running_var.lerp_(variance * count / (count - 1), rate)
+    result = centred * (variance + module.eps).rsqrt().view(shape)
+    if module.affine:
+        result = result * module.weight.view(shape) + module.bias.view(shape)
+    return result.to(x.dtype)
+
+
+def _fused(module: _BatchNorm, x: Tensor) -> Tensor:
+    """As `_synchronised`, by torch's own operation for GPUs: one collective forwards, one backwards, no wait."""
+    from torch.nn.modules._functions import SyncBatchNorm
+
+    rate = 0.0 if module.momentum is None else module.momentum
+    if module.track_running_stats and module.num_batches_tracked is not None:
+        module.num_batches_tracked.add_(1)
+        if module.momentum is None:
+            rate = 1 / float(module.num_batches_tracked)
+    result: Tensor = SyncBatchNorm.apply(  # type: ignore[no-untyped-call]
+        x, module.weight, module.bias, module.running_mean, module.running_var, module.eps, rate,
+        distributed.group.WORLD, distributed.get_world_size(),
+    )  # fmt: skip
+    return result
