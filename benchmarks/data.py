@@ -18,7 +18,7 @@ from benchmarks import textbook
 from benchmarks.measure import clocked, in_turn
 from benchmarks.subjects import MEAN, STD, Setting, parts, pixels
 from benchmarks.table import Row
-from pai_bench import experiment
+from pai_bench import assembly
 from pai_bench.core import Data
 from pai_bench.data.decode import decode
 from pai_bench.launch import compose
@@ -100,7 +100,7 @@ def _photographs(setting: Setting, root: Path, number: int, size: int) -> Iterat
     )  # fmt: skip
     stores = {"as they are": (), "from a store of short side 256": ("dataset.store=256", "download=true")}
     loaded: dict[str, Data] = {
-        name: experiment.load_data(compose.compose([*common, *more]), setting.device) for name, more in stores.items()
+        name: assembly.load_data(compose.compose([*common, *more]), setting.device) for name, more in stores.items()
     }
     folders = {"as they are": root, "from a store of short side 256": root.parent / f"{root.name}-256"}
     variants = {name: clocked(partial(_walk, data, 32), setting.device) for name, data in loaded.items()}

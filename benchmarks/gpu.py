@@ -55,7 +55,7 @@ def images(setting: Setting) -> Iterator[Row]:
         busy = _busy(epoch, setting.device)
         judged = setting.device.type == "cuda" and net == "resnet20" and precision == "bfloat16"
         yield Row(
-            f"training of {net}, {precision}, batch {of.recipe.batch_size}", number / took, "images/s",
+            f"training of {net}, {precision}, batch {of.run.training.batch_size}", number / took, "images/s",
             bar=100_000 if judged else None, aim=250_000 if judged else None, took=took,
             floor=setting.rates.floor(flops=counted, precision=precision),
             note="" if busy is None else f"the device works {100 * busy:.0f} % of an epoch",
@@ -69,7 +69,7 @@ def _published(setting: Setting, net: str, number: int, ours: float) -> Row:
     of = parts(setting.device, f"model={net}", *WHOLE, "training.lr=0.01")
     copied = textbook.Masked(of.build("init"), random_mask(of, 0.1))
     workers = 0 if setting.quick else devices.num_cores(setting.device)
-    loader = textbook_loader(number, of.recipe.batch_size, workers)
+    loader = textbook_loader(number, of.run.training.batch_size, workers)
     optimizer = textbook_optimizer(of, copied)
 
     def epoch() -> None:

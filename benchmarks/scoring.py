@@ -14,9 +14,9 @@ from benchmarks.measure import clocked, in_turn, seconds
 from benchmarks.subjects import Setting, flops, parts, pruned, subnetwork, trainer
 from benchmarks.table import Row
 from pai_bench.analysis import measures
-from pai_bench.config import config
+from pai_bench.assembly import Parts
+from pai_bench.config import composition
 from pai_bench.core import Mask, Round
-from pai_bench.experiment import Parts
 from pai_bench.masks import allocation, masks
 from pai_bench.pruning.rounds import Pruned
 from pai_bench.system import devices
@@ -229,7 +229,7 @@ def _grasp(setting: Setting, net: str, of: Parts) -> Row:
 
 def memory(setting: Setting) -> Iterator[Row]:
     """By how much a round of each method raises the peak of a fresh process."""
-    names = sorted(path.stem for path in (config.CONF / "pruner").glob("*.yaml") if path.stem != "dense")
+    names = sorted(path.stem for path in (composition.CONF / "pruner").glob("*.yaml") if path.stem != "dense")
     if setting.quick:
         names = ["snip", "synflow"]
     # A process that has imported everything and done nothing is the parent of all that are measured.

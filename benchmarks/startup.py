@@ -12,10 +12,10 @@ from pathlib import Path
 from benchmarks.measure import in_turn
 from benchmarks.subjects import Setting
 from benchmarks.table import Row
-from pai_bench.config import config
+from pai_bench.config import composition
 from pai_bench.launch import compose
 
-_RUN = config.CONF.parent / "run.py"
+_RUN = composition.CONF.parent / "run.py"
 # Each takes a good part of a second, or more, to import.
 _HEAVY = (
     "torch", "torch._dynamo", "torchvision", "torchcodec", "timm", "wandb", "sklearn", "scipy", "pandas", "matplotlib",
@@ -35,9 +35,9 @@ finally:
 # The same sweep with Hydra's own sweeper, of runs that do nothing.
 _BARE = f"""
 import hydra
-from pai_bench.config import config
-config.register()
-hydra.main(version_base="1.3", config_path={str(config.CONF)!r}, config_name="config")(lambda cfg: None)()
+from pai_bench.config import composition
+composition.register()
+hydra.main(version_base="1.3", config_path={str(composition.CONF)!r}, config_name="config")(lambda cfg: None)()
 """
 
 
@@ -108,9 +108,9 @@ def sweep(setting: Setting) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         settings = [*_TINY, f"results_dir={folder}/results"]
         _python(str(_RUN), *settings)
-        finished = config.directory(compose.compose(settings))
+        finished = compose.compose(settings).directory
         for seed in range(1, number + 1):  # the row of a run is read, whatever seed it says
-            directory = config.directory(compose.compose([*settings, f"seed={seed}"]))
+            directory = compose.compose([*settings, f"seed={seed}"]).directory
             directory.mkdir()
             shutil.copy(finished / "result.json", directory)
         bare = Path(folder) / "bare.py"

@@ -13,11 +13,11 @@ from torch import Generator, nn
 from torch.nn import functional as F
 
 from benchmarks.measure import Rates
-from pai_bench import experiment
+from pai_bench import assembly
 from pai_bench.analysis import measures
-from pai_bench.core import Batch, Batches, Change, Data, DataSettings, Mask, ScoringData, Shape, Subnetwork
+from pai_bench.assembly import Parts
+from pai_bench.core import Batch, Batches, Call, Change, Data, DataSettings, Mask, ScoringData, Shape, Subnetwork
 from pai_bench.data.resident import Resident
-from pai_bench.experiment import Parts
 from pai_bench.launch import compose
 from pai_bench.pruning.rounds import Pruned, prune
 from pai_bench.system import devices
@@ -58,13 +58,11 @@ def synthetic(place: DataSettings, *, size: int, num_classes: int, num_train: in
 
 def parts(device: torch.device, *overrides: str, size: int = 32, num_classes: int = 10, num_train: int = 256) -> Parts:
     """The parts of the run that `python run.py *overrides` describes, on synthetic images."""
-    cfg = compose.compose(["tracker=none", f"device={device}", *overrides])
-    cfg["dataset"] = {
-        "name": "synthetic", "_target_": "benchmarks.subjects.synthetic",
-        "size": size, "num_classes": num_classes, "num_train": num_train,
-    }  # fmt: skip
-    devices.prepare(device, cfg["training"]["precision"])
-    return experiment.assembled(cfg, device)
+    settings = {"size": size, "num_classes": num_classes, "num_train": num_train}
+    dataset = Call("benchmarks.subjects.synthetic", settings, "synthetic")
+    run = replace(compose.compose(["tracker=none", f"device={device}", *overrides]), dataset=dataset)
+    devices.prepare(device, run.training.precision)
+    return assembly.assembled(run, device)
 
 
 def ignore(metrics: dict[str, float], epoch: float) -> None:
@@ -73,7 +71,7 @@ def ignore(metrics: dict[str, float], epoch: float) -> None:
 
 def trainer(of: Parts, record: Callable[[dict[str, float], float], None] = ignore) -> Trainer:
     """The trainer of a run, with a freshly drawn network."""
-    return experiment.trainer_for(of, of.build("init"), record)
+    return assembly.trainer_for(of, of.build("init"), record)
 
 
 def pruned(of: Parts, training: Trainer) -> Pruned:
@@ -81,9 +79,9 @@ def pruned(of: Parts, training: Trainer) -> Pruned:
     model = training.model
     initial = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     return prune(
-        model, of.pruner, of.allocate, of.rounds, ablation=of.ablation, initial=initial,
+        model, of.pruner, of.allocate, of.rounds, ablation=of.run.ablation, initial=initial,
         input_shape=of.data.input_shape, draw=of.data.draw, training=training, loss=F.cross_entropy,
-        seed=of.cfg["seed"], record=ignore,
+        seed=of.run.seed, record=ignore,
     )  # fmt: skip
 
 
@@ -143,9 +141,9 @@ class Steps(Generic[Noted]):
     """
 
     def __init__(self, of: Parts, mask: Mask, num_steps: int, note: Callable[[], Noted]) -> None:
-        batch = next(of.data.train(of.recipe.batch_size, Generator(), Generator()))
+        batch = next(of.data.train(of.run.training.batch_size, Generator(), Generator()))
         self.data = Repeated(of.data, batch, num_steps, note)
-        self.trainer = experiment.trainer_for(replace(of, data=self.data), of.build("init"), ignore)
+        self.trainer = assembly.trainer_for(replace(of, data=self.data), of.build("init"), ignore)
         self.mask = mask
 
     def __call__(self) -> list[Noted]:

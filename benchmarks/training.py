@@ -16,8 +16,8 @@ from benchmarks.measure import clocked, in_turn
 from benchmarks.subjects import Setting, Steps, clock, parts, pruned, step_seconds, trainer
 from benchmarks.table import Row
 from pai_bench.analysis import measures
+from pai_bench.assembly import Parts
 from pai_bench.core import Mask
-from pai_bench.experiment import Parts
 from pai_bench.masks import masks
 from pai_bench.training.trainer import Trainer, num_resurrected
 
@@ -50,7 +50,7 @@ def random_mask(of: Parts, density: float) -> Mask:
 
 def textbook_optimizer(of: Parts, net: nn.Module) -> torch.optim.Optimizer:
     """torch's own SGD with the settings of a recipe."""
-    recipe = of.recipe
+    recipe = of.run.training
     return torch.optim.SGD(
         net.parameters(), lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov,
         weight_decay=recipe.weight_decay,
@@ -90,14 +90,14 @@ def masking(setting: Setting) -> Iterator[Row]:
     yield Row(
         "masked step of resnet20, time over a dense one", times.ratio("masked", "dense"),
         bar=1.03, aim=1.01, at_most=True,
-        took=times.seconds("masked"), floor=setting.rates.floor(flops=counted * of.recipe.batch_size),
+        took=times.seconds("masked"), floor=setting.rates.floor(flops=counted * of.run.training.batch_size),
     )  # fmt: skip
     yield _kept_weights(setting, small)
 
 
 def _counted_step(of: Parts, net: nn.Module) -> int:
     """Operators of a step with torch's own optimizer."""
-    images, labels = next(of.data.train(of.recipe.batch_size, torch.Generator(), torch.Generator()))
+    images, labels = next(of.data.train(of.run.training.batch_size, torch.Generator(), torch.Generator()))
     optimizer = textbook_optimizer(of, net)
     for _ in range(2):  # the first step makes the buffers of the momentum
         counter = _Operators()
@@ -158,7 +158,7 @@ def loop(setting: Setting) -> Iterator[Row]:
         mask = random_mask(of, 0.1)
         trainers = {precision: trainer(run) for precision, run in runs.items()}
         published = textbook.Masked(of.build("init"), mask)
-        optimizer, loader = textbook_optimizer(of, published), textbook_loader(num_images, of.recipe.batch_size)
+        optimizer, loader = textbook_optimizer(of, published), textbook_loader(num_images, of.run.training.batch_size)
 
         def epoch(precision: str, trainers: dict[str, Trainer] = trainers, mask: Mask = mask) -> float:
             training = trainers[precision]
@@ -226,7 +226,7 @@ def _found(setting: Setting, net: str, method: str, compressions: tuple[int, ...
             yield compression, result.mask
         else:  # a method of one shot has the same scores at every sparsity
             everything = masks.full(training.model)
-            keep = masks.num_kept(of.cfg["sparsity"], masks.total(everything))
+            keep = masks.num_kept(of.run.sparsity, masks.total(everything))
             yield compression, of.allocate(scores, everything, keep, torch.Generator()).mask
 
 

@@ -1,22 +1,31 @@
-"""The types that scores, allocations, schedules and the training loop speak in."""
+"""The words that all of the package speaks: weights, scores, masks, rounds, and the functions between them.
 
+Nothing here imports torch, so that a config is checked without it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, overload, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, overload, runtime_checkable
 
-import torch
 from annotated_types import Ge, Gt, Le, Len, Lt
-from torch import Generator, Tensor, nn
 
-Weights = dict[str, Tensor]  # prunable parameter name -> values
-Scores = dict[str, Tensor]  # same names and shapes, float; higher = keep
-Mask = dict[str, Tensor]  # same names and shapes, bool; True = kept
-State = dict[str, Tensor]  # a state dict: every parameter and buffer
-Batch = tuple[Tensor, Tensor]  # images (B, C, H, W) float, labels (B,) int64
+if TYPE_CHECKING:
+    import torch
+    from torch import Generator, Tensor, nn
+
+Weights = dict[str, "Tensor"]  # prunable parameter name -> values
+Scores = dict[str, "Tensor"]  # same names and shapes, float; higher = keep
+Mask = dict[str, "Tensor"]  # same names and shapes, bool; True = kept
+State = dict[str, "Tensor"]  # a state dict: every parameter and buffer
+Batch = tuple["Tensor", "Tensor"]  # images (B, C, H, W) float, labels (B,) int64
 Batches = Sequence[Batch]  # may be walked twice
-Change = Callable[[Tensor, Tensor], Batch]  # images as they are stored, (B, H, W, C) uint8, and labels -> others
-Loss = Callable[[Tensor, Tensor], Tensor]  # logits (B, K), labels (B,) -> scalar mean
+Change = Callable[["Tensor", "Tensor"], Batch]  # images as they are stored, (B, H, W, C) uint8, and labels -> others
+Loss = Callable[["Tensor", "Tensor"], "Tensor"]  # logits (B, K), labels (B,) -> scalar mean
 Record = Callable[[dict[str, float], float], None]  # metrics, epoch: the one way by which numbers leave a run
 Shape = tuple[int, int, int]  # (C, H, W) of one image
 
@@ -38,6 +47,28 @@ StdOfColours = Annotated[list[Positive], Len(3, 3)]
 # Pixels around images of so many: fewer than those, or a crop would hold nothing of its image.
 PaddingOf32 = Annotated[int, Ge(0), Le(31)]
 PaddingOf64 = Annotated[int, Ge(0), Le(63)]
+
+
+@dataclass(frozen=True)
+class Call:
+    """A function that a config names with `_target_`, and the settings that it gives it.
+
+    It is called with what a run supplies, so it can stand wherever the function itself could.
+
+    Args:
+        target: the dotted path of the function.
+        settings: keyword arguments of the function.
+        name: of the option of its group; empty for a function that is a part of an option.
+    """
+
+    target: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    name: str = ""
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Imports the function and calls it."""
+        module, _, function = self.target.rpartition(".")
+        return getattr(importlib.import_module(module), function)(*arguments, **self.settings)
 
 
 class Drawn(Sequence[Batch]):
@@ -110,6 +141,8 @@ class Subnetwork:
 
     def __call__(self, images: Tensor, weights: Weights) -> Tensor:
         """Logits (B, K) of images (B, C, H, W) when the parameters named in `weights` have those values."""
+        import torch
+
         # Batch norm in train mode writes its running statistics: into copies, so that scoring leaves no trace.
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         logits: Tensor = torch.func.functional_call(self.model, (weights, buffers), (images,))
@@ -123,9 +156,9 @@ class ScoringData:
     `balanced` says otherwise: as many of each class as `total` allows, or `per_class` for each in all.
     """
 
-    per_class: int | None
-    total: int | None
-    batch_size: int
+    per_class: Count | None
+    total: Count | None
+    batch_size: Annotated[int, Ge(2)]
     augment: bool
     balanced: bool | None = None  # None: per_class is balanced and total is not
 
@@ -166,6 +199,7 @@ class TrainingLength:
 
     epochs: int
     steps_per_epoch: int
+    last_rate_epochs: float = math.inf  # at the end, with the last learning rate; 0 where the rate falls to zero
 
 
 Rounding = Literal["nearest", "up", "down"]  # of (1 - sparsity) * N, to the number of weights that a round keeps
@@ -216,11 +250,12 @@ class Pruner:
     score: Score | None  # None: dense, there are no rounds
     mode: Literal["eval", "train"]  # batch-norm mode while scoring
     scoring_data: ScoringData | None  # None: the score looks at no images
-    dtype: torch.dtype = torch.float64  # of network, images and scores; float32 is what most authors' code computes in
+    dtype: Literal["float64", "float32"] = "float64"  # of network, images and scores; most authors compute in float32
     reduce: Reduction | None = None  # set: whole filters are ranked and pruned, and the sparsity is that of filters
     regrow: bool = False  # a weight pruned in one round may return in the next, with its initial value
     regrow_moved: bool = False  # or with the value that it had when it was pruned
     transfer: Transfer | None = None  # set: every round ends with new weights
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -234,6 +269,7 @@ class Ablation:
     # The state dict that training goes on from, given the present one and a freshly drawn one; to return the latter
     # itself is to start training over.
     weights: Callable[[State, State, Mask, Generator], State] | None = None
+    name: str = ""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from pai_bench import experiment
+from pai_bench import assembly
 from pai_bench.data import archives
 from pai_bench.errors import DataError
 from pai_bench.launch import compose, terminal
@@ -58,15 +58,15 @@ def main() -> None:
     terminal.start_process()
     with terminal.one_line_errors():
         settings = [f"dataset={arguments.dataset}", *arguments.settings, *where]
-        cfg = compose.compose(["tracker=none", *settings, "download=true"])
+        run = compose.compose(["tracker=none", *settings, "download=true"])
         if arguments.source is not None:
-            published = archives.PUBLISHED_MD5.get(cfg["dataset"]["_target_"].rpartition(".")[2])
-            verify = cfg["dataset"].get("verify", True) and not cfg["dataset"].get("subset")
-            take(arguments.source, Path(cfg["data_dir"]).expanduser(), published if verify else None)
-        data = experiment.load_data(cfg, torch.device("cpu"))
+            published = archives.PUBLISHED_MD5.get(run.dataset.target.rpartition(".")[2])
+            verify = run.dataset.settings.get("verify", True) and not run.dataset.settings.get("subset")
+            take(arguments.source, Path(run.data_dir).expanduser(), published if verify else None)
+        data = assembly.load_data(run, torch.device("cpu"))
         images = ", ".join(f"{number:,} {split}" for split, number in data.num_examples.items() if number)
         shape = "x".join(map(str, data.input_shape))
-        print(f"{cfg['dataset']['name']} is ready: {images} images of {shape} in {data.num_classes} classes")
+        print(f"{run.dataset.name} is ready: {images} images of {shape} in {data.num_classes} classes")
         print(f"checksum {data.checksum}")
 
 

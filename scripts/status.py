@@ -12,12 +12,12 @@ preempted one does. A broken one has records that are damaged, and starts again.
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from hydra.utils import instantiate
 
-from pai_bench.config import config
+from pai_bench.config.schema import RunConfig
 from pai_bench.errors import ConfigError, DataError, PreemptedError, UserError
 from pai_bench.launch import attempt, compose, slurm, terminal
 from pai_bench.runs import status
@@ -54,7 +54,7 @@ def main() -> None:
     overrides = [compose.without_plus(word) for word in arguments.what if "=" in word]
     folders = [Path(word) for word in arguments.what if "=" not in word]
     with terminal.counted():
-        cfgs: dict[str, dict[str, Any]] = {}
+        cfgs: dict[str, RunConfig] = {}
         if folders:
             (folder,) = folders if len(folders) == 1 else (None,)
             if folder is None or not folder.is_dir():
@@ -63,8 +63,8 @@ def main() -> None:
             launcher = compose.expand([f"results_dir={folder}", *overrides])[1]
         else:
             completed, launcher = compose.expand(overrides)
-            cfgs = {config.run_id(cfg): cfg for cfg in completed}
-            directories = {run_id: config.directory(cfg) for run_id, cfg in cfgs.items()}
+            cfgs = {cfg.id: cfg for cfg in completed}
+            directories = {run_id: cfg.directory for run_id, cfg in cfgs.items()}
         if not directories:
             raise DataError(f"{' '.join(arguments.what)}: there are no runs")
         states = slurm.queue_states(directories)
@@ -79,9 +79,9 @@ def main() -> None:
         for run_id in wanted:
             if run_id not in cfgs and run_id not in lost:
                 try:
-                    cfgs[run_id] = compose.stored(directories[run_id], trusted=arguments.trust) | {
-                        "results_dir": str(folders[0])
-                    }
+                    cfgs[run_id] = replace(
+                        compose.stored(directories[run_id], trusted=arguments.trust), results_dir=str(folders[0])
+                    )
                 except UserError as error:
                     print(f"{run_id}: {error}; name its sweep instead")
                     lost.append(run_id)

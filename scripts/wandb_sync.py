@@ -10,12 +10,11 @@ none of the others; the exit code is the worst.
 import argparse
 import os
 import sys
-from functools import partial
 from pathlib import Path
 
 from pai_bench.errors import DataError, UserError
 from pai_bench.launch import compose, terminal
-from pai_bench.runs import status, tracking
+from pai_bench.runs import status
 from pai_bench.runs.replay import replay
 
 
@@ -27,9 +26,7 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     terminal.start_process()
     with terminal.one_line_errors():
-        cfg = compose.compose(["tracker=wandb", "tracker.mode=online", *arguments.settings])
-        settings = {key: value for key, value in cfg["tracker"].items() if key not in ("name", "_target_")}
-        tracker = partial(tracking.wandb, **settings)
+        tracker = compose.compose(["tracker=wandb", "tracker.mode=online", *arguments.settings]).tracker
         folder = arguments.folder
         found = (
             [folder] if (folder / "config.yaml").is_file() else sorted(p.parent for p in folder.glob("*/config.yaml"))
@@ -43,7 +40,7 @@ def main() -> None:
                 print(f"{directory.name}: running, left out")
                 continue
             try:
-                sent = replay(directory, compose.stored(directory, cfg["tracker"]), tracker)
+                sent = replay(directory, compose.stored(directory, tracker), tracker)
                 print(f"{directory.name}: {'sent' if sent else 'NOT SENT'}")
                 codes += [] if sent else [UserError.exit_code]
             except UserError as error:

@@ -1,6 +1,5 @@
 """What every test shares: composed configs, two tiny networks, a few labelled images."""
 
-import copy
 import os
 import subprocess
 import sys
@@ -16,8 +15,8 @@ from hydra.core.global_hydra import GlobalHydra
 from torch import nn
 from torch.nn import functional as F
 
-from pai_bench import experiment
-from pai_bench.config import config
+from pai_bench.config import checks, composition
+from pai_bench.config.schema import RunConfig
 from pai_bench.core import Ablation, Batches, Mask, Shape, TrainingLength, Weights
 from pai_bench.pruning.rounds import Pruned, prune
 
@@ -50,17 +49,13 @@ def options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-def composed(*overrides: str) -> dict[str, Any]:
-    """The completed config of `python run.py *overrides`."""
-    return copy.deepcopy(_composed(*overrides))
-
-
 @lru_cache
-def _composed(*overrides: str) -> dict[str, Any]:
-    config.register()
+def composed(*overrides: str) -> RunConfig:
+    """The completed config of `python run.py *overrides`."""
+    composition.register()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return config.complete(compose("config", list(overrides)))
+        return checks.complete(compose("config", list(overrides)))
 
 
 @pytest.fixture(autouse=True)
@@ -116,8 +111,8 @@ def pruned_as(model: nn.Module, input_shape: Shape, *overrides: str) -> Pruned:
     """What a config makes of a model, where the score looks at no images and the rounds come before training."""
     cfg = composed(*overrides)
     return prune(
-        model, experiment._pruner(cfg["pruner"]), experiment._function(cfg["allocation"]),
-        experiment._function(cfg["schedule"])(cfg["sparsity"], TrainingLength(1, 1)), ablation=Ablation(),
+        model, cfg.pruner, cfg.allocation,
+        cfg.schedule(cfg.sparsity, TrainingLength(1, 1)), ablation=Ablation(),
         initial=drawn(model), input_shape=input_shape, draw=lambda examples, generator, dtype: [], training=Untrained(),
         loss=F.cross_entropy, seed=0, record=lambda metrics, epoch: None,
     )  # fmt: skip

@@ -21,7 +21,7 @@ from typing import Any
 
 import hydra
 
-from pai_bench.config import config
+from pai_bench.config import composition
 from pai_bench.launch import overrides, sweeps, terminal
 
 Words = tuple[str, ...]
@@ -102,7 +102,7 @@ def leaves(node: Any, path: str = "") -> Iterator[str]:
 @cache
 def _composer() -> tuple[Any, sweeps.SweepLoader]:
     """The config of the defaults, and what composes other runs quickly."""
-    config.register()
+    composition.register()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         base = hydra.compose("config", [], return_hydra_config=True)
         return base, sweeps.SweepLoader(overrides.loader_here().get_search_path())
@@ -122,7 +122,7 @@ def answer(words: Words) -> tuple[int, str]:
     with contextlib.redirect_stderr(said):
         try:
             cfg = completed(words)
-            code = 0 if len(config.run_id(cfg)) < 200 and config.group_id(cfg) and json.dumps(cfg) else 1
+            code = 0 if len(cfg.id) < 200 and cfg.group and json.dumps(cfg) else 1
         except Exception as error:
             code = terminal.report(error)
     return code, said.getvalue()

@@ -12,7 +12,6 @@ from conftest import Chain, composed, options
 from test_train import CPU, RECIPE, FewImages
 from torch import Generator, nn
 
-from pai_bench import experiment
 from pai_bench.analysis import measures
 from pai_bench.core import Batch, Mask, Shape
 from pai_bench.errors import ConfigError
@@ -67,7 +66,7 @@ def assert_same(one: Trainer, other: Trainer, mask: Mask) -> None:
 def built(name: str) -> nn.Module:
     more = ["model.name=efficientnet_b0"] if name == "timm" else []
     with seeding.seeded(0, "init"):
-        model: nn.Module = experiment._function(composed(f"model={name}", *more)["model"])(SHAPE, 4)
+        model: nn.Module = composed(f"model={name}", *more).model(SHAPE, 4)
     return model
 
 

@@ -17,8 +17,8 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from test_resume import TINY
 
-from pai_bench import experiment
-from pai_bench.config import config
+from pai_bench.config import checks, composition, identity
+from pai_bench.config.schema import plain
 from pai_bench.errors import ConfigError
 from pai_bench.launch import cli, compose, terminal
 
@@ -38,7 +38,7 @@ def test_every_option_composes_under_its_own_name(group: str, option: str) -> No
         others.append("pruner=snip")
     cfg = composed(*others, *MANDATORY.get(option, []), f"{group}={option}")
     expected = {"timm": "resnet18", "image_folder": "somewhere"}.get(option, option)
-    assert cfg[group]["name"] == expected
+    assert getattr(cfg, group).name == expected
 
 
 def test_every_option_says_what_it_is() -> None:
@@ -50,15 +50,13 @@ def test_every_option_says_what_it_is() -> None:
 
 
 def test_a_pruner_brings_its_schedule_and_the_command_line_overrides_it() -> None:
-    assert composed("pruner=synflow", "sparsity=0.5")["schedule"]["name"] == "exponential"
-    assert composed("pruner=synflow", "sparsity=0.5")["schedule"]["rounds"] == 100
-    assert composed("pruner=synflow", "sparsity=0.5", "schedule=one_shot")["schedule"]["name"] == "one_shot"
+    assert composed("pruner=synflow", "sparsity=0.5").schedule.name == "exponential"
+    assert composed("pruner=synflow", "sparsity=0.5").schedule.settings["rounds"] == 100
+    assert composed("pruner=synflow", "sparsity=0.5", "schedule=one_shot").schedule.name == "one_shot"
 
 
 def test_pruners_carry_the_settings_of_their_papers() -> None:
-    synflow, snip, grasp = (
-        composed(f"pruner={name}", "sparsity=0.5")["pruner"] for name in ("synflow", "snip", "grasp")
-    )
+    synflow, snip, grasp = (composed(f"pruner={name}", "sparsity=0.5").pruner for name in ("synflow", "snip", "grasp"))
     assert (synflow["mode"], synflow["dtype"], synflow["scoring_data"]) == ("eval", "float64", None)
     assert (snip["mode"], snip["scoring_data"]["total"]) == ("eval", 100)
     assert (grasp["mode"], grasp["scoring_data"]["per_class"], grasp["score"]["temperature"]) == ("train", 10, 200.0)
@@ -80,20 +78,18 @@ def test_pruners_carry_the_settings_of_their_papers() -> None:
 )
 def test_sparsity_density_and_compression_are_one_thing(override: str, sparsity: float) -> None:
     cfg = composed("pruner=magnitude", override)
-    assert cfg["sparsity"] == round(sparsity, 12)
-    assert (cfg["density"], cfg["compression"]) == (None, None)
-    assert config.run_id(cfg) == config.run_id(composed("pruner=magnitude", f"sparsity={cfg['sparsity']}"))
+    assert cfg.sparsity == round(sparsity, 12)
+    assert (cfg.density, cfg.compression) == (None, None)
+    assert cfg.id == composed("pruner=magnitude", f"sparsity={cfg.sparsity}").id
 
 
 def test_dense_is_one_run_at_every_sparsity() -> None:
-    assert {config.run_id(composed("pruner=dense", s)) for s in ("sparsity=0.9", "sparsity=0.5", "seed=0")} == {
-        config.run_id(composed())
-    }
+    assert {composed("pruner=dense", s).id for s in ("sparsity=0.9", "sparsity=0.5", "seed=0")} == {composed().id}
 
 
 @pytest.mark.parametrize("override", ["allocation=uniform", "pruner.mode=train"])
 def test_what_a_dense_run_does_not_use_is_no_part_of_its_name(override: str) -> None:
-    assert config.run_id(composed("pruner=dense", override)) == config.run_id(composed("pruner=dense"))
+    assert composed("pruner=dense", override).id == composed("pruner=dense").id
 
 
 @pytest.mark.parametrize(
@@ -106,7 +102,7 @@ def test_what_a_dense_run_does_not_use_is_no_part_of_its_name(override: str) -> 
     ids=["a recipe spelt out", "drops under cosine", "integers in a list"],
 )
 def test_settings_that_mean_the_same_have_one_name(one: list[str], other: list[str]) -> None:
-    assert config.run_id(composed(*one)) == config.run_id(composed(*other))
+    assert composed(*one).id == composed(*other).id
 
 
 # What is refused ------------------------------------------------------------------------------------------------------
@@ -314,7 +310,7 @@ def test_overrides_of_every_kind_are_taken_or_refused_in_one_line() -> None:
 
 def test_a_home_folder_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
-    assert composed("results_dir='~/x'")["results_dir"] == "/home/me/x"
+    assert composed("results_dir='~/x'").results_dir == "/home/me/x"
 
 
 def test_a_dense_network_that_is_asked_for_has_no_sparsity() -> None:
@@ -340,7 +336,7 @@ def test_a_dense_network_that_is_asked_for_has_no_sparsity() -> None:
 def test_a_config_from_elsewhere_names_our_functions_alone(
     old: str, new: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = config.rerunnable(composed("+model.block=basic"))
+    text = composition.rerunnable(composed("+model.block=basic"))
     (tmp_path / "config.yaml").write_text(text)
     assert compose.stored(tmp_path) == composed("+model.block=basic")
     assert old in text
@@ -370,7 +366,7 @@ def test_the_run_of_a_stranger_is_neither_exported_nor_run_again(
     run = tmp_path / "results" / "run"
     run.mkdir(parents=True)
     old, new = ATTACKS[attack]
-    text = config.rerunnable(composed("+model.block=basic"))
+    text = composition.rerunnable(composed("+model.block=basic"))
     assert old in text
     (run / "config.yaml").write_text(text.replace(old, new.replace("MARKER", str(tmp_path / "marker"))))
     refused = (
@@ -396,7 +392,7 @@ def test_the_run_of_a_stranger_is_neither_exported_nor_run_again(
 
 def test_a_function_in_an_argument_is_not_called() -> None:
     inner = {"_target_": "os.getpid"}
-    assert experiment._function({"_target_": "builtins.dict", "value": inner})() == {"value": inner}
+    assert {"_target_": "builtins.dict", "value": inner}() == {"value": inner}
 
 
 def test_a_wrong_sweep_value_is_refused_too(run_cli: RunCli, tmp_path: Path) -> None:
@@ -411,7 +407,7 @@ def test_a_wrong_sweep_value_is_refused_too(run_cli: RunCli, tmp_path: Path) -> 
 
 def test_a_run_keeps_its_name() -> None:
     """Changing these names orphans every stored result: raise `protocol` knowingly, and never by accident."""
-    assert {arguments: config.run_id(composed(*arguments.split())) for arguments in NAMES} == NAMES
+    assert {arguments: composed(*arguments.split()).id for arguments in NAMES} == NAMES
 
 
 def test_a_function_of_ours_goes_by_its_name_wherever_it_lies() -> None:
@@ -419,17 +415,19 @@ def test_a_function_of_ours_goes_by_its_name_wherever_it_lies() -> None:
     moved = copy.deepcopy(cfg)
     moved["allocation"]["_target_"] = moved["allocation"]["_target_"].replace("allocation.", "masks.allocations.")
     moved["pruner"]["score"]["_target_"] = moved["pruner"]["score"]["_target_"].replace("pruners.", "scores.")
-    assert config.run_id(moved) == config.run_id(cfg)
+    assert moved.id == cfg.id
     for other in ("theirs.masks.global_topk", "pai_bench.masks.allocation.uniform"):
         moved["allocation"]["_target_"] = other
-        assert config.run_id(moved) != config.run_id(cfg)
+        assert moved.id != cfg.id
 
 
 def test_no_two_functions_of_a_group_have_one_name() -> None:
     functions: dict[tuple[str, str], set[str]] = {}
     for path in CONF.glob("*/*.yaml"):
         for target in re.findall(r"_target_: (\S+)", path.read_text()):
-            functions.setdefault((path.parent.name, config.function_name(path.parent.name, target)), set()).add(target)
+            functions.setdefault((path.parent.name, identity.function_name(path.parent.name, target)), set()).add(
+                target
+            )
     assert len(functions) > 40 and all(len(targets) == 1 for targets in functions.values()), functions
 
 
@@ -457,7 +455,7 @@ NAMES = {
 )  # fmt: skip
 def test_what_cannot_change_a_result_is_no_part_of_the_name(override: str) -> None:
     base = ["pruner=snip", "sparsity=0.9"]
-    assert config.run_id(composed(*base, override)) == config.run_id(composed(*base))
+    assert composed(*base, override).id == composed(*base).id
 
 
 @pytest.mark.parametrize(
@@ -470,13 +468,13 @@ def test_what_cannot_change_a_result_is_no_part_of_the_name(override: str) -> No
 )  # fmt: skip
 def test_what_can_change_a_result_changes_the_name(override: str) -> None:
     base = ["pruner=snip", "sparsity=0.9"]
-    assert config.run_id(composed(*base, override)) != config.run_id(composed(*base))
+    assert composed(*base, override).id != composed(*base).id
 
 
 def test_seeds_share_a_group() -> None:
     first, second = (composed("pruner=snip", "sparsity=0.9", f"seed={seed}") for seed in (0, 1))
-    assert config.group_id(first) == config.group_id(second)
-    assert config.run_id(first) != config.run_id(second)
+    assert first.group == second.group
+    assert first.id != second.id
 
 
 @pytest.mark.parametrize(
@@ -492,62 +490,60 @@ def test_runs_are_told_apart_by_their_settings(
     overrides: list[str], different: dict[str, tuple[object, object]]
 ) -> None:
     cfg, other = composed("pruner=synflow", "sparsity=0.9"), composed("pruner=synflow", "sparsity=0.9", *overrides)
-    found = config.differences(cfg, other)
+    found = identity.differences(plain(cfg), plain(other))
     assert different.items() <= found.items()
-    assert (config.group_id(cfg) == config.group_id(other)) == (found == {})
-    assert "training.epochs" not in config.differences(cfg, other, {"training"})
+    assert (cfg.group == other.group) == (found == {})
+    assert "training.epochs" not in identity.differences(plain(cfg), plain(other), {"training"})
 
 
 @pytest.mark.parametrize(
     ("overrides", "same"),
     [
-        (["seed=1"], {"task_id", "method_id"}),
-        (["sparsity=0.95"], {"task_id", "method_id"}),
-        (["training.lr=0.2"], {"method_id"}),
-        (["model.init.norm=uniform"], {"method_id"}),
-        (["protocol=99"], {"method_id"}),
-        (["pruner.mode=train"], {"task_id"}),
-        (["allocation=uniform"], {"task_id"}),
-        (["schedule=linear"], {"task_id"}),
-        (["ablation=shuffle_mask"], {"task_id"}),
-        (["pruner=dense"], {"task_id"}),
+        (["seed=1"], {"task", "method"}),
+        (["sparsity=0.95"], {"task", "method"}),
+        (["training.lr=0.2"], {"method"}),
+        (["model.init.norm=uniform"], {"method"}),
+        (["protocol=99"], {"method"}),
+        (["pruner.mode=train"], {"task"}),
+        (["allocation=uniform"], {"task"}),
+        (["schedule=linear"], {"task"}),
+        (["ablation=shuffle_mask"], {"task"}),
+        (["pruner=dense"], {"task"}),
         (["training.lr=0.2", "ablation=reinit"], set()),
     ],
 )
-def test_a_run_has_a_setting_and_a_method(overrides: list[str], same: set[str]) -> None:
+def test_a_run_has_a_task_and_a_method(overrides: list[str], same: set[str]) -> None:
     base = ["pruner=snip", "sparsity=0.9"]
     one, other = composed(*base), composed(*base, *overrides)
-    assert {
-        name for name in ("task_id", "method_id") if getattr(config, name)(one) == getattr(config, name)(other)
-    } == same
-    assert config.task_id(one).startswith("digits-resnet20-")
-    assert config.method_id(one).startswith("snip-")
+    assert {name for name in ("task", "method") if getattr(one, name) == getattr(other, name)} == same
+    assert one.task.startswith("digits-resnet20-")
+    assert one.method.startswith("snip-")
 
 
 def test_a_dense_network_is_one_method_whatever_is_not_used() -> None:
-    assert config.method_id(composed("allocation=uniform")) == config.method_id(composed("sparsity=0.5"))
+    assert composed("allocation=uniform").method == composed("sparsity=0.5").method
 
 
 def test_where_a_folder_of_images_lies_is_no_part_of_the_name(tmp_path: Path) -> None:
     here, there = (composed("dataset=image_folder", f"dataset.root={tmp_path / x / 'birds'}") for x in ("a", "b"))
     other = composed("dataset=image_folder", f"dataset.root={tmp_path / 'a' / 'fish'}")
-    assert config.run_id(here) == config.run_id(there) != config.run_id(other)
+    assert here.id == there.id != other.id
 
 
 @pytest.mark.parametrize("name", ["results/a:b", "vit_small_patch16_224.augreg in21k", "a/b;c,d"])
 def test_a_name_is_good_for_files_and_for_wandb(name: str) -> None:
     cfg = composed("pruner=snip", "sparsity=0.9") | {"model": {"name": name}}
-    assert re.fullmatch(r"[\w.-]+", config.run_id(cfg)) and len(config.run_id(cfg)) < 128
+    assert re.fullmatch(r"[\w.-]+", cfg.id) and len(cfg.id) < 128
 
 
 def test_a_stored_config_is_the_same_run_again(tmp_path: Path) -> None:
     cfg = composed("pruner=synflow", "compression=50", "seed=3", "model=vgg16", "training.lr=0.05")
-    (tmp_path / "config.yaml").write_text(config.rerunnable(cfg))
+    (tmp_path / "config.yaml").write_text(composition.rerunnable(cfg))
     printed = subprocess.run(
         [sys.executable, str(ROOT / "run.py"), "-cp", str(tmp_path), "-cn", "config", "--cfg", "job", "--resolve"],
         capture_output=True, text=True, check=True, cwd=tmp_path,
     ).stdout  # fmt: skip
-    again = config.complete(OmegaConf.merge(OmegaConf.structured(config.RunConfig), OmegaConf.create(printed)))
+    again = checks.complete(OmegaConf.create(printed))
     assert again == cfg
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml"]
 
@@ -555,8 +551,8 @@ def test_a_stored_config_is_the_same_run_again(tmp_path: Path) -> None:
 def test_a_printed_config_is_the_same_run_again(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "run.py"), "pruner=snip", "density=0.1", "--cfg", "job", "--resolve"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
-    again = config.complete(OmegaConf.merge(OmegaConf.structured(config.RunConfig), OmegaConf.create(printed)))
-    assert config.run_id(again) == config.run_id(composed("pruner=snip", "density=0.1"))
+    again = checks.complete(OmegaConf.create(printed))
+    assert again.id == composed("pruner=snip", "density=0.1").id
 
 
 # Start-up -------------------------------------------------------------------------------------------------------------

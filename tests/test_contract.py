@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Generator, nn
 from torch.nn import functional as F
 
-from pai_bench import experiment
+from pai_bench import assembly, search
 from pai_bench.analysis import measures
 from pai_bench.core import Batches, DataSettings, Pruner, Scores, Subnetwork, TrainingLength
 from pai_bench.data.resident import Resident
@@ -26,7 +26,7 @@ SCORED = [name for name in PRUNERS if name != "dense"]
 
 
 def pruner_of(name: str) -> Pruner:
-    return experiment._pruner(composed(f"pruner={name}", "sparsity=0.5")["pruner"])
+    return composed(f"pruner={name}", "sparsity=0.5").pruner
 
 
 def take(name: str, model: nn.Module, batches: Batches, mask: masks.Mask | None = None, seed: int = 0) -> Scores:
@@ -43,8 +43,8 @@ def take(name: str, model: nn.Module, batches: Batches, mask: masks.Mask | None 
 @pytest.mark.parametrize("name", PRUNERS)
 def test_pruner_composes_and_names_itself(name: str) -> None:
     cfg = composed(f"pruner={name}", "sparsity=0.5")
-    assert cfg["pruner"]["name"] == name
-    assert (name == "dense") == (cfg["pruner"]["score"] is None)
+    assert cfg.pruner.name == name
+    assert (name == "dense") == (cfg.pruner.score is None)
     file = yaml.safe_load((CONF / "pruner" / f"{name}.yaml").read_text())
     assert file["name"] == name, "the name in the file is its own, not inherited"
 
@@ -119,7 +119,7 @@ def test_every_allocation_keeps_exactly_k(
     k = round(round(1 - sparsity, 12) * masks.total(candidates))
     save_file(allocation.keep_largest(scores, candidates, k).mask, tmp_path / "mask.safetensors")
     more = [f"allocation.mask={tmp_path / 'mask.safetensors'}"] if allocate == "densities_of_mask" else []
-    function = experiment._function(composed(f"allocation={allocate}", *more)["allocation"])
+    function = composed(f"allocation={allocate}", *more).allocation
     try:
         chosen = function(scores, candidates, k, generator)
     except ConfigError as error:
@@ -138,7 +138,7 @@ LENGTH = TrainingLength(epochs=160, steps_per_epoch=391)
 @pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.98, 0.9999])
 def test_every_schedule_ends_at_the_target_and_keeps_its_times_in_order(name: str, sparsity: float) -> None:
     cfg = composed("pruner=magnitude", "sparsity=0.5", "training=cifar", f"schedule={name}")
-    rounds = experiment._function(cfg["schedule"])(sparsity, LENGTH)
+    rounds = cfg.schedule(sparsity, LENGTH)
     reached = [this.sparsity for this in rounds]
     assert reached == sorted(reached) and reached[-1] == sparsity and all(0 <= value < 1 for value in reached)
     clock = 0.0
@@ -162,7 +162,7 @@ def _mask(name: str, num_threads: int, channels_last: bool, device: str = "cpu")
         of_method += ["schedule=linear", "schedule.rounds=5"]
     if name.startswith("ntt"):
         of_method = ["sparsity=0.5", "schedule.rounds=2", "pruner.transfer.steps=2"]
-    if composed(f"pruner={name}", *of_method)["pruner"]["scoring_data"] is not None:
+    if composed(f"pruner={name}", *of_method).pruner.scoring_data is not None:
         of_method += [f"pruner.scoring_data.{of}" for of in ("per_class=6", "total=null", "batch_size=8")]
     cfg = composed(
         f"pruner={name}", *of_method, "model=resnet8_thin", "model.widths=[16,20]", "model.blocks=[1,1]", "cache_gb=0",
@@ -174,15 +174,15 @@ def _mask(name: str, num_threads: int, channels_last: bool, device: str = "cpu")
         flip=True,
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(experiment, "load_data", lambda *_: data)
-        parts = experiment.assembled(cfg, on)
+        patched.setattr(assembly, "load_data", lambda *_: data)
+        parts = assembly.assembled(cfg, on)
     model = parts.build("init")
     torch.set_num_threads(num_threads)  # the fixture of all tests puts it back
-    trainer = experiment.trainer_for(parts, model, lambda *_: None)
+    trainer = assembly.trainer_for(parts, model, lambda *_: None)
     assert (layout.layout_of(model) == torch.channels_last) == channels_last
     initial = {key: parameter.detach().clone() for key, parameter in model.named_parameters()}
-    search = partial(experiment._search, parts, trainer, initial, parts.ablation)
-    pruned, _ = search(lambda *_: None, None, lambda _: None)
+    found = partial(search.search, parts, trainer, initial, cfg.ablation)
+    pruned, _ = found(lambda *_: None, None, lambda _: None)
     return pruned.mask_with_coupled
 
 

@@ -25,8 +25,7 @@ from PIL import Image
 from torch import Generator
 from torch.utils.data import DataLoader
 
-from pai_bench import experiment
-from pai_bench.config import config
+from pai_bench import assembly
 from pai_bench.core import Data, DataSettings, Drawn, ScoringData, Shard, labels_of, num_steps
 from pai_bench.data import archives, decode, resident, tiny_imagenet
 from pai_bench.data.digits import digits
@@ -40,7 +39,7 @@ CPU = torch.device("cpu")
 
 
 def load(*overrides: str, data_dir: Path) -> Any:
-    return experiment.load_data(composed("num_workers=0", *overrides, f"data_dir={data_dir}"), CPU)
+    return assembly.load_data(composed("num_workers=0", *overrides, f"data_dir={data_dir}"), CPU)
 
 
 def save_image(path: Path, seed: int, size: tuple[int, int] = (16, 12), mode: str = "RGB") -> None:
@@ -354,7 +353,7 @@ def test_cifar_reads_the_original_layout(name: str, num_train: int, tmp_path: Pa
     pixels = cifar_files(tmp_path, name)
     data = load(f"dataset={name}", "dataset.verify=false", data_dir=tmp_path)
     assert data.num_examples == {"train": num_train, "validation": 0, "test": 20}
-    mean, std = (torch.tensor(composed(f"dataset={name}")["dataset"][key]).view(3, 1, 1) for key in ("mean", "std"))
+    mean, std = (torch.tensor(composed(f"dataset={name}").dataset[key]).view(3, 1, 1) for key in ("mean", "std"))
     last = pixels["test_batch" if name == "cifar10" else "test"].reshape(20, 3, 32, 32)
     torch.testing.assert_close(all_images(data, "test"), (torch.as_tensor(last) / 255 - mean) / std)
 
@@ -427,7 +426,7 @@ def test_image_folder_reads_class_folders(test: str, tmp_path: Path) -> None:
 
 def test_image_folder_is_named_after_the_folder(tmp_path: Path) -> None:
     cfg = composed("dataset=image_folder", f"dataset.root={tmp_path / 'insects'}")
-    assert cfg["dataset"]["name"] == "insects"
+    assert cfg.dataset.name == "insects"
 
 
 def test_image_folder_takes_any_size_and_mode(tmp_path: Path) -> None:
@@ -659,7 +658,7 @@ def test_imagenet_gives_crops_of_224_pixels(photographs: Path) -> None:
 def test_imagenet_augmentation_does_not_depend_on_the_number_of_workers(photographs: Path) -> None:
     def epoch(workers: int, augment: int) -> torch.Tensor:
         cfg = composed("dataset=imagenet", "dataset.subset=true", f"data_dir={photographs}", f"num_workers={workers}")
-        data = experiment.load_data(cfg, CPU)
+        data = assembly.load_data(cfg, CPU)
         batches = data.train(3, Generator().manual_seed(0), Generator().manual_seed(augment))
         return torch.cat([images for images, _ in batches])
 
@@ -840,7 +839,7 @@ def test_black_borders_rename_no_run() -> None:
     plain = composed("dataset=cifar10", "training=cifar")
     without = {**plain, "dataset": {k: v for k, v in plain["dataset"].items() if k != "padding_mode"}}
     reflected = composed("dataset=cifar10", "training=cifar", "dataset.padding_mode=reflect")
-    assert config.run_id(plain) == config.run_id(without) != config.run_id(reflected)
+    assert plain.id == without.id != reflected.id
 
 
 # What image files hold ------------------------------------------------------------------------------------------------
@@ -975,7 +974,7 @@ def test_a_root_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     image_folder(tmp_path / "insects")
     data = load("dataset=image_folder", "dataset.root='~/insects'", data_dir=tmp_path / "data")
     assert data.num_classes == 3
-    assert composed("dataset=image_folder", "dataset.root='~'")["dataset"]["name"] == tmp_path.name
+    assert composed("dataset=image_folder", "dataset.root='~'").dataset.name == tmp_path.name
 
 
 def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from conftest import CONF, ROOT, RunCli, options
 
-from pai_bench.config import config
 from pai_bench.launch import compose
 from pai_bench.runs import status
 
@@ -68,12 +67,12 @@ def test_an_experiment_composes_at_both_scales(name: str) -> None:
     cfgs, _ = compose.expand([f"experiment={name}"], lambda jobs: full.extend(jobs) or covering(jobs))
     said = header(name)
     assert len(full) == int(said["runs"])
-    assert len({config.run_id(cfg) for cfg in cfgs}) == len(cfgs)
+    assert len({cfg.id for cfg in cfgs}) == len(cfgs)
     for word in {word for job in full for word in job}:
         group, _, option = word.partition("=")
         assert not is_option(word) or (CONF / group / f"{option}.yaml").is_file(), word
     assert said["statistic"] in ("test_top1", "best_test_top1", "test_top1_at_best_validation")
-    held_out = {cfg["dataset"]["validation"] > 0 for cfg in cfgs}
+    held_out = {cfg.dataset.settings["validation"] > 0 for cfg in cfgs}
     assert said["statistic"] != "test_top1_at_best_validation" or held_out == {True}
 
     smoke, kept = planned(name, "scale=smoke"), [dict(word.split("=", 1) for word in job) for job in full]
@@ -93,7 +92,7 @@ def test_an_experiment_runs_at_smoke_scale(run_cli: RunCli, tmp_path: Path) -> N
     rows = status.read(tmp_path / "results")
     assert {(row["dataset"], row["model"], row["epochs"]) for row in rows} == {("digits", "resnet8_thin", 1)}
     assert sorted(round(row["sparsity"], 2) for row in rows) == [0.0, 0.8, 0.8, 0.8]
-    published = {config.task_id(cfg) for cfg in runs("sketching", "pruner=magnitude", "compression=5")}
+    published = {cfg.task for cfg in runs("sketching", "pruner=magnitude", "compression=5")}
     assert not published & {row["task"] for row in rows}
 
 
@@ -112,7 +111,7 @@ def test_a_run_of_an_exported_experiment_is_run_once(run_cli: RunCli, tmp_path: 
 
 def test_scores_of_figure_6_see_what_those_of_the_paper_saw() -> None:
     cfgs = runs("synflow_fig6", "compression=100", "seed=0", "dataset=cifar100,tiny_imagenet", "model=resnet18")
-    of = {(cfg["dataset"]["name"], cfg["pruner"]["name"]): cfg for cfg in cfgs}
+    of = {(cfg.dataset.name, cfg.pruner.name): cfg for cfg in cfgs}
     assert len(of) == len(cfgs) == 12
     for method in ("snip", "grasp"):
         pruner = of["cifar100", method]["pruner"]
@@ -141,7 +140,7 @@ def test_scores_of_figure_6_see_what_those_of_the_paper_saw() -> None:
 def test_figure_1_shares_its_runs_with_figure_6() -> None:
     narrowed = ["pruner=dense,synflow", "compression=10,100", "seed=0"]
     one, six = (runs("synflow_fig1", *narrowed), runs("synflow_fig6", "dataset=cifar100", "model=vgg16", *narrowed))
-    assert len(one) == 3 and [config.run_id(cfg) for cfg in one] == [config.run_id(cfg) for cfg in six]
+    assert len(one) == 3 and [cfg.id for cfg in one] == [cfg.id for cfg in six]
 
 
 def test_images_go_with_the_dataset_and_only_to_the_scores_that_look_at_them() -> None:
@@ -152,14 +151,14 @@ def test_images_go_with_the_dataset_and_only_to_the_scores_that_look_at_them() -
     for dataset, total in (("cifar10", 128), ("cifar100", 1280), ("tiny_imagenet", 2560)):
         assert [totals[dataset, name] for name in ("snip", "iter_snip_official", "force_official")] == [total] * 3
         assert totals[dataset, "dense"] is None and totals[dataset, "grasp_official"] is None
-    assert {cfg["schedule"]["rounds"] for cfg in cfgs if cfg["pruner"]["name"] == "force_official"} == {60}
+    assert {cfg.schedule.settings["rounds"] for cfg in cfgs if cfg.pruner.name == "force_official"} == {60}
 
 
 def test_rounds_of_papers_round_as_their_code() -> None:
     force = runs("force_curves", "model=vgg19", "dataset=cifar100", "sparsity=0.99", "seed=0")
-    found = {cfg["pruner"]["name"]: cfg["schedule"].get("rounding") for cfg in force}
+    found = {cfg.pruner.name: cfg.schedule.settings.get("rounding") for cfg in force}
     assert (found["iter_snip_official"], found["force_official"], found["snip"]) == ("down", "down", None)
-    assert {tuple(cfg["training"]["lr_milestones"]) for cfg in force} == {(149, 249)}
+    assert {tuple(cfg.training.lr_milestones) for cfg in force} == {(149, 249)}
     (synflow,) = runs("synflow_fig6", "model=vgg16", "dataset=cifar10", "pruner=synflow", "compression=10", "seed=0")
     assert (synflow["schedule"]["rounds"], synflow["schedule"]["rounding"]) == (100, "up")
 
@@ -168,30 +167,30 @@ def test_grasp_draws_as_often_as_its_code() -> None:
     narrowed = ["pruner=grasp_official", "sparsity=0.95", "seed=0"]
     for name in ("grasp_table1", "grasp_table2", "grasp_tiny_imagenet"):
         for cfg in runs(name, *narrowed):
-            dataset, model, score = cfg["dataset"]["name"], cfg["model"]["name"], cfg["pruner"]["score"]
+            dataset, model, score = cfg.dataset.name, cfg.model.name, cfg.pruner.score
             twice = 2 if (dataset, model) == ("cifar100", "resnet32_double") else 1
             assert score["draws"] == (10 if dataset == "tiny_imagenet" else twice)
 
 
 def test_sanity_checks_score_as_the_released_code() -> None:
     cfgs = runs("smart_ratio", "model=vgg19", "dataset=cifar10", "sparsity=0.98", "seed=0")
-    scored = [cfg for cfg in cfgs if cfg["pruner"]["scoring_data"] is not None]
+    scored = [cfg for cfg in cfgs if cfg.pruner.scoring_data is not None]
     assert len(scored) == 8
     for cfg in scored:
-        assert cfg["pruner"]["mode"] == "train" and cfg["pruner"]["scoring_data"]["augment"] is True
-        assert (cfg["pruner"]["scoring_data"]["per_class"], cfg["pruner"]["scoring_data"]["total"]) == (10, None)
-        settings = cfg["pruner"]["score"]
+        assert cfg.pruner.mode == "train" and cfg.pruner.scoring_data.augment is True
+        assert (cfg.pruner.scoring_data.per_class, cfg.pruner.scoring_data.total) == (10, None)
+        settings = cfg.pruner.score
         assert settings.get("class_halves", True) and settings.get("redraw_linear", True)
-    pixels = [cfg for cfg in scored if "pixels" in cfg["ablation"]["name"]]
-    assert [cfg["ablation"]["name"] for cfg in pixels] == ["random_pixels_official"] * 2
-    (random,) = [cfg for cfg in cfgs if cfg["pruner"]["name"] == "random"]
+    pixels = [cfg for cfg in scored if "pixels" in cfg.ablation.name]
+    assert [cfg.ablation.name for cfg in pixels] == ["random_pixels_official"] * 2
+    (random,) = [cfg for cfg in cfgs if cfg.pruner.name == "random"]
     assert random["allocation"]["surplus"] == "next"
 
 
 def test_a_schedule_that_an_experiment_names_takes_the_place_of_the_pruners_own() -> None:
     cfgs = runs("missing_mark_early", "model=resnet20", "pruner=synflow", "seed=0", "density=0.107374")
     assert {(c["schedule"]["_target_"].rpartition(".")[2], c["schedule"]["rounds"]) for c in cfgs} == {("early", 100)}
-    assert sorted(cfg["schedule"]["step"] for cfg in cfgs)[:2] == [0, 250]
+    assert sorted(cfg.schedule.settings["step"] for cfg in cfgs)[:2] == [0, 250]
 
 
 @pytest.mark.parametrize("name", ["lottery_lenet", "lottery_conv", "lottery_cifar", "rewinding_steps"])

@@ -22,7 +22,6 @@ from test_data import photographs
 from test_resume import RUNS, TINY, assert_equal, config_of, directory_of, in_child, outcome, whole
 
 from pai_bench import experiment
-from pai_bench.config import config
 from pai_bench.errors import DataError, UserError
 from pai_bench.launch import slurm
 from pai_bench.masks import masks
@@ -340,7 +339,7 @@ def test_final_weights_are_kept_whole_or_in_half_precision(tmp_path: Path) -> No
         small = ["model=lenet300", "training.epochs=1", "tracker=none", "pruner=magnitude", "sparsity=0.5"]
         cfg = composed(*small, f"save_model={kept}", f"results_dir={tmp_path / kept}")
         row = experiment.run(cfg)
-        path = config.directory(cfg) / "model.safetensors"
+        path = cfg.directory / "model.safetensors"
         sizes[kept] = path.stat().st_size if path.is_file() else 0
         if kept == "false":
             with pytest.raises(

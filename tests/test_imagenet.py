@@ -22,7 +22,6 @@ from torch import Generator
 from torchvision import transforms
 from torchvision.transforms import v2
 
-from pai_bench.config import config
 from pai_bench.data import shrunk
 from pai_bench.data.crops import central_crop, random_box, random_crop
 from pai_bench.data.decode import decode, shrink
@@ -319,10 +318,8 @@ def test_a_store_holds_the_same_images_with_a_short_side(originals: Path) -> Non
 
 
 def test_a_store_is_another_run() -> None:
-    names = [
-        config.run_id(composed("dataset=imagenet", store)) for store in ("dataset.store=null", "dataset.store=256")
-    ]
-    assert names[0] == config.run_id(composed("dataset=imagenet")) != names[1]
+    names = [composed("dataset=imagenet", store).id for store in ("dataset.store=null", "dataset.store=256")]
+    assert names[0] == composed("dataset=imagenet").id != names[1]
 
 
 def test_a_store_that_is_not_there_says_what_to_run(originals: Path) -> None:

@@ -14,7 +14,7 @@ from test_train import CPU
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pai_bench import experiment
+from pai_bench import assembly, experiment, search
 from pai_bench.core import DataSettings
 from pai_bench.data.resident import Resident
 from pai_bench.system import layout
@@ -128,20 +128,20 @@ def test_convolutions_of_a_whole_run_see_one_layout(
         "model.blocks=[1,1]", f"training.batch_size={batch_size}", "training.epochs=2", "schedule=one_shot",
         *(examples if pruner != "synflow" else []),
     )  # fmt: skip
-    monkeypatch.setattr(experiment, "load_data", lambda *_: data)
+    monkeypatch.setattr(assembly, "load_data", lambda *_: data)
     monkeypatch.setattr("pai_bench.training.compact.LONG", {})  # so that a smaller network is looked for
-    parts = experiment.assembled(cfg, CPU)
+    parts = assembly.assembled(cfg, CPU)
     model = parts.build("init")
     with threads(num_threads):
-        trainer = experiment.trainer_for(parts, model, lambda *_: None, experiment._diagnose(parts, model))
+        trainer = assembly.trainer_for(parts, model, lambda *_: None, assembly.diagnostics(parts, model))
         with _Convolutions() as scoring:
             initial = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-            search = partial(experiment._search, parts, trainer, initial, parts.ablation)
-            pruned, _ = search(lambda *_: None, None, lambda _: None)
+            found = partial(search.search, parts, trainer, initial, cfg.ablation)
+            pruned, _ = found(lambda *_: None, None, lambda _: None)
         with _Convolutions() as training:
             trainer.until(pruned.mask_with_coupled, 2)
         with _Convolutions() as signal:
-            experiment._carries_signal(model, data, 0, initial, None)
+            experiment._has_signal(model, data, 0, initial, None)
     assert set(scoring.seen) == {FIRST}
     assert set(signal.seen) == {form}
     # A wide network is also looked at by one image, channels first, where a smaller one is looked for.
@@ -155,7 +155,7 @@ def test_a_smaller_network_is_laid_out_by_its_own_widths(monkeypatch: pytest.Mon
     from pai_bench.masks import masks
 
     torch.manual_seed(0)
-    net = experiment._function(composed("model=resnet20")["model"])((3, 32, 32), 10)
+    net = composed("model=resnet20").model((3, 32, 32), 10)
     mask = masks.full(net)
     for kept in mask.values():
         kept[:, 5:] = False  # nothing reads more than five channels of a layer

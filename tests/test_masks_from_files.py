@@ -23,8 +23,8 @@ from test_resume import TINY, directory_of, outcome
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
-from pai_bench import experiment
-from pai_bench.config import config
+from pai_bench import assembly, experiment
+from pai_bench.config import composition
 from pai_bench.errors import ConfigError, PreemptedError
 from pai_bench.launch import cli, compose
 from pai_bench.masks import mask_files, masks
@@ -87,7 +87,7 @@ def test_the_mask_of_a_run_trains_as_in_the_run(ending: str, found: Path, tmp_pa
     assert {key: row[key] for key in same} == {key: other[key] for key in same}
     assert (row["pruner"], row["score_examples"], row["score_flops"], row["num_rounds"]) == ("mask", 0, 0, 0)
     assert row_of(again)["prune_seconds"] == 0
-    assert row["mask"] == compose.stored(again)["checksums"]["mask"] != other["mask"]
+    assert row["mask"] == compose.stored(again).checksums.mask != other["mask"]
     assert re.fullmatch(r"digits-resnet20-mask-s0\.8-seed3-[0-9a-f]{8}", again.name)
 
 
@@ -175,9 +175,9 @@ def test_training_starts_from_weights_in_a_file(found: Path, tmp_path: Path) -> 
         initial(again)
     trained(again)
     other = composed(*TINY, "pruner=snip", "sparsity=0.8", "seed=3", f"weights={found}/model.safetensors")
-    assert config.run_id(other) != found.name
-    assert config.task_id(other) != row_of(found)["task"]
-    assert config.method_id(other) == row_of(found)["method"]
+    assert other.id != found.name
+    assert other.task != row_of(found)["task"]
+    assert other.method == row_of(found)["method"]
 
 
 # Formats --------------------------------------------------------------------------------------------------------------
@@ -228,10 +228,10 @@ def test_one_mask_is_one_run_in_whatever_format_and_place(
         composed(*TINY, f"mask={path}", "seed=3")
         for path in (tmp_path / "elsewhere" / name, found / "mask.safetensors")
     )
-    assert one["sparsity"] == 0.8 and one["pruner"]["name"] == "mask"
-    for identity in (config.run_id, config.group_id, config.method_id, config.task_id):
-        assert identity(one) == identity(other)
-    given, others = experiment.given_mask(one, initial(found)[0])
+    assert one.sparsity == 0.8 and one.pruner.name == "mask"
+    for identity in ("id", "group", "method", "task"):
+        assert getattr(one, identity) == getattr(other, identity)
+    given, others = assembly.given_mask(one, initial(found)[0])
     assert others == {} and list(given) == list(in_model_order(mask, found))
     assert all(torch.equal(given[key], tensor) for key, tensor in mask.items())
 
@@ -240,7 +240,7 @@ def test_zeros_of_weights_are_a_mask_when_told_so(mask: Tensors, found: Path, tm
     model, _ = initial(found)
     masks.apply_(model, mask)
     torch.save(model.state_dict(), tmp_path / "w.pt")
-    given, others = experiment.given_mask(
+    given, others = assembly.given_mask(
         composed(*TINY, f"mask={tmp_path}/w.pt", "mask_file.zeros=true"), initial(found)[0]
     )
     assert others == {}, "zeros of biases are no mask"
@@ -257,17 +257,17 @@ def test_masks_under_other_names_are_matched_by_order(
     with pytest.raises(
         ConfigError, match=r"the model has no net.99.w, net.98.w, net.97.w and \d+ more, and there is no"
     ):
-        experiment.given_mask(composed(*TINY, f"mask={path}"), initial(found)[0])
+        assembly.given_mask(composed(*TINY, f"mask={path}"), initial(found)[0])
     cfg = composed(*TINY, f"mask={path}", "mask_file.names=order")
     with caplog.at_level("DEBUG", "pai_bench"):
-        given, _ = experiment.given_mask(cfg, initial(found)[0])
+        given, _ = assembly.given_mask(cfg, initial(found)[0])
     assert all(torch.equal(given[key], tensor) for key, tensor in mask.items())
     assert f"the mask of {next(iter(given))} is that of net.99.w" in caplog.text
-    assert config.run_id(cfg) != config.run_id(composed(*TINY, f"mask={found}/mask.safetensors"))
+    assert cfg.id != composed(*TINY, f"mask={found}/mask.safetensors").id
     path = path.with_stem("reversed")
     save(dict(reversed(renamed.items())), path)
     with pytest.raises(ConfigError, match=r"by order net.\d+.w \(10, 6\) would be the mask of"):
-        experiment.given_mask(composed(*TINY, f"mask={path}", "mask_file.names=order"), initial(found)[0])
+        assembly.given_mask(composed(*TINY, f"mask={path}", "mask_file.names=order"), initial(found)[0])
 
 
 def test_layers_without_a_mask_stay_whole_when_told_so(mask: Tensors, found: Path, tmp_path: Path) -> None:
@@ -311,13 +311,13 @@ def test_buffers_that_end_as_masks_do_are_none(mask: Tensors, found: Path, tmp_p
     masks.apply_(model, mask)
     path = tmp_path / "w.pt"
     torch.save(model.state_dict() | BUFFERS, path)
-    given, _ = experiment.given_mask(composed(*TINY, f"mask={path}", "mask_file.zeros=true"), initial(found)[0])
+    given, _ = assembly.given_mask(composed(*TINY, f"mask={path}", "mask_file.zeros=true"), initial(found)[0])
     assert all(torch.equal(given[key], tensor) for key, tensor in mask.items())
     for weight in ("_orig", ""):  # torch.nn.utils.prune, and Synaptic-Flow
         path = tmp_path / f"m{weight}.pt"
         state = {f"{n}{weight if n in mask else ''}": t for n, t in model.state_dict().items()}
         torch.save(state | BUFFERS | {f"{name}_mask": tensor for name, tensor in mask.items()}, path)
-        given, _ = experiment.given_mask(composed(*TINY, f"mask={path}"), initial(found)[0])
+        given, _ = assembly.given_mask(composed(*TINY, f"mask={path}"), initial(found)[0])
         assert all(torch.equal(given[key], tensor) for key, tensor in mask.items())
         with pytest.raises(ConfigError, match="it holds masks"):
             composed(*TINY, f"mask={path}", "mask_file.zeros=true")
@@ -450,13 +450,11 @@ def test_another_mask_is_another_run_and_a_name_makes_masks_one_method(
     for label, equal in ((None, False), ("prospr", True)):
         named = [f"mask_name={label}"] if label else []
         one, two = (composed(*TINY, path, *named) for path in paths)
-        assert config.run_id(one) != config.run_id(two)
-        assert config.task_id(one) == config.task_id(two)
-        assert (config.group_id(one) == config.group_id(two)) == equal
-        assert (config.method_id(one) == config.method_id(two)) == equal
-        assert config.method_id(one).startswith(f"{label or 'mask'}-") and f"-{label or 'mask'}-s0.8-" in config.run_id(
-            one
-        )
+        assert one.id != two.id
+        assert one.task == two.task
+        assert (one.group == two.group) == equal
+        assert (one.method == two.method) == equal
+        assert one.method.startswith(f"{label or 'mask'}-") and f"-{label or 'mask'}-s0.8-" in one.id
 
 
 def test_weights_of_each_seed_are_what_the_name_names(mask: Tensors, found: Path, tmp_path: Path) -> None:
@@ -468,13 +466,14 @@ def test_weights_of_each_seed_are_what_the_name_names(mask: Tensors, found: Path
         return composed(*TINY, f"mask={found}/mask.safetensors", *settings)
 
     one, two = (of("mask_name=ticket", f"weights={path}") for path in paths)
-    assert config.run_id(one) != config.run_id(two)
+    assert one.id != two.id
     control = of("mask_name=ticket")
-    for identity in (config.group_id, config.method_id, config.task_id):
-        assert identity(one) == identity(two)
-        assert (identity(one) == identity(control)) == (identity is config.task_id), "a ticket and its control"
+    for identity in ("group", "method", "task"):
+        assert getattr(one, identity) == getattr(two, identity)
+        same = getattr(one, identity) == getattr(control, identity)
+        assert same == (identity == "task"), "a ticket and its control"
     one, two = (of(f"weights={path}") for path in paths)
-    assert config.group_id(one) != config.group_id(two) and config.task_id(one) != config.task_id(two)
+    assert one.group != two.group and one.task != two.task
 
 
 def test_masks_of_a_name_with_a_few_weights_more_or_less_are_one_group(tmp_path: Path) -> None:
@@ -490,13 +489,13 @@ def test_masks_of_a_name_with_a_few_weights_more_or_less_are_one_group(tmp_path:
         )
         torch.save({name: part.view(shapes[name]) for name, part in zip(shapes, bits, strict=True)}, path)
     plain = [composed(*TINY, *settings, f"mask={path}") for path in paths]
-    assert config.group_id(plain[0]) != config.group_id(plain[1]), "without a target they are two"
+    assert plain[0].group != plain[1].group, "without a target they are two"
     one, two = (composed(*TINY, *settings, f"mask={path}", "compression=5") for path in paths)
-    assert one["sparsity"] == two["sparsity"] == 0.8 and config.group_id(one) == config.group_id(two)
+    assert one.sparsity == two.sparsity == 0.8 and one.group == two.group
     directory = run(tmp_path / "one", *settings, f"mask={paths[0]}", "sparsity=0.8")
     row = row_of(directory)
     assert (row["target_sparsity"], row["num_kept"]) == (0.8, kept[0]) and row["sparsity"] != 0.8
-    assert config.run_id(compose.stored(directory)) == directory.name
+    assert compose.stored(directory).id == directory.name
     with pytest.raises(ConfigError, match=r"^sparsity=0.801: mask=.* has sparsity 0.8.* more than 0.1 % away"):
         composed(*TINY, *settings, f"mask={paths[0]}", "sparsity=0.801")
 
@@ -506,10 +505,10 @@ def test_a_stored_run_notices_that_its_mask_has_changed(found: Path, mask: Tenso
     shutil.copy(found / "mask.safetensors", path)
     cfg = composed(*TINY, f"mask={path}", f"results_dir={tmp_path}/results")
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.yaml").write_text(config.rerunnable(cfg))
-    assert config.run_id(compose.stored(tmp_path / "run")) == config.run_id(cfg)
+    (tmp_path / "run" / "config.yaml").write_text(composition.rerunnable(cfg))
+    assert compose.stored(tmp_path / "run").id == cfg.id
     path.rename(tmp_path / "gone")
-    assert config.run_id(compose.stored(tmp_path / "run")) == config.run_id(cfg), "its name needs no file"
+    assert compose.stored(tmp_path / "run").id == cfg.id, "its name needs no file"
     with pytest.raises(ConfigError, match="there is no such file"):
         experiment.run(compose.stored(tmp_path / "run"))
     save_file({name: ~tensor for name, tensor in mask.items()}, path)

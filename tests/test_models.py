@@ -11,7 +11,7 @@ from conftest import composed, options, pruned_as
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pai_bench import experiment
+from pai_bench import assembly, experiment
 from pai_bench.analysis import measures, operations, paths
 from pai_bench.core import Mask, Scores, Shape, Subnetwork
 from pai_bench.errors import ConfigError
@@ -23,7 +23,7 @@ MNIST, CIFAR, TINY, IMAGENET = (1, 28, 28), (3, 32, 32), (3, 64, 64), (3, 224, 2
 
 def build(*overrides: str, shape: Shape = CIFAR, num_classes: int = 10, seed: int = 0) -> nn.Module:
     with seeding.seeded(seed, "init"):
-        return experiment._function(composed(*overrides)["model"])(shape, num_classes)
+        return composed(*overrides).model(shape, num_classes)
 
 
 def shape_of(name: str) -> Shape:
@@ -220,7 +220,7 @@ def test_the_weights_of_convolutions_and_linear_layers_are_prunable_and_no_other
 @pytest.mark.parametrize("pruner", ["magnitude", "snip", "grasp", "synflow", "prospr"])
 def test_scores_exist_for_every_architecture(architecture: str, pruner: str) -> None:
     model = anything(architecture).double()  # as scores are by default
-    settings = experiment._pruner(composed(f"pruner={pruner}", "sparsity=0.5")["pruner"])
+    settings = composed(f"pruner={pruner}", "sparsity=0.5").pruner
     initial = {name: weight.detach().clone() for name, weight in masks.prunable(model).items()}
     net = Subnetwork(model, masks.full(model), initial, (3, 64, 64))
     batch = (torch.randn(4, 3, 64, 64, dtype=torch.float64), torch.arange(4))
@@ -296,22 +296,22 @@ def test_synflow_needs_no_memory_of_earlier_rounds() -> None:
     from pai_bench.pruners import synflow
 
     model = build("model=wrn22_2").double().eval()
-    memory: dict[str, object] = {}
+    cache: dict[str, object] = {}
     mask = masks.full(model)
     for _ in range(8):
-        mask = allocation.keep_largest(_flow(model, mask, memory), mask, masks.kept(mask) // 2).mask
+        mask = allocation.keep_largest(_flow(model, mask, cache), mask, masks.kept(mask) // 2).mask
         masks.apply_(model, mask)
         for buffer in model.buffers():  # as training would move running statistics
             buffer.add_(1)
-    assert isinstance(memory["synflow"], synflow._Flow) and memory["synflow"].left
+    assert isinstance(cache["synflow"], synflow._Flow) and cache["synflow"].left
     for name, fresh in _flow(model, mask, {}).items():
-        assert torch.equal(_flow(model, mask, memory)[name], fresh), name  # a search that was interrupted has none
+        assert torch.equal(_flow(model, mask, cache)[name], fresh), name  # a search that was interrupted has none
 
 
-def _flow(model: nn.Module, mask: Mask, memory: dict[str, object]) -> Scores:
+def _flow(model: nn.Module, mask: Mask, cache: dict[str, object]) -> Scores:
     from pai_bench.pruners import synflow
 
-    net = Subnetwork(model, mask, {}, CIFAR, memory=memory)
+    net = Subnetwork(model, mask, {}, CIFAR, cache=cache)
     return synflow.score(net, [], F.cross_entropy, torch.Generator())
 
 
@@ -320,10 +320,8 @@ def _flow(model: nn.Module, mask: Mask, memory: dict[str, object]) -> Scores:
 
 def examined(model: nn.Module, *overrides: str, shape: Shape = CIFAR) -> operations.Operations:
     cfg = composed("model=lenet300", "sparsity=0.5", "pruner=magnitude", *overrides)
-    parts = SimpleNamespace(
-        cfg=cfg, pruner=experiment._pruner(cfg["pruner"]), data=SimpleNamespace(input_shape=shape, num_classes=10)
-    )
-    return experiment._examined(parts, model)  # type: ignore[arg-type]
+    parts = SimpleNamespace(run=cfg, pruner=cfg.pruner, data=SimpleNamespace(input_shape=shape, num_classes=10))
+    return assembly.examined(parts, model)  # type: ignore[arg-type]
 
 
 def test_images_that_a_network_does_not_take_are_named() -> None:
@@ -377,7 +375,7 @@ def test_a_classifier_that_starts_at_zero_is_not_taken_for_a_network_without_sig
 
     def found() -> bool:
         masks.apply_(model, mask)
-        return experiment._carries_signal(model, data, 0, initial, paths.effective(model, mask, CIFAR))  # type: ignore[arg-type]
+        return experiment._has_signal(model, data, 0, initial, paths.effective(model, mask, CIFAR))  # type: ignore[arg-type]
 
     assert found()
     mask["conv.weight"] = torch.zeros_like(mask["conv.weight"])
@@ -390,7 +388,7 @@ def test_packed_attention_is_scored_and_masked(pruner: str) -> None:
     layer = nn.TransformerEncoderLayer(12, 2, 16, dropout=0.0, batch_first=True)
     model = nn.Sequential(nn.Flatten(2), nn.Linear(64, 12), layer, nn.Flatten(), nn.Linear(36, 4)).double()
     shape, batch = (3, 8, 8), (torch.randn(4, 3, 8, 8, dtype=torch.float64), torch.arange(4))
-    settings = experiment._pruner(composed(f"pruner={pruner}", "sparsity=0.5")["pruner"])
+    settings = composed(f"pruner={pruner}", "sparsity=0.5").pruner
     assert settings.score is not None
     net = Subnetwork(model, masks.full(model), masks.prunable(model), shape)
     with measures.mode(model, settings.mode == "train"):
@@ -470,7 +468,7 @@ def test_without_timm_a_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_flops_are_counted_as_torch_counts_them() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
-    model = experiment._function(composed("model=resnet20")["model"])((3, 32, 32), 10)
+    model = composed("model=resnet20").model((3, 32, 32), 10)
 
     def work() -> None:
         F.cross_entropy(model(torch.ones(2, 3, 32, 32)), torch.zeros(2, dtype=torch.long)).backward()

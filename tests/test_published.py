@@ -8,7 +8,6 @@ import torch
 from conftest import composed, pruned_as
 from torch import Generator, nn
 
-from pai_bench import experiment
 from pai_bench.analysis import measures
 from pai_bench.masks import allocation, masks
 from pai_bench.published import numbers
@@ -27,7 +26,7 @@ def densities(pruner: str, compression: int) -> list[float]:
 
 def vgg16() -> nn.Module:
     with seeding.seeded(0, "init"):
-        return experiment._function(composed("model=vgg16")["model"])((3, 32, 32), 100)
+        return composed("model=vgg16").model((3, 32, 32), 100)
 
 
 def pruned(model: nn.Module, pruner: str, compression: float, input_shape: tuple[int, int, int]) -> masks.Mask:
@@ -72,7 +71,7 @@ def test_magnitude_deletes_the_classifier_of_resnet18_at_the_predicted_density(
 ) -> None:
     """The classifier is uniform in +-1/sqrt(512), so it is gone once the threshold passes that bound."""
     with seeding.seeded(0, "init"):
-        model = experiment._function(composed("model=resnet18")["model"])((3, 32, 32), num_classes)
+        model = composed("model=resnet18").model((3, 32, 32), num_classes)
     scores = {name: weight.detach().abs() for name, weight in masks.prunable(model).items()}
     total = masks.total(scores)
     above, below = (
@@ -107,7 +106,7 @@ ERK = [n for n in NUMBERS if n.table.quantity == "multiply_adds" and n.settings[
 
 @pytest.fixture(scope="module")
 def resnet50() -> nn.Module:
-    return experiment._function(composed("model=resnet50")["model"])((3, 224, 224), 1000)
+    return composed("model=resnet50").model((3, 224, 224), 1000)
 
 
 @pytest.mark.parametrize("number", ERK, ids=lambda number: number.target)
@@ -135,7 +134,7 @@ def test_uniform_with_a_dense_first_layer_leaves_the_published_share(resnet50: n
 
 def test_erk_densities_of_resnet20() -> None:
     with seeding.seeded(0, "init"):
-        model = experiment._function(composed("model=resnet20")["model"])((3, 32, 32), 10)
+        model = composed("model=resnet20").model((3, 32, 32), 10)
     scores = {name: weight.detach().abs() for name, weight in masks.prunable(model).items()}
     keep = masks.num_kept(0.9, masks.total(scores))
     mask = allocation.erk(scores, masks.full(model), keep, Generator(), kernel=True).mask
@@ -152,7 +151,7 @@ def test_erk_densities_of_resnet20() -> None:
 def test_smart_ratio_densities_of_vgg19() -> None:
     """Published densities of 98 %, where what a full layer cannot take is spread in proportion: the shape is theirs."""
     with seeding.seeded(0, "init"):
-        model = experiment._function(composed("model=vgg19")["model"])((3, 32, 32), 10)
+        model = composed("model=vgg19").model((3, 32, 32), 10)
     scores = {name: weight.detach().abs() for name, weight in masks.prunable(model).items()}
     keep = masks.num_kept(0.98, masks.total(scores))
     settings = {"shape": "vgg", "linear_density": 0.3, "surplus": "proportional"}

@@ -20,7 +20,7 @@ from torch import Generator, nn
 from torch.nn import functional as F
 
 from pai_bench import errors
-from pai_bench.config import config
+from pai_bench.config import checks, composition
 from pai_bench.core import Batches, Subnetwork
 from pai_bench.launch import compose
 from pai_bench.masks import masks
@@ -62,7 +62,7 @@ def test_commands_compose(command: str, files_that_are_named: Path) -> None:
     overrides = [word for word in shlex.split(command, comments=True) if word not in FLAGS]
     # All runs of every experiment are composed in a test of their own.
     cfgs, _ = compose.expand(overrides, lambda jobs: [jobs[0], jobs[-1]])
-    assert all(config.run_id(cfg) for cfg in cfgs)
+    assert all(cfg.id for cfg in cfgs)
 
 
 def test_there_are_commands() -> None:
@@ -90,17 +90,17 @@ def test_the_example_method_runs_as_written(tmp_path: Path, batches: Batches, mo
     text = yaml[1].replace("pai_bench.pruners.", "")
     (tmp_path / "pruner" / "gradient_power.yaml").write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
-    config.register()
+    composition.register()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = config.complete(
+        cfg = checks.complete(
             hydra_compose("config", [f"hydra.searchpath=[file://{tmp_path}]", "pruner=gradient_power", "sparsity=0.9"])
         )
     module: ModuleType = importlib.import_module("gradient_power")
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4))
     net = Subnetwork(model, masks.full(model), {}, (3, 8, 8))
-    scores = module.score(net, batches, F.cross_entropy, Generator(), power=cfg["pruner"]["score"]["power"])
+    scores = module.score(net, batches, F.cross_entropy, Generator(), power=cfg.pruner.score["power"])
     F.cross_entropy(model(torch.cat([x for x, _ in batches])), torch.cat([y for _, y in batches])).backward()
     torch.testing.assert_close(scores["0.weight"], model[0].weight.grad.abs())
     sys.modules.pop("gradient_power")
@@ -208,8 +208,8 @@ def test_the_sweep_in_a_file_on_the_page_of_configuration_composes(
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text(example("configuration.md", "MULTIRUN"))
     cfgs, _ = compose.expand([f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine"])
-    assert len({config.run_id(cfg) for cfg in cfgs}) == (3 * 2 - 1) * 3
-    assert {cfg["dataset"]["name"] for cfg in cfgs} == {"cifar10"}
+    assert len({cfg.id for cfg in cfgs}) == (3 * 2 - 1) * 3
+    assert {cfg.dataset.name for cfg in cfgs} == {"cifar10"}
 
 
 def test_pages_link_to_places_on_pages_that_exist() -> None:

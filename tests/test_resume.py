@@ -310,9 +310,8 @@ def test_a_second_process_says_who_holds_the_run(run_cli: RunCli, tmp_path: Path
 
 
 def composed_id(tmp_path: Path) -> str:
-    from pai_bench.config import config
 
-    return config.run_id(config_of("synflow", tmp_path))
+    return config_of("synflow", tmp_path).id
 
 
 def test_the_claim_of_a_dead_process_is_taken_over_by_one_of_many(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from test_train import CPU, RECIPE, FewImages
 from torch import Generator, nn
 from torch.nn import functional as F
 
-from pai_bench import experiment
 from pai_bench.core import (
     Ablation,
     Batches,
@@ -567,7 +566,7 @@ def test_weights_are_redrawn_or_shuffled_under_the_same_mask() -> None:
 
 @pytest.mark.parametrize("name", [name for name in options("ablation") if name != "none"])
 def test_every_ablation_fills_one_hook(name: str) -> None:
-    ablation = experiment._ablation(composed("pruner=snip", "sparsity=0.5", f"ablation={name}")["ablation"])
+    ablation = composed("pruner=snip", "sparsity=0.5", f"ablation={name}").ablation
     assert len([hook for hook in dataclasses.asdict(ablation).values() if hook is not None]) == 1
 
 

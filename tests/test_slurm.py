@@ -145,7 +145,7 @@ def test_a_job_runs_the_config_of_its_submission(cluster: Cluster, run_cli: RunC
     (job,) = jobs_of(tmp_path / "results").values()
     submitted = tmp_path / "results" / "slurm" / job / f"{job}_submitted.pkl"
     cfg = pickle.loads(submitted.read_bytes()).function.cfg
-    assert (cfg["data_dir"], cfg["sparsity"], cfg["model"]["widths"]) == ("before", 0.5, [4, 6])
+    assert (cfg.data_dir, cfg.sparsity, cfg.model.settings["widths"]) == ("before", 0.5, [4, 6])
     cluster.run("scancel", job)
 
 

@@ -9,7 +9,6 @@ from conftest import Chain, composed, pruned_as, residual
 from torch import Generator, nn
 from torch.nn import functional as F
 
-from pai_bench import experiment
 from pai_bench.analysis import measures, paths, structure
 from pai_bench.core import Batches
 from pai_bench.errors import ConfigError
@@ -21,7 +20,7 @@ SHAPE = (3, 32, 32)
 
 def model_of(name: str, *more: str) -> nn.Module:
     torch.manual_seed(0)
-    return experiment._function(composed(f"model={name}", *more)["model"])(SHAPE, 10)
+    return composed(f"model={name}", *more).model(SHAPE, 10)
 
 
 def conv_relu_norm() -> nn.Module:

@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from test_resume import TINY
 
-from pai_bench.config import config
+from pai_bench.config import composition
 from pai_bench.errors import ConfigError
 from pai_bench.launch import compose, sweeps
 
@@ -174,7 +174,7 @@ JOBS = [
 
 
 def test_a_run_of_a_sweep_is_composed_as_hydra_does() -> None:
-    config.register()
+    composition.register()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         base = hydra.compose("config", ["hydra.job.name=x"], return_hydra_config=True)
         theirs = GlobalHydra.instance().config_loader()
@@ -207,7 +207,7 @@ def test_runs_that_differ_in_values_alone_are_composed_once(monkeypatch: pytest.
     monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", load)
     cfgs, _ = compose.expand(["pruner=snip,synflow", "sparsity=0.5,0.8", "training.lr=0.1,0.2", "seed=range(5)"])
     assert composed == [[], ["pruner=snip"], ["pruner=synflow"]]
-    assert len({config.run_id(cfg) for cfg in cfgs}) == len(cfgs) == 40
+    assert len({cfg.id for cfg in cfgs}) == len(cfgs) == 40
 
 
 def test_an_experiment_is_a_sweep_that_the_command_line_can_narrow() -> None:
@@ -215,7 +215,7 @@ def test_an_experiment_is_a_sweep_that_the_command_line_can_narrow() -> None:
     assert len(whole) == 5 * 4 * 3 + 3
     narrowed, _ = compose.expand(["experiment=digits_baselines", "pruner=snip,dense", "seed=0"])
     assert len(narrowed) == 4 + 1
-    assert {cfg["seed"] for cfg in narrowed} == {0}
+    assert {cfg.seed for cfg in narrowed} == {0}
 
 
 @pytest.mark.parametrize("spelled", ["experiment", "+experiment"])

@@ -22,7 +22,8 @@ import pytest
 from conftest import ROOT
 from scipy import stats
 
-from pai_bench.config import config
+from pai_bench.config import composition, identity
+from pai_bench.config.schema import made, plain
 from pai_bench.errors import ConfigError, DataError
 from pai_bench.launch import compose, terminal
 from pai_bench.published import matching, numbers, pages
@@ -180,7 +181,7 @@ EXPERIMENTS = sorted({w for words in CURVES for w in words if w.startswith("expe
 @pytest.mark.parametrize("words", [w for w in CURVES if not w[0].startswith("experiment=")], ids=" ".join)
 def test_recipes_without_an_experiment_compose(words: tuple[str, ...]) -> None:
     (cfg,) = compose.expand(list(words))[0]
-    assert 1 - cfg["sparsity"] == pytest.approx(CURVES[words][0].density)
+    assert 1 - cfg.sparsity == pytest.approx(CURVES[words][0].density)
 
 
 def some(curves: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
@@ -201,13 +202,13 @@ SAMPLED = [
 def test_a_published_number_is_a_run_of_its_experiment(words: tuple[str, ...]) -> None:
     cfgs, _ = compose.expand(list(words))
     for cfg in cfgs:  # one curve and not several
-        assert config.differences(cfgs[0], cfg, {"sparsity"}) == {}
+        assert identity.differences(plain(cfgs[0]), plain(cfg), {"sparsity"}) == {}
     for number in CURVES[words]:
         for key, value in matching.settings(number).items():
             if key in numbers.NETWORK:
-                assert cfgs[0][key]["name"] == value
+                assert getattr(cfgs[0], key).name == value
         if number.density is not None:
-            found = [cfg for cfg in cfgs if math.isclose(1 - cfg["sparsity"], number.density, rel_tol=0.002)]
+            found = [cfg for cfg in cfgs if math.isclose(1 - cfg.sparsity, number.density, rel_tol=0.002)]
             assert len(found) == 1, number.label
 
 
@@ -348,22 +349,23 @@ def write(tmp_path: Path) -> Write:
     ) -> list[dict[str, Any]]:
         rows = []
         for seed, value in enumerate(values):
-            cfg = copy.deepcopy(RECIPES.of(number)) | {"seed": seed}
+            settings = copy.deepcopy(plain(RECIPES.of(number))) | {"seed": seed}
             if number.density is not None:
-                cfg["sparsity"] = round(1 - number.density, 12)
+                settings["sparsity"] = round(1 - number.density, 12)
             for key, changed in (changes or {}).items():
                 *path, last = key.split(".")
-                part = cfg
+                part = settings
                 for name in path:
                     part = part[name]
                 part[last] = changed
-            run_id = config.run_id(cfg)
+            cfg = made(settings)
+            run_id = cfg.id
             directory = tmp_path / "results" / run_id
             directory.mkdir(parents=True, exist_ok=True)
-            (directory / "config.yaml").write_text(config.rerunnable(cfg))
+            (directory / "config.yaml").write_text(composition.rerunnable(cfg))
             content = {
-                "id": run_id, "group": config.group_id(cfg), "seed": seed, "target_sparsity": cfg["sparsity"],
-                **{key: cfg[key]["name"] for key in ("dataset", "model", "pruner", "ablation")},
+                "id": run_id, "group": cfg.group, "seed": seed, "target_sparsity": cfg.sparsity,
+                **{key: getattr(cfg, key).name for key in ("dataset", "model", "pruner", "ablation")},
                 "search_train_examples": 0, "collapsed_layers": [], "num_prunable": 14_000_000,
                 "macs_dense": 100, "macs_masked": 42,
                 "test_top1": value - 0.004, "best_test_top1": value, "test_top1_at_best_validation": None, **row,
@@ -580,7 +582,7 @@ def test_a_paper_is_added_by_a_file(tmp_path: Path) -> None:
     assert (number.value, number.sd, number.num_runs) == (pytest.approx(0.973), pytest.approx(0.004), 5)
     assert number.density == pytest.approx(0.1) and number.rounding == pytest.approx(0.0005)
     cfg = Recipes().of(number)
-    assert cfg["training"]["epochs"] == 7 and cfg["allocation"]["name"] == "uniform"
+    assert cfg.training.epochs == 7 and cfg.allocation.name == "uniform"
 
 
 def test_the_page_on_published_numbers_tells_the_truth(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ class GridSweeper(BasicSweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Called by Hydra with the words of the command line."""
-        from pai_bench.config.config import SCRATCH
+        from pai_bench.config.composition import SCRATCH
 
         parsed = OverridesParser.create().parse_overrides(arguments)
         self.given = {override.get_key_element() for override in parsed}

@@ -112,7 +112,8 @@ def problem(value: object, annotation: ast.expr, module: str = "") -> str | None
     """What to give in place of a value that is not of an annotated type; None if it is. Unknown types take anything."""
     if isinstance(annotation, ast.BinOp):  # X | Y
         parts = [problem(value, part, module) for part in (annotation.left, annotation.right)]
-        return None if None in parts else " or ".join(dict.fromkeys(part for part in parts if part))
+        words = dict.fromkeys(part.removeprefix("one of ") for part in parts if part)
+        return None if None in parts else " or ".join(words)
     if isinstance(annotation, ast.Subscript):
         origin, inner = _last(annotation.value), annotation.slice
         parameters = inner.elts if isinstance(inner, ast.Tuple) else [inner]

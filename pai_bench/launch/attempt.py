@@ -5,9 +5,8 @@ import gc
 import logging
 import sys
 from functools import cache
-from typing import Any
 
-from pai_bench.config import config
+from pai_bench.config.schema import RunConfig
 from pai_bench.errors import PreemptedError
 from pai_bench.launch.terminal import count, report
 from pai_bench.runs import status
@@ -25,17 +24,17 @@ def _spare_imports() -> None:
     atexit.register(gc.unfreeze)
 
 
-def _done_before(completed: dict[str, Any]) -> bool:
+def _done_before(completed: RunConfig) -> bool:
     """Whether a run is finished, and says so: experiment.run would say no more, after importing torch."""
-    directory = config.directory(completed)
+    directory = completed.directory
     row = status.finished_and_clean(directory)
-    if row is None or not config.name_decides_images(completed) or world().size > 1:
+    if row is None or not completed.name_decides_images or world().size > 1:
         return False
-    log.info("%s", already(row, directory, completed["save_model"] is not False))
+    log.info("%s", already(row, directory, completed.keeps_weights))
     return True
 
 
-def attempt(completed: dict[str, Any]) -> int:
+def attempt(completed: RunConfig) -> int:
     """Runs what a completed config describes; says in one line what went wrong, if so, and returns the exit code."""
     try:
         if _done_before(completed):
@@ -51,7 +50,7 @@ def attempt(completed: dict[str, Any]) -> int:
 
     _spare_imports()
     preemption.watch()
-    skipped = status.finished(config.directory(completed)) is not None
+    skipped = status.finished(completed.directory) is not None
     code = 0
     try:
         experiment.run(completed)

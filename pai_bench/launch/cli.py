@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -13,7 +13,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from pai_bench.config import config
+from pai_bench.config import composition
+from pai_bench.config.schema import RunConfig
 from pai_bench.errors import ConfigError, PreemptedError
 from pai_bench.launch import attempt, compose, overrides, terminal, usage
 from pai_bench.runs import status
@@ -32,7 +33,7 @@ def _run(composed: DictConfig) -> float | None:
         preemption.check()
         completed = overrides.complete(composed, HydraConfig.get())
         _check_figure(completed)
-        directory = config.directory(completed)
+        directory = completed.directory
     except Exception as error:
         code = terminal.report(error)
         terminal.count(code)
@@ -49,11 +50,11 @@ def _run(composed: DictConfig) -> float | None:
     return None if row is None or row["validation_top1"] is None else float(row["validation_top1"])
 
 
-def _check_figure(completed: dict[str, Any]) -> None:
+def _check_figure(completed: RunConfig) -> None:
     """Refuses a sweeper that searches where no images are held out for it."""
     hydra_config = HydraConfig.get()
     searches = hydra_config.mode == RunMode.MULTIRUN and not str(hydra_config.sweeper._target_).endswith("GridSweeper")
-    if searches and not completed["dataset"].get("validation"):
+    if searches and not completed.dataset.settings.get("validation"):
         sweeper = hydra_config.runtime.choices["hydra/sweeper"]
         raise ConfigError(
             f"hydra/sweeper={sweeper}: it searches by the validation accuracy, and dataset.validation is 0; "
@@ -76,12 +77,12 @@ def main() -> None:
     # Hydra reports errors itself, in its own words and with exit code 1, unless it is told to raise them.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     with terminal.one_line_errors():
-        config.register()
+        composition.register()
         terminal.start_process()
         preemption.watch()
     with terminal.counted():
         arguments = _arguments(sys.argv[1:])
-        folder, name = Path(arguments.config_path or config.CONF).absolute(), arguments.config_name or "config"
+        folder, name = Path(arguments.config_path or composition.CONF).absolute(), arguments.config_name or "config"
         with hydra.initialize_config_dir(str(folder), version_base="1.3"):
             loader = overrides.loader_here()
             if arguments.config_dir:
@@ -92,10 +93,10 @@ def main() -> None:
             if arguments.help:
                 print(usage.text(arguments.overrides, loader, resolve=arguments.resolve), end="")
                 return
-        if folder != config.CONF and not arguments.trust:
+        if folder != composition.CONF and not arguments.trust:
             _check_stored(folder, name)
         with overrides.explained(arguments.overrides, loader, name):
-            hydra.main(version_base="1.3", config_path=str(config.CONF), config_name="config")(_run)()
+            hydra.main(version_base="1.3", config_path=str(composition.CONF), config_name="config")(_run)()
 
 
 def _arguments(words: list[str]) -> argparse.Namespace:
@@ -133,7 +134,7 @@ def _check_stored(folder: Path, name: str) -> None:
     Raises:
         ConfigError: it does.
     """
-    with hydra.initialize_config_dir(str(config.CONF), version_base="1.3"):
+    with hydra.initialize_config_dir(str(composition.CONF), version_base="1.3"):
         ours = hydra.compose("config", return_hydra_config=True).hydra
     with hydra.initialize_config_dir(str(folder), version_base="1.3"):
         theirs = hydra.compose(name, return_hydra_config=True)
@@ -143,4 +144,4 @@ def _check_stored(folder: Path, name: str) -> None:
             raise ConfigError(f"hydra.{key}: {where} sets it; add --trust if it is yours")
     with open_dict(theirs):
         del theirs["hydra"]
-    config.check_origin(OmegaConf.to_container(theirs, resolve=True), where)
+    composition.check_origin(OmegaConf.to_container(theirs, resolve=True), where)

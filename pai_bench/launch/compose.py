@@ -1,13 +1,15 @@
 """From words on a command line to the checked configs of runs."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from pai_bench.config import config
+from pai_bench.config import checks, composition
+from pai_bench.config.schema import RunConfig
+from pai_bench.core import Call
 from pai_bench.errors import DataError, UserError
 from pai_bench.launch import overrides, sweeps
 from pai_bench.launch.terminal import one_line
@@ -21,21 +23,21 @@ def _composed(words: list[str]) -> DictConfig:
         return hydra.compose("config", words, return_hydra_config=True)
 
 
-def compose(words: list[str]) -> dict[str, Any]:
+def compose(words: list[str]) -> RunConfig:
     """The completed config that a command line with these overrides would run.
 
     Raises:
         ConfigError: a word is wrong.
     """
-    config.register()
-    with hydra.initialize_config_dir(str(config.CONF), version_base="1.3"):
+    composition.register()
+    with hydra.initialize_config_dir(str(composition.CONF), version_base="1.3"):
         composed = _composed(words)
         return overrides.complete(composed, composed.hydra)
 
 
 def expand(
     words: list[str], choose: Callable[[list[list[str]]], list[list[str]]] = list
-) -> tuple[list[dict[str, Any]], DictConfig]:
+) -> tuple[list[RunConfig], DictConfig]:
     """The completed configs of all runs of `python run.py -m` with these overrides, and hydra.launcher.
 
     Args:
@@ -44,8 +46,8 @@ def expand(
     Raises:
         ConfigError: a word is wrong.
     """
-    config.register()
-    with hydra.initialize_config_dir(str(config.CONF), version_base="1.3"):
+    composition.register()
+    with hydra.initialize_config_dir(str(composition.CONF), version_base="1.3"):
         overrides.check(words, overrides.loader_here())
         parsed = overrides.parsed(words)
         fixed = [o.input_line for o in parsed if o.input_line and not o.is_sweep_override()]
@@ -70,7 +72,7 @@ def without_plus(override: str) -> str:
     return override.removeprefix("+") if override.startswith("+experiment=") else override
 
 
-def stored(directory: Path, tracker: dict[str, Any] | None = None, trusted: bool = False) -> dict[str, Any]:
+def stored(directory: Path, tracker: Call | None = None, trusted: bool = False) -> RunConfig:
     """The completed config of a run, from its directory.
 
     Args:
@@ -81,15 +83,14 @@ def stored(directory: Path, tracker: dict[str, Any] | None = None, trusted: bool
         ConfigError: this version has no such settings, or it names functions that are not ours.
         DataError: config.yaml is missing or damaged.
     """
-    config.register()
+    composition.register()
     try:
         with hydra.initialize_config_dir(str(directory.resolve()), version_base="1.3"):
             composed = hydra.compose("config")
-            if tracker is not None:
-                composed.tracker = tracker
             if not trusted:
-                config.check_origin(OmegaConf.to_container(composed), directory / "config.yaml")
-            return config.complete(composed)
+                composition.check_origin(OmegaConf.to_container(composed), directory / "config.yaml")
+            run = checks.complete(composed)
+            return run if tracker is None else replace(run, tracker=tracker)
     except UserError:
         raise
     except Exception as error:  # it may hold anything, and yaml, OmegaConf and Hydra each have words for that

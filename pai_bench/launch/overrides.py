@@ -15,12 +15,12 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from pai_bench.config import config
+from pai_bench.config import checks, composition, schema
+from pai_bench.config.schema import RunConfig
 from pai_bench.config.signatures import shown
 from pai_bench.errors import ConfigError, UserError
 
 _OPTIONAL = ("experiment", "scale")  # groups of which a run may have no option
-_TARGETS = ("sparsity", "density", "compression")
 _NO_EFFECT = ("hydra.run", "hydra.sweep", "hydra.output_subdir", "hydra.job.chdir", "hydra/output")
 
 
@@ -147,7 +147,7 @@ def _check_option(override: Override, loader: ConfigLoaderImpl) -> None:
 
 
 def _is_needed(group: str) -> bool:
-    return group in config.RunConfig.__dataclass_fields__
+    return schema.is_setting(group)
 
 
 # After Hydra has failed -----------------------------------------------------------------------------------------------
@@ -257,7 +257,7 @@ def _apply(override: Override, value: Any, tree: DictConfig) -> None:
 
 def _wanted(key: str, value: Any, tree: DictConfig) -> str:
     """What a setting takes, in words."""
-    if not key.startswith("hydra.") and (said := config.wanted(key, value)):
+    if not key.startswith("hydra.") and (said := schema.wanted(key, value)):
         return said
     node = OmegaConf.select(tree, key.rpartition(".")[0] or key)
     node = node._get_node(key.rpartition(".")[2]) if isinstance(node, DictConfig) else None
@@ -274,7 +274,7 @@ def _wanted(key: str, value: Any, tree: DictConfig) -> str:
 # What only the words of a run show ------------------------------------------------------------------------------------
 
 
-def complete(composed: DictConfig, of_hydra: Any) -> dict[str, Any]:
+def complete(composed: DictConfig, of_hydra: Any) -> RunConfig:
     """The completed config of a run.
 
     Args:
@@ -282,20 +282,20 @@ def complete(composed: DictConfig, of_hydra: Any) -> dict[str, Any]:
         of_hydra: Hydra's part.
 
     Raises:
-        ConfigError: as config.complete; or a label, a scale or a sparsity has nothing to hold for.
+        ConfigError: as checks.complete; or a label, a scale or a sparsity has nothing to hold for.
     """
     choices = of_hydra.runtime.choices
     words: Any = OmegaConf.to_container(of_hydra.overrides.task, resolve=False)  # ${} in a word is not meant here
     check_scale(choices)
     with open_dict(composed):
         composed.pop("hydra", None)
-    cfg = config.complete(composed)
+    run = checks.complete(composed)
     given = {override.key_or_group: override.value() for override in parsed(words)}
     _check_labels(given, choices)
-    target = next((key for key in _TARGETS if given.get(key) is not None), None)
-    if target and "pruner" not in given and cfg["pruner"]["score"] is None and cfg["mask"] is None:
+    target = next((key for key in schema.TARGETS if given.get(key) is not None), None)
+    if target and "pruner" not in given and not run.prunes:
         raise ConfigError(f"{target}={given[target]} needs pruner=NAME; without one the network stays dense")
-    return cfg
+    return run
 
 
 def check_scale(choices: Mapping[str, str | None]) -> None:
@@ -319,7 +319,7 @@ def _check_labels(given: Mapping[str, Any], choices: Mapping[str, str | None]) -
         chosen = choices.get(group)
         if rest != "name" or chosen in (None, "timm", label):
             continue
-        others = {path.stem for path in (config.CONF / group).glob("*.yaml")}
+        others = {path.stem for path in (composition.CONF / group).glob("*.yaml")}
         if label in others:
             raise ConfigError(
                 f"{key}={label}: that is another option of {group}; say {group}={label}, or give another name"

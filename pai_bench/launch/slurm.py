@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pai_bench.config import config
+from pai_bench.config.composition import rerunnable
+from pai_bench.config.schema import RunConfig
 from pai_bench.errors import ConfigError, PreemptedError, UserError
 from pai_bench.runs import status
 from pai_bench.system import preemption
@@ -22,13 +23,13 @@ from pai_bench.system.slurm_job import REQUEUES
 log = logging.getLogger(__name__)
 
 
-def submit(cfgs: Sequence[dict[str, Any]], *, folder: str, max_requeues: int, **sbatch: Any) -> dict[str, str]:
+def submit(cfgs: Sequence[RunConfig], *, folder: str, max_requeues: int, **sbatch: Any) -> dict[str, str]:
     """Submits the runs that are neither finished, running nor queued, in arrays of at most MaxArraySize, and returns.
 
     Each job runs the config as it is now, whatever becomes of the yaml files while it waits.
 
     Args:
-        cfgs: what config.complete returned.
+        cfgs: the checked configs.
         folder: receives submitit's files and the jobs' output.
         max_requeues: how often a job goes back into the queue when its time is up or it is preempted.
         sbatch: submitit's settings: timeout_min, mem_gb, gpus_per_node, partition, and so on.
@@ -63,7 +64,7 @@ def submit(cfgs: Sequence[dict[str, Any]], *, folder: str, max_requeues: int, **
             said = " ".join(str(error).split())
             raise UserError(f"SLURM took {len(submitted)} of {len(wanted)} runs, then refused: {said}") from error
         for run_id, job in zip(part, jobs, strict=True):
-            status.mark_queued(config.directory(wanted[run_id]), job.job_id, since, config.rerunnable(wanted[run_id]))
+            status.mark_queued(wanted[run_id].directory, job.job_id, since, rerunnable(wanted[run_id]))
             submitted[run_id] = job.job_id
     arrays = ", ".join(dict.fromkeys(job.partition("_")[0] for job in submitted.values()))
     log.info("%d runs submitted as SLURM job %s; their output goes to %s", len(submitted), arrays, Path(folder).parent)
@@ -78,10 +79,10 @@ def _submitit() -> Any:
     return submitit
 
 
-def _to_do(cfgs: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _to_do(cfgs: Sequence[RunConfig]) -> dict[str, RunConfig]:
     """The configs of the runs that are to be submitted, by id."""
-    by_id = {config.run_id(cfg): cfg for cfg in cfgs}
-    states = queue_states({run_id: config.directory(cfg) for run_id, cfg in by_id.items()})
+    by_id = {cfg.id: cfg for cfg in cfgs}
+    states = queue_states({run_id: cfg.directory for run_id, cfg in by_id.items()})
     left_out: dict[str, int] = {}
     wanted = {}
     for run_id, state in states.items():
@@ -121,11 +122,11 @@ def wait(jobs: Sequence[str], seconds: float = 10.0) -> None:
         pause = min(seconds, 1.5 * pause)
 
 
-def outcomes(cfgs: Sequence[dict[str, Any]], submitted: Mapping[str, str]) -> list[tuple[int, bool]]:
+def outcomes(cfgs: Sequence[RunConfig], submitted: Mapping[str, str]) -> list[tuple[int, bool]]:
     """Exit code, and whether there was nothing to do, of each run once its job is over; the log says what failed."""
     found = {}
     for cfg in cfgs:
-        run_id, state = config.run_id(cfg), status.state(config.directory(cfg))
+        run_id, state = cfg.id, status.state(cfg.directory)
         found[run_id] = (0 if state.name == "finished" else max(state.exit_code, 1), run_id not in submitted)
         if state.name != "finished":
             log.info("%s: %s%s", run_id, state.name, f" ({state.error})" if state.error else "")
@@ -229,7 +230,7 @@ def export(jobs: Sequence[Sequence[str]], folder: Path, *, max_requeues: int, **
 class Job:
     """What one task of an array does. Its exit code is that of the run, so that SLURM's states are true."""
 
-    def __init__(self, cfg: dict[str, Any]) -> None:
+    def __init__(self, cfg: RunConfig) -> None:
         self.cfg = cfg
 
     def __call__(self) -> None:

@@ -5,12 +5,12 @@ import time
 from collections.abc import Generator as Source
 from contextlib import closing, suppress
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Generator
 
-from pai_bench import experiment
+from pai_bench import assembly
+from pai_bench.config.schema import RunConfig
 from pai_bench.core import Batch, Batches, Change, Data, ScoringData
 from pai_bench.errors import ConfigError
 from pai_bench.masks import masks
@@ -67,7 +67,7 @@ class _Stopwatch:
         return self._data.draw(examples, generator, dtype, change)
 
 
-def measure(cfg: dict[str, Any], seconds: float) -> dict[str, float]:
+def measure(cfg: RunConfig, seconds: float) -> dict[str, float]:
     """Images per second of a completed config's `loader` alone, of `training` alone on one batch, and of `both`.
 
     Each is measured for a time, after half of that time to warm up.
@@ -77,15 +77,15 @@ def measure(cfg: dict[str, Any], seconds: float) -> dict[str, float]:
     """
     if (size := world().size) > 1:
         raise ConfigError(f"throughput is measured in one process, and these are {size}; start one")
-    device = devices.pick(cfg["device"], world())
-    devices.check_precision(cfg["training"]["precision"], device)
-    devices.prepare(device, cfg["training"]["precision"])
-    parts = experiment.assembled(cfg, device)
-    data, batch_size = parts.data, parts.recipe.batch_size
+    device = devices.pick(cfg.device, world())
+    devices.check_precision(cfg.training.precision, device)
+    devices.prepare(device, cfg.training.precision)
+    parts = assembly.assembled(cfg, device)
+    data, batch_size = parts.data, cfg.training.batch_size
 
     def loaded() -> Source[Batch]:
         for epoch in itertools.count(1):
-            order, augment = (seeding.generator(cfg["seed"], name, epoch) for name in ("order", "augment"))
+            order, augment = (seeding.generator(cfg.seed, name, epoch) for name in ("order", "augment"))
             yield from data.train(batch_size, order, augment)
 
     def resident() -> Source[Batch]:
@@ -99,7 +99,7 @@ def measure(cfg: dict[str, Any], seconds: float) -> dict[str, float]:
             watched = _Stopwatch(data, source, batch_size, device, seconds)
             if training:
                 model = parts.build("init")
-                trainer = experiment.trainer_for(replace(parts, data=watched), model, lambda *_: None)
+                trainer = assembly.trainer_for(replace(parts, data=watched), model, lambda *_: None)
                 trainer.until(masks.full(model), 1)
             else:
                 for _ in watched.train(batch_size, Generator(), Generator()):

@@ -6,7 +6,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.types import RunMode
 from omegaconf import OmegaConf, open_dict
 
-from pai_bench.config.config import CONF
+from pai_bench.config.composition import CONF
 from pai_bench.launch import overrides
 
 _HELP = """\

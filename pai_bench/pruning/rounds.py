@@ -107,8 +107,9 @@ def prune(
     trained_in, device = layout.layout_of(model), next(model.parameters()).device
     if all(this.until_epoch == 0 for this in rounds):
         layout.lay_out_(model, scoring.PLAIN)
-    scored = scoring.copy_for_scores(model, pruner.dtype)
-    drawn = scoring.cast_weights(initial, pruner.dtype)
+    dtype = scoring.DTYPES[pruner.dtype]
+    scored = scoring.copy_for_scores(model, dtype)
+    drawn = scoring.cast_weights(initial, dtype)
     stale = False  # the copy, since weights have moved otherwise than by pruning
     cache: dict[str, Any] = {}
     for number, this in left:
@@ -130,7 +131,7 @@ def prune(
         moved = _moved(model, pruned, initial) if pruner.regrow_moved else None
         net = Subnetwork(
             scored, pruned.mask, drawn, input_shape, pruned.coupled, lambda n=num_kept: n,  # type: ignore[misc]
-            cache=cache, moved=None if moved is None else scoring.cast_weights(moved, pruner.dtype),
+            cache=cache, moved=None if moved is None else scoring.cast_weights(moved, dtype),
         )  # fmt: skip
 
         def generator(name: str, number: int = number) -> Generator:
@@ -255,7 +256,9 @@ def _batches(pruner: Pruner, ablation: Ablation, draw: Callable[..., Batches], s
         return []
     noise, stored = seeding.generator(seed, "ablation", number), ablation.images
     change = () if stored is None else (lambda images, labels: stored(images, labels, noise),)
-    batches = draw(pruner.scoring_data, seeding.generator(seed, "examples", number), pruner.dtype, *change)
+    batches = draw(
+        pruner.scoring_data, seeding.generator(seed, "examples", number), scoring.DTYPES[pruner.dtype], *change
+    )
     return batches if ablation.batches is None else ablation.batches(batches, noise)
 
 

@@ -112,10 +112,18 @@ def fine_tune(sparsity: float, length: TrainingLength, *, levels: Count, epochs:
     Reference: Han et al. 2015, arXiv:1506.02626; as in Renda et al. 2020, arXiv:2003.02389, section 3.
 
     Raises:
-        ConfigError: there are more epochs than the recipe has.
+        ConfigError: there are more epochs than the recipe has at its last learning rate.
     """
-    if epochs > length.epochs:
-        raise ConfigError(f"schedule.epochs={epochs}: training.epochs={length.epochs}; give at most that")
+    if length.last_rate_epochs == 0:
+        raise ConfigError(
+            "schedule=fine_tune: the learning rate of training.lr_schedule=cosine ends at zero; "
+            "set training.lr_schedule=step, or use schedule=lr_rewind"
+        )
+    if epochs > min(length.epochs, length.last_rate_epochs):
+        raise ConfigError(
+            f"schedule.epochs={epochs}: the last learning rate holds for {length.last_rate_epochs:g} epochs; "
+            "give at most that, or use schedule=lr_rewind"
+        )
     end = float(length.epochs)
     return [Round(reached, end, end - epochs, rewind_weights=False) for reached in _exponential(sparsity, levels)]
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import yaml
 
-from pai_bench.config import config
+from pai_bench.config import identity
+from pai_bench.config.schema import RunConfig, plain
 from pai_bench.errors import ConfigError, DataError
 from pai_bench.launch import compose
 from pai_bench.published.numbers import NETWORK, Number
@@ -58,10 +59,10 @@ class Group:
             DataError: it is gone or damaged.
         """
         path = self.root / str(self.rows[0]["id"]) / "config.yaml"
-        cfg = _read(path)
-        if not isinstance(cfg, dict):
+        settings = _read(path)
+        if not isinstance(settings, dict):
             raise DataError(f"{path}: it holds no config; take the run away, or make it anew")
-        return {key: value for key, value in cfg.items() if key != "defaults"}  # which are for Hydra
+        return settings
 
     def layers(self, row: Row) -> list[dict[str, Any]]:
         """What mask.json says of the layers of one of the runs.
@@ -88,9 +89,9 @@ class Recipes:
     """The configs that published numbers ask for; each is composed once, and none before it is asked for."""
 
     def __init__(self) -> None:
-        self._composed: dict[tuple[str, ...], Config] = {}
+        self._composed: dict[tuple[str, ...], RunConfig] = {}
 
-    def of(self, number: Number) -> Config:
+    def of(self, number: Number) -> RunConfig:
         """The config of a number at some target and seed: those of its curve differ in nothing else.
 
         Raises:
@@ -152,14 +153,14 @@ def compare(numbers: Sequence[Number], rows: Sequence[Row], root: Path, rule: Ru
             return Comparison(number, MISSING)
         here: dict[str, Group] = {}
         elsewhere: dict[str, str] = {}
-        cfg = recipes.of(number)
+        recipe = recipes.of(number)
         for name, group in near.items():
             if name not in configs:
                 configs[name] = group.config()
             before_training = not number.table.is_accuracy and not group.rows[0]["search_train_examples"]
             ignored = ("sparsity", *(_AFTER_THE_MASK if before_training else ()))  # sparsities are near, as was seen
             try:
-                different = config.differences(configs[name], cfg, ignored)
+                different = identity.differences(configs[name], plain(recipe), ignored)
             except ConfigError as error:  # a file that the run was made of is gone
                 elsewhere[name] = str(error)
                 continue
@@ -168,7 +169,7 @@ def compare(numbers: Sequence[Number], rows: Sequence[Row], root: Path, rule: Ru
                 continue
             if not different:
                 here[name] = group
-            elif configs[name]["ablation"]["name"] in ("none", cfg["ablation"]["name"]):  # or it is another experiment
+            elif group.rows[0]["ablation"] in ("none", recipe.ablation.name):  # or it is another experiment
                 elsewhere[name] = _told(different)
         if here:
             return _judged(number, here, rule)

@@ -1,30 +1,93 @@
 """When a run is kept on disk, what of it, and when it ends because the machine is wanted for something else."""
 
+from __future__ import annotations
+
 import time
-from dataclasses import fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
 
+from pai_bench.core import Mask
 from pai_bench.errors import PreemptedError
 from pai_bench.pruning.rounds import Pruned
-from pai_bench.runs import store
+from pai_bench.runs.store import NullRunDirectory, RunDirectory
 from pai_bench.system import preemption
 from pai_bench.system.world import world
 from pai_bench.training.trainer import Trainer
 
 
+@dataclass(frozen=True)
+class TrainingStart:
+    """What is known only when the last training begins: the mask is found, and weights may have been ablated."""
+
+    overlap: float | None  # share of the kept weights that no ablation changed; None without an ablation
+    has_signal: bool  # the output depends on the image
+    search_examples: int  # images that the search has trained on
+    age_epochs: float  # training done by the search
+    num_lines: int  # of the curve
+
+
+@dataclass
+class Progress:
+    """What a run has reached beside its training. It saves and restores itself."""
+
+    pruned: Pruned | None = None
+    without_ablation: Mask | None = None  # the mask that a search without the ablation has found
+    search_without_ablation: Pruned | None = None  # as far as that search has come
+    cache_hit: str | None = None  # what of the search an earlier run had computed: "scores", "mask" or nothing
+    training: TrainingStart | None = None
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds of it: plain values and tensors."""
+        found = {item.name: getattr(self, item.name) for item in fields(self)}
+        for name in ("pruned", "search_without_ablation"):
+            pruned = found[name]
+            found[name] = pruned and {item.name: getattr(pruned, item.name) for item in fields(pruned)}
+        found["training"] = self.training and asdict(self.training)
+        return found
+
+    @classmethod
+    def restored(cls, state: dict[str, Any], device: torch.device) -> Progress:
+        """What `state` returned, on the device."""
+        found = {item.name: _on(device, state[item.name]) for item in fields(cls)}
+        for name in ("pruned", "search_without_ablation"):
+            if found[name] is not None:
+                found[name] = Pruned(**{key: _on(device, value) for key, value in found[name].items()})
+        if found["training"] is not None:
+            found["training"] = TrainingStart(**found["training"])
+        return cls(**found)
+
+
+def _on(device: torch.device, value: Any) -> Any:
+    """Tensors by name on the device; anything else as it is."""
+    if not isinstance(value, dict):
+        return value
+    return {key: item.to(device) if isinstance(item, torch.Tensor) else item for key, item in value.items()}
+
+
 class Checkpoints:
     """When a run is kept on disk, and when it ends because the machine is wanted for something else.
 
-    `reached` is what the run has come to beside the state of its trainer.
+    Args:
+        progress: of the run; it is saved with the trainer's state.
+        every_epochs: epochs between two checkpoints.
+        every_minutes: minutes after which the next step or round is kept too.
+        started: on the clock of time.perf_counter, with the time of earlier attempts taken off.
     """
 
-    def __init__(self, cfg: dict[str, Any], files: store.RunDirectory | store.NullRunDirectory, started: float) -> None:
-        self.files, self.started = files, started
-        self.every_epochs, self.every_seconds = cfg["checkpoint_epochs"], 60 * cfg["checkpoint_minutes"]
-        self.trainer: Trainer | None = None
-        self.reached: dict[str, Any] = {}
+    def __init__(
+        self,
+        files: RunDirectory | NullRunDirectory,
+        progress: Progress,
+        *,
+        every_epochs: int,
+        every_minutes: float,
+        started: float,
+    ) -> None:
+        self.files, self.progress, self.started = files, progress, started
+        self.every_epochs, self.every_seconds = every_epochs, 60 * every_minutes
+        self.trainer: Trainer | None = None  # the one whose state counts now
         self._saved, self._epochs = time.perf_counter(), 0
 
     def offer(self, epoch_ended: bool = False) -> None:
@@ -50,19 +113,5 @@ class Checkpoints:
         if self.trainer is None:
             return
         seconds = time.perf_counter() - self.started
-        self.files.save_checkpoint(self.reached | {"trainer": self.trainer.state(), "seconds": seconds})
+        self.files.save_checkpoint(self.progress.state() | {"trainer": self.trainer.state(), "seconds": seconds})
         self._saved, self._epochs = time.perf_counter(), 0
-
-
-def stored(pruned: Pruned) -> dict[str, Any]:
-    """What has been pruned, as a checkpoint holds it."""
-    return {item.name: getattr(pruned, item.name) for item in fields(pruned)}
-
-
-def restored(stored: dict[str, Any], device: torch.device) -> Pruned:
-    """What `stored` returned, on the device."""
-
-    def moved(value: Any) -> Any:
-        return {name: tensor.to(device) for name, tensor in value.items()} if isinstance(value, dict) else value
-
-    return Pruned(**{name: moved(value) for name, value in stored.items()})

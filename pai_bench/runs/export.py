@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from pai_bench.analysis import measures, structure
-from pai_bench.config import config
-from pai_bench.config.signatures import check_call
+from pai_bench.config.checks import identified, weights_checksum
+from pai_bench.config.composition import read
+from pai_bench.config.schema import RunConfig
 from pai_bench.core import Mask, Shape, State
 from pai_bench.errors import DataError, UserError
 from pai_bench.masks import mask_files, masks
@@ -44,31 +44,23 @@ def initial(directory: Path, trusted: bool = False) -> tuple[nn.Module, Shape]:
         DataError: the directory holds no finished run.
         ConfigError: the initialization came from a file that is gone or has changed.
     """
-    model, shape, cfg = _built(directory, trusted)
-    if cfg.get("weights") is not None:
-        config.identify(cfg, "weights", config.weights_digest(cfg))
-        mask_files.load_weights_(model, cfg["weights"])
+    model, shape, run = _built(directory, trusted)
+    if run.weights is not None:
+        identified(run, "weights", weights_checksum(run))
+        mask_files.load_weights_(model, run.weights)
     return model, shape
 
 
-def _built(directory: Path, trusted: bool) -> tuple[nn.Module, Shape, dict[str, Any]]:
+def _built(directory: Path, trusted: bool) -> tuple[nn.Module, Shape, RunConfig]:
     """The network of a finished run as its seed draws it, in eval mode, the shape of its images, and its config."""
-    from hydra.utils import instantiate
-
     row = status.finished(directory)
     if row is None:
         raise DataError(f"{directory}: there is no whole result.json: it is not the directory of a finished run")
-    cfg: Any = OmegaConf.to_container(OmegaConf.load(directory / "config.yaml"))
-    if not trusted:
-        config.check_origin(cfg["model"], directory / "config.yaml")
-    check_call("model", cfg["model"])
-    call = {key: value for key, value in cfg["model"].items() if key != "name"}
+    run = read(directory / "config.yaml", trusted)
     shape: Shape = tuple(row["input_shape"])
-    with seeding.seeded(cfg["seed"], "init"):
-        model: nn.Module = instantiate(call, _partial_=True, _convert_="all", _recursive_=False)(
-            shape, row["num_classes"]
-        )
-    return model.eval(), shape, cfg
+    with seeding.seeded(run.seed, "init"):
+        model: nn.Module = run.model(shape, row["num_classes"])
+    return model.eval(), shape, run
 
 
 def export_mask(directory: Path, output: Path, weights: Literal["initial", "final"], trusted: bool = False) -> Mask:

@@ -3,20 +3,19 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from pai_bench.config import config
+from pai_bench.config.schema import RunConfig, plain
 from pai_bench.errors import DataError
 from pai_bench.runs import status
 from pai_bench.runs.tracking import Run, Tracker
 
 
-def replay(directory: Path, cfg: dict[str, Any], tracker: Callable[[Run], Tracker]) -> bool:
+def replay(directory: Path, run: RunConfig, tracker: Callable[[Run], Tracker]) -> bool:
     """Gives a tracker the config, curve, mask and row of a run, as if it had followed it.
 
     Args:
         directory: of one run.
-        cfg: its completed config.
+        run: its config.
         tracker: a function of pai_bench.runs.tracking with its settings given.
 
     Returns:
@@ -34,8 +33,7 @@ def replay(directory: Path, cfg: dict[str, Any], tracker: Callable[[Run], Tracke
             line["epoch"] + 0
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise DataError(f"{directory / 'curve.jsonl'}: it cannot be read ({error}); run it again") from error
-    names = [cfg[group]["name"] for group in ("dataset", "model", "pruner")]
-    told = tracker(Run(directory.name, config.group_id(cfg), directory, cfg, names))
+    told = tracker(Run(directory.name, run.group, directory, plain(run), run.tags))
     for line in lines:
         told.record({key: value for key, value in line.items() if key != "epoch" and value is not None}, line["epoch"])
     if (directory / "mask.safetensors").is_file():

@@ -1,11 +1,144 @@
-"""What a result row and mask.json say: numbers from masks and curves, none of them measured anew."""
+"""What a result row and mask.json say: numbers from masks and curves, none of them measured anew.
 
+A new column is one line in one of the functions below `row`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import nn
+
 from pai_bench.analysis import measures
-from pai_bench.core import Mask
+from pai_bench.config.schema import RunConfig
+from pai_bench.core import Data, Mask
 from pai_bench.masks import masks
 from pai_bench.pruning.rounds import Pruned
+from pai_bench.runs.checkpoints import TrainingStart
+from pai_bench.system import devices
+from pai_bench.system.world import world
+from pai_bench.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run has come to, from which its row is made."""
+
+    run: RunConfig
+    device: torch.device
+    data: Data
+    model: nn.Module
+    trainer: Trainer
+    pruned: Pruned
+    effective: Mask | None  # the weights on a path; None where that cannot be told
+    macs: dict[str, int]  # multiply-adds for one image, dense, by layer
+    num_rounds: int
+    target_sparsity: float
+    cache_hit: str | None  # what of the search an earlier run had computed
+    start: TrainingStart
+    stopped: bool  # the network was broken, and was not trained
+    curve: list[dict[str, Any]]
+    seconds: float  # of all attempts
+
+
+def row(of: Outcome) -> dict[str, Any]:
+    """The result row of a run."""
+    return names(of) | sizes(of) | state(of) | results(of) | costs(of) | machine(of)
+
+
+def names(of: Outcome) -> dict[str, Any]:
+    """What the run is called and what it is made of."""
+    run = of.run
+    return {
+        "id": run.id,
+        "group": run.group,
+        "task": run.task,
+        "method": run.method,
+        "protocol": run.protocol,
+        "seed": run.seed,
+        "input_shape": of.data.input_shape,
+        "num_classes": of.data.num_classes,
+        "dataset": run.dataset.name,
+        "model": run.model.name,
+        "pruner": run.pruner.name,
+        "allocation": run.allocation.name,
+        "schedule": run.schedule.name,
+        "ablation": run.ablation.name,
+        "training": run.training.name,
+        "mask": run.checksums.mask,
+        "weights": run.checksums.weights,
+    }
+
+
+def sizes(of: Outcome) -> dict[str, Any]:
+    """How much is kept, in all the field's units."""
+    return {
+        **kept(of.pruned.mask),
+        "sparsity": masks.sparsity(of.pruned.mask),
+        "target_sparsity": of.target_sparsity,
+        **of_filters(of.pruned, of.run.pruner.reduce is not None),
+        **effective(of.effective),
+        "num_parameters": sum(parameter.numel() for parameter in of.model.parameters()),
+        "num_unprunable": masks.total(masks.unprunable(of.model)),
+        "num_tied": sum(of.pruned.num_tied),
+        "num_rounds": of.num_rounds,
+    }
+
+
+def state(of: Outcome) -> dict[str, Any]:
+    """Whether the pruned network is whole."""
+    return {
+        "collapsed_layers": masks.collapsed(of.pruned.mask),
+        "output_depends_on_input": of.start.has_signal,
+        "stopped": "collapse" if of.stopped else None,
+        "ablation_overlap": of.start.overlap,
+    }
+
+
+def results(of: Outcome) -> dict[str, Any]:
+    """Losses and accuracies of the last training."""
+    evaluated = [line for line in of.curve[of.start.num_lines :] if "test/top1" in line]
+    return accuracies(evaluated, of.start.age_epochs)
+
+
+def costs(of: Outcome) -> dict[str, Any]:
+    """What the run has cost: operations, images and seconds."""
+    start, trainer, pruned, dense = of.start, of.trainer, of.pruned, sum(of.macs.values())
+    train_examples = trainer.num_examples - start.search_examples
+    # A training step costs three forward passes, of two operations for each multiply-add; zeros cost as other numbers.
+    flops_per_example = 3 * 2 * dense
+    return {
+        "macs_dense": dense,
+        "macs_masked": measures.masked_multiply_adds(of.macs, pruned.mask),
+        "macs_trained": sum(measures.multiply_adds(trainer.trained, of.data.input_shape).values()),
+        "compact_speedup": trainer.compact_speedup,
+        "epochs": of.run.training.epochs,
+        "precision": of.run.training.precision,
+        "score_examples": pruned.num_examples,
+        "search_train_examples": start.search_examples,
+        "train_examples": train_examples,
+        "score_flops": pruned.flops,
+        "search_train_flops": flops_per_example * start.search_examples,
+        "train_flops": flops_per_example * train_examples,
+        "prune_seconds": pruned.seconds,
+        "cache_hit": of.cache_hit,
+        "train_seconds": trainer.seconds,
+        "total_seconds": of.seconds,
+        "images_per_second": trainer.num_examples / trainer.seconds if trainer.seconds else 0.0,
+    }
+
+
+def machine(of: Outcome) -> dict[str, Any]:
+    """Where the run was done, and on what images."""
+    return {
+        "peak_memory_bytes": devices.peak_memory_bytes(of.device),
+        "device": str(of.device),
+        "num_processes": world().size,
+        "hardware": devices.describe(of.device),
+        "dataset_checksum": of.data.checksum,
+    }
 
 
 def layers(pruned: Pruned, reached: Mask | None, multiply_adds: dict[str, int]) -> list[dict[str, Any]]:

@@ -1,34 +1,50 @@
 """How a network is trained: the settings, how long they last, and the learning rate at a time."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
-from pai_bench.core import Data, TrainingLength, num_steps
+from annotated_types import Ge, Gt, Le, Lt
+
+from pai_bench.core import Data, NonNegativeInt, Positive, ProperFraction, TrainingLength, num_steps
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How a network is trained. Durations are in epochs, a pass over the training split."""
 
-    epochs: int
-    batch_size: int
-    lr: float
-    momentum: float
+    epochs: NonNegativeInt
+    batch_size: Annotated[int, Ge(2)]
+    lr: Annotated[float, Gt(0), Lt(3e38)]  # what float32 holds
+    momentum: ProperFraction
     nesterov: bool
-    weight_decay: float
+    weight_decay: Annotated[float, Ge(0), Lt(3e38)]
     decay_norm_and_bias: bool  # False: weight decay on the weights of convolutions and linear layers alone
-    lr_schedule: str  # "step": times lr_gamma at each of lr_milestones; "cosine": to zero at the end
-    lr_milestones: list[int]
-    lr_gamma: float
-    warmup_epochs: int  # the learning rate rises linearly from 0, step by step
-    label_smoothing: float
-    temperature: float  # divides the logits in the loss
-    precision: str  # float32, tfloat32 (see devices.prepare), or autocast to bfloat16 or float16
+    lr_schedule: Literal["step", "cosine"]  # step: times lr_gamma at each of lr_milestones; cosine: to zero at the end
+    lr_milestones: list[NonNegativeInt]
+    lr_gamma: Annotated[float, Gt(0), Le(1)]
+    warmup_epochs: NonNegativeInt  # the learning rate rises linearly from 0, step by step
+    label_smoothing: ProperFraction
+    temperature: Positive  # divides the logits in the loss
+    precision: Literal["float32", "tfloat32", "bfloat16", "float16"]  # see devices.prepare
+    compact: Literal["auto", "off"] = "auto"  # auto: train a smaller network where that saves work
+    name: str = ""
 
 
 def length(recipe: Recipe, data: Data) -> TrainingLength:
     """How long a recipe trains on a dataset."""
-    return TrainingLength(recipe.epochs, num_steps(data.num_examples["train"], recipe.batch_size))
+    steps = num_steps(data.num_examples["train"], recipe.batch_size)
+    return TrainingLength(recipe.epochs, steps, last_rate_epochs(recipe))
+
+
+def last_rate_epochs(recipe: Recipe) -> int:
+    """For how many epochs at the end the learning rate is the last; 0 where it falls to zero."""
+    if recipe.lr_schedule != "step":
+        return 0
+    last = max([drop for drop in recipe.lr_milestones if drop < recipe.epochs], default=0)
+    return recipe.epochs - max(last, recipe.warmup_epochs)
 
 
 def learning_rate(recipe: Recipe, epoch: float) -> float:

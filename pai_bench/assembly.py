@@ -1,0 +1,197 @@
+"""From a checked config to the parts that a run works with: data, model, rounds, trainer."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Generator, nn
+from torch.nn import functional as F
+
+from pai_bench.analysis import measures, operations
+from pai_bench.config.checks import identified, weights_checksum
+from pai_bench.config.schema import RunConfig
+from pai_bench.core import (
+    Allocate,
+    Batch,
+    Batches,
+    Data,
+    DataSettings,
+    Loss,
+    Mask,
+    Pruner,
+    Record,
+    Round,
+    Scores,
+    ScoringData,
+    Selection,
+    Shard,
+    Subnetwork,
+    Weights,
+)
+from pai_bench.errors import ConfigError
+from pai_bench.masks import mask_files, masks
+from pai_bench.system import devices, distributed, layout, seeding
+from pai_bench.system.world import world
+from pai_bench.training.recipe import length
+from pai_bench.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+Diagnose = Callable[[Mask], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the stages of a run work with, all of it made from the config."""
+
+    run: RunConfig
+    device: torch.device
+    data: Data
+    build: Callable[[str], nn.Module]  # a model on the device, its weights drawn from the stream of a name
+    pruner: Pruner
+    allocate: Allocate
+    rounds: Sequence[Round]
+
+
+def load_data(run: RunConfig, device: torch.device) -> Data:
+    """The dataset of a run, its images on the device or on their way there.
+
+    Raises:
+        DataError: it is missing, incomplete or damaged.
+    """
+    here = world()
+    num_workers = devices.num_cores(device) if run.num_workers is None else run.num_workers
+    folder = Path(run.data_dir).expanduser()
+    data: Data = run.dataset(DataSettings(folder, run.download, device, num_workers, Shard(here.rank, here.size)))
+    return data
+
+
+def assembled(run: RunConfig, device: torch.device) -> Parts:
+    """The parts of a run.
+
+    Raises:
+        DataError: the dataset is missing, incomplete or damaged.
+        ConfigError: settings that only show themselves to be wrong once the data is there.
+    """
+    data = load_data(run, device)
+
+    def build(stream: str) -> nn.Module:
+        with seeding.seeded(run.seed, stream):  # on the CPU, so that the weights are the same on every device
+            model: nn.Module = run.model(data.input_shape, data.num_classes)
+        if run.weights is not None and stream == "init":
+            identified(run, "weights", weights_checksum(run))
+            mask_files.load_weights_(model, run.weights)
+        return model.to(device)
+
+    # Every process scores, and what the first finds holds: two GPUs may round differently.
+    def allocate(scores: Scores, candidates: Mask, keep: int, generator: Generator) -> Selection:
+        selection: Selection = distributed.from_first(run.allocation(scores, candidates, keep, generator))
+        return selection
+
+    def transfer(net: Subnetwork, batches: Batches, loss: Loss, generator: Generator) -> Weights:
+        assert run.pruner.transfer is not None
+        weights: Weights = distributed.from_first(run.pruner.transfer(net, batches, loss, generator))
+        return weights
+
+    pruner = run.pruner if run.pruner.transfer is None else replace(run.pruner, transfer=transfer)
+    rounds = run.schedule(run.sparsity, length(run.training, data))
+    return Parts(run, device, data, build, pruner, allocate, rounds)
+
+
+def trainer_for(
+    parts: Parts,
+    model: nn.Module,
+    record: Record,
+    diagnose: Diagnose | None = None,
+    checkpoint: Callable[[bool], None] = lambda epoch_ended: None,
+) -> Trainer:
+    """The trainer of a model on the data of a run."""
+    run, rounds = parts.run, parts.rounds
+    returns = parts.pruner.regrow and any(this.until_epoch > 0 for this in rounds)
+    return Trainer(
+        model,
+        parts.data,
+        run.training,
+        parts.device,
+        seed=run.seed,
+        channels_last=run.channels_last,
+        compile_model=run.compile,
+        record=record,
+        compact_training=run.training.compact == "auto" and not returns,
+        keep_epochs=[this.rewind_epoch for this in rounds if this.rewind_epoch is not None and this.rewind_weights],
+        diagnose=diagnose,
+        checkpoint=checkpoint,
+    )
+
+
+def given_mask(run: RunConfig, model: nn.Module) -> tuple[Mask, Mask]:
+    """The mask of `mask=PATH` on a model: of its prunable weights, and of parameters that are pruned with them.
+
+    Raises:
+        ConfigError: it is of another model, or has changed since the config was completed.
+    """
+    file, where = run.mask_file, f"mask={run.mask}"
+    read = mask_files.read("mask", str(run.mask), zeros=file.zeros)
+    identified(run, "mask", mask_files.digest(read, file.names))
+    return mask_files.fitted(where, read, model, names=file.names, missing=file.missing)
+
+
+def examined(parts: Parts, model: nn.Module) -> operations.Operations:
+    """What one image's way through the network shows, before anything is trained.
+
+    Raises:
+        ConfigError: the network does not take the images, or applies weights that a mask does not reach.
+    """
+    name, num_classes = f"model.name={parts.run.model.name}", parts.data.num_classes
+    try:
+        with measures.mode(model, training=False):
+            found = operations.watch(model, parts.data.input_shape)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error
+    if tuple(found.output_shape) != (1, num_classes):
+        raise ConfigError(
+            f"{name}: for one image it gives outputs of shape {tuple(found.output_shape)}, and {num_classes} "
+            "classes take (1, classes); give another model"
+        )
+    if parts.run.prunes:
+        _check_prunable(name, model, found)
+    return found
+
+
+def _check_prunable(name: str, model: nn.Module, found: operations.Operations) -> None:
+    """Refuses weights that zeros would not reach, and names once what stays dense."""
+    if found.computed:
+        layer = type(model.get_submodule(found.computed[0].rpartition(".")[0])).__name__
+        raise ConfigError(
+            f"{name}: {len(found.computed)} layers such as {found.computed[0]} ({layer}) compute what they apply from "
+            "the weights that are pruned, so zeros would not stay zeros; give a model that applies weights as they are"
+        )
+    if others := masks.unprunable(model):
+        names = list(others)
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        told = f"{masks.total(others):,}", ", ".join(names[:3]), more
+        log.warning("%s parameters in %s%s are of no layer that is pruned, and stay dense", *told)
+
+
+def random_batch(data: Data, model: nn.Module, seed: int, stream: str) -> Batch:
+    """At most 128 training images, laid out as the network is, drawn from the stream of a name."""
+    size = min(128, data.num_examples["train"])
+    wanted = ScoringData(per_class=None, total=size, batch_size=size, augment=False)
+    ((images, labels),) = data.draw(wanted, seeding.generator(seed, stream), torch.float32)
+    return layout.laid_out(images, layout.layout_of(model)), labels
+
+
+def diagnostics(parts: Parts, model: nn.Module) -> Diagnose:
+    """Gradient-flow measurements on the same 128 training images every time, in eval mode."""
+    batch = random_batch(parts.data, model, parts.run.seed, "diagnostics")
+
+    def measure(mask: Mask) -> dict[str, float]:
+        weights = {name: mask[name] for name in masks.prunable(model)}
+        coupled = {name: tensor for name, tensor in mask.items() if name not in weights}
+        net = Subnetwork(model, weights, {}, parts.data.input_shape, coupled)
+        with measures.mode(model, training=False):
+            return measures.gradient_flow(net, [batch], F.cross_entropy)
+
+    return measure

@@ -1,0 +1,345 @@
+"""From composed settings to a checked config: rules that involve several settings, the target, and what files hold."""
+
+import importlib.util
+import math
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import DictConfig
+
+from pai_bench.config import schema
+from pai_bench.config.composition import resolved
+from pai_bench.config.identity import digest_of_file
+from pai_bench.config.schema import GROUPS, HOOKS, Plain, RunConfig, with_checksum
+from pai_bench.config.signatures import shown
+from pai_bench.core import Call, Round, TrainingLength
+from pai_bench.errors import ConfigError
+from pai_bench.training.recipe import last_rate_epochs
+
+
+def complete(composed: DictConfig) -> RunConfig:
+    """The composed config as one checked value, with the one sparsity that was asked for.
+
+    Raises:
+        ConfigError: a key is unknown or missing, a value has the wrong type or lies outside its range, or two settings
+            exclude each other; or a file with a mask or weights cannot be used.
+    """
+    settings = resolved(composed)
+    _normalise_(settings)
+    schema.check(settings)
+    _check_labels_(settings)
+    run = schema.made(settings | {"sparsity": 0.0})
+    _check_values(run)
+    asked = {key: settings[key] for key in schema.TARGETS if settings[key] is not None}
+    rounds = _rounds(run, asked)
+    _check_mask_stands_alone(run, rounds)
+    _check_rounds(run, rounds)
+    _check_ablation(run)
+    _check_rescaling(run, rounds)
+    _check_regrowing(run, rounds)
+    run = replace(run, sparsity=_sparsity(run, asked)) if run.mask is None else _with_mask(run, asked)
+    if run.weights is not None and not _is_gone(run, "weights"):
+        run = identified(run, "weights", weights_checksum(run))
+    return run
+
+
+# Single settings ------------------------------------------------------------------------------------------------------
+
+
+def _normalise_(settings: Plain) -> None:
+    """Brings what can be said in two ways into one: a home folder, and a word that Hydra reads as false."""
+    dataset, allocation, training = settings.get("dataset"), settings.get("allocation"), settings.get("training")
+    paths: list[tuple[Any, str]] = [(settings, key) for key in ("results_dir", "data_dir", "mask", "weights")]
+    for part, key in [*paths, (dataset, "root"), (allocation, "mask")]:
+        path = part.get(key) if isinstance(part, dict) else None
+        if isinstance(path, str) and path.startswith("~"):  # which shells leave as it is behind an =
+            try:
+                part[key] = str(Path(path).expanduser())
+            except RuntimeError as error:
+                raise ConfigError(f"{key}={path}: there is no such user; give a path") from error
+    if isinstance(training, dict) and training.get("compact") is False:
+        training["compact"] = "off"
+
+
+def _check_labels_(settings: Plain) -> None:
+    """Checks the names of options, and fills in those that follow from other settings."""
+    dataset = settings["dataset"]
+    if dataset["name"] is None and dataset.get("root"):  # a folder of images is known by its own name
+        dataset["name"] = Path(dataset["root"]).resolve().name
+    for group in (*GROUPS, "pruner", "ablation", "training"):
+        _check_name(f"{group}.name", settings[group]["name"])
+    if settings["mask_name"] is not None:
+        _check_name("mask_name", settings["mask_name"])
+    if settings["mask"] is not None:
+        settings["pruner"]["name"] = settings["mask_name"] or "mask"
+
+
+def _check_name(setting: str, name: object) -> None:
+    _require(isinstance(name, str) and name != "", setting, name, "give a word (quote a number: \"'7'\")")
+    bad = set(str(name)) & set("/\\") or not str(name).isprintable()
+    _require(
+        not bad and str(name)[0] not in ".-", setting, name, "give a word without / that does not begin with . or -"
+    )
+    _require(len(str(name)) <= 100, setting, name, "give one of at most 100 letters")
+
+
+def _require(condition: bool, setting: str, value: object, remedy: str) -> None:
+    if not condition:
+        raise ConfigError(f"{setting}={shown(value)}: {remedy}")
+
+
+def _check_values(run: RunConfig) -> None:
+    """Refuses values that only others make wrong, and those whose range no type can say."""
+    _check_tracker(run.tracker)
+    device = re.fullmatch(r"auto|cpu|cuda|cuda:[0-9]{1,2}", run.device)
+    _require(device is not None, "device", run.device, "give auto, cpu, cuda or cuda:<n>")
+    recipe, dataset, data = run.training, run.dataset.settings, run.pruner.scoring_data
+    _require(
+        recipe.momentum > 0 or not recipe.nesterov,
+        "training.nesterov",
+        recipe.nesterov,
+        "it needs training.momentum above 0",
+    )
+    drops = recipe.lr_milestones
+    _require(drops == sorted(drops), "training.lr_milestones", drops, "give the epochs in rising order")
+    mean, std = dataset.get("mean"), dataset.get("std")
+    many = f"give as many values as dataset.mean={shown(mean)} has"
+    _require(len(mean or ()) == len(std or ()), "dataset.std", std, many)
+    if "store" in dataset:
+        size, resize, store = dataset["size"], dataset["resize"], dataset["store"]
+        _require(resize >= size, "dataset.resize", resize, f"give dataset.size={size} or more")
+        _require(store is None or store >= resize, "dataset.store", store, f"give dataset.resize={resize} or more")
+    if data is not None:
+        asked = {"per_class": data.per_class, "total": data.total}
+        one = (data.per_class is None) != (data.total is None)
+        _require(one, "pruner.scoring_data", asked, "give one of the two and null the other")
+
+
+def _check_tracker(tracker: Call) -> None:
+    """Refuses what W&B would refuse later, when the run has begun."""
+    if tracker.target != "pai_bench.runs.tracking.wandb":
+        return
+    found = importlib.util.find_spec("wandb")
+    if found is None or found.origin is None:  # a folder that is called wandb is no package
+        raise ConfigError(f"tracker={tracker.name}: wandb is not installed; pip install wandb, or give tracker=none")
+    mode = os.environ.get("WANDB_MODE") or "offline"
+    _require(mode in ("online", "offline", "disabled"), "WANDB_MODE", mode, "give online, offline or disabled")
+    for key in ("project", "entity"):
+        name = tracker.settings.get(key)
+        fits = name is None or re.fullmatch(r"[^/\\#?%:]{1,128}", name)
+        _require(bool(fits), f"tracker.{key}", name, "give 1 to 128 characters, none of them / \\ # ? % :")
+
+
+# Settings that exclude each other -------------------------------------------------------------------------------------
+
+
+def _rounds(run: RunConfig, asked: dict[str, float]) -> Sequence[Round]:
+    """The rounds of the schedule, as far as they can be told without the data: how long an epoch is, nobody knows yet.
+
+    Raises:
+        ConfigError: the schedule takes no training of this length, however many steps an epoch has.
+    """
+    for steps_per_epoch in (1000, 1_000_000):
+        length = TrainingLength(run.training.epochs, steps_per_epoch, last_rate_epochs(run.training))
+        try:
+            rounds = run.schedule(_target(asked) or 0.5, length)
+        except ConfigError:
+            if steps_per_epoch == 1000:
+                continue
+            raise
+        except Exception as error:
+            said = f"{type(error).__name__}: {error}"
+            raise ConfigError(f"schedule={run.schedule.name}: its function fails ({said}); mend it") from error
+        if not isinstance(rounds, Sequence) or not all(isinstance(one, Round) for one in rounds):
+            raise ConfigError(f"schedule._target_={run.schedule.target}: it returns no list of rounds; give another")
+        return rounds
+    raise AssertionError
+
+
+def _returns_weights(rounds: Sequence[Round]) -> bool:
+    return any(one.rewind_epoch is not None and one.rewind_weights for one in rounds)
+
+
+def _check_mask_stands_alone(run: RunConfig, rounds: Sequence[Round]) -> None:
+    """Refuses what would compute another mask than the given one, and settings of a mask where none is given."""
+    if run.weights is None:
+        _require(run.checksums.weights is None, "checksums.weights", run.checksums.weights, "add weights=PATH")
+    mask, file = run.mask, run.mask_file
+    if mask is None:
+        for setting, value, no_effect in (
+            ("mask_name", run.mask_name, None),
+            ("mask_file.names", file.names, "exact"),
+            ("mask_file.missing", file.missing, "refuse"),
+            ("mask_file.zeros", file.zeros, False),
+            ("checksums.mask", run.checksums.mask, None),
+        ):
+            _require(value == no_effect, setting, value, "there is no mask for it; add mask=PATH")
+        return
+    _require(run.mask_name != "dense", "mask_name", "dense", "that is the unpruned network; give another name")
+    if run.pruner.score is not None:
+        raise ConfigError(f"mask={mask}: a pruner would compute another mask; leave pruner= or mask= out")
+    if rounds:
+        raise ConfigError(
+            f"mask={mask}: schedule={run.schedule.name} would compute another mask; leave schedule= or mask= out"
+        )
+    if any(hook is not None for hook in (run.ablation.batches, run.ablation.images, run.ablation.scores)):
+        raise ConfigError(
+            f"ablation={run.ablation.name}: mask={mask} comes without scores; "
+            "choose an ablation of the mask or the weights"
+        )
+    if file.names == "order":
+        _require(file.missing == "refuse", "mask_file.missing", "keep", "by order every layer needs its mask")
+        if mask.endswith(".safetensors"):
+            raise ConfigError(f"mask={mask}: it is sorted by name; with mask_file.names=order give a .pt or .npz")
+
+
+def _check_rounds(run: RunConfig, rounds: Sequence[Round]) -> None:
+    """Refuses a schedule that does not go with the pruner or the allocation."""
+    pruner, schedule = run.pruner, run.schedule.name
+    if not rounds and pruner.score is not None:
+        raise ConfigError(f"schedule={schedule}: it never prunes; use pruner=dense or another schedule")
+    if rounds and pruner.score is None:
+        raise ConfigError(f"schedule={schedule}: pruner={pruner.name} has no score to prune by")
+    if pruner.transfer is not None and _returns_weights(rounds):
+        raise ConfigError(
+            f"schedule={schedule}: rewinding the weights would undo what pruner={pruner.name} gives them; "
+            "use schedule=constant"
+        )
+    if "mask" in run.allocation.settings and len(rounds) > 1:
+        raise ConfigError(
+            f"schedule={schedule}: allocation={run.allocation.name} has one target; use schedule=one_shot"
+        )
+
+
+def _check_ablation(run: RunConfig) -> None:
+    """Refuses an ablation that has nothing to break."""
+    ablation = run.ablation
+    broken = [hook for hook in HOOKS if getattr(ablation, hook) is not None]
+    if broken and not run.prunes:
+        raise ConfigError(f"ablation={ablation.name}: a dense network has nothing to break; choose a pruner")
+    if {"batches", "images"} & set(broken) and run.pruner.scoring_data is None:
+        raise ConfigError(f"ablation={ablation.name}: pruner={run.pruner.name} looks at no images; choose another")
+
+
+def _check_rescaling(run: RunConfig, rounds: Sequence[Round]) -> None:
+    """Refuses a rescaling of the kept weights that something else would undo."""
+    pruner, ablation = run.pruner, run.ablation
+    if not run.allocation.settings.get("rescale"):
+        return
+    if pruner.reduce is not None:
+        raise ConfigError("allocation.rescale=true: filters are not rescaled; set it to false, or prune weights")
+    if _returns_weights(rounds) or pruner.regrow or ablation.mask is not None or ablation.weights is not None:
+        raise ConfigError(
+            "allocation.rescale=true: rewinding, regrowing and ablations of the mask or the weights would undo it; "
+            "set it to false"
+        )
+
+
+def _check_regrowing(run: RunConfig, rounds: Sequence[Round]) -> None:
+    """Refuses a regrowing that cannot be."""
+    if run.pruner.regrow_moved and not run.pruner.regrow:
+        raise ConfigError("pruner.regrow_moved=true: no weight returns with pruner.regrow=false; set it to true")
+    if run.pruner.reduce is not None and run.pruner.regrow:
+        raise ConfigError("pruner.regrow=true: filters do not return, because their norms do not; set it to false")
+
+
+# The target -----------------------------------------------------------------------------------------------------------
+
+
+def _target(asked: dict[str, float]) -> float | None:
+    """The one target given as sparsity, density or compression, as a sparsity of at most twelve digits."""
+    if len(asked) > 1:
+        both = " and ".join(f"{key}={value:g}" for key, value in asked.items())
+        raise ConfigError(f"{both}: they say the same thing; give one of them")
+    for key, value in asked.items():
+        match key:
+            case "density":
+                _require(0 < value <= 1, key, value, "give a fraction in (0, 1]")
+                return round(1.0 - value, 12)
+            case "compression":
+                _require(1 <= value < math.inf, key, value, "give a ratio of 1 or more")
+                return round(1.0 - 1 / value, 12)
+            case "sparsity":
+                _require(0 <= value < 1, key, value, "give a fraction in [0, 1)")
+                return float(round(value, 12))
+    return None
+
+
+def _sparsity(run: RunConfig, asked: dict[str, float]) -> float:
+    """The target of a run that finds its own mask."""
+    target = _target(asked)
+    if run.pruner.score is None:
+        return 0.0  # a dense network is one and the same run at every sparsity of a sweep
+    if target is None:
+        raise ConfigError(
+            f"pruner={run.pruner.name} needs a target: add sparsity=0.9 (or density=0.1, or compression=10)"
+        )
+    return target
+
+
+# Files ----------------------------------------------------------------------------------------------------------------
+
+
+def weights_checksum(run: RunConfig) -> str:
+    """The checksum of the file with the weights to start from.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    return digest_of_file("weights", str(run.weights), "a state dict")
+
+
+def identified(run: RunConfig, key: Literal["mask", "weights"], checksum: str) -> RunConfig:
+    """The config with the checksum of what a file holds; compared with the one that was noted before.
+
+    Raises:
+        ConfigError: they differ.
+    """
+    noted, path = getattr(run.checksums, key), getattr(run, key)
+    if noted is not None and noted != checksum:
+        raise ConfigError(
+            f"{key}={path}: it has changed since the run was composed (checksum {noted[:8]}, now {checksum[:8]}); "
+            f"put the earlier file back, or start a new run with {key}={path}"
+        )
+    return with_checksum(run, key, checksum)
+
+
+def _is_gone(run: RunConfig, key: Literal["mask", "weights"]) -> bool:
+    """Whether this is the config of a run whose file is gone: it has its name, and asks for the file when it runs."""
+    return getattr(run.checksums, key) is not None and not Path(getattr(run, key)).is_file()
+
+
+def _with_mask(run: RunConfig, asked: dict[str, float]) -> RunConfig:
+    """The config with the sparsity and the checksum of the mask that is given."""
+    from pai_bench.masks import mask_files
+
+    path, file = str(run.mask), run.mask_file
+    if _is_gone(run, "mask") and "sparsity" in asked:
+        return replace(run, sparsity=float(asked["sparsity"]))
+    masks = mask_files.read("mask", path, zeros=file.zeros)
+    again = run.checksums.mask is not None  # the config of a run, which has its sparsity
+    run = identified(run, "mask", mask_files.digest(masks, file.names))
+    sparsity = mask_files.sparsity(masks)
+    nominal = _target(asked)
+    if nominal is None or (again and nominal == sparsity):
+        return replace(run, sparsity=sparsity)
+    ((key, value),) = asked.items()
+    if run.mask_name is None:
+        raise ConfigError(
+            f"{key}={value:g}: mask={path} has a sparsity of its own; leave it out, or name the masks that it is to "
+            "hold for with mask_name=WORD"
+        )
+    if file.missing == "keep":
+        raise ConfigError(
+            f"{key}={value:g}: how sparse mask_file.missing=keep leaves a network is its mask's; leave it out"
+        )
+    if not mask_files.agree(nominal, sparsity):
+        raise ConfigError(
+            f"{key}={value:g}: mask={path} has sparsity {sparsity:g}, and its density is more than 0.1 % away; "
+            "give a target that is nearer, or none"
+        )
+    return replace(run, sparsity=nominal)

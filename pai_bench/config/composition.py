@@ -1,0 +1,101 @@
+"""Between Hydra and a checked config: where the yaml files lie, and plain values out of what Hydra composes."""
+
+import os
+import secrets
+import tempfile
+from pathlib import Path
+from typing import Any, cast
+
+from hydra.conf import HydraConf
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from pai_bench.config import schema
+from pai_bench.config.schema import RunConfig, plain
+from pai_bench.config.signatures import shown
+from pai_bench.errors import ConfigError, DataError
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+
+
+def _runs_at_once() -> int:
+    """How many runs this machine does at once: one on each GPU, or else one on each core."""
+    import torch
+
+    return torch.cuda.device_count() or len(os.sched_getaffinity(0))
+
+
+# Hydra insists on writing multirun.yaml somewhere; nothing reads it. A folder of this process, which the sweeper makes.
+SCRATCH = Path(tempfile.gettempdir()) / f"pai_bench-{secrets.token_hex(16)}"
+
+
+def register() -> None:
+    """Tells Hydra to write nothing itself: pai_bench.runs.store keeps the records. Stores our sweeper as its default.
+
+    They replace Hydra's own defaults, so they hold for any primary config, that of an earlier run included.
+    """
+    OmegaConf.register_new_resolver("runs_at_once", _runs_at_once, replace=True)
+    store = ConfigStore.instance()
+    ours = {"output": "no_files", "job_logging": "none", "sweeper": "grid"}
+    nothing = {"run": {"dir": "."}, "sweep": {"dir": str(SCRATCH), "subdir": "."}}
+    store.store(group="hydra/output", name="no_files", node=nothing, package="hydra")
+    hydra = HydraConf(output_subdir=None)
+    hydra.defaults = [next(({k: ours[k]} for k in d if k in ours), d) for d in hydra.defaults]
+    store.store(group="hydra", name="config", node=hydra, provider="pai_bench")
+
+
+def resolved(composed: DictConfig) -> dict[str, Any]:
+    """A composed config as plain values."""
+    try:
+        return cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True, throw_on_missing=True))
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key} is missing: add {error.full_key}=VALUE") from error
+    except OmegaConfBaseException as error:
+        remedy = "what it names in ${} is not there, or of another kind; give a value"
+        raise ConfigError(f"{error.full_key}: {remedy}") from error
+    except RecursionError as error:
+        raise ConfigError("a setting names itself in ${}; give it a value") from error
+
+
+def check_origin(cfg: object, where: object) -> None:
+    """Refuses a config from elsewhere that names functions of other packages: to call them is to run a program.
+
+    Raises:
+        ConfigError: it does.
+    """
+    if isinstance(cfg, dict):
+        target = cfg.get("_target_", "pai_bench.")
+        if not isinstance(target, str) or not target.startswith("pai_bench."):
+            raise ConfigError(
+                f"_target_={shown(target)}: {where} names a function that is not ours; add --trust if it is yours"
+            )
+    for item in cfg.values() if isinstance(cfg, dict) else cfg if isinstance(cfg, list) else ():
+        check_origin(item, where)
+
+
+def read(path: Path, trusted: bool = False) -> RunConfig:
+    """The config of a run, from the file that the run has left.
+
+    Args:
+        trusted: it may name functions of any package.
+
+    Raises:
+        ConfigError: this version has no such settings, or it names functions that are not ours.
+        DataError: it is missing or damaged.
+    """
+    try:
+        settings: Any = OmegaConf.to_container(OmegaConf.load(path))
+    except Exception as error:  # whatever yaml, OmegaConf and the file system say
+        raise DataError(f"{path}: it cannot be read ({type(error).__name__}); run it again") from error
+    if not isinstance(settings, dict):
+        raise DataError(f"{path}: it holds no settings; run it again")
+    if not trusted:
+        check_origin(settings, path)
+    schema.check(settings)
+    return schema.made(settings)
+
+
+def rerunnable(run: RunConfig) -> str:
+    """A config as a yaml file: `python run.py -cp DIRECTORY -cn config` runs it again."""
+    return OmegaConf.to_yaml(OmegaConf.create(plain(run)))

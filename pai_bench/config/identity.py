@@ -1,0 +1,165 @@
+"""What runs are called: names that follow from the settings that can change a result, and from no others.
+
+Settings are plain values here, as a yaml file has them.
+"""
+
+import hashlib
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from pai_bench.errors import ConfigError
+
+_HOOKS = ("batches", "images", "scores", "mask", "weights")
+# What cannot change a result: where things lie (so dataset.root too), how fast they run, what is kept.
+NOT_IDENTITY = {
+    "tracker", "results_dir", "data_dir", "download", "save_scores", "save_model", "diagnostics",
+    "checkpoint_epochs", "checkpoint_minutes", "device", "num_workers", "channels_last", "compile", "cache_gb",
+}  # fmt: skip
+
+
+# Where on a curve of accuracy against sparsity a run stands, and what makes one curve of its setting.
+_POINT = {"sparsity", "density", "compression", "seed"}
+
+
+_OF_METHOD = {"pruner", "allocation", "schedule", "ablation", "mask", "mask_file"}
+
+
+def _meaning(value: Any, group: str = "") -> Any:
+    """A setting such that two that mean the same are equal."""
+    if isinstance(value, dict):  # null is "no effect", so a new setting that starts as null renames no run
+        of = {key: _meaning(item, group or key) for key, item in value.items() if item is not None}
+        return of | {"_target_": function_name(group, of["_target_"])} if "_target_" in of else of
+    if isinstance(value, list):
+        return [_meaning(item, group) for item in value]
+    return float(value) if type(value) is int else value  # 1 and 1.0 are the same setting
+
+
+def function_name(group: str, target: str) -> str:
+    """What a function is called in a group of the config, wherever it lies: a move renames no run.
+
+    Of ours the name; of a pruner's, whose file is named after the method, the file's too. Of others the whole path.
+    """
+    path = target.split(".")
+    if path[0] != "pai_bench":
+        return target
+    return ".".join(path[-2:] if group == "pruner" else path[-1:])
+
+
+def _without(settings: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key not in keys}
+
+
+def _counted(cfg: dict[str, Any], without: set[str]) -> dict[str, Any]:
+    """The settings that can change a result, less those named."""
+    counted = dict(cfg)
+    counted["dataset"] = _without(cfg["dataset"], "root")
+    counted["training"] = _without(cfg["training"], "compact")
+    if isinstance(cfg["allocation"].get("mask"), str):  # what a file holds counts, not where it lies
+        found = digest_of_file("allocation.mask", cfg["allocation"]["mask"], "a mask.safetensors")
+        counted["allocation"] = cfg["allocation"] | {"mask": found}
+    counted |= cfg["checksums"]
+    counted["mask_file"] = _without(cfg["mask_file"], "zeros") if cfg["mask"] is not None else None
+    counted = _without(counted, "checksums", "mask_name")
+    for group in ("training", "allocation", "schedule", "ablation"):
+        counted[group] = _without(counted[group], "name")  # a label; what they do is in their settings
+    if cfg["training"]["lr_schedule"] == "cosine":
+        counted["training"] = _without(counted["training"], "lr_milestones", "lr_gamma")
+    if cfg["pruner"]["score"] is None:  # nothing is scored and nothing allocated
+        counted = _without(counted, "allocation") | {"pruner": {"name": cfg["pruner"]["name"]}}
+    meaning: dict[str, Any] = _meaning(_without(counted, *without))
+    return meaning
+
+
+def _hash(cfg: dict[str, Any], without: set[str]) -> str:
+    return hashlib.sha256(json.dumps(_counted(cfg, without), sort_keys=True).encode()).hexdigest()[:8]
+
+
+def digest_of_file(setting: str, path: str, wanted: str) -> str:
+    """The checksum of a file that a setting names.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError as error:
+        raise ConfigError(f"{setting}={path}: it cannot be read ({error.strerror}); give {wanted}") from error
+
+
+def _named(cfg: dict[str, Any], *ending: str) -> str:
+    names = [cfg["dataset"]["name"], cfg["model"]["name"], cfg["pruner"]["name"], f"s{cfg['sparsity']:.6g}"]
+    if any(cfg["ablation"][hook] is not None for hook in _HOOKS):
+        names.append(cfg["ablation"]["name"])
+    return _safe("-".join([*names, *ending]))
+
+
+def _safe(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
+
+
+def run_id(cfg: dict[str, Any]) -> str:
+    """The name of a run: directory, W&B id and resume key. A function of all that can change its result, and no more.
+
+    Args:
+        cfg: what `complete` returned.
+    """
+    return _named(cfg, f"seed{cfg['seed']}", _hash(cfg, NOT_IDENTITY))
+
+
+def group_id(cfg: dict[str, Any]) -> str:
+    """The name shared by the runs that differ in nothing but their seed."""
+    return _named(cfg, _hash(_told_apart_by_name(cfg), NOT_IDENTITY | {"seed"}))
+
+
+def task_id(cfg: dict[str, Any]) -> str:
+    """The name of what runs have in common whose methods can be compared: dataset, model, training and protocol."""
+    without = NOT_IDENTITY | _of_method(cfg) | _POINT
+    return _safe(f"{cfg['dataset']['name']}-{cfg['model']['name']}-{_hash(cfg, without)}")
+
+
+def method_id(cfg: dict[str, Any]) -> str:
+    """The name of a method, whatever it is applied to: pruner, allocation, schedule and ablation."""
+    return _safe(f"{cfg['pruner']['name']}-{_hash(_told_apart_by_name(cfg), set(cfg) - _of_method(cfg))}")
+
+
+def _of_method(cfg: dict[str, Any]) -> set[str]:
+    """The settings that make a method; weights that come with a mask of a name are a part of what it names."""
+    return _OF_METHOD | {"weights"} if cfg["mask_name"] else _OF_METHOD
+
+
+def _told_apart_by_name(cfg: dict[str, Any]) -> dict[str, Any]:
+    """The config where a name stands for the mask and weights of each seed, if the user gave one.
+
+    Whether weights are given still counts: the same mask on the weights of the seed is the usual control.
+    """
+    if not cfg["mask_name"]:
+        return cfg
+    return cfg | {"checksums": {"mask": None, "weights": None if cfg["weights"] is None else "given"}}
+
+
+def differences(
+    cfg: dict[str, Any], other: dict[str, Any], ignored: Collection[str] = ()
+) -> dict[str, tuple[Any, Any]]:
+    """The settings in which two runs differ that can change a result, seeds aside: none where their group is one.
+
+    Args:
+        cfg: what `complete` returned.
+        other: the same of another run.
+        ignored: groups and settings, by their first name, that are not looked at.
+
+    Returns:
+        Of each dotted setting the values here and there, None where it is not set.
+    """
+    without = NOT_IDENTITY | {"seed", *ignored}
+    ours, theirs = _leaves(_counted(cfg, without)), _leaves(_counted(other, without))
+    keys = sorted(ours.keys() | theirs.keys())
+    return {key: (ours.get(key), theirs.get(key)) for key in keys if ours.get(key) != theirs.get(key)}
+
+
+def _leaves(settings: dict[str, Any], path: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found |= _leaves(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
+    return found

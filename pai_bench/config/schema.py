@@ -1,0 +1,260 @@
+"""What a run may say: one frozen value with all of its settings, and the checks of each of them by itself.
+
+The types of the fields, with their ranges, are the schema. `signatures` checks the arguments of functions likewise.
+"""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import MISSING, dataclass, fields, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from pai_bench.config import identity, signatures
+from pai_bench.config.signatures import check_call, check_keys, check_value, shown
+from pai_bench.core import Ablation, Call, Count, NonNegative, NonNegativeInt, Pruner, ScoringData
+from pai_bench.errors import ConfigError
+from pai_bench.training.recipe import Recipe
+
+Plain = dict[str, Any]  # settings as a yaml file has them
+
+
+@dataclass(frozen=True)
+class MaskFile:
+    """How a mask is read that another framework may have written."""
+
+    names: Literal["exact", "order"]
+    missing: Literal["refuse", "keep"]
+    zeros: bool
+
+
+@dataclass(frozen=True)
+class Checksums:
+    """Of what files hold, so that a run which goes on notices another file."""
+
+    mask: str | None
+    weights: str | None
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run: all of its settings, checked, and the names that follow from them. The values live in conf/."""
+
+    sparsity: float  # the target; 0 for a dense network
+    seed: NonNegativeInt
+    protocol: NonNegativeInt
+    model: Call
+    dataset: Call
+    allocation: Call
+    schedule: Call
+    pruner: Pruner
+    ablation: Ablation
+    training: Recipe
+    mask: str | None
+    mask_name: str | None
+    mask_file: MaskFile
+    weights: str | None
+    checksums: Checksums
+    on_collapse: Literal["record", "stop"]
+    tracker: Call
+    results_dir: str
+    data_dir: str
+    download: bool
+    device: str
+    num_workers: NonNegativeInt | None
+    checkpoint_epochs: Count
+    checkpoint_minutes: NonNegative
+    channels_last: bool
+    compile: bool
+    save_scores: bool
+    save_model: bool | Literal["half"]
+    diagnostics: bool
+    cache_gb: NonNegative
+
+    @cached_property
+    def id(self) -> str:
+        """The name of the run: directory, W&B id and resume key. A function of all that can change its result."""
+        return identity.run_id(plain(self))
+
+    @cached_property
+    def group(self) -> str:
+        """The name shared by the runs that differ in nothing but their seed."""
+        return identity.group_id(plain(self))
+
+    @cached_property
+    def task(self) -> str:
+        """The name shared by runs whose methods can be compared: dataset, model, training and protocol."""
+        return identity.task_id(plain(self))
+
+    @cached_property
+    def method(self) -> str:
+        """The name of a method, whatever it is applied to: pruner, allocation, schedule and ablation."""
+        return identity.method_id(plain(self))
+
+    @property
+    def directory(self) -> Path:
+        """Where the run keeps its records."""
+        return Path(self.results_dir) / self.id
+
+    @property
+    def tags(self) -> list[str]:
+        """The names of dataset, model and pruner."""
+        return [self.dataset.name, self.model.name, self.pruner.name]
+
+    @property
+    def keeps_weights(self) -> bool:
+        """Whether the final weights are to be kept."""
+        return self.save_model is not False
+
+    @property
+    def prunes(self) -> bool:
+        """Whether the network is pruned, by a score or by a mask that is given."""
+        return self.pruner.score is not None or self.mask is not None
+
+    @property
+    def name_decides_images(self) -> bool:
+        """Whether every run on a dataset of this name sees the same images."""
+        given = self.dataset.settings
+        return not (given.get("root") or given.get("subset") or given.get("verify") is False)
+
+
+GROUPS = ("model", "dataset", "allocation", "schedule", "tracker")  # each option names one function
+HOOKS = ("batches", "images", "scores", "mask", "weights")
+# Where a config names a function, or null.
+CALLS = (*GROUPS, "pruner.score", "pruner.transfer", *(f"ablation.{hook}" for hook in HOOKS))
+TARGETS = ("sparsity", "density", "compression")  # ways to say one thing
+_PARTS: dict[str, Any] = {
+    "Pruner": Pruner,
+    "Ablation": Ablation,
+    "Recipe": Recipe,
+    "MaskFile": MaskFile,
+    "Checksums": Checksums,
+    "ScoringData": ScoringData,
+}
+_TARGET_TYPE = "float | None"
+
+
+def check(settings: Plain) -> None:
+    """Checks the keys and the types of a whole config, and its calls. Fills in what a record gives a default.
+
+    Raises:
+        ConfigError: a key is unknown or missing, or a value has the wrong type or lies outside its range.
+    """
+    _check_record(RunConfig, settings, "")
+    for key in TARGETS:
+        check_value(key, settings[key], _parsed(_TARGET_TYPE))
+    for path in CALLS:
+        call = _at(settings, path)
+        if path in GROUPS or call is not None:
+            check_call(path, call)
+
+
+def _at(settings: Plain, path: str) -> Any:
+    value: Any = settings
+    for key in path.split("."):
+        value = value[key]
+    return value
+
+
+def _check_record(record: Any, values: Plain, path: str) -> None:
+    """Checks the keys of a part of the config, and the values that are no part themselves."""
+    own = [key for key in fields(record) if path or key.name not in TARGETS]
+    optional = [key.name for key in own if key.default is not MISSING and key.name != "name"]
+    known = [key.name for key in own] if path else [*TARGETS, *(key.name for key in own)]
+    check_keys(path, values, known, path or "a run", optional)
+    for key in own:
+        inner = f"{path}.{key.name}" if path else key.name
+        value = values.setdefault(key.name, key.default)
+        part = _part(key.type)
+        if part is not None and not (value is None and "None" in str(key.type)):
+            if not isinstance(value, dict):
+                has = ", ".join(other.name for other in fields(part))
+                raise ConfigError(f"{inner}={shown(value)}: it has settings of its own: {has}; set one of them")
+            _check_record(part, value, inner)
+        elif part is None and key.name != "name" and inner not in CALLS:
+            check_value(inner, value, _parsed(str(key.type)), record.__module__)
+
+
+def _part(annotation: object) -> Any:
+    """The record that a field holds; None if it holds a value."""
+    return _PARTS.get(str(annotation).removesuffix(" | None"))
+
+
+@lru_cache
+def _parsed(annotation: str) -> ast.expr:
+    return ast.parse(annotation, mode="eval").body
+
+
+def wanted(key: str, value: object) -> str | None:
+    """What to give for a setting of the schema in place of a value; None if it takes it, or is no such setting."""
+    if key in TARGETS:
+        return signatures.problem(value, _parsed(_TARGET_TYPE))
+    record: Any = RunConfig
+    *groups, last = key.split(".")
+    for group in groups:
+        record = next((_part(known.type) for known in fields(record) if known.name == group), None)
+        if record is None:
+            return None
+    found = next((known for known in fields(record) if known.name == last), None)
+    if found is None or key in CALLS or _part(found.type):
+        return None
+    return signatures.problem(value, _parsed(str(found.type)), record.__module__)
+
+
+def is_setting(key: str) -> bool:
+    """Whether a run has such a setting or group."""
+    return key in TARGETS or key in RunConfig.__dataclass_fields__
+
+
+def made(settings: Plain) -> RunConfig:
+    """The value of a config that has been checked, its target a sparsity.
+
+    Raises:
+        KeyError: a setting is missing.
+        TypeError: there is one too many.
+    """
+    given = {key: value for key, value in settings.items() if key not in ("density", "compression")}
+    run: RunConfig = _made(RunConfig, given, "")
+    return run
+
+
+def _made(record: Any, values: Plain, path: str) -> Any:
+    types = {key.name: key.type for key in fields(record)}
+
+    def value_of(name: str, value: Any) -> Any:
+        inner = f"{path}.{name}" if path else name
+        if value is None:
+            return None
+        if inner in CALLS:
+            return _call(value)
+        part = _part(types.get(name))
+        return value if part is None else _made(part, value, inner)
+
+    return record(**{name: value_of(name, value) for name, value in values.items()})
+
+
+def _call(value: Plain) -> Call:
+    settings = {key: item for key, item in value.items() if key not in ("name", "_target_")}
+    return Call(value["_target_"], settings, value.get("name", ""))
+
+
+def plain(run: RunConfig) -> Plain:
+    """A config as a yaml file has it: `python run.py -cp DIRECTORY -cn config` makes the same value of it."""
+    settings: Plain = _plain(run, "")
+    return {"sparsity": run.sparsity, "density": None, "compression": None} | settings
+
+
+def _plain(value: Any, path: str) -> Any:
+    if isinstance(value, Call):
+        name = {"name": value.name} if path in GROUPS else {}
+        return {**name, "_target_": value.target, **value.settings}
+    if type(value) is RunConfig or type(value) in _PARTS.values():
+        named = ((key.name, getattr(value, key.name)) for key in fields(value))
+        return {name: _plain(item, f"{path}.{name}" if path else name) for name, item in named}
+    return value
+
+
+def with_checksum(run: RunConfig, key: Literal["mask", "weights"], checksum: str) -> RunConfig:
+    """A config that knows what a file holds. See `checks.identified`."""
+    return replace(run, checksums=replace(run.checksums, **{key: checksum}))

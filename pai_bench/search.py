@@ -1,0 +1,175 @@
+"""How a run finds its mask: by a search, from a cache of an earlier one, or from a file."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from pai_bench.assembly import Parts, trainer_for
+from pai_bench.config.schema import Plain, plain
+from pai_bench.core import Ablation, Call, Mask, Record, Weights
+from pai_bench.pruning import reuse
+from pai_bench.pruning.rounds import Pruned, apply_given_mask, prune
+from pai_bench.runs.checkpoints import Checkpoints
+from pai_bench.system import devices
+from pai_bench.system.world import world
+from pai_bench.training.trainer import Trainer
+
+
+def find_mask(
+    parts: Parts,
+    trainer: Trainer,
+    initial: Weights,
+    record: Record,
+    checkpoints: Checkpoints,
+    given: tuple[Mask, Mask] | None,
+) -> Pruned:
+    """The mask of the trainer's model, pruned in place. What has been reached is noted in the run's progress.
+
+    Args:
+        initial: of every parameter, as the model was drawn.
+        given: a mask to use instead of a search, and that of parameters that are pruned with it.
+    """
+    progress, run = checkpoints.progress, parts.run
+
+    def reached(pruned: Pruned) -> None:
+        progress.pruned = pruned if run.save_scores else replace(pruned, scores=None)
+        checkpoints.offer()
+
+    if given is not None:
+        pruned = progress.pruned or apply_given_mask(
+            trainer.model, *given, ablation=run.ablation, seed=run.seed, record=record
+        )
+    else:
+        pruned, cache_hit = search(parts, trainer, initial, run.ablation, record, progress.pruned, reached)
+        progress.cache_hit = progress.cache_hit or cache_hit
+    reached(pruned)
+    return pruned
+
+
+def find_mask_without_ablation(parts: Parts, model: nn.Module, initial: Weights, checkpoints: Checkpoints) -> None:
+    """Notes in the run's progress the mask that a search without the ablation finds.
+
+    It leaves no record, but can be taken up again. The model is copied.
+    """
+    trainer = trainer_for(parts, copy.deepcopy(model), lambda *_: None, checkpoint=checkpoints.offer)
+    progress = checkpoints.progress
+    so_far = progress.search_without_ablation
+    if so_far is not None and checkpoints.files.checkpoint is not None:
+        trainer.load_state(checkpoints.files.checkpoint["trainer"], so_far.mask_with_coupled)
+    checkpoints.trainer = trainer
+
+    def reached(pruned: Pruned) -> None:
+        progress.search_without_ablation = replace(pruned, scores=None)
+        checkpoints.offer()
+
+    found, _ = search(parts, trainer, initial, Ablation(), lambda *_: None, so_far, reached)
+    progress.without_ablation, progress.search_without_ablation = found.mask, None
+
+
+def search(
+    parts: Parts,
+    trainer: Trainer,
+    initial: Weights,
+    ablation: Ablation,
+    record: Record,
+    resume_from: Pruned | None,
+    checkpoint: Callable[[Pruned], None],
+) -> tuple[Pruned, str | None]:
+    """Finds a mask; and says what of it an earlier run had computed: "scores", "mask" or nothing."""
+    run, pruner = parts.run, parts.pruner
+    settings: dict[str, Any] = {
+        "ablation": ablation,
+        "initial": initial,
+        "input_shape": parts.data.input_shape,
+        "draw": parts.data.draw,
+        "training": trainer,
+        "loss": F.cross_entropy,
+        "seed": run.seed,
+        "diagnose": trainer.diagnose,
+        "resume_from": resume_from,
+        "checkpoint": checkpoint,
+    }
+
+    def pruned_by(record: Record, **changed: Any) -> Pruned:
+        return prune(
+            trainer.model,
+            changed.pop("pruner", pruner),
+            parts.allocate,
+            parts.rounds,
+            record=record,
+            **settings | changed,
+        )
+
+    cache = _cache(parts, trainer.model, ablation) if resume_from is None or not resume_from.sparsities else None
+    if cache is None or pruner.score is None:
+        return pruned_by(record), None
+    if len(parts.rounds) == 1:
+        found = reuse.scores(cache, trainer.model)
+        if found is None:
+            return pruned_by(record, pruner=replace(pruner, score=reuse.Kept(pruner.score, cache))), None
+        scores, costs = found
+        pruned = pruned_by(
+            record,
+            pruner=replace(pruner, score=lambda *_: scores),
+            ablation=replace(ablation, batches=None),
+            draw=lambda *_: [],  # nothing looks at images
+            checkpoint=lambda _: None,  # it would lack the costs
+        )
+        return replace(pruned, **costs | {"seconds": pruned.seconds + costs["seconds"]}), cache.used
+    if trainer.diagnose is not None or run.save_scores:
+        return pruned_by(record), None
+    way = {
+        "rounds": [(this.sparsity, this.rounding) for this in parts.rounds],
+        "allocation": _without_name(plain(run)["allocation"]),
+    }
+    pruned = reuse.stored_mask(
+        cache,
+        way,
+        trainer.model,
+        initial,
+        lambda metrics: record(metrics, trainer.age_epochs),
+        lambda note: pruned_by(lambda metrics, _: note(metrics)),
+    )
+    return pruned, cache.used
+
+
+def _cache(parts: Parts, model: nn.Module, ablation: Ablation) -> reuse.ScoreCache | None:
+    """Where scores and masks of this network are kept; None if they are not a function of the network and settings."""
+    run, pruner, settings = parts.run, parts.pruner, plain(parts.run)
+    trains = any(this.until_epoch > 0 for this in parts.rounds)
+    if not run.cache_gb or world().size > 1 or pruner.score is None or pruner.transfer is not None or trains:
+        return None
+    # What comes after the score cannot change it, and masks are kept for searches of several rounds alone.
+    single = len(parts.rounds) == 1
+    after = ("reduce", "regrow") if single else ()
+    before = ("images", "batches") if single else ("images", "batches", "scores", "mask")
+    broken = ablation is run.ablation
+    hooks = {hook: settings["ablation"][hook] for hook in before if broken and settings["ablation"][hook]}
+    called = [run.pruner.score, *(getattr(run.ablation, hook) for hook in hooks)]
+    called += [] if single else [run.allocation]
+    determines = {
+        "network": reuse.fingerprint(model),
+        "input_shape": parts.data.input_shape,
+        "seed": run.seed,
+        "pruner": {key: value for key, value in settings["pruner"].items() if key not in ("name", *after)},
+        "images": None if pruner.scoring_data is None else [parts.data.checksum, _without_root(settings["dataset"])],
+        "ablation": hooks,
+        "code": reuse.code(call.target for call in called if isinstance(call, Call)),
+        # Rounding is another on other machines.
+        "machine": [torch.__version__, devices.describe(parts.device)],
+    }
+    return reuse.ScoreCache(Path(run.results_dir) / ".cache", round(run.cache_gb * 1e9), determines)
+
+
+def _without_name(settings: Plain) -> Plain:
+    return {key: value for key, value in settings.items() if key != "name"}
+
+
+def _without_root(settings: Plain) -> Plain:
+    return {key: value for key, value in settings.items() if key != "root"}
