@@ -55,7 +55,7 @@ def composed(*overrides: str) -> RunConfig:
     composition.register()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return checks.complete(compose("config", list(overrides)))
+        return checks.complete(composition.resolved(compose("config", list(overrides))))
 
 
 @pytest.fixture(autouse=True)

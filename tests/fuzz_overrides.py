@@ -22,6 +22,7 @@ from typing import Any
 import hydra
 
 from pai_bench.config import composition
+from pai_bench.config.schema import RunConfig, plain
 from pai_bench.launch import overrides, sweeps, terminal
 
 Words = tuple[str, ...]
@@ -108,7 +109,7 @@ def _composer() -> tuple[Any, sweeps.SweepLoader]:
         return base, sweeps.SweepLoader(overrides.loader_here().get_search_path())
 
 
-def completed(words: Words) -> dict[str, Any]:
+def completed(words: Words) -> RunConfig:
     """The completed config of a run with these words."""
     base, loader = _composer()
     overrides.check(words, loader)
@@ -122,7 +123,7 @@ def answer(words: Words) -> tuple[int, str]:
     with contextlib.redirect_stderr(said):
         try:
             cfg = completed(words)
-            code = 0 if len(cfg.id) < 200 and cfg.group and json.dumps(cfg) else 1
+            code = 0 if len(cfg.id) < 200 and cfg.group and json.dumps(plain(cfg)) else 1
         except Exception as error:
             code = terminal.report(error)
     return code, said.getvalue()
@@ -132,7 +133,7 @@ def keys() -> dict[str, Words]:
     """Every key once, with the words that make it appear: one for each function that has it."""
     found: dict[tuple[str, str], tuple[str, Words]] = {}
     for base in ((), *BASES.values()):
-        composed = completed(base)
+        composed = plain(completed(base))
         for key in leaves(composed):
             group, _, inner = key.partition(".")
             target = composed[group].get("_target_", "") if isinstance(composed[group], dict) else ""

@@ -22,10 +22,12 @@ ROOMS: dict[str, set[str]] = {
     "data": {"system"},
     "pruning": {"analysis", "masks", "system"},
     "training": {"analysis", "masks", "system"},
-    "config": {"masks"},
+    "config": {"training", "masks"},
     "runs": {"training", "pruning", "analysis", "masks", "config", "system"},
-    "experiment": {"runs", "training", "pruning", "analysis", "masks", "config", "system"},
-    "launch": {"experiment", "runs", "training", "config", "masks", "system"},
+    "assembly": {"runs", "training", "pruning", "analysis", "masks", "config", "system"},
+    "search": {"assembly", "runs", "training", "pruning", "config", "system"},
+    "experiment": {"search", "assembly", "runs", "training", "pruning", "analysis", "masks", "config", "system"},
+    "launch": {"experiment", "assembly", "runs", "training", "config", "masks", "system"},
     "report": {"runs", "system"},
     "published": {"launch", "config", "system"},
     "studies": {"analysis", "masks", "system"},
@@ -33,29 +35,10 @@ ROOMS: dict[str, set[str]] = {
 }
 
 # The modules that may import an outside library.
+_WORDS = ("compose", "overrides", "sweeps", "terminal", "usage")
 DOORS = {
-    "hydra": {
-        "launch.cli",
-        "launch.compose",
-        "launch.terminal",
-        "config.config",
-        "experiment",
-        "runs.export",
-        "launch.sweeps",
-        "launch.overrides",
-        "launch.usage",
-    },
-    "omegaconf": {
-        "launch.cli",
-        "launch.compose",
-        "launch.terminal",
-        "config.config",
-        "experiment",
-        "runs.export",
-        "launch.sweeps",
-        "launch.overrides",
-        "launch.usage",
-    },
+    "hydra": {"config.composition", *(f"launch.{file}" for file in ("cli", *_WORDS))},
+    "omegaconf": {"config.composition", *(f"launch.{file}" for file in ("cli", *_WORDS))},
     "wandb": {"runs.tracking"},
     "timm": {"models.timm_zoo"},
     "torchvision": {"data.cifar", "data.mnist", "data.tiny_imagenet"},

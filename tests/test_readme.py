@@ -93,9 +93,8 @@ def test_the_example_method_runs_as_written(tmp_path: Path, batches: Batches, mo
     composition.register()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = checks.complete(
-            hydra_compose("config", [f"hydra.searchpath=[file://{tmp_path}]", "pruner=gradient_power", "sparsity=0.9"])
-        )
+        words = [f"hydra.searchpath=[file://{tmp_path}]", "pruner=gradient_power", "sparsity=0.9"]
+        cfg = checks.complete(composition.resolved(hydra_compose("config", words)))
     module: ModuleType = importlib.import_module("gradient_power")
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4))

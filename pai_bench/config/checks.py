@@ -9,10 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from omegaconf import DictConfig
-
 from pai_bench.config import schema
-from pai_bench.config.composition import resolved
 from pai_bench.config.identity import digest_of_file
 from pai_bench.config.schema import GROUPS, HOOKS, Plain, RunConfig, with_checksum
 from pai_bench.config.signatures import shown
@@ -21,14 +18,13 @@ from pai_bench.errors import ConfigError
 from pai_bench.training.recipe import last_rate_epochs
 
 
-def complete(composed: DictConfig) -> RunConfig:
-    """The composed config as one checked value, with the one sparsity that was asked for.
+def complete(settings: Plain) -> RunConfig:
+    """Composed settings as one checked value, with the one sparsity that was asked for.
 
     Raises:
         ConfigError: a key is unknown or missing, a value has the wrong type or lies outside its range, or two settings
             exclude each other; or a file with a mask or weights cannot be used.
     """
-    settings = resolved(composed)
     _normalise_(settings)
     schema.check(settings)
     _check_labels_(settings)
@@ -53,6 +49,9 @@ def complete(composed: DictConfig) -> RunConfig:
 def _normalise_(settings: Plain) -> None:
     """Brings what can be said in two ways into one: a home folder, and a word that Hydra reads as false."""
     dataset, allocation, training = settings.get("dataset"), settings.get("allocation"), settings.get("training")
+    for key in ("device", "results_dir", "data_dir", "mask", "weights"):  # a folder may be called 2026
+        if type(settings.get(key)) is int:
+            settings[key] = str(settings[key])
     paths: list[tuple[Any, str]] = [(settings, key) for key in ("results_dir", "data_dir", "mask", "weights")]
     for part, key in [*paths, (dataset, "root"), (allocation, "mask")]:
         path = part.get(key) if isinstance(part, dict) else None

@@ -31,12 +31,13 @@ SCRATCH = Path(tempfile.gettempdir()) / f"pai_bench-{secrets.token_hex(16)}"
 
 
 def register() -> None:
-    """Tells Hydra to write nothing itself: pai_bench.runs.store keeps the records. Stores our sweeper as its default.
+    """Stores the defaults of records, and tells Hydra to use our sweeper and to write nothing: see pai_bench.runs.
 
     They replace Hydra's own defaults, so they hold for any primary config, that of an earlier run included.
     """
     OmegaConf.register_new_resolver("runs_at_once", _runs_at_once, replace=True)
     store = ConfigStore.instance()
+    store.store(name="record_defaults", node=schema.defaults())
     ours = {"output": "no_files", "job_logging": "none", "sweeper": "grid"}
     nothing = {"run": {"dir": "."}, "sweep": {"dir": str(SCRATCH), "subdir": "."}}
     store.store(group="hydra/output", name="no_files", node=nothing, package="hydra")

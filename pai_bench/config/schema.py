@@ -207,6 +207,16 @@ def is_setting(key: str) -> bool:
     return key in TARGETS or key in RunConfig.__dataclass_fields__
 
 
+def defaults() -> Plain:
+    """What the records give a default, so that a command line can set it where no yaml does."""
+    records = {name: _part(kind) for name, kind in ((key.name, key.type) for key in fields(RunConfig))}
+    return {
+        name: {key.name: key.default for key in fields(record) if key.default is not MISSING and key.name != "name"}
+        for name, record in records.items()
+        if record is not None
+    }
+
+
 def made(settings: Plain) -> RunConfig:
     """The value of a config that has been checked, its target a sparsity.
 

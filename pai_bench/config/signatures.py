@@ -112,8 +112,7 @@ def problem(value: object, annotation: ast.expr, module: str = "") -> str | None
     """What to give in place of a value that is not of an annotated type; None if it is. Unknown types take anything."""
     if isinstance(annotation, ast.BinOp):  # X | Y
         parts = [problem(value, part, module) for part in (annotation.left, annotation.right)]
-        words = dict.fromkeys(part.removeprefix("one of ") for part in parts if part)
-        return None if None in parts else " or ".join(words)
+        return None if None in parts else " or ".join(dict.fromkeys(part for part in parts if part))
     if isinstance(annotation, ast.Subscript):
         origin, inner = _last(annotation.value), annotation.slice
         parameters = inner.elts if isinstance(inner, ast.Tuple) else [inner]
@@ -121,7 +120,7 @@ def problem(value: object, annotation: ast.expr, module: str = "") -> str | None
             case "Literal":
                 choices = [choice.value for choice in parameters if isinstance(choice, ast.Constant)]
                 fits = any(value == choice and type(value) is type(choice) for choice in choices)
-                return None if fits else f"one of {', '.join(map(shown, choices))}"
+                return None if fits else f"{'one of ' if len(choices) > 1 else ''}{', '.join(map(shown, choices))}"
             case "Annotated":
                 return problem(value, parameters[0], module) or _outside(value, parameters[1:])
             case "list" | "Sequence":

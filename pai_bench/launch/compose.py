@@ -89,7 +89,7 @@ def stored(directory: Path, tracker: Call | None = None, trusted: bool = False) 
             composed = hydra.compose("config")
             if not trusted:
                 composition.check_origin(OmegaConf.to_container(composed), directory / "config.yaml")
-            run = checks.complete(composed)
+            run = checks.complete(composition.resolved(composed))
             return run if tracker is None else replace(run, tracker=tracker)
     except UserError:
         raise

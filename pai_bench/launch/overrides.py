@@ -289,7 +289,7 @@ def complete(composed: DictConfig, of_hydra: Any) -> RunConfig:
     check_scale(choices)
     with open_dict(composed):
         composed.pop("hydra", None)
-    run = checks.complete(composed)
+    run = checks.complete(composition.resolved(composed))
     given = {override.key_or_group: override.value() for override in parsed(words)}
     _check_labels(given, choices)
     target = next((key for key in schema.TARGETS if given.get(key) is not None), None)
