@@ -16,7 +16,7 @@ from conftest import ROOT, RunCli
 from test_report import directory, row, rows
 
 from pai_bench.errors import ConfigError
-from pai_bench.report import names, plots, svg, tables, writing
+from pai_bench.report import drawing, names, plots, tables, writing
 from pai_bench.report.cells import Grid, cells, grids
 from pai_bench.report.comparison import comparisons
 from pai_bench.report.evidence import Unreadable
@@ -332,17 +332,13 @@ def test_a_share_of_paths_that_is_not_known_is_left_out(tmp_path: Path) -> None:
     assert cell["effective_sparsity"] == ""
 
 
-@pytest.mark.parametrize(("library", "images"), [("matplotlib", True), ("scipy", False), ("jinja2", False)])
-def test_a_library_that_is_missing_is_named(
-    library: str, images: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("library", ["matplotlib", "scipy", "jinja2"])
+def test_a_library_that_is_missing_is_named(library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = results(tmp_path / "results", rows(snip=[0.93, 0.935, 0.91], synflow=[0.9, 0.91, 0.92]))
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(ConfigError, match=f"a report needs {library}, which is not installed: pip install {library}"):
-        write(folder, tmp_path / "report", images=images)
-    assert not (tmp_path / "report").exists()
-    if library == "matplotlib":
         write(folder, tmp_path / "report", images=False)
+    assert not (tmp_path / "report").exists()
 
 
 def test_latex_is_a_booktabs_table_with_its_cells_in_place() -> None:
@@ -396,9 +392,37 @@ def test_points_lie_where_the_axes_say(tmp_path: Path) -> None:
         assert len(places) == 3
     across = [whole.x.place(value) for value in (10, 31.6227766, 100)]
     assert across[1] - across[0] == pytest.approx(across[2] - across[1])
-    drawn = json.loads(svg.panel(whole, looks).points)
-    first, second = (next(p for p in drawn if p[3].startswith(words)) for words in ("snip at 10×", "snip at 100×"))
+
+
+def test_the_pointer_finds_values_where_the_svg_shows_their_markers() -> None:
+    grid, _, looks = made(many())
+    figure = plots.accuracy(grid, looks)
+    assert figure is not None
+    drawn = drawing.draw(figure, looks, "name", with_png=False)
+    assert drawn.png is None
+    root = ElementTree.fromstring(drawn.inline)
+    places: dict[str, set[tuple[float, float]]] = {}
+    for group in root.iter("g"):
+        markers = {(round(float(use.get("x", 0)), 1), round(float(use.get("y", 0)), 1)) for use in group.iter("use")}
+        places.setdefault(group.get("data-method", ""), set()).update(markers)
+    points = json.loads(drawn.points)
+    pruned = [(x, y, method) for x, y, method, _ in points if not method.startswith("dense")]
+    assert len(pruned) >= 6
+    for x, y, method in pruned:
+        assert min(abs(x - across) + abs(y - down) for across, down in places[method]) < 0.3
+    first, second = (next(p for p in points if p[3].startswith(words)) for words in ("snip at 10×", "snip at 100×"))
     assert first[0] < second[0] and "93.20 % ± 0.26 (sd)\nn = 3: seeds 0, 1, 2" in first[3]
+
+
+def test_the_page_can_hide_each_method_and_follows_its_own_colours(tmp_path: Path) -> None:
+    write(results(tmp_path / "results", many()), tmp_path / "report", images=False)
+    text = (tmp_path / "report" / "index.html").read_text()
+    for figure in re.findall(r"<figure .*?</figure>", text, re.S):
+        buttons = set(re.findall(r'<button aria-pressed="true" data-method="([^"]+)"', figure))
+        assert buttons == set(re.findall(r'<g data-method="([^"]+)"', figure))
+        drawn = figure.partition("<svg viewBox")[2]
+        assert "var(--ink)" in drawn and "var(--ground)" in drawn
+        assert not re.search("#(1b1b1a|ffffff|000000)", drawn)
 
 
 def test_zero_has_a_place_of_its_own_on_logarithmic_axes() -> None:

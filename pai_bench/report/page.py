@@ -7,9 +7,10 @@ from pathlib import Path
 from statistics import median_low
 from typing import Any
 
-from pai_bench.report import names, svg, tables
+from pai_bench.report import drawing, names, tables
 from pai_bench.report.cells import Cell, Grid
 from pai_bench.report.comparison import Difference, resolvable
+from pai_bench.report.drawing import Drawing
 from pai_bench.report.names import Look
 from pai_bench.report.plots import Figure, Shown
 from pai_bench.report.tables import Table
@@ -28,7 +29,7 @@ class Section:
     table: Table
     differences: Mapping[float, Sequence[Difference]]  # by sparsity
     shown: Shown
-    figures: Sequence[Figure]
+    figures: Sequence[tuple[Figure, Drawing]]
     commands: Mapping[str, str]  # by kind of figure
 
 
@@ -59,12 +60,14 @@ def render(
     )  # fmt: skip
     environment.filters["number"] = tables.number
     template = environment.get_template("page.html")
+    swatches = {method: f"swatch-{index}" for index, method in enumerate(looks)}
     return template.render(
         heading=heading,
         sections=[_described(section, looks, directories) for section in sections],
         looks=looks,
         numbers_of_seeds=_NUMBERS_OF_SEEDS,
-        swatch=svg.swatch,
+        swatches=swatches,
+        symbols=[drawing.swatch(looks[method], name) for method, name in swatches.items()],
         style=(_HERE / "page.css").read_text(),
         script=(_HERE / "page.js").read_text(),
     )
@@ -87,17 +90,7 @@ def _described(section: Section, looks: Mapping[str, Look], directories: Mapping
             ("task", row["task"]),
             ("images", row["dataset_checksum"][:8]),
         ],
-        "figures": [
-            (
-                figure,
-                [
-                    svg.panel(panel, looks, svg.NARROW if figure.kind == "cost" else svg.WIDTH)
-                    for panel in figure.panels
-                ],
-                section.commands[figure.kind],
-            )
-            for figure in section.figures
-        ],
+        "figures": [(figure, drawn, section.commands[figure.kind]) for figure, drawn in section.figures],
         "comparisons": [_compared(level, found, looks) for level, found in differences],
         "left_out": left_out,
         "resolution": _resolution(section),
