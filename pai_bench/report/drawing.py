@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pai_bench.report import inline
+from pai_bench.report.figure import Axis, Figure, Lines, Matrix, Series
 from pai_bench.report.inline import GROUND, INK, LINE, QUIET, RAISED
 from pai_bench.report.names import Look
-from pai_bench.report.plots import Axis, Figure, Lines, Matrix, Series
 
 _MARKERS = {
     "circle": "o", "square": "s", "triangle": "^", "diamond": "D", "cross": "x", "down": "v", "plus": "P", "none": "",

@@ -11,7 +11,7 @@ from typing import Any
 
 from pai_bench.errors import ConfigError, check_installed
 from pai_bench.report import comparison, drawing, names, page, plots, reading, tables
-from pai_bench.report.cells import STATISTICS, Cell, Grid, cells, grids, is_dense
+from pai_bench.report.configurations import STATISTICS, Configuration, Grid, configurations, grids, is_dense
 from pai_bench.report.evidence import Unreadable
 from pai_bench.report.names import Look
 from pai_bench.report.page import Section
@@ -63,9 +63,9 @@ class Options:
 class Report:
     """What was written, for the terminal."""
 
-    num_rows: int
-    num_cells: int
-    num_settings: int
+    num_runs: int
+    num_configurations: int
+    num_tasks: int
     problems: tuple[str, ...]  # rows left out and files that cannot be read
     unfinished: tuple[str, ...]
     page: Path
@@ -81,10 +81,10 @@ def write(folder: Path, output: Path, options: Options) -> Report:
     """
     _check(folder, output, options)
     results = reading.read(folder, options.wants)
-    found = cells(results.rows, options.statistic)
+    found = configurations(results.rows, options.statistic)
     looks = names.looks(found, results.directories)
     compared = grids(found)
-    titles = names.settings(compared, results.directories)
+    titles = names.tasks(compared, results.directories)
     unreadable = Unreadable()
     about = _About(folder, output, options, results, looks)
     sections = [
@@ -97,8 +97,8 @@ def write(folder: Path, output: Path, options: Options) -> Report:
         date=date.today().isoformat(),
         command=options.command(folder, output),
         statistic=options.statistic,
-        num_rows=len(results.rows),
-        num_cells=len(found),
+        num_runs=len(results.rows),
+        num_configurations=len(found),
         unfinished=tuple(_unfinished(results)),
         problems=tuple(problems),
         images=options.images,
@@ -110,7 +110,12 @@ def write(folder: Path, output: Path, options: Options) -> Report:
     }
     _put(output, contents)
     return Report(
-        heading.num_rows, heading.num_cells, len(titles), heading.problems, heading.unfinished, output / "index.html"
+        heading.num_runs,
+        heading.num_configurations,
+        len(titles),
+        heading.problems,
+        heading.unfinished,
+        output / "index.html",
     )
 
 
@@ -153,7 +158,9 @@ def _tables_and_figures(sections: Sequence[Section], looks: Mapping[str, Look]) 
     return contents
 
 
-def _csv_files(found: Sequence[Cell], sections: Sequence[Section], looks: Mapping[str, Look]) -> dict[str, str]:
+def _csv_files(
+    found: Sequence[Configuration], sections: Sequence[Section], looks: Mapping[str, Look]
+) -> dict[str, str]:
     """Contents of the CSV files, by name."""
     makers: dict[str, tuple[Callable[[Section], list[dict[str, Any]]], Sequence[str]]] = {
         "comparisons": (lambda s: tables.comparison_rows(s.grid, s.differences, looks), tables.COMPARISON_COLUMNS),
@@ -162,7 +169,11 @@ def _csv_files(found: Sequence[Cell], sections: Sequence[Section], looks: Mappin
         "curves": (lambda s: tables.curve_rows(s.grid, s.shown, looks), tables.CURVE_COLUMNS),
         "overlaps": (lambda s: tables.overlap_rows(s.grid, s.shown, looks), tables.OVERLAP_COLUMNS),
     }
-    contents = {"cells.csv": tables.as_csv([tables.cell_row(cell, looks) for cell in found], tables.CELL_COLUMNS)}
+    contents = {
+        "configurations.csv": tables.as_csv(
+            [tables.configuration_row(configuration, looks) for configuration in found], tables.CONFIGURATION_COLUMNS
+        )
+    }
     for name, (rows, columns) in makers.items():
         contents[f"{name}.csv"] = tables.as_csv([row for section in sections for row in rows(section)], columns)
     return contents
