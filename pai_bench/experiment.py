@@ -288,7 +288,7 @@ def _shelf(parts: Parts, model: torch.nn.Module, ablation: Ablation) -> reuse.Sc
         "network": reuse.fingerprint(model),
         "input_shape": parts.data.input_shape,
         "seed": cfg["seed"],
-        "pruner": {key: value for key, value in cfg["pruner"].items() if key not in ("name", *after)},
+        "pruner": {key: value for key, value in cfg["pruner"].items() if key not in ("name", "label", *after)},
         "images": None if pruner.scoring_data is None else [parts.data.checksum, dataset],
         "ablation": hooks,
         "code": reuse.code(call["_target_"] for call in called),

@@ -421,6 +421,14 @@ def test_methods_are_called_by_what_tells_them_apart(tmp_path: Path) -> None:
     assert labels(tmp_path, alone, rounds) == ["snip, one_shot", "snip, exponential"]
 
 
+def test_methods_are_called_by_the_label_of_their_pruner(tmp_path: Path) -> None:
+    runs = [row("snip"), row("synflow"), row("mine")]
+    for label, run in zip(("SNIP", "SynFlow", "null"), runs, strict=True):
+        (tmp_path / run["id"]).mkdir()
+        (tmp_path / run["id"] / "config.yaml").write_text(f"pruner: {{name: {run['pruner']}, label: {label}}}\n")
+    assert labels(tmp_path, *runs) == ["SNIP", "SynFlow", "mine"]
+
+
 def test_methods_that_differ_in_a_setting_are_called_by_it(tmp_path: Path) -> None:
     runs = [row("snip@1"), row("snip@2")]
     for total, run in zip((100, 256), runs, strict=True):

@@ -476,7 +476,7 @@ def test_real_runs_make_a_report_and_the_page_on_results_names_every_column(run_
     report = write(folder, output)
     assert (report.num_runs, report.num_configurations, report.num_tasks, report.problems) == (2, 2, 1, ())
     assert {(c["label"], c["pruned"], c["n"]) for c in table(output, "configurations")} == {
-        ("snip", "weights", "1"), ("filter_magnitude", "filters", "1"),
+        ("SNIP", "weights", "1"), ("Magnitude (filters)", "filters", "1"),
     }  # fmt: skip
     assert len(list((output / "tables").glob("*-filters.md"))) == 1
     path = next(folder.glob("*snip*"))

@@ -70,6 +70,7 @@ class PrunerConfig:
     regrow: bool = False
     regrow_moved: bool | None = None  # null is false, so that runs from before it keep their names
     transfer: Call | None = None
+    label: str | None = None  # what tables and figures call the method; null is its name
 
 
 @dataclass
@@ -226,7 +227,7 @@ def complete(composed: DictConfig) -> dict[str, Any]:
         _check_name("mask_name", cfg["mask_name"])
     cfg["training"]["compact"] = "off" if cfg["training"]["compact"] is False else cfg["training"]["compact"]
     if cfg["mask"] is not None:
-        cfg["pruner"]["name"] = cfg["mask_name"] or "mask"
+        cfg["pruner"]["name"], cfg["pruner"]["label"] = cfg["mask_name"] or "mask", None
     _check_ranges(cfg)
     _check_fits_together(cfg)
     cfg["sparsity"] = _sparsity(cfg) if cfg["mask"] is None else _of_mask(cfg)
@@ -579,6 +580,7 @@ def _counted(cfg: dict[str, Any], without: set[str]) -> dict[str, Any]:
     counted = dict(cfg)
     counted["dataset"] = _without(cfg["dataset"], "root")
     counted["training"] = _without(cfg["training"], "compact")
+    counted["pruner"] = _without(cfg["pruner"], "label")
     if isinstance(cfg["allocation"].get("mask"), str):  # what a file holds counts, not where it lies
         found = _digest("allocation.mask", cfg["allocation"]["mask"], "a mask.safetensors")
         counted["allocation"] = cfg["allocation"] | {"mask": found}

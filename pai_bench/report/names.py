@@ -37,7 +37,8 @@ def looks(found: Sequence[Configuration], directories: Mapping[str, Path]) -> di
     labels = _method_labels(of_method, directories)
     made = {}
     pruned = sorted(
-        (method for method, configuration in of_method.items() if not configuration.dense), key=labels.__getitem__
+        (method for method, configuration in of_method.items() if not configuration.dense),
+        key=lambda method: labels[method].lower(),
     )
     for index, method in enumerate(pruned):
         # 6 and 7 have no common divisor, so their combinations come back after 42.
@@ -62,7 +63,7 @@ def _method_labels(of_method: Mapping[str, Configuration], directories: Mapping[
         differing = [part for part in _PARTS if len({row[part] for row in rows.values()}) > 1]
         for method, row in rows.items():
             words = [row[part] for part in differing if not (part == "ablation" and row[part] == "none")]
-            labels[method] = ", ".join([pruner, *words])
+            labels[method] = ", ".join([_label(directories[row["id"]]) or pruner, *words])
     return _told_apart(labels, {m: directories[of_method[m].rows[0]["id"]] for m in labels}, _OF_METHOD)
 
 
@@ -97,7 +98,7 @@ def _told_apart(labels: dict[Any, str], directories: Mapping[Any, Path], groups:
         configs = {key: _flat(_config(directories[key]), groups) for key in keys}
         names = dict.fromkeys(name for config in configs.values() for name in config)
         differing = [n for n in names if len({repr(config.get(n)) for config in configs.values()}) > 1]
-        shown = [name for name in differing if name.rpartition(".")[2] not in ("_target_", "name")] or differing
+        shown = [n for n in differing if n.rpartition(".")[2] not in ("_target_", "name", "label")] or differing
         for key in keys:
             words = ", ".join(f"{name}={_short(configs[key].get(name))}" for name in shown[:3])
             found[key] = f"{label}, {words}" if words else label
@@ -105,6 +106,13 @@ def _told_apart(labels: dict[Any, str], directories: Mapping[Any, Path], groups:
             for key in keys:
                 found[key] = f"{found[key]}, {ids[key].rpartition('-')[2]}"
     return found
+
+
+def _label(directory: Path) -> str | None:
+    """What the yaml of a run's pruner says that people call it."""
+    pruner = _config(directory).get("pruner")
+    label = pruner.get("label") if isinstance(pruner, dict) else None
+    return label if isinstance(label, str) and label.isprintable() else None
 
 
 def _config(directory: Path) -> dict[str, Any]:
