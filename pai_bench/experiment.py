@@ -496,11 +496,11 @@ def _run(
         target["compression"] = target["num_prunable"] / num_kept
     log.info("%s", run_id)
     log.info(
-        "%s: %s images of %s in %d classes; %s: %s prunable weights, %s to keep, in %d rounds; %s",
+        "%s: %s images of %s in %d classes; %s: %s prunable weights, %s to keep, in %d %s; %s",
         cfg["dataset"]["name"], ", ".join(f"{n:,} {split}" for split, n in data.num_examples.items() if n),
         "x".join(map(str, data.input_shape)), data.num_classes, cfg["model"]["name"], f"{target['num_prunable']:,}",
         f"{target['num_kept']:,}" if parts.pruner.reduce is None else f"{1 - sparsity:.4g} of the filters",
-        len(parts.rounds), devices.describe(device),
+        len(parts.rounds), "round" if len(parts.rounds) == 1 else "rounds", devices.describe(device),
     )  # fmt: skip
 
     # Records.

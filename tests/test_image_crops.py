@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import composed
-from image_data import CPU, imagenet, load
+from image_data import CPU, imagenet, load, photographs
 from PIL import Image
 from torch import Generator
 from torch.utils.data import DataLoader
@@ -17,6 +17,8 @@ from pai_bench.core import DataSettings, ScoringData, labels_of
 from pai_bench.data import decode
 from pai_bench.errors import DataError
 from pai_bench.system import layout
+
+__all__ = ["photographs"]  # a fixture
 
 
 def test_imagenet_gives_crops_of_224_pixels(photographs: Path) -> None:
