@@ -4,7 +4,7 @@
     python -m benchmarks synflow compact    # some of them
     python -m benchmarks --gpu              # those of a GPU
 
-Exits with 1 if a bar is missed or something that is claimed to be equal is not.
+Exits with 1 if a target is missed or something that is claimed to be equal is not.
 """
 
 import argparse

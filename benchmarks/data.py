@@ -56,8 +56,8 @@ def batches(setting: Setting) -> Iterator[Row]:
     took = times.seconds("ours")
     yield Row(
         "images/s of resident CIFAR batches over DataLoader and PIL", times.ratio("published", "ours") * many / few,
-        bar=15, aim=40, took=took, floor=setting.rates.floor(moved=size * (1 + 4)),
-        note=f"{many / took:,.0f} images/s over {few / times.seconds('published'):,.0f}; took is for {many:,}",
+        target=15, goal=40, time=took, lower_bound=setting.rates.lower_bound(moved=size * (1 + 4)),
+        note=f"{many / took:,.0f} images/s over {few / times.seconds('published'):,.0f}; the time is for {many:,}",
     )  # fmt: skip
 
 
@@ -110,11 +110,11 @@ def _photographs(setting: Setting, root: Path, number: int, size: int) -> Iterat
     loader = textbook.imagenet_loader(paths, size, 32)
     variants["published"] = clocked(partial(deque, loader, maxlen=0), setting.device)
     times = in_turn(variants, 1 if setting.quick else 5)
-    for name, bar in zip(stores, (1.3, 3.0), strict=True):
+    for name, target in zip(stores, (1.3, 3.0), strict=True):
         took = times.seconds(name)
         yield Row(
-            f"crops of photographs {name}, one core, over PIL", times.ratio("published", name), bar=bar,
-            took=took / number, floor=times.seconds(f"decode {name}") / number,
+            f"crops of photographs {name}, one core, over PIL", times.ratio("published", name), target=target,
+            time=took / number, lower_bound=times.seconds(f"decode {name}") / number,
             note=f"{number / took:,.0f} images/s over {number / times.seconds('published'):,.0f}; "
-            "the floor is the decoder alone",
+            "the lower bound is the decoder alone",
         )  # fmt: skip

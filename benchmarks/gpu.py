@@ -25,7 +25,7 @@ def synflow(setting: Setting) -> Iterator[Row]:
     """The rows of the CPU, with the bars of a GPU."""
     for row in scoring.synflow(setting):
         vgg = row.name.startswith("SynFlow vgg16") and "float32" in row.name
-        yield replace(row, bar=20 if vgg else None, aim=50 if vgg else None)
+        yield replace(row, target=20 if vgg else None, goal=50 if vgg else None)
 
 
 def images(setting: Setting) -> Iterator[Row]:
@@ -56,8 +56,8 @@ def images(setting: Setting) -> Iterator[Row]:
         judged = setting.device.type == "cuda" and net == "resnet20" and precision == "bfloat16"
         yield Row(
             f"training of {net}, {precision}, batch {of.run.training.batch_size}", number / took, "images/s",
-            bar=100_000 if judged else None, aim=250_000 if judged else None, took=took,
-            floor=setting.rates.floor(flops=counted, precision=precision),
+            target=100_000 if judged else None, goal=250_000 if judged else None, time=took,
+            lower_bound=setting.rates.lower_bound(flops=counted, precision=precision),
             note="" if busy is None else f"the device works {100 * busy:.0f} % of an epoch",
         )  # fmt: skip
         if net == "resnet20" and precision == "float32":

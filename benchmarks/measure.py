@@ -1,4 +1,4 @@
-"""What time is taken with, and what this machine can do at best: the rates behind every floor."""
+"""What time is taken with, and what this machine can do at best: the rates behind every lower bound."""
 
 import os
 import platform
@@ -68,7 +68,7 @@ class Rates:
     convolution: dict[str, float]
     memory: float
 
-    def floor(self, *, flops: float = 0.0, precision: str = "float32", moved: float = 0.0) -> float:
+    def lower_bound(self, *, flops: float = 0.0, precision: str = "float32", moved: float = 0.0) -> float:
         """Seconds below which so many operations and bytes cannot be done, if the two overlap."""
         best = max(self.gemm[precision], self.convolution[precision])
         return max(flops / best, moved / self.memory)

@@ -44,8 +44,8 @@ def selection(setting: Setting) -> Iterator[Row]:
         times = in_turn(variants, 1 if setting.quick else 5)
         yield Row(
             f"threshold of {number:,} scores, {100 * density:g} % kept, over torch.kthvalue",
-            times.ratio("kthvalue", "ours"), bar=2.5, aim=8, exact=bool(found["ours"] == found["kthvalue"]),
-            took=times.seconds("ours"), floor=setting.rates.floor(moved=values.nbytes),
+            times.ratio("kthvalue", "ours"), target=2.5, goal=8, exact=bool(found["ours"] == found["kthvalue"]),
+            time=times.seconds("ours"), lower_bound=setting.rates.lower_bound(moved=values.nbytes),
         )  # fmt: skip
 
 
@@ -122,13 +122,13 @@ def synflow(setting: Setting) -> Iterator[Row]:
             differs = _moved(found["float32"].mask, exact)
             what += ", but for equal scores, all of which published code drops"
         checks = {"float32": (differs, what), "float64": (moved, "move with the input")}
-        for dtype, (bar, aim) in zip(runs, _SYNFLOW[net, setting.full], strict=True):
+        for dtype, (target, goal) in zip(runs, _SYNFLOW[net, setting.full], strict=True):
             number, what = checks[dtype]
             yield Row(
                 f"SynFlow {net}, {rounds} rounds, {dtype}, over the published loop", times.ratio("published", dtype),
-                bar=bar, aim=aim, exact=number == 0 and masks.kept(found[dtype].mask) == counts[-1],
-                took=times.seconds(dtype),
-                floor=setting.rates.floor(
+                target=target, goal=goal, exact=number == 0 and masks.kept(found[dtype].mask) == counts[-1],
+                time=times.seconds(dtype),
+                lower_bound=setting.rates.lower_bound(
                     flops=found[dtype].flops, precision=dtype, moved=rounds * 5 * _size(model, dtype)
                 ),
                 note=f"{number} of {counts[-1]:,} kept weights {what}",
@@ -148,12 +148,12 @@ def resnet50(setting: Setting) -> Iterator[Row]:
     (result,) = found
     finite = result.scores is not None and all(bool(values.isfinite().all()) for values in result.scores.values())
     num_kept = masks.num_kept(sparsity, masks.total(result.mask))
-    bound = setting.rates.floor(
+    bound = setting.rates.lower_bound(
         flops=result.flops, precision="float64", moved=rounds * 5 * _size(training.model, "float64")
     )
     yield Row(
         f"SynFlow resnet50 at {size}, float64, one round", took / rounds, "s",
-        exact=finite and masks.kept(result.mask) == num_kept, took=took / rounds, floor=bound / rounds,
+        exact=finite and masks.kept(result.mask) == num_kept, time=took / rounds, lower_bound=bound / rounds,
         note=f"finite, {masks.kept(result.mask):,} of {masks.total(result.mask):,} kept",
     )  # fmt: skip
 
@@ -192,8 +192,8 @@ def _snip(setting: Setting, net: str, of: Parts) -> Row:
     )
     return Row(
         f"SNIP {net}, {len(labels)} images, time over a forward and backward pass", times.ratio("ours", "plain"),
-        bar=1.15, aim=1.03, at_most=True, exact=exact,
-        took=times.seconds("ours"), floor=setting.rates.floor(flops=counted), note="scores equal |w g|",
+        target=1.15, goal=1.03, at_most=True, exact=exact,
+        time=times.seconds("ours"), lower_bound=setting.rates.lower_bound(flops=counted), note="scores equal |w g|",
     )  # fmt: skip
 
 
@@ -221,8 +221,8 @@ def _grasp(setting: Setting, net: str, of: Parts) -> Row:
     )
     return Row(
         f"GraSP {net}, {len(labels)} images, over two forward passes", times.ratio("published", "ours"),
-        bar=1.2, aim=1.5, exact=difference < 1e-3,
-        took=times.seconds("ours"), floor=setting.rates.floor(flops=counted),
+        target=1.2, goal=1.5, exact=difference < 1e-3,
+        time=times.seconds("ours"), lower_bound=setting.rates.lower_bound(flops=counted),
         note=f"scores differ by {difference:.0e} of the largest" if difference else "scores are equal",
     )  # fmt: skip
 

@@ -18,9 +18,20 @@ from pai_bench.launch import compose
 _RUN = composition.CONF.parent / "run.py"
 # Each takes a good part of a second, or more, to import.
 _HEAVY = (
-    "torch", "torch._dynamo", "torchvision", "torchcodec", "timm", "wandb", "sklearn", "scipy", "pandas", "matplotlib",
-    "torch_pruning", "submitit", "sympy",
-)  # fmt: skip
+    "torch",
+    "torch._dynamo",
+    "torchvision",
+    "torchcodec",
+    "timm",
+    "wandb",
+    "sklearn",
+    "scipy",
+    "pandas",
+    "matplotlib",
+    "torch_pruning",
+    "submitit",
+    "sympy",
+)
 # Next to no work (convolutions, however few, would take longer than all else): what is left is what every run costs.
 _TINY = ("model=lenet300", "training.epochs=1", "training.batch_size=720", "tracker=none", "device=cpu")
 # Runs run.py and ends its output with the heavy modules that were imported.
@@ -86,16 +97,27 @@ def processes(setting: Setting) -> Iterator[Row]:
             warm_up=0 if setting.quick else 1,
         )
     yield Row(
-        "run.py --help", times.seconds("help"), "s", exact="torch" not in imported["help"], took=times.seconds("help"),
-        floor=times.seconds("bare"), note=f"imports {_listed(imported['help'])}; the floor is Python and Hydra",
-    )  # fmt: skip
+        "run.py --help",
+        times.seconds("help"),
+        "s",
+        exact="torch" not in imported["help"],
+        time=times.seconds("help"),
+        lower_bound=times.seconds("bare"),
+        note=f"imports {_listed(imported['help'])}; the lower bound is Python and Hydra",
+    )
     pairs = zip(times.taken["run"], times.taken["torch"], strict=True)
     beyond = sorted(run - torch for run, torch in pairs)
     yield Row(
-        "smallest run on digits, beyond import torch", beyond[len(beyond) // 2], "s", bar=1.0, aim=0.4, at_most=True,
-        took=times.seconds("run"), floor=times.seconds("torch"),
-        note=f"imports {_listed(imported['run'])}; the floor is import torch",
-    )  # fmt: skip
+        "smallest run on digits, beyond import torch",
+        beyond[len(beyond) // 2],
+        "s",
+        target=1.0,
+        goal=0.4,
+        at_most=True,
+        time=times.seconds("run"),
+        lower_bound=times.seconds("torch"),
+        note=f"imports {_listed(imported['run'])}; the lower bound is import torch",
+    )
 
 
 def _listed(names: list[str]) -> str:
@@ -135,8 +157,10 @@ def sweep(setting: Setting) -> Iterator[Row]:
             },
             1 if setting.quick else 3,
             warm_up=0,
-        )  # fmt: skip
+        )
     yield Row(
-        "finished run of a sweep, over Hydra composing it", times.ratio("bare", "ours"),
-        took=times.seconds("ours"), note=f"{number} runs of one sweep; took is for one of them",
-    )  # fmt: skip
+        "finished run of a sweep, over Hydra composing it",
+        times.ratio("bare", "ours"),
+        time=times.seconds("ours"),
+        note=f"{number} runs of one sweep; the time is for one of them",
+    )

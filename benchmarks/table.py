@@ -1,4 +1,4 @@
-"""Rows of figures, each with the bar that it has to pass, and the tables made of them."""
+"""Rows of figures, each with the target that it has to reach, and the tables made of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,47 +11,47 @@ class Row:
     name: str
     figure: float
     unit: str = "x"
-    bar: float | None = None  # what the figure has to reach
-    aim: float | None = None
+    target: float | None = None  # what the figure has to reach
+    goal: float | None = None  # where it could be
     at_most: bool = False
     exact: bool | None = None  # whether what was claimed to be equal is equal
-    took: float | None = None  # seconds of the product's side
-    floor: float | None = None  # seconds in which the operations and bytes that it takes could be done at best
+    time: float | None = None  # seconds of the product's side
+    lower_bound: float | None = None  # seconds in which the operations and bytes that it takes could be done at best
     note: str = ""
-    timed: bool = True  # a bar on something counted holds at any size and under any load
+    timed: bool = True  # a target of something counted holds at any size and under any load
 
     def passed(self, speed: bool = True) -> bool:
-        """Whether the figure passes its bar, and what is claimed to be equal is.
+        """Whether the figure reaches its target, and what is claimed to be equal is.
 
         Args:
             speed: judge what was timed, too.
         """
         if self.exact is False:
             return False
-        if self.bar is None or (self.timed and not speed):
+        if self.target is None or (self.timed and not speed):
             return True
-        return self.figure <= self.bar if self.at_most else self.figure >= self.bar
+        return self.figure <= self.target if self.at_most else self.figure >= self.target
 
     def cells(self, speed: bool = True) -> list[str]:
         """What stands in the columns of a table."""
         sign = "<=" if self.at_most else ">="
-        judged = self.bar is not None and (speed or not self.timed)
+        judged = self.target is not None and (speed or not self.timed)
         verdict = "missed" if not self.passed(speed) else "ok" if judged or self.exact else ""
         exact = "" if self.exact is None else "yes" if self.exact else "NO"
         return [
             self.name,
             _number(self.figure) + (self.unit if self.unit == "x" else f" {self.unit}".rstrip()),
-            "" if self.bar is None else f"{sign} {self.bar:g}",
-            "" if self.aim is None else f"{self.aim:g}",
-            _duration(self.took),
-            _duration(self.floor),
+            "" if self.target is None else f"{sign} {self.target:g}",
+            "" if self.goal is None else f"{self.goal:g}",
+            _duration(self.time),
+            _duration(self.lower_bound),
             exact,
             verdict,
             self.note,
         ]
 
 
-HEADINGS = ["", "figure", "bar", "aim", "took", "floor", "exact", "verdict", ""]
+HEADINGS = ["", "figure", "target", "goal", "time", "lower bound", "exact", "verdict", ""]
 
 
 def _number(value: float) -> str:

@@ -52,9 +52,12 @@ def textbook_optimizer(of: Parts, net: nn.Module) -> torch.optim.Optimizer:
     """torch's own SGD with the settings of a recipe."""
     recipe = of.run.training
     return torch.optim.SGD(
-        net.parameters(), lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov,
+        net.parameters(),
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
         weight_decay=recipe.weight_decay,
-    )  # fmt: skip
+    )
 
 
 def masking(setting: Setting) -> Iterator[Row]:
@@ -76,10 +79,15 @@ def masking(setting: Setting) -> Iterator[Row]:
     published = textbook.Masked(of.build("init"), mask)
     published_steps = [_counted_step(of, net) for net in (of.build("init"), published)]
     yield Row(
-        "operators that a mask adds to a step of resnet20", operators["masked"] - operators["dense"], "",
-        bar=2, aim=1, at_most=True, timed=False,
+        "operators that a mask adds to a step of resnet20",
+        operators["masked"] - operators["dense"],
+        "",
+        target=2,
+        goal=1,
+        at_most=True,
+        timed=False,
         note=f"to {operators['dense']}; weight * mask adds {published_steps[1] - published_steps[0]}",
-    )  # fmt: skip
+    )
 
     counted = 3 * 2 * sum(measures.multiply_adds(of.build("init"), of.data.input_shape).values())
     timed = {name: Steps(of, kept, 2 if setting.quick else 3, clock) for name, kept in held.items()}
@@ -88,10 +96,14 @@ def masking(setting: Setting) -> Iterator[Row]:
         1 if setting.quick else 5,
     )
     yield Row(
-        "masked step of resnet20, time over a dense one", times.ratio("masked", "dense"),
-        bar=1.03, aim=1.01, at_most=True,
-        took=times.seconds("masked"), floor=setting.rates.floor(flops=counted * of.run.training.batch_size),
-    )  # fmt: skip
+        "masked step of resnet20, time over a dense one",
+        times.ratio("masked", "dense"),
+        target=1.03,
+        goal=1.01,
+        at_most=True,
+        time=times.seconds("masked"),
+        lower_bound=setting.rates.lower_bound(flops=counted * of.run.training.batch_size),
+    )
     yield _kept_weights(setting, small)
 
 
@@ -113,9 +125,14 @@ def _kept_weights(setting: Setting, small: tuple[str, ...]) -> Row:
     num_steps = 10
     # The memory format decides in which order convolutions add.
     of = parts(
-        setting.device, "model=resnet20", *WHOLE, *small, "channels_last=false", "training.batch_size=32",
+        setting.device,
+        "model=resnet20",
+        *WHOLE,
+        *small,
+        "channels_last=false",
+        "training.batch_size=32",
         "training.lr=0.01",
-    )  # fmt: skip
+    )
     mask = random_mask(of, 0.1)
     steps = Steps(of, mask, num_steps, clock)
     published = textbook.Masked(of.build("init"), mask)
@@ -127,10 +144,16 @@ def _kept_weights(setting: Setting, small: tuple[str, ...]) -> Row:
     held = num_resurrected(steps.trainer.model, mask) == 0
     differ = sum(int((ours[name] != weight)[mask[name]].sum()) for name, weight in published.weights.items())
     return Row(
-        f"kept weights that differ from weight * mask after {num_steps} steps of SGD", differ, "",
-        bar=0, aim=0, at_most=True, timed=False, exact=differ == 0 and held,
+        f"kept weights that differ from weight * mask after {num_steps} steps of SGD",
+        differ,
+        "",
+        target=0,
+        goal=0,
+        at_most=True,
+        timed=False,
+        exact=differ == 0 and held,
         note="pruned weights are zero",
-    )  # fmt: skip
+    )
 
 
 # Bars and aims by network and precision.
@@ -149,11 +172,16 @@ def loop(setting: Setting) -> Iterator[Row]:
         small = (*TINY[net], "training.batch_size=32") if setting.quick else ()
         runs = {
             precision: parts(
-                setting.device, f"model={net}", *WHOLE, *small, f"training.precision={precision}", "training.lr=0.01",
+                setting.device,
+                f"model={net}",
+                *WHOLE,
+                *small,
+                f"training.precision={precision}",
+                "training.lr=0.01",
                 num_train=num_images,
             )
             for precision in ("float32", "bfloat16")
-        }  # fmt: skip
+        }
         of = runs["float32"]
         mask = random_mask(of, 0.1)
         trainers = {precision: trainer(run) for precision, run in runs.items()}
@@ -178,16 +206,19 @@ def loop(setting: Setting) -> Iterator[Row]:
         )
         counted = 6 * num_images * sum(measures.multiply_adds(of.build("init"), of.data.input_shape).values())
         for precision in runs:
-            bar, aim = _LOOP[net, precision]
+            target, goal = _LOOP[net, precision]
             took = times.seconds(precision)
             slow = precision == "bfloat16" and not setting.fast_bfloat16
             yield Row(
                 f"training loop of {net}, {precision}, over DataLoader and weight * mask in float32",
-                times.ratio("published", precision), bar=None if slow else bar, aim=aim,
-                took=took, floor=setting.rates.floor(flops=counted, precision=precision),
+                times.ratio("published", precision),
+                target=None if slow else target,
+                goal=goal,
+                time=took,
+                lower_bound=setting.rates.lower_bound(flops=counted, precision=precision),
                 note=f"{num_images / took:,.0f} images/s over {num_images / times.seconds('published'):,.0f}"
                 + ("; bfloat16 is no faster on this machine" if slow else ""),
-            )  # fmt: skip
+            )
 
 
 _METHODS = ("synflow", "snip", "grasp", "magnitude", "random")
@@ -236,9 +267,14 @@ def _compact(setting: Setting, net: str, method: str, compression: int, mask: Ma
     steps = {}
     for how in ("auto", "off"):
         of = parts(
-            setting.device, f"model={net}", "training=cifar", f"training.compact={how}",
-            f"training.precision={precision}", f"training.batch_size={batch_size}", "training.lr=0.01",
-        )  # fmt: skip
+            setting.device,
+            f"model={net}",
+            "training=cifar",
+            f"training.compact={how}",
+            f"training.precision={precision}",
+            f"training.batch_size={batch_size}",
+            "training.lr=0.01",
+        )
         steps[how] = Steps(of, mask, 2, clock)
     steps["auto"]()
     small, whole = steps["auto"].trainer.trained, steps["auto"].trainer.model
@@ -246,16 +282,23 @@ def _compact(setting: Setting, net: str, method: str, compression: int, mask: Ma
     name = f"compact step of {net}, {method} at {compression}x, over a plain step"
     collapsed = masks.collapsed(mask)
     broken = f"; {len(collapsed)} layers collapsed" if collapsed else ""
-    bar, aim = _COMPACT.get((net, method, compression), (None, None))
+    target, goal = _COMPACT.get((net, method, compression), (None, None))
     if small is whole:
-        return Row(name, 1.0, bar=bar, aim=aim, note=f"too little is idle: the whole network is trained{broken}")
+        return Row(
+            name, 1.0, target=target, goal=goal, note=f"too little is idle: the whole network is trained{broken}"
+        )
     times = in_turn({how: partial(step_seconds, one) for how, one in steps.items()}, 1, warm_up=0)
     difference = _difference(whole, small)
     return Row(
-        name, times.ratio("off", "auto"), bar=bar, aim=aim, exact=difference < 1e-12, took=times.seconds("auto"),
-        floor=setting.rates.floor(flops=6 * costs[0] * batch_size, precision=precision),
+        name,
+        times.ratio("off", "auto"),
+        target=target,
+        goal=goal,
+        exact=difference < 1e-12,
+        time=times.seconds("auto"),
+        lower_bound=setting.rates.lower_bound(flops=6 * costs[0] * batch_size, precision=precision),
         note=f"{100 * costs[0] / costs[1]:.1f} % of the multiply-adds, outputs differ by {difference:.0e}{broken}",
-    )  # fmt: skip
+    )
 
 
 def _difference(whole: nn.Module, small: nn.Module) -> float:

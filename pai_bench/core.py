@@ -256,6 +256,7 @@ class Pruner:
     regrow_moved: bool = False  # or with the value that it had when it was pruned
     transfer: Transfer | None = None  # set: every round ends with new weights
     name: str = ""
+    label: str | None = None  # what tables and figures call the method; None: its name
 
 
 @dataclass(frozen=True)

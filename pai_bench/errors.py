@@ -15,13 +15,12 @@ class ConfigError(UserError):
     exit_code = 2
 
 
-def check_installed(user: str, library: str, extra: str, instead: str = "") -> None:
+def check_installed(user: str, library: str, extra: str) -> None:
     """Makes sure that an optional library is there.
 
     Args:
         user: what needs it.
         extra: the part of pyproject.toml's optional dependencies that brings it.
-        instead: what can be done without it.
 
     Raises:
         ConfigError: it is not.
@@ -31,7 +30,6 @@ def check_installed(user: str, library: str, extra: str, instead: str = "") -> N
         package = {"sklearn": "scikit-learn"}.get(library, library)
         raise ConfigError(
             f"{user} {package}, which is not installed: pip install {package} (it belongs to 'pai_bench[{extra}]')"
-            f"{instead}"
         )
 
 

@@ -157,7 +157,7 @@ def _cache(parts: Parts, model: nn.Module, ablation: Ablation) -> reuse.ScoreCac
         "network": reuse.fingerprint(model),
         "input_shape": parts.data.input_shape,
         "seed": run.seed,
-        "pruner": {key: value for key, value in settings["pruner"].items() if key not in ("name", *after)},
+        "pruner": {key: value for key, value in settings["pruner"].items() if key not in ("name", "label", *after)},
         "images": None if pruner.scoring_data is None else [parts.data.checksum, _without_root(settings["dataset"])],
         "ablation": hooks,
         "code": reuse.code(call.target for call in called if isinstance(call, Call)),

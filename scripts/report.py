@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from pai_bench.launch import terminal
-from pai_bench.report import cells, plots, writing
+from pai_bench.report import configurations, plots, writing
 
 
 def main() -> None:
@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("results", type=Path, help="a results folder")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the folder to write to; made if need be")
     parser.add_argument(
-        "--statistic", choices=list(cells.STATISTICS), default="last",
+        "--statistic", choices=list(configurations.STATISTICS), default="last",
         help="which accuracy: of the last epoch, the best test epoch, or the epoch selected on a validation split",
     )  # fmt: skip
     for name, what in (("task", "ids of tasks"), ("dataset", "names"), ("model", "names")):
@@ -47,7 +47,10 @@ def main() -> None:
                 print(f"{word}: {line}", file=file)
             if len(lines) > 20:
                 print(f"{word}: {len(lines) - 20} more, which the page names", file=file)
-        print(f"runs: {report.num_rows}, cells: {report.num_cells}, settings: {report.num_settings}: {report.page}")
+        print(
+            f"runs: {report.num_runs}, configurations: {report.num_configurations}, "
+            f"tasks: {report.num_tasks}: {report.page}"
+        )
         sys.exit(1 if report.problems else 0)
 
 

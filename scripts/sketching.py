@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pai_bench.errors import ConfigError, check_installed
 from pai_bench.launch import terminal
-from pai_bench.studies import sketching
+from pai_bench.studies import sketching, sketching_figure
 
 
 def prepared(folder: Path) -> Path:
@@ -53,12 +53,12 @@ def main() -> None:
         check_installed("error.png and error.svg need", "matplotlib", "report")
         folder = prepared(arguments.output)
         rows = sketching.study(*settings)
-        sketching.write_csv(rows, folder / "errors.csv")
+        sketching_figure.write_csv(rows, folder / "errors.csv")
         for suffix in ("png", "svg"):
-            sketching.figure(rows, folder / f"error.{suffix}")
+            sketching_figure.figure(rows, folder / f"error.{suffix}")
         for split, where in (("train", "training"), ("held_out", "held-out")):
             print(f"\nRelative error on {where} images, median over seeds: closed form / Monte Carlo")
-            print(sketching.table(rows, split))
+            print(sketching_figure.table(rows, split))
         print(f"\nWritten: {folder}/errors.csv, error.png, error.svg")
 
 

@@ -51,7 +51,7 @@ DOORS = {
     "submitit": {"launch.slurm"},
     "yaml": {"published.matching", "published.numbers", "report.names", "launch.sweeps"},
     "scipy": {"published.verdicts", "report.comparison"},
-    "matplotlib": {"report.drawing", "studies.sketching"},
+    "matplotlib": {"report.drawing", "studies.sketching_figure"},
     "jinja2": {"report.page"},
 }
 

@@ -64,11 +64,11 @@ def test_without_a_gpu_its_set_says_so_in_a_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "passes", "passes_without_speed"),
     [
-        (Row("", 2.0, bar=1.5), True, True),
-        (Row("", 1.0, bar=1.5), False, True),
-        (Row("", 1.0, bar=1.5, at_most=True), True, True),
-        (Row("", 3, bar=2, at_most=True, timed=False), False, False),
-        (Row("", 9.0, bar=1.5, exact=False), False, False),
+        (Row("", 2.0, target=1.5), True, True),
+        (Row("", 1.0, target=1.5), False, True),
+        (Row("", 1.0, target=1.5, at_most=True), True, True),
+        (Row("", 3, target=2, at_most=True, timed=False), False, False),
+        (Row("", 9.0, target=1.5, exact=False), False, False),
         (Row("", 9.0), True, True),
     ],
 )
@@ -81,8 +81,8 @@ def test_a_missed_bar_is_named_and_ends_in_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def slow(setting: Setting) -> Iterator[Row]:
-        yield Row("a claim", 1.0, bar=2.0)
-        yield Row("another", 3.0, bar=2.0)
+        yield Row("a claim", 1.0, target=2.0)
+        yield Row("another", 3.0, target=2.0)
 
     monkeypatch.setattr(command, "CPU", {"slow": slow})
     monkeypatch.setattr(command.measure, "rates", lambda device, quick: RATES)
@@ -107,8 +107,8 @@ def test_variants_take_turns_and_ratios_are_taken_pair_by_pair() -> None:
 
 
 def test_a_floor_is_what_takes_longer_of_operations_and_bytes() -> None:
-    assert RATES.floor(flops=1e11) == 1.0
-    assert RATES.floor(flops=1e11, moved=2e10) == 2.0
+    assert RATES.lower_bound(flops=1e11) == 1.0
+    assert RATES.lower_bound(flops=1e11, moved=2e10) == 2.0
 
 
 def test_the_published_loop_keeps_the_numbers_that_it_is_given() -> None:
@@ -124,7 +124,7 @@ def test_the_published_loop_keeps_the_numbers_that_it_is_given() -> None:
 
 
 def test_columns_of_a_table_line_up() -> None:
-    lines = table.text([Row("short", 1.0), Row("a longer name", 2.5, bar=2.0, took=0.002)]).splitlines()
+    lines = table.text([Row("short", 1.0), Row("a longer name", 2.5, target=2.0, time=0.002)]).splitlines()
     assert [line[lines[0].index("figure") :].split()[0] for line in lines] == ["figure", "1x", "2.5x"]
     assert "2 ms" in lines[2] and lines[2].endswith("ok")
 

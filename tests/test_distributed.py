@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT, RunCli
+from image_data import all_images, all_labels, numbered
 from safetensors.torch import load_file
-from test_data import all_images, all_labels, numbered
 from test_resume import TINY, directory_of
 
 from pai_bench.core import Shard

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT, TWO_RUNS, RunCli, composed
-from test_data import photographs
+from image_data import photographs
 from test_resume import RUNS, TINY, assert_equal, config_of, directory_of, in_child, outcome, whole
 
 from pai_bench import experiment
@@ -30,7 +30,7 @@ from pai_bench.published.verdicts import Rule
 from pai_bench.report.tables import as_csv
 from pai_bench.runs import export, ownership, status, store
 from pai_bench.runs.summary import already
-from pai_bench.studies import sketching
+from pai_bench.studies import sketching_figure
 from pai_bench.system import files, seeding
 
 __all__ = ["photographs", "whole"]  # fixtures
@@ -242,7 +242,7 @@ def test_texts_are_no_formulas_in_csv_files(
     assert files.csv_cell(value) == cell
     text = as_csv([{"label": value, "list": [value]}], ["label", "list"])
     assert next(csv.DictReader(text.splitlines()))["label"] == str(cell)
-    sketching.write_csv([{"label": value}], tmp_path / "errors.csv")
+    sketching_figure.write_csv([{"label": value}], tmp_path / "errors.csv")
     assert next(csv.DictReader((tmp_path / "errors.csv").open()))["label"] == str(cell)
     monkeypatch.setattr(pages, "records", lambda found: [{"label": value}])
     monkeypatch.setattr(pages, "_record", lambda found: {"label": value})

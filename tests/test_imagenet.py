@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, composed
+from image_data import aged, all_images, load, photographs
 from PIL import Image
-from test_data import aged, all_images, load, photographs
 from torch import Generator
 from torchvision import transforms
 from torchvision.transforms import v2

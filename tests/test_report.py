@@ -1,4 +1,4 @@
-"""From rows to statistics: cells, missing ones, paired differences, corrections, what seeds can tell apart."""
+"""From rows to statistics: configurations, missing ones, paired differences, corrections, what seeds can tell apart."""
 
 import itertools
 import json
@@ -12,8 +12,8 @@ from scipy import stats
 
 from pai_bench.errors import ConfigError, DataError
 from pai_bench.report import comparison, evidence, names, reading
-from pai_bench.report.cells import Cell, Grid, cells, grids, spread
 from pai_bench.report.comparison import Difference
+from pai_bench.report.configurations import Configuration, Grid, configurations, grids, spread
 
 
 def row(method: str = "snip", seed: int = 0, accuracy: float | None = 0.9, sparsity: float = 0.9, **others: Any) -> Any:
@@ -51,27 +51,29 @@ def rows(sparsities: tuple[float, ...] = (0.9,), **accuracies: list[float]) -> l
 
 
 def only(rows: list[Any], statistic: str = "last") -> Grid:
-    (grid,) = grids(cells(rows, statistic))
+    (grid,) = grids(configurations(rows, statistic))
     return grid
 
 
-# Cells ----------------------------------------------------------------------------------------------------------------
+# Configurations -------------------------------------------------------------------------------------------------------
 
 
-def test_a_cell_is_mean_and_sample_deviation_over_seeds() -> None:
-    (cell,) = cells([row(seed=seed, accuracy=value) for seed, value in ((2, 0.9), (0, 0.8), (1, 0.94))])
-    assert cell.values == {0: 0.8, 1: 0.94, 2: 0.9} and cell.n == 3
-    assert cell.mean == pytest.approx(np.mean([0.8, 0.94, 0.9]))
-    assert cell.sd == pytest.approx(np.std([0.8, 0.94, 0.9], ddof=1))
-    assert cell.compression == 10
-    assert [cells([row(sparsity=s)])[0].compression for s in (0.966666666667, 0.996666666667)] == [30, 300]
+def test_a_configuration_is_mean_and_sample_deviation_over_seeds() -> None:
+    (configuration,) = configurations(
+        [row(seed=seed, accuracy=value) for seed, value in ((2, 0.9), (0, 0.8), (1, 0.94))]
+    )
+    assert configuration.values == {0: 0.8, 1: 0.94, 2: 0.9} and configuration.n == 3
+    assert configuration.mean == pytest.approx(np.mean([0.8, 0.94, 0.9]))
+    assert configuration.sd == pytest.approx(np.std([0.8, 0.94, 0.9], ddof=1))
+    assert configuration.compression == 10
+    assert [configurations([row(sparsity=s)])[0].compression for s in (0.966666666667, 0.996666666667)] == [30, 300]
 
 
 def test_a_mask_from_a_file_is_no_dense_network() -> None:
     theirs = [row("theirs", seed, 0.9, mask="0123", num_rounds=0) for seed in range(3)]
     grid = only([*rows(), *theirs, row("dense")])
-    assert [cell.method for cell in grid.dense] == ["dense-1111bbbb"]
-    assert {cell.method for cell in grid.at(0.9) if cell.given} == {"theirs-1111bbbb"}
+    assert [configuration.method for configuration in grid.dense] == ["dense-1111bbbb"]
+    assert {configuration.method for configuration in grid.at(0.9) if configuration.given} == {"theirs-1111bbbb"}
 
 
 def test_a_method_that_is_the_same_seed_by_seed_is_bold_with_the_best() -> None:
@@ -81,8 +83,8 @@ def test_a_method_that_is_the_same_seed_by_seed_is_bold_with_the_best() -> None:
 
 
 def test_one_seed_has_no_deviation() -> None:
-    (cell,) = cells([row()])
-    assert (cell.n, cell.mean, cell.sd) == (1, 0.9, None)
+    (configuration,) = configurations([row()])
+    assert (configuration.n, configuration.mean, configuration.sd) == (1, 0.9, None)
 
 
 @pytest.mark.parametrize(
@@ -97,30 +99,30 @@ def test_one_seed_has_no_deviation() -> None:
     ],
 )
 def test_what_differs_is_never_mixed(other: dict[str, Any]) -> None:
-    assert [cell.n for cell in cells([row(seed=0), row(seed=1) | other])] == [1, 1]
+    assert [configuration.n for configuration in configurations([row(seed=0), row(seed=1) | other])] == [1, 1]
 
 
 @pytest.mark.parametrize(
     "other", [{"task": "digits-resnet20-ffff0000"}, {"protocol": 2}, {"dataset_checksum": "beef" * 16}]
 )
 def test_what_cannot_be_compared_stands_in_another_table(other: dict[str, Any]) -> None:
-    assert len(grids(cells([row("snip"), row("synflow") | other]))) == 2
+    assert len(grids(configurations([row("snip"), row("synflow") | other]))) == 2
 
 
 def test_filters_have_their_own_table_and_the_same_dense_network() -> None:
-    weights, filters = grids(cells([row("dense"), row("snip"), row("filter_loss", filter_sparsity=0.9)]))
+    weights, filters = grids(configurations([row("dense"), row("snip"), row("filter_loss", filter_sparsity=0.9)]))
     assert (weights.filters, filters.filters) == (False, True)
     assert weights.methods == ["snip-1111bbbb"] and filters.methods == ["filter_loss-1111bbbb"]
     assert weights.dense == filters.dense and len(weights.dense) == 1
 
 
-def test_untrained_runs_are_in_the_cell_and_not_in_its_mean() -> None:
-    (cell,) = cells([row(seed=0), row(seed=1, accuracy=0.1, stopped="collapse")])
-    assert cell.values == {0: 0.9} and cell.untrained == [1] and cell.without_value == []
+def test_untrained_runs_are_in_the_configuration_and_not_in_its_mean() -> None:
+    (configuration,) = configurations([row(seed=0), row(seed=1, accuracy=0.1, stopped="collapse")])
+    assert configuration.values == {0: 0.9} and configuration.untrained == [1] and configuration.without_value == []
 
 
 def test_collapse_is_a_share_of_all_seeds() -> None:
-    (cell,) = cells(
+    (configuration,) = configurations(
         [
             row(seed=0, collapsed_layers=["conv.weight"]),
             row(seed=1, output_depends_on_input=False, stopped="collapse"),
@@ -128,13 +130,13 @@ def test_collapse_is_a_share_of_all_seeds() -> None:
             row(seed=3),
         ]
     )
-    assert [cell.share(what) for what in ("collapsed", "no_signal", "either")] == [0.5, 0.5, 0.75]
+    assert [configuration.share(what) for what in ("collapsed", "no_signal", "either")] == [0.5, 0.5, 0.75]
 
 
 def test_the_statistic_is_the_one_asked_for() -> None:
     runs = [row(seed=0, test_top1_at_best_validation=0.7), row(seed=1)]
-    assert cells(runs, "best")[0].mean == pytest.approx(0.91)
-    (selected,) = cells(runs, "selected")
+    assert configurations(runs, "best")[0].mean == pytest.approx(0.91)
+    (selected,) = configurations(runs, "selected")
     assert selected.values == {0: 0.7} and selected.without_value == [1]
 
 
@@ -142,10 +144,10 @@ def test_a_statistic_that_no_run_has_is_an_error() -> None:
     with pytest.raises(
         ConfigError, match=r"--statistic selected: no run has test_top1_at_best_validation.*dataset.validation"
     ):
-        cells([row()], "selected")
+        configurations([row()], "selected")
 
 
-def test_missing_cells_and_seeds_are_found() -> None:
+def test_missing_configurations_and_seeds_are_found() -> None:
     runs = [
         row("dense", 0), row("snip", 0), row("snip", 1), row("snip", 0, sparsity=0.99), row("synflow", 1),
     ]  # fmt: skip
@@ -159,11 +161,11 @@ def test_missing_cells_and_seeds_are_found() -> None:
 
 
 def test_training_before_the_mask_is_part_of_its_cost() -> None:
-    (cell,) = cells(
+    (configuration,) = configurations(
         [row(score_examples=10, search_train_examples=300, train_examples=100, prune_seconds=1.0, train_seconds=8.0)]
     )
-    assert cell.search("examples") == 310
-    assert cell.search("seconds") == pytest.approx(1 + 8 * 300 / 400)
+    assert configuration.search("examples") == 310
+    assert configuration.search("seconds") == pytest.approx(1 + 8 * 300 / 400)
 
 
 @pytest.mark.parametrize("number", [2, 3, 4])
@@ -178,7 +180,7 @@ def test_levels_are_spread_and_keep_their_ends(number: int) -> None:
 
 
 def pair(first: list[float], second: list[float]) -> Difference:
-    one, two = cells(rows(a=first, b=second))
+    one, two = configurations(rows(a=first, b=second))
     found = comparison.difference(one, two)
     assert found is not None
     return found
@@ -196,12 +198,12 @@ def test_differences_are_those_of_the_paired_t_test() -> None:
 
 
 def test_only_seeds_that_both_have_are_paired() -> None:
-    one = cells([row("a", seed, 0.9 + 0.01 * seed) for seed in (0, 1, 2, 5)])[0]
-    two = cells([row("b", seed, 0.8 + 0.02 * seed) for seed in (1, 2, 3)])[0]
+    one = configurations([row("a", seed, 0.9 + 0.01 * seed) for seed in (0, 1, 2, 5)])[0]
+    two = configurations([row("b", seed, 0.8 + 0.02 * seed) for seed in (1, 2, 3)])[0]
     found = comparison.difference(one, two)
     assert found is not None and found.seeds == (1, 2)
     assert found.mean == pytest.approx(((0.91 - 0.82) + (0.92 - 0.84)) / 2)
-    assert comparison.difference(one, cells([row("b", 7)])[0]) is None
+    assert comparison.difference(one, configurations([row("b", 7)])[0]) is None
 
 
 def test_one_pair_and_equal_pairs_give_no_test() -> None:
@@ -243,7 +245,7 @@ def test_all_pairs_of_a_sparsity_are_one_family() -> None:
     assert [d.p_holm for d in found] == pytest.approx(comparison.holm(values))
 
 
-def test_cells_with_untrained_runs_are_in_no_comparison() -> None:
+def test_configurations_with_untrained_runs_are_in_no_comparison() -> None:
     runs = [*rows(a=[0.9, 0.91], b=[0.8, 0.83]), row("a", 2, 0.1, stopped="collapse")]
     assert comparison.comparisons(only(runs).at(0.9)) == []
 
@@ -379,7 +381,7 @@ def test_layers_are_means_over_seeds(tmp_path: Path) -> None:
     densities = {0: [1, 1, 0, 0], 1: [1, 0, 0, 0], 2: [1, 1, 1, 1]}
     runs = [row(seed=seed) for seed in densities]
     paths = {r["id"]: directory(tmp_path, r, {"w": np.array(densities[r["seed"]])}) for r in runs}
-    (layer,) = evidence.layers(cells(runs)[0], paths, evidence.Unreadable())
+    (layer,) = evidence.layers(configurations(runs)[0], paths, evidence.Unreadable())
     assert (layer.name, layer.size, layer.density.seeds) == ("w", 4, (0, 1, 2))
     assert layer.density.mean == pytest.approx(np.mean([0.5, 0.25, 1]))
     assert layer.density.sd == pytest.approx(np.std([0.5, 0.25, 1], ddof=1))
@@ -389,7 +391,7 @@ def test_curves_are_means_over_the_seeds_that_reached_an_epoch(tmp_path: Path) -
     curves = {0: [(0.0, 0.1), (1.0, 0.5), (2.0, 0.9)], 1: [(0.0, 0.2), (1.0, 0.7)]}
     runs = [row(seed=seed) for seed in curves]
     paths = {r["id"]: directory(tmp_path, r, curve=curves[r["seed"]]) for r in runs}
-    found = evidence.curve(cells(runs)[0], paths, evidence.Unreadable())
+    found = evidence.curve(configurations(runs)[0], paths, evidence.Unreadable())
     assert {epoch: value.mean for epoch, value in found.items()} == pytest.approx({0.0: 0.15, 1.0: 0.6, 2.0: 0.9})
     assert found[2.0].sd is None and found[2.0].seeds == (0,)
 
@@ -397,7 +399,7 @@ def test_curves_are_means_over_the_seeds_that_reached_an_epoch(tmp_path: Path) -
 def test_long_curves_keep_their_ends(tmp_path: Path) -> None:
     run = row()
     path = directory(tmp_path, run, curve=[(float(epoch), 0.5) for epoch in range(1001)])
-    found = list(evidence.curve(cells([run])[0], {run["id"]: path}, evidence.Unreadable()))
+    found = list(evidence.curve(configurations([run])[0], {run["id"]: path}, evidence.Unreadable()))
     assert len(found) == evidence.EPOCHS_SHOWN and (found[0], found[-1]) == (0.0, 1000.0)
 
 
@@ -406,7 +408,7 @@ def test_long_curves_keep_their_ends(tmp_path: Path) -> None:
 
 def labels(tmp_path: Path, *runs: dict[str, Any]) -> list[str]:
     paths = {r["id"]: tmp_path / r["id"] for r in runs}
-    looks = names.looks(cells(runs), paths)
+    looks = names.looks(configurations(runs), paths)
     return [looks[r["method"]].label for r in runs]
 
 
@@ -419,11 +421,19 @@ def test_methods_are_called_by_what_tells_them_apart(tmp_path: Path) -> None:
     assert labels(tmp_path, alone, rounds) == ["snip, one_shot", "snip, exponential"]
 
 
+def test_methods_are_called_by_the_label_of_their_pruner(tmp_path: Path) -> None:
+    runs = [row("snip"), row("synflow"), row("mine")]
+    for label, run in zip(("SNIP", "SynFlow", "null"), runs, strict=True):
+        (tmp_path / run["id"]).mkdir()
+        (tmp_path / run["id"] / "config.yaml").write_text(f"pruner: {{name: {run['pruner']}, label: {label}}}\n")
+    assert labels(tmp_path, *runs) == ["SNIP", "SynFlow", "mine"]
+
+
 def test_methods_that_differ_in_a_setting_are_called_by_it(tmp_path: Path) -> None:
     runs = [row("snip@1"), row("snip@2")]
     for total, run in zip((100, 256), runs, strict=True):
         (tmp_path / run["id"]).mkdir()
-        text = f"pruner:\n  name: snip\n  mode: eval\n  examples: {{total: {total}}}\nseed: {total}\n"
+        text = f"pruner:\n  name: snip\n  mode: eval\n  scoring_data: {{total: {total}}}\nseed: {total}\n"
         (tmp_path / run["id"] / "config.yaml").write_text(text)
     assert labels(tmp_path, *runs) == ["snip, pruner.scoring_data.total=100", "snip, pruner.scoring_data.total=256"]
 
@@ -433,7 +443,7 @@ def test_methods_without_a_config_are_told_apart_by_their_ids(tmp_path: Path) ->
     assert labels(tmp_path, *runs) == ["snip, aaaa0000", "snip, bbbb0000"]
 
 
-def test_settings_are_called_by_what_tells_them_apart(tmp_path: Path) -> None:
+def test_tasks_are_called_by_what_tells_them_apart(tmp_path: Path) -> None:
     runs = [row(), row(task="digits-resnet20-ffff0000"), row(model="vgg16", task="digits-vgg16-00001111")]
     runs += [row(task="digits-resnet20-ffff0000", dataset_checksum="beef" * 16)]
     paths = {}
@@ -441,7 +451,7 @@ def test_settings_are_called_by_what_tells_them_apart(tmp_path: Path) -> None:
         paths[run["id"]] = tmp_path / run["id"]
         paths[run["id"]].mkdir()
         (paths[run["id"]] / "config.yaml").write_text(f"training: {{epochs: {epochs}}}\n")
-    found = names.settings(grids(cells(runs)), paths)
+    found = names.tasks(grids(configurations(runs)), paths)
     assert set(found.values()) == {
         "digits, resnet20, training.epochs=20",
         "digits, resnet20, training.epochs=40, images cafecafe",
@@ -453,7 +463,7 @@ def test_settings_are_called_by_what_tells_them_apart(tmp_path: Path) -> None:
 def test_no_two_methods_look_alike(tmp_path: Path) -> None:
     runs = [row(f"method{i}") for i in range(42)]
     looks = names.looks(
-        cells([*runs, row("dense")]), {r["id"]: tmp_path for r in runs} | {row("dense")["id"]: tmp_path}
+        configurations([*runs, row("dense")]), {r["id"]: tmp_path for r in runs} | {row("dense")["id"]: tmp_path}
     )
     assert len({(look.colour, look.marker) for look in looks.values()}) == 43
 
@@ -517,7 +527,10 @@ def test_an_empty_folder_is_said_to_be_one(tmp_path: Path) -> None:
         reading.read(tmp_path, lambda row: False)
 
 
-def test_cells_are_usable_without_a_report() -> None:
-    found = {(cell.rows[0]["pruner"], cell.sparsity): cell.mean for cell in cells(rows((0.9, 0.99)))}
+def test_configurations_are_usable_without_a_report() -> None:
+    found = {
+        (configuration.rows[0]["pruner"], configuration.sparsity): configuration.mean
+        for configuration in configurations(rows((0.9, 0.99)))
+    }
     assert isinstance(found["snip", 0.99], float) and len(found) == 6
-    assert all(isinstance(cell, Cell) for cell in cells(rows()))
+    assert all(isinstance(configuration, Configuration) for configuration in configurations(rows()))

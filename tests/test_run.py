@@ -161,7 +161,7 @@ def test_a_failure_keeps_its_traceback(run_cli: RunCli, tmp_path: Path) -> None:
 
 
 def test_other_images_of_the_same_name_are_not_taken_for_a_finished_run(run_cli: RunCli, tmp_path: Path) -> None:
-    from test_data import image_folder, save_image
+    from image_data import image_folder, save_image
 
     arguments = ["dataset=image_folder", "training.epochs=1", "training.batch_size=4", *SMALL[:3], "tracker=none"]
     image_folder(tmp_path / "a" / "insects")
@@ -247,7 +247,7 @@ def test_a_broken_tracker_ends_no_run(run_cli: RunCli, tmp_path: Path) -> None:
 
 
 def test_prepare_data_takes_a_folder_and_says_what_is_ready(tmp_path: Path) -> None:
-    from test_data import tiny_files
+    from image_data import tiny_files
 
     source, target = tmp_path / "elsewhere", tmp_path / "data"
     tiny_files(source)

@@ -18,8 +18,8 @@ from torch import Generator
 from pai_bench.core import Selection
 from pai_bench.errors import ConfigError, UserError
 from pai_bench.masks import allocation
-from pai_bench.studies import sketching
-from pai_bench.studies.sketching import Array
+from pai_bench.studies import sketches, sketching, sketching_figure
+from pai_bench.studies.sketches import Array
 
 NUM_MASKS = 200_000
 
@@ -44,16 +44,16 @@ def trained(initial: Array) -> Array:
 
 
 def simulated(x: Array, w: Array, masks: Array) -> float:
-    return float(sketching.errors(x, w, masks).mean())
+    return float(sketches.errors(x, w, masks).mean())
 
 
 def distributions(x: Array, w: Array) -> dict[str, Array]:
     norms = np.linalg.norm(x, axis=0)
     return {
-        "optimal": sketching.optimal_probabilities(x, w),
-        "data_free": sketching.data_free_probabilities(w),
-        "uniform": sketching.uniform_probabilities(len(w)),
-        "mixture": sketching.mixture(sketching.data_free_probabilities(w), 0.5),
+        "optimal": sketches.optimal_probabilities(x, w),
+        "data_free": sketches.data_free_probabilities(w),
+        "uniform": sketches.uniform_probabilities(len(w)),
+        "mixture": sketches.mixture(sketches.data_free_probabilities(w), 0.5),
         "squared_norms": norms**2 / (norms**2).sum(),
         "squared_weights": w**2 / (w**2).sum(),
     }
@@ -63,13 +63,13 @@ def distributions(x: Array, w: Array) -> dict[str, Array]:
 
 
 def test_sketches_are_unbiased_with_the_variances_and_covariances_of_a_multinomial(x: Array, initial: Array) -> None:
-    p, s = sketching.optimal_probabilities(x, initial), 6
-    masks = sketching.draw_sketches(p, s, NUM_MASKS, default_rng(0))
+    p, s = sketches.optimal_probabilities(x, initial), 6
+    masks = sketches.draw_sketches(p, s, NUM_MASKS, default_rng(0))
     covariance = np.where(np.eye(12) > 0, (1 - p) / (s * p), -1 / s)
     deviation = np.sqrt(covariance.diagonal() / NUM_MASKS)
     assert (np.abs(masks.mean(0) - 1) < 4.5 * deviation).all()
     np.testing.assert_allclose(np.cov(masks.T), covariance, rtol=0.05, atol=0.03)
-    product, spread = masks @ (x * initial).T, np.sqrt(sketching.sketch_error(x, initial, p, s) / NUM_MASKS)
+    product, spread = masks @ (x * initial).T, np.sqrt(sketches.sketch_error(x, initial, p, s) / NUM_MASKS)
     assert np.linalg.norm(product.mean(0) - x @ initial) < 4.5 * spread
 
 
@@ -77,108 +77,108 @@ def test_sketches_are_unbiased_with_the_variances_and_covariances_of_a_multinomi
 @pytest.mark.parametrize("s", [3, 20], ids=["few_draws", "more_draws_than_coordinates"])
 def test_error_of_a_sketch(x: Array, initial: Array, name: str, s: int) -> None:
     p = distributions(x, initial)[name]
-    masks = sketching.draw_sketches(p, s, NUM_MASKS, default_rng(0))
+    masks = sketches.draw_sketches(p, s, NUM_MASKS, default_rng(0))
     assert (np.abs(masks * s * p - np.round(masks * s * p)) < 1e-9).all()
     np.testing.assert_allclose((masks * s * p).sum(1), s)
-    assert simulated(x, initial, masks) == pytest.approx(sketching.sketch_error(x, initial, p, s), rel=0.015)
+    assert simulated(x, initial, masks) == pytest.approx(sketches.sketch_error(x, initial, p, s), rel=0.015)
 
 
 def test_error_of_a_mask_from_the_start_at_the_end_of_training(x: Array, initial: Array, trained: Array) -> None:
-    p, s = sketching.optimal_probabilities(x, initial), 5
+    p, s = sketches.optimal_probabilities(x, initial), 5
     norms, product = np.linalg.norm(x, axis=0), x @ trained
     total = norms @ np.abs(initial)
     expected = (total * (norms * trained**2 / np.abs(initial)).sum() - product @ product) / s
-    assert sketching.sketch_error(x, trained, p, s) == pytest.approx(expected)
-    masks = sketching.draw_sketches(p, s, NUM_MASKS, default_rng(0))
+    assert sketches.sketch_error(x, trained, p, s) == pytest.approx(expected)
+    masks = sketches.draw_sketches(p, s, NUM_MASKS, default_rng(0))
     assert simulated(x, trained, masks) == pytest.approx(expected, rel=0.015)
 
 
 def test_what_cannot_be_drawn_is_a_bias(x: Array, initial: Array) -> None:
-    p = sketching.optimal_probabilities(x, np.where(np.arange(12) < 9, initial, 0))
+    p = sketches.optimal_probabilities(x, np.where(np.arange(12) < 9, initial, 0))
     for s in (4, 30):
-        masks = sketching.draw_sketches(p, s, NUM_MASKS, default_rng(0))
+        masks = sketches.draw_sketches(p, s, NUM_MASKS, default_rng(0))
         assert not masks[:, 9:].any()
-        assert simulated(x, initial, masks) == pytest.approx(sketching.sketch_error(x, initial, p, s), rel=0.015)
-    coins = sketching.draw_bernoulli(p, 4, NUM_MASKS, default_rng(0))
-    assert simulated(x, initial, coins) == pytest.approx(sketching.bernoulli_error(x, initial, p, 4), rel=0.015)
+        assert simulated(x, initial, masks) == pytest.approx(sketches.sketch_error(x, initial, p, s), rel=0.015)
+    coins = sketches.draw_bernoulli(p, 4, NUM_MASKS, default_rng(0))
+    assert simulated(x, initial, coins) == pytest.approx(sketches.bernoulli_error(x, initial, p, 4), rel=0.015)
 
 
 def test_probabilities_are_optimal(x: Array, initial: Array) -> None:
-    p, s, rng = sketching.optimal_probabilities(x, initial), 5, default_rng(0)
-    least, product = sketching.sketch_error(x, initial, p, s), x @ initial
-    assert least == pytest.approx(sketching.optimal_bound(x, initial, s) - product @ product / s)
+    p, s, rng = sketches.optimal_probabilities(x, initial), 5, default_rng(0)
+    least, product = sketches.sketch_error(x, initial, p, s), x @ initial
+    assert least == pytest.approx(sketches.optimal_bound(x, initial, s) - product @ product / s)
     for size in (1e-3, 0.1, 1.0):
         for _ in range(50):
             other = p * np.exp(size * rng.normal(size=12))
-            assert sketching.sketch_error(x, initial, other / other.sum(), s) > least
-    assert all(sketching.sketch_error(x, initial, q, s) >= least for q in distributions(x, initial).values())
+            assert sketches.sketch_error(x, initial, other / other.sum(), s) > least
+    assert all(sketches.sketch_error(x, initial, q, s) >= least for q in distributions(x, initial).values())
 
 
 def test_one_coordinate_is_sketched_without_error(x: Array) -> None:
     w = np.zeros(12)
     w[4] = -1.7
-    p = sketching.optimal_probabilities(x, w)
-    assert sketching.sketch_error(x, w, p, 1) == pytest.approx(0, abs=1e-12)
-    assert not sketching.errors(x, w, sketching.draw_sketches(p, 1, 10, default_rng(0))).round(12).any()
+    p = sketches.optimal_probabilities(x, w)
+    assert sketches.sketch_error(x, w, p, 1) == pytest.approx(0, abs=1e-12)
+    assert not sketches.errors(x, w, sketches.draw_sketches(p, 1, 10, default_rng(0))).round(12).any()
 
 
 def test_squared_norms_and_squared_weights_have_the_same_error(x: Array, initial: Array) -> None:
     named, product = distributions(x, initial), x @ initial
-    expected = sketching.norm_bound(x, initial, 7) - product @ product / 7
+    expected = sketches.norm_bound(x, initial, 7) - product @ product / 7
     for name in ("squared_norms", "squared_weights"):
-        assert sketching.sketch_error(x, initial, named[name], 7) == pytest.approx(expected)
+        assert sketches.sketch_error(x, initial, named[name], 7) == pytest.approx(expected)
 
 
 def test_bounds_hold(x: Array, initial: Array, trained: Array) -> None:
-    p, s = sketching.optimal_probabilities(x, initial), 5
-    bound = sketching.optimal_bound(x, initial, s)
-    assert sketching.sketch_error(x, initial, p, s) <= bound <= sketching.norm_bound(x, initial, s)
+    p, s = sketches.optimal_probabilities(x, initial), 5
+    bound = sketches.optimal_bound(x, initial, s)
+    assert sketches.sketch_error(x, initial, p, s) <= bound <= sketches.norm_bound(x, initial, s)
     for q in distributions(x, initial).values():
-        assert sketching.sketch_error(x, initial, q, s) <= bound / (q / p).min()
+        assert sketches.sketch_error(x, initial, q, s) <= bound / (q / p).min()
     for share in (0, 0.1, 1):
         w = initial + share * (trained - initial)
-        error = sketching.sketch_error(x, w, p, s)
-        assert error <= sketching.trained_bound(x, initial, w, s)
-        assert error <= sketching.movement_bound(x, initial, w, s)
-    assert sketching.trained_bound(x, initial, initial, s) == pytest.approx(bound)
-    assert sketching.movement_bound(x, initial, initial, s) == pytest.approx(2 * bound)
+        error = sketches.sketch_error(x, w, p, s)
+        assert error <= sketches.trained_bound(x, initial, w, s)
+        assert error <= sketches.movement_bound(x, initial, w, s)
+    assert sketches.trained_bound(x, initial, initial, s) == pytest.approx(bound)
+    assert sketches.movement_bound(x, initial, initial, s) == pytest.approx(2 * bound)
 
 
 def test_scaling_changes_what_it_should(x: Array, initial: Array) -> None:
-    p, s = sketching.optimal_probabilities(x, initial), 5
-    error = sketching.sketch_error(x, initial, p, s)
-    np.testing.assert_allclose(sketching.optimal_probabilities(x, -3 * initial), p)
-    np.testing.assert_allclose(sketching.data_free_probabilities(-3 * initial), np.abs(initial) / np.abs(initial).sum())
+    p, s = sketches.optimal_probabilities(x, initial), 5
+    error = sketches.sketch_error(x, initial, p, s)
+    np.testing.assert_allclose(sketches.optimal_probabilities(x, -3 * initial), p)
+    np.testing.assert_allclose(sketches.data_free_probabilities(-3 * initial), np.abs(initial) / np.abs(initial).sum())
     factors = default_rng(0).uniform(0.1, 10, size=12)
-    np.testing.assert_allclose(sketching.optimal_probabilities(x * factors, initial / factors), p)
-    assert sketching.sketch_error(x * factors, initial / factors, p, s) == pytest.approx(error)
-    assert sketching.sketch_error(x, 3 * initial, p, s) == pytest.approx(9 * error)
-    assert sketching.sketch_error(x, initial, p, 4 * s) == pytest.approx(error / 4)
+    np.testing.assert_allclose(sketches.optimal_probabilities(x * factors, initial / factors), p)
+    assert sketches.sketch_error(x * factors, initial / factors, p, s) == pytest.approx(error)
+    assert sketches.sketch_error(x, 3 * initial, p, s) == pytest.approx(9 * error)
+    assert sketches.sketch_error(x, initial, p, 4 * s) == pytest.approx(error / 4)
 
 
 def test_optimal_sketch_makes_kept_contributions_equal(x: Array, initial: Array) -> None:
-    p, s = sketching.optimal_probabilities(x, initial), 4
-    masks, norms = sketching.draw_sketches(p, s, 100, default_rng(0)), np.linalg.norm(x, axis=0)
+    p, s = sketches.optimal_probabilities(x, initial), 4
+    masks, norms = sketches.draw_sketches(p, s, 100, default_rng(0)), np.linalg.norm(x, axis=0)
     sizes = np.abs(masks * initial) * norms * s / (norms @ np.abs(initial))
     np.testing.assert_allclose(sizes, masks * s * p)  # c S / (s ||X_i||): only how often it was drawn tells them apart
 
 
 def test_a_mixture_bounds_the_rescaling(initial: Array) -> None:
-    p = sketching.data_free_probabilities(initial * np.where(np.arange(12) == 0, 1e-12, 1))
-    mixed = sketching.mixture(p, 0.25)
+    p = sketches.data_free_probabilities(initial * np.where(np.arange(12) == 0, 1e-12, 1))
+    mixed = sketches.mixture(p, 0.25)
     assert mixed.sum() == pytest.approx(1)
     assert mixed.min() >= 0.25 / 12
     with pytest.raises(ValueError, match="nothing to draw"):
-        sketching.data_free_probabilities(np.zeros(3))
+        sketches.data_free_probabilities(np.zeros(3))
 
 
 def test_independent_coins(x: Array, initial: Array) -> None:
-    p = sketching.optimal_probabilities(x, initial)
+    p = sketches.optimal_probabilities(x, initial)
     for s in (3, 8):  # of eight, some are certain
-        masks = sketching.draw_bernoulli(p, s, NUM_MASKS, default_rng(0))
+        masks = sketches.draw_bernoulli(p, s, NUM_MASKS, default_rng(0))
         inclusion = np.minimum(1, s * p)
         assert (np.abs(masks.mean(0) - 1) <= 4.5 * np.sqrt((1 / inclusion - 1) / NUM_MASKS)).all()
-        assert simulated(x, initial, masks) == pytest.approx(sketching.bernoulli_error(x, initial, p, s), rel=0.015)
+        assert simulated(x, initial, masks) == pytest.approx(sketches.bernoulli_error(x, initial, p, s), rel=0.015)
     assert (8 * p > 1).any()
 
 
@@ -186,73 +186,73 @@ def test_independent_coins(x: Array, initial: Array) -> None:
 
 
 def test_number_of_distinct_coordinates(x: Array, initial: Array) -> None:
-    p = sketching.optimal_probabilities(x, initial)
+    p = sketches.optimal_probabilities(x, initial)
     for s in (1, 4, 30):
-        masks = sketching.draw_sketches(p, s, NUM_MASKS, default_rng(0))
-        assert np.count_nonzero(masks, axis=1).mean() == pytest.approx(sketching.expected_distinct(p, s), rel=0.01)
-    assert sketching.expected_distinct(p, 1) == pytest.approx(1)
-    assert sketching.expected_distinct(p, 4) < 4
-    assert sketching.expected_distinct(np.eye(3)[0], 5) == 1
+        masks = sketches.draw_sketches(p, s, NUM_MASKS, default_rng(0))
+        assert np.count_nonzero(masks, axis=1).mean() == pytest.approx(sketches.expected_distinct(p, s), rel=0.01)
+    assert sketches.expected_distinct(p, 1) == pytest.approx(1)
+    assert sketches.expected_distinct(p, 4) < 4
+    assert sketches.expected_distinct(np.eye(3)[0], 5) == 1
 
 
 def test_number_of_draws_for_a_density(initial: Array) -> None:
-    p = sketching.data_free_probabilities(initial)
+    p = sketches.data_free_probabilities(initial)
     for distinct in np.arange(0.5, 11.5, 0.1):
-        draws = sketching.draws_for(p, distinct)
-        gaps = [abs(sketching.expected_distinct(p, s) - distinct) for s in (draws - 1, draws, draws + 1) if s > 0]
-        assert min(gaps) == abs(sketching.expected_distinct(p, draws) - distinct)
-    large = sketching.data_free_probabilities(default_rng(0).normal(size=100_000))
-    draws = sketching.draws_for(large, 99_000)
-    assert sketching.expected_distinct(large, draws) == pytest.approx(99_000, abs=0.5)
+        draws = sketches.draws_for(p, distinct)
+        gaps = [abs(sketches.expected_distinct(p, s) - distinct) for s in (draws - 1, draws, draws + 1) if s > 0]
+        assert min(gaps) == abs(sketches.expected_distinct(p, draws) - distinct)
+    large = sketches.data_free_probabilities(default_rng(0).normal(size=100_000))
+    draws = sketches.draws_for(large, 99_000)
+    assert sketches.expected_distinct(large, draws) == pytest.approx(99_000, abs=0.5)
     with pytest.raises(ConfigError, match="only 2 can be drawn"):
-        sketching.draws_for(np.array([0.5, 0, 0.5]), 2)
+        sketches.draws_for(np.array([0.5, 0, 0.5]), 2)
 
 
 # Without replacement --------------------------------------------------------------------------------------------------
 
 
 def test_inclusion_of_two_draws_without_replacement(initial: Array) -> None:
-    p = sketching.data_free_probabilities(initial**3)  # far from uniform
-    expected = sketching.pair_inclusion(p)
+    p = sketches.data_free_probabilities(initial**3)  # far from uniform
+    expected = sketches.pair_inclusion(p)
     enumerated = np.zeros(12)
     for i, j in itertools.permutations(range(12), 2):
         enumerated[[i, j]] += p[i] * p[j] / (1 - p[i])
     np.testing.assert_allclose(expected, enumerated)
-    masks = sketching.draw_distinct(p, 2, NUM_MASKS, default_rng(0))
+    masks = sketches.draw_distinct(p, 2, NUM_MASKS, default_rng(0))
     assert (np.abs(masks.mean(0) - expected) < 4.5 * np.sqrt(expected * (1 - expected) / NUM_MASKS)).all()
     assert np.abs(expected - 2 * p).max() > 0.03
 
 
 def test_gumbel_draws_the_first_in_proportion(initial: Array) -> None:
-    p = sketching.data_free_probabilities(initial)
-    masks = sketching.draw_distinct(p, 1, NUM_MASKS, default_rng(0))
+    p = sketches.data_free_probabilities(initial)
+    masks = sketches.draw_distinct(p, 1, NUM_MASKS, default_rng(0))
     assert (np.abs(masks.mean(0) - p) < 4.5 * np.sqrt(p * (1 - p) / NUM_MASKS)).all()
 
 
 def test_gumbel_keeps_exactly_k_and_tends_to_uniform_and_to_the_largest(initial: Array) -> None:
-    p = sketching.data_free_probabilities(initial)
+    p = sketches.data_free_probabilities(initial)
     for k in (1, 5, 11, 12):
-        masks = sketching.draw_distinct(p, k, 1000, default_rng(0))
+        masks = sketches.draw_distinct(p, k, 1000, default_rng(0))
         assert (masks.sum(1) == k).all()
-        assert (sketching.draw_distinct(p, k, 1000, default_rng(0)) == masks).all()
-        assert (sketching.draw_distinct(p, k, 1000, default_rng(0), beta=1e6) == sketching.top(p, k)).all()
-    frequency = sketching.draw_distinct(p, 5, NUM_MASKS, default_rng(0), beta=0).mean(0)
+        assert (sketches.draw_distinct(p, k, 1000, default_rng(0)) == masks).all()
+        assert (sketches.draw_distinct(p, k, 1000, default_rng(0), beta=1e6) == sketches.top(p, k)).all()
+    frequency = sketches.draw_distinct(p, 5, NUM_MASKS, default_rng(0), beta=0).mean(0)
     np.testing.assert_allclose(frequency, 5 / 12, atol=4.5 * 0.5 / np.sqrt(NUM_MASKS))
 
 
 def test_gumbel_never_keeps_what_has_no_probability() -> None:
     p = np.array([0.5, 0, 0.3, 0.2, 0])
     for beta in (0.0, 1.0, 50.0):
-        assert not sketching.draw_distinct(p, 3, 1000, default_rng(0), beta)[:, [1, 4]].any()
+        assert not sketches.draw_distinct(p, 3, 1000, default_rng(0), beta)[:, [1, 4]].any()
     with pytest.raises(ConfigError, match="only 3 can be drawn"):
-        sketching.draw_distinct(p, 4, 1, default_rng(0))
+        sketches.draw_distinct(p, 4, 1, default_rng(0))
 
 
 def test_error_of_a_uniform_binary_mask(x: Array, initial: Array) -> None:
     for k in (1, 4, 12):
         kept = [list(indices) for indices in itertools.combinations(range(12), k)]
         masks = np.array([np.isin(np.arange(12), indices) for indices in kept])
-        assert sketching.uniform_mask_error(x, initial, k) == pytest.approx(simulated(x, initial, masks), abs=1e-9)
+        assert sketches.uniform_mask_error(x, initial, k) == pytest.approx(simulated(x, initial, masks), abs=1e-9)
 
 
 # The study ------------------------------------------------------------------------------------------------------------
@@ -292,10 +292,10 @@ def test_study_says_what_it_is_known_for() -> None:
     rows = sketching.study([0.2], num_seeds=5, num_draws=1000, num_features=500, num_images=60)
     for split in ("train", "held_out"):
         error = {
-            selection: sketching.medians(rows, selection, split, "monte_carlo")[0.2][1]
+            selection: sketching_figure.medians(rows, selection, split, "monte_carlo")[0.2][1]
             for selection in sketching.SELECTIONS
         } | {
-            selection: sketching.medians(rows, selection, split, "closed_form")[0.2][1]
+            selection: sketching_figure.medians(rows, selection, split, "closed_form")[0.2][1]
             for selection in sketching.SELECTIONS
             if selection.startswith("sketch")
         }
@@ -352,8 +352,8 @@ def test_script_writes_errors_and_figures(tmp_path: Path) -> None:
         assert row["closed_form"] == "" if other["closed_form"] is None else float(row["closed_form"]) > 0
     assert (folder / "error.png").read_bytes().startswith(b"\x89PNG")
     assert "</svg>" in (folder / "error.svg").read_text()
-    sketching.figure(expected, tmp_path / "again.svg")
-    sketching.figure(expected, tmp_path / "held_out.svg", "held_out")
+    sketching_figure.figure(expected, tmp_path / "again.svg")
+    sketching_figure.figure(expected, tmp_path / "held_out.svg", "held_out")
     assert (tmp_path / "again.svg").read_bytes() != (tmp_path / "held_out.svg").read_bytes()
 
 
@@ -447,7 +447,7 @@ def test_sampled_draws_the_first_in_proportion_to_the_score() -> None:
 
 
 def test_sampled_includes_a_pair_as_without_replacement() -> None:
-    expected = torch.as_tensor(sketching.pair_inclusion((SIZES / SIZES.sum()).numpy()))
+    expected = torch.as_tensor(sketches.pair_inclusion((SIZES / SIZES.sum()).numpy()))
     assert_frequencies(frequencies(2, 10_000), expected, 10_000)
 
 

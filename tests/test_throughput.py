@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, composed
-from test_data import photographs
+from image_data import photographs
 
 from pai_bench.data.resident import Resident
 from pai_bench.errors import ConfigError

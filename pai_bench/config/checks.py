@@ -74,7 +74,7 @@ def _check_labels_(settings: Plain) -> None:
     if settings["mask_name"] is not None:
         _check_name("mask_name", settings["mask_name"])
     if settings["mask"] is not None:
-        settings["pruner"]["name"] = settings["mask_name"] or "mask"
+        settings["pruner"]["name"], settings["pruner"]["label"] = settings["mask_name"] or "mask", None
 
 
 def _check_name(setting: str, name: object) -> None:

@@ -56,6 +56,7 @@ def _counted(cfg: dict[str, Any], without: set[str]) -> dict[str, Any]:
     counted = dict(cfg)
     counted["dataset"] = _without(cfg["dataset"], "root")
     counted["training"] = _without(cfg["training"], "compact")
+    counted["pruner"] = _without(cfg["pruner"], "label")
     if isinstance(cfg["allocation"].get("mask"), str):  # what a file holds counts, not where it lies
         found = digest_of_file("allocation.mask", cfg["allocation"]["mask"], "a mask.safetensors")
         counted["allocation"] = cfg["allocation"] | {"mask": found}

@@ -7,7 +7,7 @@ from functools import cache
 from itertools import combinations
 from statistics import fmean
 
-from pai_bench.report.cells import Cell, Grid, deviation
+from pai_bench.report.configurations import Configuration, Grid, deviation
 
 LEVEL = 0.05  # of significance, two-sided; intervals hold the rest
 POWER = 0.8
@@ -40,8 +40,8 @@ class Difference:
         return self.p_holm is not None and self.p_holm < LEVEL
 
 
-def difference(first: Cell, second: Cell) -> Difference | None:
-    """The paired difference of two cells, uncorrected; None where no seed is in both."""
+def difference(first: Configuration, second: Configuration) -> Difference | None:
+    """The paired difference of two configurations, uncorrected; None where no seed is in both."""
     seeds = tuple(seed for seed in first.values if seed in second.values)
     if not seeds:
         return None
@@ -125,13 +125,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def comparisons(cells: Sequence[Cell]) -> list[Difference]:
-    """Every pair of cells at one sparsity, corrected for the number of tests among them.
+def comparisons(configurations: Sequence[Configuration]) -> list[Difference]:
+    """Every pair of configurations at one sparsity, corrected for the number of tests among them.
 
-    A cell in which some runs were not trained takes no part: the others are the seeds that went well. Fewer than three
+    A configuration with untrained runs is left out: its trained seeds are those that went well. Fewer than three
     seeds are not tested.
     """
-    pairs = combinations([cell for cell in cells if not cell.untrained], 2)
+    pairs = combinations([configuration for configuration in configurations if not configuration.untrained], 2)
     found = [pair for first, second in pairs if (pair := difference(first, second)) is not None]
     tested = [pair for pair in found if pair.p is not None]
     corrected = dict(zip(map(id, tested), holm([pair.p for pair in tested if pair.p is not None]), strict=True))
@@ -141,9 +141,9 @@ def comparisons(cells: Sequence[Cell]) -> list[Difference]:
 def best(grid: Grid, level: float) -> set[str]:
     """The methods to print bold: those with the best mean, where there are others below it.
 
-    The dense network is no method, and cells with untrained runs take no part.
+    The dense network is no method, and configurations with untrained runs take no part.
     """
-    means = {cell.method: cell.mean for cell in _ranked(grid, level)}
+    means = {configuration.method: configuration.mean for configuration in _ranked(grid, level)}
     top = max((mean for mean in means.values() if mean is not None), default=None)
     found = {method for method, mean in means.items() if mean == top}
     return found if len(found) < len(means) else set()
@@ -156,8 +156,12 @@ def not_told_from_best(grid: Grid, level: float, differences: Sequence[Differenc
     for d in differences:
         if {d.first, d.second} & leading and d.p_holm is not None and not d.significant:
             found |= {d.first, d.second} - leading
-    return found & {cell.method for cell in _ranked(grid, level)}
+    return found & {configuration.method for configuration in _ranked(grid, level)}
 
 
-def _ranked(grid: Grid, level: float) -> list[Cell]:
-    return [cell for cell in grid.at(level) if not cell.dense and cell.mean is not None and not cell.untrained]
+def _ranked(grid: Grid, level: float) -> list[Configuration]:
+    return [
+        configuration
+        for configuration in grid.at(level)
+        if not configuration.dense and configuration.mean is not None and not configuration.untrained
+    ]

@@ -1,50 +1,151 @@
-"""Figures as PNG and SVG files, for papers and slides."""
+"""Figures drawn with matplotlib: PNG and SVG files, and the SVG inside the page."""
 
 import io
+import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+from pai_bench.report import inline
+from pai_bench.report.figure import Axis, Figure, Lines, Matrix, Series
+from pai_bench.report.inline import GROUND, INK, LINE, QUIET, RAISED
 from pai_bench.report.names import Look
-from pai_bench.report.plots import Axis, Figure, Lines, Matrix, Series
 
 _MARKERS = {
     "circle": "o", "square": "s", "triangle": "^", "diamond": "D", "cross": "x", "down": "v", "plus": "P", "none": "",
 }  # fmt: skip
 _DASHES: dict[str, Any] = {"solid": "-", "dashed": (0, (4, 2)), "dotted": ":"}
-_DENSE = "#222222"
+_LEGEND = "legend"  # id of the legend in the SVG
+_ON_COLOUR = "#fafafa"  # text on a dark square, the same on a dark page
+_SETTINGS: dict[Any, Any] = {
+    "font.size": 8,
+    "font.sans-serif": ["DejaVu Sans"],
+    "axes.titlesize": 9,
+    "axes.labelsize": 8.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "figure.dpi": 72,  # the unit of the SVG, so that coordinates on the canvas are coordinates in it
+    "figure.facecolor": GROUND,
+    "axes.facecolor": GROUND,
+    "axes.edgecolor": QUIET,
+    "axes.labelcolor": QUIET,
+    "text.color": INK,
+    "xtick.color": QUIET,
+    "ytick.color": QUIET,
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+}
 
 
-def files(figure: Figure, looks: Mapping[str, Look]) -> dict[str, bytes]:
-    """The figure as a PNG and as an SVG, by suffix; the same figure gives the same bytes."""
+@dataclass(frozen=True)
+class Drawing:
+    """One figure in every form.
+
+    The same figure with the same name gives the same bytes.
+    """
+
+    svg: bytes
+    png: bytes | None
+    inline: str  # SVG for the page
+    points: str  # [x, y, method, text] of every value, as JSON that is safe within HTML; x and y as in the SVG
+
+
+@dataclass
+class _Canvas:
+    """A figure of matplotlib, and what the page must know about it."""
+
+    figure: Any
+    values: list[tuple[Any, float, float, str, str]] = field(default_factory=list)  # axes, x, y, method, text
+    methods: dict[str, str] = field(default_factory=dict)  # by the id of a group of the SVG
+    legend: Any = None
+
+    def belongs(self, artist: Any, method: str) -> None:
+        """Marks what is drawn as part of a method, so that the page can hide it."""
+        name = f"series_{len(self.methods) + 1}"
+        artist.set_gid(name)
+        self.methods[name] = method
+
+
+def draw(figure: Figure, looks: Mapping[str, Look], name: str, with_png: bool = True) -> Drawing:
+    """Draws a figure once.
+
+    Args:
+        name: of the figure; ids inside the SVG are derived from it, so two figures of a page need two names.
+        with_png: whether a PNG is wanted too.
+    """
     import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure as Canvas
 
-    settings: dict[Any, Any] = {
-        "font.size": 8, "axes.titlesize": 9, "axes.labelsize": 8.5, "axes.spines.top": False,
-        "axes.spines.right": False, "axes.linewidth": 0.7, "xtick.major.width": 0.7, "ytick.major.width": 0.7,
-        "svg.hashsalt": "pai_bench", "svg.fonttype": "none", "text.parse_math": False,
-    }  # fmt: skip
-    with matplotlib.rc_context(settings):
-        draw: Any = _lines if isinstance(figure.panels[0], Lines) else _matrices
-        canvas = draw(figure, looks, Canvas)
-        FigureCanvasAgg(canvas)
-        found: dict[str, bytes] = {}
-        for suffix in ("png", "svg"):
-            buffer = io.BytesIO()
-            if found:
-                canvas.set_layout_engine("none")  # the layout stands; finding it again takes as long as drawing
-            # Without the date that matplotlib writes by default.
-            canvas.savefig(buffer, format=suffix, dpi=200, metadata={"Date": None} if suffix == "svg" else None)
-            found[suffix] = buffer.getvalue()
+    with matplotlib.rc_context(_SETTINGS | {"svg.hashsalt": name}):
+        canvas = _lines(figure, looks) if isinstance(figure.panels[0], Lines) else _matrices(figure)
+        svg = _saved(canvas.figure, "svg")
+        points = _points(canvas)
+        cropped = canvas.legend.get_window_extent().y1 if canvas.legend else 0.0
+        # The layout stands. Solving it again would take as long as drawing.
+        canvas.figure.set_layout_engine("none")
+        png = _saved(canvas.figure, "png") if with_png else None
+    words = "; ".join([figure.title, *(panel.title for panel in figure.panels)])
+    on_page = inline.figure(svg, words, canvas.methods, {_LEGEND}, cropped)
+    return Drawing(
+        svg, png, on_page, json.dumps(points, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    )
+
+
+def swatch(look: Look, name: str) -> str:
+    """An SVG symbol with that name: a short line with a method's marker, for the legends of the page."""
+    import matplotlib
+    from matplotlib.figure import Figure as NewFigure
+    from matplotlib.lines import Line2D
+
+    with matplotlib.rc_context(_SETTINGS | {"svg.hashsalt": name}):
+        figure = NewFigure(figsize=(30 / 72, 14 / 72), facecolor="none")
+        figure.add_artist(Line2D([0.04, 0.5, 0.96], [0.5] * 3, markevery=[1], **_style(look, markersize=6.5)))
+        return inline.symbol(_saved(figure, "svg"), name)
+
+
+def _saved(figure: Any, suffix: str) -> bytes:
+    buffer = io.BytesIO()
+    # Without the date that matplotlib writes by default.
+    figure.savefig(buffer, format=suffix, dpi=200, metadata={"Date": None} if suffix == "svg" else None)
+    return buffer.getvalue()
+
+
+def _points(canvas: _Canvas) -> list[list[Any]]:
+    """What the pointer finds: values that lie inside of their axes."""
+    height = canvas.figure.bbox.height
+    found: list[list[Any]] = []
+    for axes, x, y, method, text in canvas.values:
+        across, up = axes.transData.transform((x, y))
+        if axes.bbox.y0 - 3 <= up <= axes.bbox.y1 + 3:
+            found.append([round(float(across), 1), round(float(height - up), 1), method, text])
     return found
 
 
+def _style(look: Look, markers: bool = True, markersize: float = 4.2, linewidth: float = 1.5) -> dict[str, Any]:
+    marker = _MARKERS[look.marker] if markers else ""
+    style: dict[str, Any] = {
+        "color": _colour(look),
+        "marker": marker,
+        "markersize": markersize,
+        "linewidth": linewidth,
+        "linestyle": _DASHES[look.dash],
+    }
+    if marker not in ("", "x"):
+        style |= {"markeredgecolor": GROUND, "markeredgewidth": 0.5}
+    return style
+
+
 def _colour(look: Look) -> str:
-    return _DENSE if look.colour == "dense" else look.colour
+    return INK if look.colour == "dense" else look.colour
 
 
-def _lines(figure: Figure, looks: Mapping[str, Look], new: Any) -> Any:
+# Lines ----------------------------------------------------------------------------------------------------------------
+
+
+def _lines(figure: Figure, looks: Mapping[str, Look]) -> _Canvas:
+    from matplotlib.figure import Figure as NewFigure
     from matplotlib.lines import Line2D
 
     panels = [panel for panel in figure.panels if isinstance(panel, Lines)]
@@ -54,47 +155,46 @@ def _lines(figure: Figure, looks: Mapping[str, Look], new: Any) -> Any:
     columns = 4 if across > 1 else 3
     legend_rows = -(-len(figure.methods) // columns)
     height = 2.45 * down + 0.2 * legend_rows + 0.15
-    canvas = new(figsize=(3.3 * across if across > 1 else 4.6, height), layout="constrained")
-    grid = canvas.subplots(down, across, squeeze=False).flatten()
+    canvas = _Canvas(NewFigure(figsize=(3.3 * across if across > 1 else 4.6, height), layout="constrained"))
+    grid = canvas.figure.subplots(down, across, squeeze=False).flatten()
     for axes, panel in zip(grid, panels, strict=False):
         _axis(axes, "x", panel.x)
         _axis(axes, "y", panel.y)
         for series in panel.series:
-            _series(axes, panel, series, looks[series.method])
+            _series(canvas, axes, panel, series, looks[series.method])
         if number > 1:
             axes.set_title(panel.title, loc="left")
-        axes.grid(axis="y", color="0.9", linewidth=0.6)
+        axes.grid(axis="y", color=LINE, linewidth=0.6)
         axes.set_axisbelow(True)
     for axes in grid[number:]:
         axes.set_visible(False)
-    handles = [
-        Line2D([], [], color=_colour(look), linestyle=_DASHES[look.dash], marker=_MARKERS[look.marker], markersize=4.5,
-               linewidth=1.5, label=look.label)
-        for look in (looks[method] for method in figure.methods)
-    ]  # fmt: skip
-    canvas.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, handlelength=2.4)
+    shown = [looks[method] for method in figure.methods]
+    handles = [Line2D([], [], label=look.label, **_style(look, markersize=4.5)) for look in shown]
+    canvas.legend = canvas.figure.legend(
+        handles=handles, loc="outside lower center", ncols=columns, frameon=False, handlelength=2.4
+    )
+    canvas.legend.set_gid(_LEGEND)
     return canvas
 
 
-def _series(axes: Any, panel: Lines, series: Series, look: Look) -> None:
-    colour, zorder = _colour(look), 2 if series.flat else 3
-    points = [(panel.x.shown(point.x), panel.y.shown(point.y)) for point in series.points]
-    marker = _MARKERS[look.marker] if series.markers else ""
-    drawn: dict[str, Any] = {
-        "color": colour, "marker": marker, "markersize": 4.2, "linewidth": 0.8 if series.bars else 1.5,
-        "linestyle": _DASHES["dashed" if series.flat else look.dash], "zorder": zorder,
-    }  # fmt: skip
-    if marker not in ("", "x"):
-        drawn |= {"markeredgecolor": "white", "markeredgewidth": 0.5}
-    axes.plot(*zip(*points, strict=True), **drawn)
+def _series(canvas: _Canvas, axes: Any, panel: Lines, series: Series, look: Look) -> None:
+    """Line and markers of a method, and its bands or bars."""
+    points = [(panel.x.shown(point.x), panel.y.shown(point.y), point.text) for point in series.points]
+    style = _style(look, series.markers, linewidth=0.8 if series.bars else 1.5)
+    if series.flat:
+        style["linestyle"] = _DASHES["dashed"]
+    (line,) = axes.plot([x for x, _, _ in points], [y for _, y, _ in points], zorder=2 if series.flat else 3, **style)
+    canvas.belongs(line, series.method)
+    canvas.values += [(axes, x, y, series.method, text) for x, y, text in points]
     for piece in series.bands():
         across, lows, highs = zip(*piece, strict=True)
         x = [panel.x.shown(value) for value in across]
         low, high = ([panel.y.shown(value) for value in ends] for ends in (lows, highs))
         if series.bars or len(piece) == 1:
-            axes.vlines(x, low, high, color=colour, linewidth=1)
+            band = axes.vlines(x, low, high, color=_colour(look), linewidth=1)
         else:
-            axes.fill_between(x, low, high, color=colour, alpha=0.14, linewidth=0)
+            band = axes.fill_between(x, low, high, color=_colour(look), alpha=0.14, linewidth=0)
+        canvas.belongs(band, series.method)
 
 
 def _axis(axes: Any, which: str, axis: Axis) -> None:
@@ -108,40 +208,52 @@ def _axis(axes: Any, which: str, axis: Axis) -> None:
     getattr(axes, f"set_{which}label")(axis.label)
 
 
-def _matrices(figure: Figure, looks: Mapping[str, Look], new: Any) -> Any:
-    from matplotlib.patches import Rectangle
+# Matrices -------------------------------------------------------------------------------------------------------------
+
+
+def _matrices(figure: Figure) -> _Canvas:
+    from matplotlib.figure import Figure as NewFigure
 
     panels = [panel for panel in figure.panels if isinstance(panel, Matrix)]
     across = min(len(panels), 2)
     down = -(-len(panels) // across)
-    letters = 0.062 * max(len(row) for panel in panels for row in panel.rows)
-    width = letters + 0.44 * max(len(panel.columns) for panel in panels) + 0.3
-    turned = max(len(column) for panel in panels for column in panel.columns) > 6
-    above = 0.045 * max(len(column) for panel in panels for column in panel.columns) + 0.3 if turned else 0.3
+    widest = max(len(column) for panel in panels for column in panel.columns)
+    turned = widest > 6
+    left = 0.062 * max(len(row) for panel in panels for row in panel.rows)
+    width = left + 0.44 * max(len(panel.columns) for panel in panels) + 0.3
+    above = 0.3 + (0.045 * widest if turned else 0)
     height = above + 0.3 * max(len(panel.rows) for panel in panels) + 0.25
-    canvas = new(figsize=(max(3.0, width * across), height * down), layout="constrained")
-    grid = canvas.subplots(down, across, squeeze=False).flatten()
+    canvas = _Canvas(NewFigure(figsize=(max(3.0, width * across), height * down), layout="constrained"))
+    grid = canvas.figure.subplots(down, across, squeeze=False).flatten()
     for axes, panel in zip(grid, panels, strict=False):
-        axes.set(xlim=(0, len(panel.columns)), ylim=(len(panel.rows), 0))
-        for i, line in enumerate(panel.squares):
-            for j, square in enumerate(line):
-                value = square.value or 0.0
-                box = {"facecolor": panel.colour, "alpha": value} if square.value is not None else {"facecolor": "0.95"}
-                axes.add_patch(Rectangle((j, i), 1, 1, linewidth=0, **box))
-                colour = "white" if value > 0.65 else "0.15"
-                axes.text(j + 0.5, i + 0.5, square.written, ha="center", va="center", fontsize=7.5, color=colour)
-        for j in range(len(panel.columns) + 1):
-            axes.axvline(j, color="white", linewidth=1.5)
-        for i in range(len(panel.rows) + 1):
-            axes.axhline(i, color="white", linewidth=1.5)
-        axes.xaxis.tick_top()
-        turning: dict[str, Any] = {"rotation": 45, "ha": "left"} if turned else {}
-        axes.set_xticks([j + 0.5 for j in range(len(panel.columns))], panel.columns, **turning)
-        axes.set_yticks([i + 0.5 for i in range(len(panel.rows))], panel.rows)
-        axes.tick_params(length=0)
-        for spine in axes.spines.values():
-            spine.set_visible(False)
-        axes.set_title(panel.title, loc="left")
+        _matrix(canvas, axes, panel, turned)
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     return canvas
+
+
+def _matrix(canvas: _Canvas, axes: Any, panel: Matrix, turned: bool) -> None:
+    from matplotlib.colors import to_rgba
+
+    axes.set(xlim=(0, len(panel.columns)), ylim=(len(panel.rows), 0))
+    colours = [
+        [to_rgba(RAISED) if square.value is None else to_rgba(panel.colour, square.value) for square in line]
+        for line in panel.squares
+    ]
+    axes.pcolormesh(colours, edgecolors=GROUND, linewidth=1.5)
+    for i, line in enumerate(panel.squares):
+        for j, square in enumerate(line):
+            if not square.written:
+                continue
+            colour = _ON_COLOUR if (square.value or 0) > 0.65 else INK
+            words = axes.text(j + 0.5, i + 0.5, square.written, ha="center", va="center", fontsize=7.5, color=colour)
+            words.set_in_layout(False)  # it lies inside the axes, and measuring all of them takes long
+            if square.text:
+                canvas.values.append((axes, j + 0.5, i + 0.5, "", square.text))
+    axes.xaxis.tick_top()
+    turning: dict[str, Any] = {"rotation": 45, "ha": "left"} if turned else {}
+    axes.set_xticks([j + 0.5 for j in range(len(panel.columns))], panel.columns, **turning)
+    axes.set_yticks([i + 0.5 for i in range(len(panel.rows))], panel.rows)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_title(panel.title, loc="left")

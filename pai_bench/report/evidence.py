@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from pai_bench.report.cells import Cell, Grid, deviation
+from pai_bench.report.configurations import Configuration, Grid, deviation
 
 LEVELS_SHOWN = 4  # sparsities at which layers, curves and overlaps are shown
 SEEDS_SHOWN = 5  # seeds whose layers and curves are read
@@ -44,22 +44,22 @@ def measured(values: Mapping[int, float]) -> Measured:
 
 @dataclass(frozen=True)
 class Layer:
-    """One prunable tensor in a cell."""
+    """One prunable tensor in a configuration."""
 
     name: str
     size: int
     density: Measured
 
 
-def _shown(cell: Cell) -> list[Mapping[str, Any]]:
-    return list(cell.rows[:SEEDS_SHOWN])
+def _shown(configuration: Configuration) -> list[Mapping[str, Any]]:
+    return list(configuration.rows[:SEEDS_SHOWN])
 
 
-def layers(cell: Cell, directories: Mapping[str, Path], unreadable: Unreadable) -> list[Layer]:
-    """Every prunable layer of a cell's masks in the order of the network, from mask.json; none if there is none."""
+def layers(configuration: Configuration, directories: Mapping[str, Path], unreadable: Unreadable) -> list[Layer]:
+    """Prunable layers of a configuration's masks, in the order of the network; empty without mask.json."""
     sizes: dict[str, int] = {}
     densities: dict[str, dict[int, float]] = {}
-    for row in _shown(cell):
+    for row in _shown(configuration):
         path = directories[row["id"]] / "mask.json"
         try:
             for layer in json.loads(path.read_text())["layers"]:
@@ -70,14 +70,16 @@ def layers(cell: Cell, directories: Mapping[str, Path], unreadable: Unreadable) 
     return [Layer(name, sizes[name], measured(by_seed)) for name, by_seed in densities.items()]
 
 
-def curve(cell: Cell, directories: Mapping[str, Path], unreadable: Unreadable) -> dict[float, Measured]:
+def curve(
+    configuration: Configuration, directories: Mapping[str, Path], unreadable: Unreadable
+) -> dict[float, Measured]:
     """Test accuracy by epoch, over the seeds that have a record of that epoch, from metrics.csv.
 
     Of a long training evenly spaced epochs, the first and the last among them. Epochs count all training, that before
     the mask included.
     """
     by_epoch: dict[float, dict[int, float]] = {}
-    for row in _shown(cell):
+    for row in _shown(configuration):
         path = directories[row["id"]] / "metrics.csv"
         try:
             with path.open(newline="") as file:
@@ -123,11 +125,11 @@ class Overlap:
         return self.common / min(self.kept_first, self.kept_second)
 
 
-def seed_of_overlaps(cells: Sequence[Cell]) -> int | None:
-    """The seed that most of the cells have, of equals the lowest; None if no two cells share one."""
+def seed_of_overlaps(configurations: Sequence[Configuration]) -> int | None:
+    """The seed that most of the configurations have, of equals the lowest; None if no two configurations share one."""
     counts: dict[int, int] = {}
-    for cell in cells:
-        for row in cell.rows:
+    for configuration in configurations:
+        for row in configuration.rows:
             counts[row["seed"]] = counts.get(row["seed"], 0) + 1
     best = max(counts, key=lambda seed: (counts[seed], -seed), default=None)
     return best if best is not None and counts[best] > 1 else None
@@ -139,17 +141,17 @@ def overlaps(
     """The seed whose masks were compared, and every pair of methods at a sparsity; dense networks are left out."""
     import numpy as np
 
-    cells = [cell for cell in grid.at(level) if not cell.dense]
-    seed = seed_of_overlaps(cells)
+    configurations = [configuration for configuration in grid.at(level) if not configuration.dense]
+    seed = seed_of_overlaps(configurations)
     if seed is None:
         return None, []
     masks: dict[str, dict[str, tuple[int, int, Any]]] = {}  # by method and layer: size, kept, packed bits
-    for cell in cells:
-        row = next((row for row in cell.rows if row["seed"] == seed), None)
+    for configuration in configurations:
+        row = next((row for row in configuration.rows if row["seed"] == seed), None)
         if row is not None:
             mask = _packed(directories[row["id"]], unreadable)
             if mask:
-                masks[cell.method] = mask
+                masks[configuration.method] = mask
     found = []
     for first, second in combinations(masks, 2):
         a, b = masks[first], masks[second]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pai_bench.report import cells
-from pai_bench.report.cells import NO_DENSE, Cell, Grid
+from pai_bench.report import configurations
+from pai_bench.report.configurations import NO_DENSE, Configuration, Grid
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; without their yellow, which is faint on white.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -16,7 +16,7 @@ _MARKERS = ("circle", "square", "triangle", "diamond", "cross", "down", "plus")
 _DASHES = ("solid", "dashed", "dotted")
 _PARTS = ("allocation", "schedule", "ablation")
 _OF_METHOD = ("pruner", *_PARTS, "mask", "mask_file")
-_OF_SETTING = ("dataset", "model", "training", "on_collapse", "protocol")
+_OF_TASK = ("dataset", "model", "training", "on_collapse", "protocol")
 
 
 @dataclass(frozen=True)
@@ -29,42 +29,45 @@ class Look:
     dash: str
 
 
-def looks(found: Sequence[Cell], directories: Mapping[str, Path]) -> dict[str, Look]:
+def looks(found: Sequence[Configuration], directories: Mapping[str, Path]) -> dict[str, Look]:
     """The look of each method, by its id: none has the same colour and marker as another, up to 42 of them."""
-    of_method: dict[str, Cell] = {}
-    for cell in found:
-        of_method.setdefault(cell.method, cell)
+    of_method: dict[str, Configuration] = {}
+    for configuration in found:
+        of_method.setdefault(configuration.method, configuration)
     labels = _method_labels(of_method, directories)
     made = {}
-    pruned = sorted((method for method, cell in of_method.items() if not cell.dense), key=labels.__getitem__)
+    pruned = sorted(
+        (method for method, configuration in of_method.items() if not configuration.dense),
+        key=lambda method: labels[method].lower(),
+    )
     for index, method in enumerate(pruned):
         # 6 and 7 have no common divisor, so their combinations come back after 42.
         colour, marker = _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]
         dash = _DASHES[index // (len(_COLOURS) * len(_MARKERS)) % len(_DASHES)]
         made[method] = Look(labels[method], colour, marker, dash)
-    for method, cell in of_method.items():
-        if cell.dense:
+    for method, configuration in of_method.items():
+        if configuration.dense:
             made[method] = Look(labels[method], "dense", "none", "dashed")
     made.setdefault(NO_DENSE, Look("dense", "dense", "none", "dashed"))
     return made
 
 
-def _method_labels(of_method: Mapping[str, Cell], directories: Mapping[str, Path]) -> dict[str, str]:
+def _method_labels(of_method: Mapping[str, Configuration], directories: Mapping[str, Path]) -> dict[str, str]:
     """The pruner, and of its allocation, schedule, ablation and settings those by which namesakes differ."""
     namesakes: dict[str, list[str]] = defaultdict(list)
-    for method, cell in of_method.items():
-        namesakes[cell.rows[0]["pruner"]].append(method)
+    for method, configuration in of_method.items():
+        namesakes[configuration.rows[0]["pruner"]].append(method)
     labels = {}
     for pruner, methods in namesakes.items():
         rows = {method: of_method[method].rows[0] for method in methods}
         differing = [part for part in _PARTS if len({row[part] for row in rows.values()}) > 1]
         for method, row in rows.items():
             words = [row[part] for part in differing if not (part == "ablation" and row[part] == "none")]
-            labels[method] = ", ".join([pruner, *words])
+            labels[method] = ", ".join([_label(directories[row["id"]]) or pruner, *words])
     return _told_apart(labels, {m: directories[of_method[m].rows[0]["id"]] for m in labels}, _OF_METHOD)
 
 
-def settings(grids: Sequence[Grid], directories: Mapping[str, Path]) -> dict[tuple[str, str], str]:
+def tasks(grids: Sequence[Grid], directories: Mapping[str, Path]) -> dict[tuple[str, str], str]:
     """What tables are called, by task and checksum: dataset and model, and what tells namesakes apart."""
     labels, places = {}, {}
     for grid in grids:
@@ -72,7 +75,7 @@ def settings(grids: Sequence[Grid], directories: Mapping[str, Path]) -> dict[tup
         key = (grid.first.task, grid.first.checksum)
         labels[key] = f"{row['dataset']}, {row['model']}"
         places[key] = directories[row["id"]]
-    found = _told_apart(labels, places, _OF_SETTING)
+    found = _told_apart(labels, places, _OF_TASK)
     images: dict[str, set[str]] = defaultdict(set)
     for task, checksum in labels:
         images[task].add(checksum)
@@ -95,7 +98,7 @@ def _told_apart(labels: dict[Any, str], directories: Mapping[Any, Path], groups:
         configs = {key: _flat(_config(directories[key]), groups) for key in keys}
         names = dict.fromkeys(name for config in configs.values() for name in config)
         differing = [n for n in names if len({repr(config.get(n)) for config in configs.values()}) > 1]
-        shown = [name for name in differing if name.rpartition(".")[2] not in ("_target_", "name")] or differing
+        shown = [n for n in differing if n.rpartition(".")[2] not in ("_target_", "name", "label")] or differing
         for key in keys:
             words = ", ".join(f"{name}={_short(configs[key].get(name))}" for name in shown[:3])
             found[key] = f"{label}, {words}" if words else label
@@ -103,6 +106,13 @@ def _told_apart(labels: dict[Any, str], directories: Mapping[Any, Path], groups:
             for key in keys:
                 found[key] = f"{found[key]}, {ids[key].rpartition('-')[2]}"
     return found
+
+
+def _label(directory: Path) -> str | None:
+    """What the yaml of a run's pruner says that people call it."""
+    pruner = _config(directory).get("pruner")
+    label = pruner.get("label") if isinstance(pruner, dict) else None
+    return label if isinstance(label, str) and label.isprintable() else None
 
 
 def _config(directory: Path) -> dict[str, Any]:
@@ -142,7 +152,7 @@ def _short(value: object) -> str:
 
 def compression(level: float) -> str:
     """A sparsity as a compression: 0.9 is 10×."""
-    ratio = cells.compression(level)
+    ratio = configurations.compression(level)
     return f"{ratio:,.0f}×" if ratio >= 9999.5 else f"{ratio:.4g}×"
 
 

@@ -24,14 +24,14 @@ function show(svg, point, say) {
   tip.style.top = `${Math.min(top, innerHeight - box.height - 4)}px`;
 }
 
-for (const panel of document.querySelectorAll(".panel")) {
-  const svg = panel.querySelector("svg");
-  const points = JSON.parse(panel.querySelector("script").textContent);
+for (const panels of document.querySelectorAll(".panels")) {
+  const svg = panels.querySelector("svg");
+  const points = JSON.parse(panels.querySelector("script").textContent);
   const off = (point) => {
     const group = point[2] && svg.querySelector(`[data-method="${CSS.escape(point[2])}"]`);
     return group && group.hasAttribute("hidden");
   };
-  const reach = panel.closest("figure").matches(".collapse, .overlap") ? 24 : 40;
+  const reach = panels.closest("figure").matches(".collapse, .overlap") ? 20 : 30;
   let current = -1;
   svg.addEventListener("pointermove", (event) => {
     const at = new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse());
@@ -65,7 +65,7 @@ for (const button of document.querySelectorAll(".legend button")) {
   button.addEventListener("click", () => {
     const on = button.getAttribute("aria-pressed") !== "true";
     button.setAttribute("aria-pressed", on);
-    const chosen = `.panel [data-method="${CSS.escape(button.dataset.method)}"]`;
+    const chosen = `.panels [data-method="${CSS.escape(button.dataset.method)}"]`;
     for (const group of button.closest("figure").querySelectorAll(chosen)) group.toggleAttribute("hidden", !on);
   });
 }

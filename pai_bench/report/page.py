@@ -7,11 +7,13 @@ from pathlib import Path
 from statistics import median_low
 from typing import Any
 
-from pai_bench.report import names, svg, tables
-from pai_bench.report.cells import Cell, Grid
+from pai_bench.report import drawing, names, tables
 from pai_bench.report.comparison import Difference, resolvable
+from pai_bench.report.configurations import Configuration, Grid
+from pai_bench.report.drawing import Drawing
+from pai_bench.report.figure import Figure
 from pai_bench.report.names import Look
-from pai_bench.report.plots import Figure, Shown
+from pai_bench.report.plots import Shown
 from pai_bench.report.tables import Table
 
 _HERE = Path(__file__).parent
@@ -28,7 +30,7 @@ class Section:
     table: Table
     differences: Mapping[float, Sequence[Difference]]  # by sparsity
     shown: Shown
-    figures: Sequence[Figure]
+    figures: Sequence[tuple[Figure, Drawing]]
     commands: Mapping[str, str]  # by kind of figure
 
 
@@ -40,8 +42,8 @@ class Heading:
     date: str
     command: str
     statistic: str
-    num_rows: int
-    num_cells: int
+    num_runs: int
+    num_configurations: int
     unfinished: tuple[str, ...]
     problems: tuple[str, ...]
     images: bool
@@ -54,17 +56,22 @@ def render(
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
-        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
         lstrip_blocks=True,
-    )  # fmt: skip
+    )
     environment.filters["number"] = tables.number
     template = environment.get_template("page.html")
+    swatches = {method: f"swatch-{index}" for index, method in enumerate(looks)}
     return template.render(
         heading=heading,
         sections=[_described(section, looks, directories) for section in sections],
         looks=looks,
         numbers_of_seeds=_NUMBERS_OF_SEEDS,
-        swatch=svg.swatch,
+        swatches=swatches,
+        symbols=[drawing.swatch(looks[method], name) for method, name in swatches.items()],
         style=(_HERE / "page.css").read_text(),
         script=(_HERE / "page.js").read_text(),
     )
@@ -74,7 +81,7 @@ def _described(section: Section, looks: Mapping[str, Look], directories: Mapping
     """A section with everything in the words and numbers that the template prints."""
     grid = section.grid
     row = grid.first.rows[0]
-    every = [*grid.dense, *grid.cells.values()]
+    every = [*grid.dense, *grid.configurations.values()]
     differences, left_out = _chosen(section)
     return {
         "stem": section.stem,
@@ -82,26 +89,16 @@ def _described(section: Section, looks: Mapping[str, Look], directories: Mapping
         "facts": [
             ("training", f"{row['training']}, {row['epochs']} epochs"),
             ("seeds", ", ".join(map(str, grid.seeds[:20])) + (" ..." if len(grid.seeds) > 20 else "")),
-            ("runs", f"{sum(len(cell.rows) for cell in every):,} in {len(every):,} cells"),
+            ("runs", f"{sum(len(configuration.rows) for configuration in every):,} in {len(every):,} configurations"),
             ("protocol", str(row["protocol"])),
             ("task", row["task"]),
             ("images", row["dataset_checksum"][:8]),
         ],
-        "figures": [
-            (
-                figure,
-                [
-                    svg.panel(panel, looks, svg.NARROW if figure.kind == "cost" else svg.WIDTH)
-                    for panel in figure.panels
-                ],
-                section.commands[figure.kind],
-            )
-            for figure in section.figures
-        ],
+        "figures": [(figure, drawn, section.commands[figure.kind]) for figure, drawn in section.figures],
         "comparisons": [_compared(level, found, looks) for level, found in differences],
         "left_out": left_out,
         "resolution": _resolution(section),
-        "costs": [_cost(cell, looks) for cell in every],
+        "costs": [_cost(configuration, looks) for configuration in every],
         "missing": [
             (looks[method].label, names.compression(level) if level else "", ", ".join(map(str, seeds)), len(seeds))
             for method, level, seeds in grid.missing()
@@ -118,7 +115,9 @@ def _chosen(section: Section) -> tuple[list[tuple[float, Difference]], int]:
     found = [(level, difference) for level, group in section.differences.items() for difference in group]
     shown = found
     if len(found) > _MOST_COMPARISONS:
-        special = {(level, cell.method) for level in section.grid.levels for cell in section.grid.dense}
+        special = {
+            (level, configuration.method) for level in section.grid.levels for configuration in section.grid.dense
+        }
         for level in section.grid.levels:
             means = {c.method: c.mean for c in section.grid.at(level) if c.mean is not None and not c.dense}
             if means:
@@ -133,12 +132,21 @@ def _compared(level: float, d: Difference, looks: Mapping[str, Look]) -> dict[st
     if d.interval is not None:
         interval = tuple(sorted(100 * sign * end for end in d.interval))
     return {
-        "ratio": names.compression(level), "level": level, "first": looks[first].label, "second": looks[second].label,
-        "n": len(d.seeds), "mean": 100 * sign * d.mean, "sd": None if d.sd is None else 100 * d.sd,
-        "interval": interval, "p": d.p, "p_holm": d.p_holm, "significant": d.significant,
-        "resolvable": None if d.resolvable is None else 100 * d.resolvable, "seeds_needed": d.seeds_needed,
+        "ratio": names.compression(level),
+        "level": level,
+        "first": looks[first].label,
+        "second": looks[second].label,
+        "n": len(d.seeds),
+        "mean": 100 * sign * d.mean,
+        "sd": None if d.sd is None else 100 * d.sd,
+        "interval": interval,
+        "p": d.p,
+        "p_holm": d.p_holm,
+        "significant": d.significant,
+        "resolvable": None if d.resolvable is None else 100 * d.resolvable,
+        "seeds_needed": d.seeds_needed,
         "remark": d.remark,
-    }  # fmt: skip
+    }
 
 
 def _resolution(section: Section) -> list[dict[str, Any]]:
@@ -153,30 +161,44 @@ def _resolution(section: Section) -> list[dict[str, Any]]:
     return lines
 
 
-def _cost(cell: Cell, looks: Mapping[str, Look]) -> dict[str, Any]:
-    values = {
-        "examples": cell.search("examples"), "flops": cell.search("flops"), "seconds": cell.search("seconds"),
-        "total": cell.average("total_seconds"), "multiply_adds": cell.average("macs_masked"),
-    }  # fmt: skip
-    effective = cell.effective_sparsity
+def _cost(configuration: Configuration, looks: Mapping[str, Look]) -> dict[str, Any]:
+    values = [
+        configuration.search("examples"),
+        configuration.search("flops"),
+        configuration.search("seconds"),
+        configuration.average("total_seconds"),
+        configuration.average("macs_masked"),
+    ]
+    effective = configuration.effective_sparsity
     return {
-        "label": looks[cell.method].label, "level": cell.sparsity, "ratio": names.compression(cell.sparsity),
-        "values": [(value, names.amount(value)) for value in values.values()],
-        "density": 100 * cell.average("density"), "effective": None if effective is None else 100 * (1 - effective),
-        "mean": cell.mean,
-    }  # fmt: skip
+        "label": looks[configuration.method].label,
+        "level": configuration.sparsity,
+        "ratio": names.compression(configuration.sparsity),
+        "values": [(value, names.amount(value)) for value in values],
+        "density": 100 * configuration.average("density"),
+        "effective": None if effective is None else 100 * (1 - effective),
+        "mean": configuration.mean,
+    }
 
 
 def _origin(grid: Grid, directories: Mapping[str, Path]) -> dict[str, list[str]]:
     """Commands, commits and machines of one run of each method."""
     commands: dict[str, None] = {}
     commits: dict[str, None] = {}
-    for cell in {cell.method: cell for cell in [*grid.dense, *grid.cells.values()]}.values():
+    for configuration in {
+        configuration.method: configuration for configuration in [*grid.dense, *grid.configurations.values()]
+    }.values():
         try:
-            found = json.loads((directories[cell.rows[0]["id"]] / "provenance.json").read_text())
+            found = json.loads((directories[configuration.rows[0]["id"]] / "provenance.json").read_text())
             commands[" ".join(["python", *map(str, found["command"])])] = None
             commits[f"{(found['commit'] or 'unknown')[:12]}{', with changes' if found['dirty'] else ''}"] = None
         except (OSError, ValueError, KeyError, TypeError):
             commits["unknown: a run has no provenance.json"] = None
-    machines = sorted({row["hardware"] for cell in [*grid.dense, *grid.cells.values()] for row in cell.rows})
+    machines = sorted(
+        {
+            row["hardware"]
+            for configuration in [*grid.dense, *grid.configurations.values()]
+            for row in configuration.rows
+        }
+    )
     return {"commands": list(commands)[:12], "commits": list(commits), "machines": machines}

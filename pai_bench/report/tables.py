@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pai_bench.report import names
-from pai_bench.report.cells import Cell, Grid, compression
 from pai_bench.report.comparison import FEWEST, Difference, best, critical, not_told_from_best
+from pai_bench.report.configurations import Configuration, Grid, compression
 from pai_bench.report.names import Look
 from pai_bench.report.plots import Shown
 from pai_bench.system.files import csv_text
@@ -16,14 +16,14 @@ UNTOLD, UNTRAINED, ASTERISK = "†", "‡", "*"
 
 @dataclass(frozen=True)
 class Entry:
-    """One cell of a table; None stands for what there is none of."""
+    """One entry of a table; None stands for what there is none of."""
 
     mean: float | None  # percent
     sd: float | None
     n: int
     bold: bool = False
     marks: str = ""
-    few: bool = False  # fewer seeds than some other cell has
+    few: bool = False  # fewer seeds than some other configuration has
     run: bool = True  # whether there is any run at all
 
 
@@ -45,24 +45,32 @@ def accuracy(
 
     Args:
         differences: all comparisons at each sparsity.
-        statistic: a key of cells.STATISTICS.
+        statistic: a key of configurations.STATISTICS.
     """
     full = len(grid.seeds)
     bold = {level: best(grid, level) for level in grid.levels}
     untold = {level: not_told_from_best(grid, level, differences.get(level, ())) for level in grid.levels}
 
-    def entry(cell: Cell | None) -> Entry:
-        if cell is None:
+    def entry(configuration: Configuration | None) -> Entry:
+        if configuration is None:
             return Entry(None, None, 0, run=False)
-        marks = UNTOLD if cell.method in untold.get(cell.sparsity, ()) else ""
-        marks += (UNTRAINED if cell.untrained else "") + (ASTERISK if cell.share("either") else "")
-        mean, sd = (None if value is None else 100 * value for value in (cell.mean, cell.sd))
-        return Entry(mean, sd, cell.n, cell.method in bold.get(cell.sparsity, ()), marks, cell.n < full)
+        marks = UNTOLD if configuration.method in untold.get(configuration.sparsity, ()) else ""
+        marks += (UNTRAINED if configuration.untrained else "") + (ASTERISK if configuration.share("either") else "")
+        mean, sd = (None if value is None else 100 * value for value in (configuration.mean, configuration.sd))
+        return Entry(
+            mean,
+            sd,
+            configuration.n,
+            configuration.method in bold.get(configuration.sparsity, ()),
+            marks,
+            configuration.n < full,
+        )
 
     rows = tuple(
-        (method, tuple(entry(grid.cells.get((method, level))) for level in grid.levels)) for method in grid.methods
+        (method, tuple(entry(grid.configurations.get((method, level))) for level in grid.levels))
+        for method in grid.methods
     )
-    dense = tuple((cell.method, entry(cell)) for cell in grid.dense)
+    dense = tuple((configuration.method, entry(configuration)) for configuration in grid.dense)
     entries = [*(entry for _, line in rows for entry in line), *(entry for _, entry in dense)]
     columns = tuple((names.compression(level), names.sparsity(level)) for level in grid.levels)
     return Table(title, columns, rows, dense, _notes(grid, entries, statistic, looks))
@@ -78,7 +86,7 @@ _MEANING = {
 def _notes(grid: Grid, entries: Sequence[Entry], statistic: str, looks: Mapping[str, Look]) -> tuple[str, ...]:
     full = len(grid.seeds)
     spread = "mean ± sample standard deviation (n - 1)" if full > 1 else "one seed, so no deviation"
-    notes = [f"Test accuracy in percent {_MEANING[statistic]}: {spread}; n = {full} unless a cell says otherwise."]
+    notes = [f"Test accuracy in percent {_MEANING[statistic]}: {spread}; n = {full} unless said otherwise."]
     if grid.filters:
         notes.append("Columns are the share of filters that is pruned, and its compression; not that of weights.")
     if any(entry.bold for entry in entries):
@@ -91,14 +99,14 @@ def _notes(grid: Grid, entries: Sequence[Entry], statistic: str, looks: Mapping[
     if full < FEWEST and len(grid.methods) > 1:
         notes.append(f"Nothing was tested: that takes {FEWEST} seeds.")
     if any(not entry.run for entry in entries):
-        notes.append("A dash is a cell without a run.")
+        notes.append("A dash: there is no run.")
     if any(UNTRAINED in entry.marks for entry in entries):
         notes.append(
-            f"{UNTRAINED} on_collapse=stop left runs untrained; they count in no mean, and the cell is in no test."
+            f"{UNTRAINED} on_collapse=stop left runs untrained. They count in no mean, and what has them is in no test."
         )
     if any(ASTERISK in entry.marks for entry in entries):
         notes.append(f"{ASTERISK} In some seed a layer keeps nothing or the output does not depend on the image.")
-    without = sum(len(cell.without_value) for cell in [*grid.cells.values(), *grid.dense])
+    without = sum(len(configuration.without_value) for configuration in [*grid.configurations.values(), *grid.dense])
     if without:
         notes.append(f"{without} runs have no validation split and do not count.")
     few = [
@@ -109,7 +117,7 @@ def _notes(grid: Grid, entries: Sequence[Entry], statistic: str, looks: Mapping[
     if not grid.dense:
         notes.append("There is no run of the dense network.")
     if few:
-        rest = f", and {len(few) - 8} more cells" if len(few) > 8 else ""
+        rest = f", and {len(few) - 8} more configurations" if len(few) > 8 else ""
         notes.append(f"Seeds that are missing: {'; '.join(few[:8])}{rest}.")
     return tuple(notes)
 
@@ -172,10 +180,13 @@ def latex(table: Table, looks: Mapping[str, Look]) -> str:
 
     width = max(1, len(table.columns))
     lines = [
-        r"% \usepackage{booktabs}", r"\begin{table}", r"  \centering",
+        r"% \usepackage{booktabs}",
+        r"\begin{table}",
+        r"  \centering",
         rf"  \caption{{{_latex(f'{table.title}. ' + ' '.join(table.notes))}}}",
-        rf"  \begin{{tabular}}{{l{'r' * width}}}", r"    \toprule",
-    ]  # fmt: skip
+        rf"  \begin{{tabular}}{{l{'r' * width}}}",
+        r"    \toprule",
+    ]
     if table.rows:
         lines.append("    method & " + " & ".join(_latex(ratio) for ratio, _ in table.columns) + r" \\")
         lines.append("    & " + " & ".join(_latex(share) for _, share in table.columns) + r" \\")
@@ -198,7 +209,7 @@ def as_csv(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
     return csv_text(joined, columns)
 
 
-CELL_COLUMNS = (
+CONFIGURATION_COLUMNS = (
     "task", "protocol", "dataset", "model", "training", "dataset_checksum", "method", "label", "pruner",
     "allocation", "schedule", "ablation", "pruned", "sparsity", "compression", "statistic", "n", "seeds", "mean", "sd",
     "ci_low", "ci_high", "min", "max", "untrained_seeds", "seeds_without_value", "collapsed_share", "no_signal_share",
@@ -207,37 +218,37 @@ CELL_COLUMNS = (
 )  # fmt: skip
 
 
-def cell_row(cell: Cell, looks: Mapping[str, Look]) -> dict[str, Any]:
-    """A cell as a line of cells.csv. The interval is that of the mean, 95 %, of Student's t."""
-    row = cell.rows[0]
-    half = critical(cell.n) * cell.sd / cell.n**0.5 if cell.sd is not None else None
-    mean = cell.mean
+def configuration_row(configuration: Configuration, looks: Mapping[str, Look]) -> dict[str, Any]:
+    """A configuration as a line of configurations.csv. The interval is that of the mean, 95 %, of Student's t."""
+    row = configuration.rows[0]
+    half = critical(configuration.n) * configuration.sd / configuration.n**0.5 if configuration.sd is not None else None
+    mean = configuration.mean
     interval = (None, None) if half is None or mean is None else (mean - half, mean + half)
-    same = {name: row[name] for name in CELL_COLUMNS[:7]}
+    same = {name: row[name] for name in CONFIGURATION_COLUMNS[:7]}
     return same | {
-        "label": looks[cell.method].label,
-        **{name: row[name] for name in CELL_COLUMNS[8:12]},
-        "pruned": "nothing" if cell.dense else "filters" if cell.filters else "weights",
-        "sparsity": cell.sparsity,
-        "compression": cell.compression,
-        "statistic": cell.statistic,
-        "n": cell.n,
-        "seeds": list(cell.values),
+        "label": looks[configuration.method].label,
+        **{name: row[name] for name in CONFIGURATION_COLUMNS[8:12]},
+        "pruned": "nothing" if configuration.dense else "filters" if configuration.filters else "weights",
+        "sparsity": configuration.sparsity,
+        "compression": configuration.compression,
+        "statistic": configuration.statistic,
+        "n": configuration.n,
+        "seeds": list(configuration.values),
         "mean": mean,
-        "sd": cell.sd,
+        "sd": configuration.sd,
         "ci_low": interval[0],
         "ci_high": interval[1],
-        "min": min(cell.values.values(), default=None),
-        "max": max(cell.values.values(), default=None),
-        "untrained_seeds": cell.untrained,
-        "seeds_without_value": cell.without_value,
-        "collapsed_share": cell.share("collapsed"),
-        "no_signal_share": cell.share("no_signal"),
-        "weight_density": cell.average("density"),
-        "effective_sparsity": cell.effective_sparsity,
-        "macs_masked": cell.average("macs_masked"),
-        **{f"search_{cost}": cell.search(cost) for cost in ("examples", "flops", "seconds")},
-        "total_seconds": cell.average("total_seconds"),
+        "min": min(configuration.values.values(), default=None),
+        "max": max(configuration.values.values(), default=None),
+        "untrained_seeds": configuration.untrained,
+        "seeds_without_value": configuration.without_value,
+        "collapsed_share": configuration.share("collapsed"),
+        "no_signal_share": configuration.share("no_signal"),
+        "weight_density": configuration.average("density"),
+        "effective_sparsity": configuration.effective_sparsity,
+        "macs_masked": configuration.average("macs_masked"),
+        **{f"search_{cost}": configuration.search(cost) for cost in ("examples", "flops", "seconds")},
+        "total_seconds": configuration.average("total_seconds"),
     }
 
 
@@ -260,9 +271,12 @@ OVERLAP_COLUMNS = (
 def _place(grid: Grid, level: float) -> dict[str, Any]:
     pruned = "filters" if grid.filters else "weights"
     return {
-        "task": grid.first.task, "dataset_checksum": grid.first.checksum, "pruned": pruned, "sparsity": level,
+        "task": grid.first.task,
+        "dataset_checksum": grid.first.checksum,
+        "pruned": pruned,
+        "sparsity": level,
         "compression": compression(level),
-    }  # fmt: skip
+    }
 
 
 def comparison_rows(
@@ -276,13 +290,24 @@ def comparison_rows(
             rows.append(
                 _place(grid, level)
                 | {
-                    "first": looks[d.first].label, "second": looks[d.second].label, "first_method": d.first,
-                    "second_method": d.second, "n": len(d.seeds), "seeds": d.seeds, "difference": d.mean, "sd": d.sd,
-                    "ci_low": low, "ci_high": high, "p": d.p, "p_holm": d.p_holm,
-                    "significant": None if d.p is None else int(d.significant), "resolvable": d.resolvable,
-                    "seeds_needed": d.seeds_needed, "remark": d.remark,
+                    "first": looks[d.first].label,
+                    "second": looks[d.second].label,
+                    "first_method": d.first,
+                    "second_method": d.second,
+                    "n": len(d.seeds),
+                    "seeds": d.seeds,
+                    "difference": d.mean,
+                    "sd": d.sd,
+                    "ci_low": low,
+                    "ci_high": high,
+                    "p": d.p,
+                    "p_holm": d.p_holm,
+                    "significant": None if d.p is None else int(d.significant),
+                    "resolvable": d.resolvable,
+                    "seeds_needed": d.seeds_needed,
+                    "remark": d.remark,
                 }
-            )  # fmt: skip
+            )
     return rows
 
 
@@ -299,12 +324,18 @@ def layer_rows(grid: Grid, shown: Shown, looks: Mapping[str, Look]) -> list[dict
     return [
         _place(grid, level)
         | {
-            "label": looks[method].label, "method": method, "index": index, "layer": layer.name, "size": layer.size,
-            "density": layer.density.mean, "sd": layer.density.sd, "seeds": layer.density.seeds,
+            "label": looks[method].label,
+            "method": method,
+            "index": index,
+            "layer": layer.name,
+            "size": layer.size,
+            "density": layer.density.mean,
+            "sd": layer.density.sd,
+            "seeds": layer.density.seeds,
         }
         for (method, level), found in shown.layers.items()
         for index, layer in enumerate(found, 1)
-    ]  # fmt: skip
+    ]
 
 
 def curve_rows(grid: Grid, shown: Shown, looks: Mapping[str, Look]) -> list[dict[str, Any]]:
@@ -312,12 +343,16 @@ def curve_rows(grid: Grid, shown: Shown, looks: Mapping[str, Look]) -> list[dict
     return [
         _place(grid, level)
         | {
-            "label": looks[method].label, "method": method, "epoch": epoch, "mean": value.mean, "sd": value.sd,
+            "label": looks[method].label,
+            "method": method,
+            "epoch": epoch,
+            "mean": value.mean,
+            "sd": value.sd,
             "seeds": value.seeds,
         }
         for (method, level), curve in shown.curves.items()
         for epoch, value in curve.items()
-    ]  # fmt: skip
+    ]
 
 
 def overlap_rows(grid: Grid, shown: Shown, looks: Mapping[str, Look]) -> list[dict[str, Any]]:
@@ -325,11 +360,19 @@ def overlap_rows(grid: Grid, shown: Shown, looks: Mapping[str, Look]) -> list[di
     return [
         _place(grid, level)
         | {
-            "seed": pair.seed, "first": looks[pair.first].label, "second": looks[pair.second].label,
-            "first_method": pair.first, "second_method": pair.second, "kept_first": pair.kept_first,
-            "kept_second": pair.kept_second, "common": pair.common, "common_by_chance": pair.common_by_chance,
-            "jaccard": pair.jaccard, "jaccard_by_chance": pair.jaccard_by_chance, "of_smaller": pair.of_smaller,
+            "seed": pair.seed,
+            "first": looks[pair.first].label,
+            "second": looks[pair.second].label,
+            "first_method": pair.first,
+            "second_method": pair.second,
+            "kept_first": pair.kept_first,
+            "kept_second": pair.kept_second,
+            "common": pair.common,
+            "common_by_chance": pair.common_by_chance,
+            "jaccard": pair.jaccard,
+            "jaccard_by_chance": pair.jaccard_by_chance,
+            "of_smaller": pair.of_smaller,
         }
         for level, (_, pairs) in shown.overlaps.items()
         for pair in pairs
-    ]  # fmt: skip
+    ]

@@ -3,15 +3,17 @@
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 from pai_bench.errors import ConfigError, check_installed
 from pai_bench.report import comparison, drawing, names, page, plots, reading, tables
-from pai_bench.report.cells import STATISTICS, Grid, cells, grids, is_dense
+from pai_bench.report.configurations import STATISTICS, Configuration, Grid, configurations, grids, is_dense
 from pai_bench.report.evidence import Unreadable
+from pai_bench.report.names import Look
 from pai_bench.report.page import Section
 from pai_bench.report.reading import Results, Row
 from pai_bench.system import files
@@ -61,9 +63,9 @@ class Options:
 class Report:
     """What was written, for the terminal."""
 
-    num_rows: int
-    num_cells: int
-    num_settings: int
+    num_runs: int
+    num_configurations: int
+    num_tasks: int
     problems: tuple[str, ...]  # rows left out and files that cannot be read
     unfinished: tuple[str, ...]
     page: Path
@@ -79,69 +81,113 @@ def write(folder: Path, output: Path, options: Options) -> Report:
     """
     _check(folder, output, options)
     results = reading.read(folder, options.wants)
-    found = cells(results.rows, options.statistic)
+    found = configurations(results.rows, options.statistic)
     looks = names.looks(found, results.directories)
     compared = grids(found)
-    titles = names.settings(compared, results.directories)
+    titles = names.tasks(compared, results.directories)
     unreadable = Unreadable()
-
-    sections = []
-    for grid in compared:
-        title = titles[grid.first.task, grid.first.checksum] + (", by filters" if grid.filters else "")
-        differences = {level: comparison.comparisons(grid.at(level)) for level in grid.levels}
-        shown = plots.look_up(grid, results.directories, options.figures, unreadable)
-        figures = plots.figures(grid, looks, shown, options.figures)
-        table = tables.accuracy(grid, title, differences, options.statistic, looks)
-        commands = {f.kind: options.command(folder, output, grid.first.task, f.kind) for f in figures}
-        stem = _stem(grid, compared)
-        sections.append(Section(stem, grid, table, differences, shown, figures, commands))
-
-    output = _prepared(output)
-    written: list[str] = []
-
-    def put(name: str, content: str | bytes) -> None:
-        files.write_atomically(output / name, content.encode() if isinstance(content, str) else content)
-        written.append(name)
-
+    about = _About(folder, output, options, results, looks)
+    sections = [
+        _section(grid, titles[grid.first.task, grid.first.checksum], _stem(grid, compared), about, unreadable)
+        for grid in compared
+    ]
     problems = [*results.refused.values(), *(f"{path}: {why}" for path, why in unreadable.paths.items())]
-    unfinished = _unfinished(results)
+    heading = page.Heading(
+        folder=str(folder),
+        date=date.today().isoformat(),
+        command=options.command(folder, output),
+        statistic=options.statistic,
+        num_runs=len(results.rows),
+        num_configurations=len(found),
+        unfinished=tuple(_unfinished(results)),
+        problems=tuple(problems),
+        images=options.images,
+    )
+    contents = {
+        **_tables_and_figures(sections, looks),
+        **_csv_files(found, sections, looks),
+        "index.html": page.render(heading, sections, looks, results.directories),
+    }
+    _put(output, contents)
+    return Report(
+        heading.num_runs,
+        heading.num_configurations,
+        len(titles),
+        heading.problems,
+        heading.unfinished,
+        output / "index.html",
+    )
+
+
+@dataclass(frozen=True)
+class _About:
+    """What every section of a report is made with."""
+
+    folder: Path
+    output: Path
+    options: Options
+    results: Results
+    looks: Mapping[str, Look]
+
+
+def _section(grid: Grid, title: str, stem: str, about: _About, unreadable: Unreadable) -> Section:
+    """What a report says of a grid, with its figures drawn."""
+    options, looks = about.options, about.looks
+    title += ", by filters" if grid.filters else ""
+    differences = {level: comparison.comparisons(grid.at(level)) for level in grid.levels}
+    shown = plots.look_up(grid, about.results.directories, options.figures, unreadable)
+    figures = [
+        (figure, drawing.draw(figure, looks, f"{stem}-{figure.kind}", options.images))
+        for figure in plots.figures(grid, looks, shown, options.figures)
+    ]
+    table = tables.accuracy(grid, title, differences, options.statistic, looks)
+    commands = {f.kind: options.command(about.folder, about.output, grid.first.task, f.kind) for f, _ in figures}
+    return Section(stem, grid, table, differences, shown, figures, commands)
+
+
+def _tables_and_figures(sections: Sequence[Section], looks: Mapping[str, Look]) -> dict[str, str | bytes]:
+    """Contents of the tables for people and of the pictures, by the name of the file."""
+    contents: dict[str, str | bytes] = {}
+    for section in sections:
+        contents[f"tables/{section.stem}.md"] = tables.markdown(section.table, looks)
+        contents[f"tables/{section.stem}.tex"] = tables.latex(section.table, looks)
+        for figure, drawn in section.figures:
+            if drawn.png is not None:
+                contents[f"figures/{section.stem}-{figure.kind}.png"] = drawn.png
+                contents[f"figures/{section.stem}-{figure.kind}.svg"] = drawn.svg
+    return contents
+
+
+def _csv_files(
+    found: Sequence[Configuration], sections: Sequence[Section], looks: Mapping[str, Look]
+) -> dict[str, str]:
+    """Contents of the CSV files, by name."""
+    makers: dict[str, tuple[Callable[[Section], list[dict[str, Any]]], Sequence[str]]] = {
+        "comparisons": (lambda s: tables.comparison_rows(s.grid, s.differences, looks), tables.COMPARISON_COLUMNS),
+        "missing": (lambda s: tables.missing_rows(s.grid, looks), tables.MISSING_COLUMNS),
+        "layers": (lambda s: tables.layer_rows(s.grid, s.shown, looks), tables.LAYER_COLUMNS),
+        "curves": (lambda s: tables.curve_rows(s.grid, s.shown, looks), tables.CURVE_COLUMNS),
+        "overlaps": (lambda s: tables.overlap_rows(s.grid, s.shown, looks), tables.OVERLAP_COLUMNS),
+    }
+    contents = {
+        "configurations.csv": tables.as_csv(
+            [tables.configuration_row(configuration, looks) for configuration in found], tables.CONFIGURATION_COLUMNS
+        )
+    }
+    for name, (rows, columns) in makers.items():
+        contents[f"{name}.csv"] = tables.as_csv([row for section in sections for row in rows(section)], columns)
+    return contents
+
+
+def _put(output: Path, contents: Mapping[str, str | bytes]) -> None:
+    """Writes the files of a report, and removes those of an earlier report that it does not have."""
+    _prepare(output)
     try:
-        for section in sections:
-            put(f"tables/{section.stem}.md", tables.markdown(section.table, looks))
-            put(f"tables/{section.stem}.tex", tables.latex(section.table, looks))
-            for figure in section.figures if options.images else []:
-                for suffix, content in drawing.files(figure, looks).items():
-                    put(f"figures/{section.stem}-{figure.kind}.{suffix}", content)
-        lines = {
-            "cells": ([tables.cell_row(cell, looks) for cell in found], tables.CELL_COLUMNS),
-            "comparisons": (
-                [row for s in sections for row in tables.comparison_rows(s.grid, s.differences, looks)],
-                tables.COMPARISON_COLUMNS,
-            ),
-            "missing": ([row for s in sections for row in tables.missing_rows(s.grid, looks)], tables.MISSING_COLUMNS),
-            "layers": (
-                [row for s in sections for row in tables.layer_rows(s.grid, s.shown, looks)], tables.LAYER_COLUMNS
-            ),
-            "curves": (
-                [row for s in sections for row in tables.curve_rows(s.grid, s.shown, looks)], tables.CURVE_COLUMNS
-            ),
-            "overlaps": (
-                [row for s in sections for row in tables.overlap_rows(s.grid, s.shown, looks)], tables.OVERLAP_COLUMNS
-            ),
-        }  # fmt: skip
-        for name, (rows, columns) in lines.items():
-            put(f"{name}.csv", tables.as_csv(rows, columns))
-        heading = page.Heading(
-            str(folder), date.today().isoformat(), options.command(folder, output), options.statistic,
-            len(results.rows), len(found), tuple(unfinished), tuple(problems), options.images,
-        )  # fmt: skip
-        put("index.html", page.render(heading, sections, looks, results.directories))
-        _forget(output, written)
+        for name, content in contents.items():
+            files.write_atomically(output / name, content.encode() if isinstance(content, str) else content)
+        _forget(output, list(contents))
     except OSError as error:
         raise ConfigError(f"--output {output}: it cannot be written to ({error.strerror}); give another") from error
-    return Report(
-        len(results.rows), len(found), len(titles), tuple(problems), tuple(unfinished), output / "index.html"
-    )  # fmt: skip
 
 
 def _check(folder: Path, output: Path, options: Options) -> None:
@@ -149,15 +195,14 @@ def _check(folder: Path, output: Path, options: Options) -> None:
         raise ConfigError(f"--statistic {options.statistic}: give one of {', '.join(STATISTICS)}")
     if unknown := [kind for kind in options.figures if kind not in plots.KINDS]:
         raise ConfigError(f"--figures {unknown[0]}: give some of {', '.join(plots.KINDS)}")
-    needed = {"scipy": "", "jinja2": ""} | ({"matplotlib": ", or give --no-images"} if options.images else {})
-    for name, instead in needed.items():
-        check_installed("a report needs", name, "report", instead)
+    for name in ("scipy", "jinja2", "matplotlib"):
+        check_installed("a report needs", name, "report")
     if folder.resolve() == output.resolve():
         raise ConfigError(f"--output {output}: that is the results folder; give another folder")
 
 
-def _prepared(folder: Path) -> Path:
-    """The output folder and those in it, made if need be."""
+def _prepare(folder: Path) -> None:
+    """Makes the output folder and those in it."""
     try:
         for inner in (folder, folder / "tables", folder / "figures"):
             inner.mkdir(parents=True, exist_ok=True)
@@ -165,7 +210,6 @@ def _prepared(folder: Path) -> Path:
                 raise ConfigError(f"--output {inner}: it is not writable; give another folder")
     except OSError as error:
         raise ConfigError(f"--output {folder}: it cannot be made ({error.strerror}); give another folder") from error
-    return folder
 
 
 def _forget(output: Path, written: Sequence[str]) -> None:

@@ -182,7 +182,8 @@ def describe(device: torch.device) -> str:
     """The hardware behind a device, in words."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} {device.type}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{platform.machine()} {device.type}, {threads} {'thread' if threads == 1 else 'threads'}"
 
 
 def wait(device: torch.device) -> None:

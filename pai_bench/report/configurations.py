@@ -1,4 +1,4 @@
-"""Rows -> cells: the runs of one method at one sparsity that differ in their seed, and what they say together."""
+"""Groups runs that differ in nothing but their seed, and their statistics."""
 
 import math
 from collections import defaultdict
@@ -38,7 +38,7 @@ NO_DENSE = "dense"  # the method of dense networks that are missing, whose id no
 
 
 @dataclass(frozen=True)
-class Cell:
+class Configuration:
     """The runs of a method at a sparsity in a task, one for each seed, sorted by seed.
 
     Runs that `on_collapse=stop` left untrained, and runs without the accuracy asked for, are in `rows` and not in
@@ -154,63 +154,73 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """The cells of runs that may stand in one table, by method and sparsity.
+    """The configurations of runs that may stand in one table, by method and sparsity.
 
     One task, on the same images, pruned by weights or by filters.
     """
 
-    cells: dict[tuple[str, float], Cell]
-    dense: tuple[Cell, ...]  # of the same task and images
+    configurations: dict[tuple[str, float], Configuration]
+    dense: tuple[Configuration, ...]  # of the same task and images
     filters: bool
 
     @property
-    def first(self) -> Cell:
-        """One of the cells."""
-        return next(iter(self.cells.values())) if self.cells else self.dense[0]
+    def first(self) -> Configuration:
+        """One of the configurations."""
+        return next(iter(self.configurations.values())) if self.configurations else self.dense[0]
 
     @cached_property
     def methods(self) -> list[str]:
-        """Ids of what was pruned, in the order of the cells."""
-        return list(dict.fromkeys(method for method, _ in self.cells))
+        """Ids of what was pruned, in the order of the configurations."""
+        return list(dict.fromkeys(method for method, _ in self.configurations))
 
     @cached_property
     def levels(self) -> list[float]:
         """Sparsities, rising."""
-        return sorted({level for _, level in self.cells})
+        return sorted({level for _, level in self.configurations})
 
     @cached_property
     def seeds(self) -> list[int]:
-        """Every seed that some cell has."""
-        return sorted({row["seed"] for cell in [*self.cells.values(), *self.dense] for row in cell.rows})
+        """Every seed that some configuration has."""
+        return sorted(
+            {
+                row["seed"]
+                for configuration in [*self.configurations.values(), *self.dense]
+                for row in configuration.rows
+            }
+        )
 
-    def at(self, level: float) -> list[Cell]:
-        """The cells at a sparsity, and the dense ones before them."""
-        return [*self.dense, *(cell for (_, sparsity), cell in self.cells.items() if sparsity == level)]
+    def at(self, level: float) -> list[Configuration]:
+        """The configurations at a sparsity, and the dense ones before them."""
+        return [
+            *self.dense,
+            *(configuration for (_, sparsity), configuration in self.configurations.items() if sparsity == level),
+        ]
 
     def missing(self) -> list[tuple[str, float, list[int]]]:
-        """Method, sparsity and the seeds that some other cell of the grid has and this one has not.
+        """Method, sparsity and the seeds that some other configuration of the grid has and this one has not.
 
         Of a dense network that has no run at all the method is NO_DENSE.
         """
-        expected: dict[tuple[str, float], Cell | None] = {(cell.method, 0.0): cell for cell in self.dense}
+        expected: dict[tuple[str, float], Configuration | None] = {
+            (configuration.method, 0.0): configuration for configuration in self.dense
+        }
         expected = expected or {(NO_DENSE, 0.0): None}
-        expected |= {place: self.cells.get(place) for place in product(self.methods, self.levels)}
+        expected |= {place: self.configurations.get(place) for place in product(self.methods, self.levels)}
         found = []
-        for (method, level), cell in expected.items():
-            there = {row["seed"] for row in cell.rows} if cell else set()
+        for (method, level), configuration in expected.items():
+            there = {row["seed"] for row in configuration.rows} if configuration else set()
             if absent := [seed for seed in self.seeds if seed not in there]:
                 found.append((method, level, absent))
         return found
 
 
-def cells(rows: Iterable[Row], statistic: str = "last") -> list[Cell]:
-    """Groups rows into cells: dense first, then by pruner, method and rising sparsity, within each task.
+def configurations(rows: Iterable[Row], statistic: str = "last") -> list[Configuration]:
+    """Groups rows into configurations: dense first, then by pruner, method and rising sparsity, within each task.
 
-    Runs of different settings, protocols or images never share a cell. This is what reports and comparisons with
-    published numbers rest on.
+    Runs of different tasks, protocols or images never share a configuration.
 
     Args:
-        rows: of `status.read`; at most one for each seed of a cell.
+        rows: of `status.read`; at most one for each seed of a configuration.
         statistic: "last" epoch, "best" test epoch, or the epoch "selected" on a validation split.
 
     Raises:
@@ -220,10 +230,20 @@ def cells(rows: Iterable[Row], statistic: str = "last") -> list[Cell]:
     for row in rows:
         places = ("task", "protocol", "dataset_checksum", "pruner", "method", "target_sparsity")
         groups[tuple(row[key] for key in places) + (row["filter_sparsity"] is not None,)].append(row)
-    found = [Cell(tuple(sorted(group, key=lambda row: row["seed"])), statistic) for _, group in sorted(groups.items())]
-    found.sort(key=lambda cell: (cell.task, cell.rows[0]["protocol"], cell.checksum, not cell.dense))
-    trained = [cell for cell in found if len(cell.untrained) < len(cell.rows)]
-    if trained and not any(cell.values for cell in trained):
+    found = [
+        Configuration(tuple(sorted(group, key=lambda row: row["seed"])), statistic)
+        for _, group in sorted(groups.items())
+    ]
+    found.sort(
+        key=lambda configuration: (
+            configuration.task,
+            configuration.rows[0]["protocol"],
+            configuration.checksum,
+            not configuration.dense,
+        )
+    )
+    trained = [configuration for configuration in found if len(configuration.untrained) < len(configuration.rows)]
+    if trained and not any(configuration.values for configuration in trained):
         raise ConfigError(
             f"--statistic {statistic}: no run has {STATISTICS[statistic]}, which takes a validation split; "
             "run with dataset.validation=0.1, or give last or best"
@@ -231,18 +251,26 @@ def cells(rows: Iterable[Row], statistic: str = "last") -> list[Cell]:
     return found
 
 
-def grids(cells: Sequence[Cell]) -> list[Grid]:
+def grids(configurations: Sequence[Configuration]) -> list[Grid]:
     """One grid for each task, set of images, and kind of sparsity (of weights, of filters)."""
-    settings: dict[tuple[Any, ...], list[Cell]] = defaultdict(list)
-    for cell in cells:
-        settings[cell.task, cell.rows[0]["protocol"], cell.checksum].append(cell)
+    by_task: dict[tuple[Any, ...], list[Configuration]] = defaultdict(list)
+    for configuration in configurations:
+        by_task[configuration.task, configuration.rows[0]["protocol"], configuration.checksum].append(configuration)
     found = []
-    for group in settings.values():
-        dense = tuple(cell for cell in group if cell.dense)
-        kinds = sorted({cell.filters for cell in group if not cell.dense}) or [False]
+    for group in by_task.values():
+        dense = tuple(configuration for configuration in group if configuration.dense)
+        kinds = sorted({configuration.filters for configuration in group if not configuration.dense}) or [False]
         for filters in kinds:
-            pruned = [cell for cell in group if not cell.dense and cell.filters == filters]
-            found.append(Grid({(cell.method, cell.sparsity): cell for cell in pruned}, dense, filters))
+            pruned = [
+                configuration for configuration in group if not configuration.dense and configuration.filters == filters
+            ]
+            found.append(
+                Grid(
+                    {(configuration.method, configuration.sparsity): configuration for configuration in pruned},
+                    dense,
+                    filters,
+                )
+            )
     return found
 
 

@@ -1,0 +1,61 @@
+"""Ranges and ticks of axes."""
+
+import math
+from collections.abc import Callable, Sequence
+
+from pai_bench.report import names
+from pai_bench.report.configurations import Grid, compression
+from pai_bench.report.figure import Axis
+
+_NARROWEST = 0.1  # range of a linear axis: a tenth of a percent, or of an epoch
+
+
+def linear(label: str, low: float, high: float, least: float = -math.inf, most: float = math.inf) -> Axis:
+    """A linear axis from one round number to another around a range, but not beyond what is possible."""
+    missing = max(0.0, _NARROWEST - (high - low))
+    low, high = low - missing / 2, high + missing / 2
+    width = high - low
+    step = 10 ** math.floor(math.log10(width / 3))
+    step *= next(factor for factor in (1, 2, 5, 10) if width / (step * factor) <= 6)
+    bottom, top = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
+    number = round((top - bottom) / step)
+    digits = max(0, -math.floor(math.log10(step) + 1e-9))
+    ticks = tuple((bottom + i * step, f"{bottom + i * step:.{digits}f}") for i in range(number + 1))
+    ticks = tuple(tick for tick in ticks if least - 1e-9 <= tick[0] <= most + 1e-9)
+    return Axis(label, max(bottom, least), min(top, most), ticks)
+
+
+def decades(label: str, values: Sequence[float], written: Callable[[float], str]) -> Axis:
+    """A logarithmic axis over the positive values, with a place for zero where some are zero."""
+    positive = [value for value in values if value > 0] or [1.0]
+    first, last = math.floor(math.log10(min(positive)) + 1e-9), math.ceil(math.log10(max(positive)) - 1e-9)
+    last = max(last, first + 1)
+    zero = any(value <= 0 for value in values)
+    step = max(1, math.ceil((last - first) / 5))
+    ticks = [(10.0**i, written(10.0**i)) for i in range(first, last + 1, step)]
+    if zero:
+        ticks.insert(0, (10.0 ** (first - step), "0"))
+    margin = (10.0**last / ticks[0][0]) ** 0.03
+    return Axis(label, ticks[0][0] / margin, 10.0**last * margin, tuple(ticks), True, ticks[0][0] if zero else None)
+
+
+def of_compression(grid: Grid) -> Axis:
+    """The axis of compression, with a tick at the levels, as many as there is room for."""
+    label = "compression of filters (1 / share kept)" if grid.filters else "compression (1 / density)"
+    ratios = [compression(level) for level in grid.levels] or [1.0, 10.0]
+    low, high = min(ratios), max(ratios)
+    low, high = (low / 1.5, high * 1.5) if low == high else (low, high)
+    ticks: list[tuple[float, str]] = []
+    for level, ratio in zip(grid.levels, ratios, strict=False):
+        words = names.compression(level)
+        if not ticks or math.log(ratio / ticks[-1][0]) > 0.017 * len(words + ticks[-1][1]) * math.log(high / low):
+            ticks.append((ratio, words))
+    margin = (high / low) ** 0.035
+    return Axis(label, low / margin, high * margin, tuple(ticks), log=True)
+
+
+def counting(label: str, last: int) -> Axis:
+    """An axis of the whole numbers from 1 to the last, with at most nine ticks."""
+    step = max(1, math.ceil(last / 8))
+    ticks = [1, *(i for i in range(step, last + 1, step) if i > 1)]
+    return Axis(label, 0.5, last + 0.5, tuple((float(i), str(i)) for i in ticks))
