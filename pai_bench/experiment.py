@@ -225,7 +225,8 @@ def assembled(cfg: dict[str, Any], device: torch.device) -> Parts:
             mask_files.load_weights_(model, cfg["weights"])
         return model.to(device)
 
-    recipe = Recipe(**{key: value for key, value in cfg["training"].items() if key not in ("name", "compact")})
+    settings = {key: value for key, value in cfg["training"].items() if key not in ("name", "compact", "optimizer")}
+    recipe = Recipe(optimizer=_function(cfg["training"]["optimizer"])(), **settings)
     rounds = _function(cfg["schedule"])(cfg["sparsity"], length(recipe, data))
     pruner, ablation, choose = _pruner(cfg["pruner"]), _ablation(cfg["ablation"]), _function(cfg["allocation"])
 

@@ -99,7 +99,10 @@ def test_what_a_dense_run_does_not_use_is_no_part_of_its_name(override: str) -> 
 @pytest.mark.parametrize(
     ("one", "other"),
     [
-        (["training=cifar_lottery"], ["training=cifar", "training.nesterov=false", "training.lr_milestones=[80,120]"]),
+        (
+            ["training=cifar_lottery"],
+            ["training=cifar", "training.optimizer.nesterov=false", "training.lr_milestones=[80,120]"],
+        ),
         (["training=digits"], ["training=digits", "training.lr_milestones=[5]", "training.lr_gamma=0.5"]),
         (["dataset.mean=[0]"], ["dataset.mean=[0.0]"]),
     ],
@@ -220,7 +223,7 @@ REFUSED = {
     "compact": (["training.compact=on"], "training.compact=on: give one of auto, off"),
     "precision": (["training.precision=fp8"], "training.precision=fp8: give one of float32, tfloat32"),
     "learning rate": (["training.lr=0"], "training.lr=0.0"),
-    "nesterov": (["training.momentum=0"], "training.nesterov=true: it needs training.momentum"),
+    "nesterov": (["training.optimizer.momentum=0"], "training.optimizer.nesterov=true: it needs training.momentum"),
     "drops": (["training.lr_milestones=[80,40]"], "training.lr_milestones"),
     "validation": (["dataset.validation=1"], "dataset.validation=1"),
     "device": (["device=tpu"], "device=tpu: give auto, cpu"),

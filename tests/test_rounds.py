@@ -135,7 +135,7 @@ def test_learning_rate_rewinding_keeps_the_weights() -> None:
     rounds = schedules.iterative(0.5, LENGTH, levels=1, rewind_epoch=1.0, rewind_step=None, rewind_weights=False)
     pruned, trainer, lines = searched(rounds)
     assert trainer.epoch == 1 and equal(trainer.model, trained_to(3), pruned.mask)
-    assert not any(buffer.any() for buffer in trainer.step.optimizer.buffers.values())
+    assert not any(buffer.any() for buffer in trainer.step.optimizer.state["momentum"].values())
     trainer.finish(pruned.mask_with_coupled, 3)
     rates = [metrics["lr"] for _, metrics in lines if "lr" in metrics]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.1, 0.01])
@@ -173,7 +173,7 @@ def test_momentum_of_pruned_weights_is_dropped() -> None:
     mask = top(scores, masks.full(trainer.model), 0.8)
     trainer.until(mask, 1.4)
     for name in masks.prunable(trainer.model):
-        assert not trainer.step.optimizer.buffers[name][~mask[name]].any()
+        assert not trainer.step.optimizer.state["momentum"][name][~mask[name]].any()
 
 
 def test_diagnostics_stand_before_and_after_every_round() -> None:

@@ -92,8 +92,7 @@ class TrainingConfig:
     epochs: int = _setting(Ge(0))
     batch_size: int = _setting(Ge(2))
     lr: float = _setting(Gt(0), Lt(3e38))  # what float32 holds
-    momentum: float = _setting(Ge(0), Lt(1))
-    nesterov: bool = MISSING
+    optimizer: Call = MISSING
     weight_decay: float = _setting(Ge(0), Lt(3e38))
     decay_norm_and_bias: bool = MISSING
     lr_schedule: str = _setting(choices=LearningRateSchedule)
@@ -214,7 +213,7 @@ def complete(composed: DictConfig) -> dict[str, Any]:
     for group in _CALLS:
         check_call(group, cfg[group])
     hooks = [("ablation", hook) for hook in HOOKS]
-    for group, key in (("pruner", "score"), ("pruner", "transfer"), *hooks):
+    for group, key in (("training", "optimizer"), ("pruner", "score"), ("pruner", "transfer"), *hooks):
         if cfg[group][key] is not None:
             check_call(f"{group}.{key}", cfg[group][key])
     _expand_home(cfg)
@@ -349,10 +348,9 @@ def _check_ranges(cfg: dict[str, Any]) -> None:
     training, dataset, examples = cfg["training"], cfg["dataset"], cfg["pruner"]["scoring_data"]
     device = re.fullmatch(r"auto|cpu|cuda|cuda:[0-9]{1,2}", cfg["device"])
     _require(device is not None, "device", cfg["device"], "give auto, cpu, cuda or cuda:<n>")
-    _require(
-        training["momentum"] > 0 or not training["nesterov"],
-        "training.nesterov", training["nesterov"], "it needs training.momentum above 0",
-    )  # fmt: skip
+    if training["optimizer"].get("nesterov"):
+        needs = "it needs training.optimizer.momentum above 0"
+        _require(training["optimizer"]["momentum"] > 0, "training.optimizer.nesterov", True, needs)
     for setting, value, choices in (
         ("training.compact", training["compact"], ("auto", "off")),
         ("save_model", _word(cfg["save_model"]), ("true", "half", "false")),

@@ -72,7 +72,7 @@ class CapturedStep:
         self._graph.replay()
 
     def _take(self) -> None:
-        rate = self.step.optimizer.rate
+        rate = self.step.optimizer.lr_tensor
         assert rate is not None
         rate.copy_(self._rates.index_select(0, self._next).squeeze(0))
         images, labels = self._data.gather(self._tables, self._places + self._next * self._batch_size)

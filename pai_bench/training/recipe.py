@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from pai_bench.core import Data, TrainingLength, num_steps
+from pai_bench.training.optimizer import Method
 
 
 @dataclass(frozen=True)
@@ -13,8 +14,7 @@ class Recipe:
     epochs: int
     batch_size: int
     lr: float
-    momentum: float
-    nesterov: bool
+    optimizer: Method
     weight_decay: float
     decay_norm_and_bias: bool  # False: weight decay on the weights of convolutions and linear layers alone
     lr_schedule: str  # "step": times lr_gamma at each of lr_milestones; "cosine": to zero at the end

@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from pai_bench.system import devices, distributed, layout
 from pai_bench.system.world import world
+from pai_bench.training.optimizer import Optimizer
 from pai_bench.training.recipe import Recipe
-from pai_bench.training.sgd import SGD
 
 
 class Step:
@@ -48,10 +48,12 @@ class Step:
         groups: list[dict[str, nn.Parameter]] = [{}, {}]
         for name, parameter in parameters.items():
             groups[name not in decayed][name] = parameter
-        self.optimizer = SGD(
+        self.optimizer = Optimizer(
+            recipe.optimizer,
             list(zip(groups, (recipe.weight_decay, recipe.weight_decay * recipe.decay_norm_and_bias), strict=True)),
-            lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, capturable=device.type == "cuda",
-        )  # fmt: skip
+            lr=recipe.lr,
+            capturable=device.type == "cuda",
+        )
 
     @property
     def tensors(self) -> list[Tensor]:

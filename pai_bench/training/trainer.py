@@ -172,7 +172,7 @@ class Trainer:
         self._sync()
         return {
             "model": self.model.state_dict(),
-            "momentum": self._whole.optimizer.buffers,
+            "optimizer": self._whole.optimizer.state,
             "scaler": self.scaler.state_dict(),
             "mask": self.mask,
             "kept": self._kept,
@@ -183,9 +183,9 @@ class Trainer:
     def load_state(self, state: dict[str, Any], mask: Mask) -> None:
         """Goes on from what `state` returned, under the mask that held then."""
         self.model.load_state_dict(state["model"])
-        self._whole.optimizer.set_momentum(state["momentum"])
+        self._whole.optimizer.load_state(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        self._set_mask(mask)  # after the momentum: a mask that is newer has to reach it
+        self._set_mask(mask)  # after the optimizer: a mask that is newer has to reach it
         earlier = {name: tensor.to(self.device) for name, tensor in state["mask"].items()}
         same = earlier.keys() == mask.keys() and all(torch.equal(earlier[name], mask[name]) for name in mask)
         self._kept = {
@@ -217,7 +217,7 @@ class Trainer:
         if weights:
             self.model.load_state_dict(self._kept[self.clock])
             masks.apply_(self.model, mask)
-        self._whole.optimizer.set_momentum({})
+        self._whole.optimizer.load_state({})
         self._random = None
         self._start_epoch()
 
@@ -230,7 +230,7 @@ class Trainer:
         """Goes on from here with another state of the model, masked, and without momentum."""
         self.model.load_state_dict(state)
         masks.apply_(self.model, mask)
-        self._whole.optimizer.set_momentum({})
+        self._whole.optimizer.load_state({})
         self._evaluated = False
 
     def evaluations(self) -> dict[str, float]:
@@ -266,7 +266,7 @@ class Trainer:
         self._evaluated = False
         self._compact, self.compact_speedup = None, None
         self._since = self.clock
-        self._whole.optimizer.hold(mask)
+        self._whole.optimizer.apply_mask(mask)
 
     def _step_of(
         self, net: nn.Module, parameters: dict[str, nn.Parameter], prepare: Callable[[], None] = lambda: None
@@ -287,7 +287,7 @@ class Trainer:
         if self._compact is None or self._small is None:
             yield
             return
-        self._small.optimizer.set_momentum(self._compact.load_from(self.model, self._whole.optimizer.buffers))
+        self._small.optimizer.load_state(self._compact.load_from(self.model, self._whole.optimizer.state))
         self.step = self._small
         try:
             yield
@@ -319,14 +319,14 @@ class Trainer:
             return
         log.info("training without the channels that the mask leaves idle")
         self._compact, self._small = found, small
-        small.optimizer.hold(found.mask(self.mask))
+        small.optimizer.apply_mask(found.mask(self.mask))
 
     def _sync(self) -> None:
         """Brings the full network up to date with the smaller one."""
         if self.step is not self._whole:
             assert self._compact is not None
-            momentum = self._compact.store_to(self.model, self.step.optimizer.buffers)
-            self._whole.optimizer.set_momentum(momentum)
+            state = self._compact.store_to(self.model, self.step.optimizer.state)
+            self._whole.optimizer.load_state(state)
 
     def _keep_state(self) -> None:
         if self.clock in self._keep and self.clock not in self._kept:
