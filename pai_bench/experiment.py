@@ -44,6 +44,8 @@ from pai_bench.runs.summary import already, closing
 from pai_bench.system import devices, distributed, layout, preemption, seeding
 from pai_bench.system.world import world
 from pai_bench.training.recipe import Recipe, length
+from pai_bench.training.recording import Observers
+from pai_bench.training.step import Execution
 from pai_bench.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -244,12 +246,13 @@ def trainer_for(
     """The trainer of a model on the data of a run."""
     cfg, data, rounds = parts.cfg, parts.data, parts.rounds
     return Trainer(
-        model, data, parts.recipe, parts.device,
-        seed=cfg["seed"], channels_last=cfg["channels_last"], compile_model=cfg["compile"], record=record,
+        model, data, parts.recipe,
+        Execution(parts.device, channels_last=cfg["channels_last"], compile_model=cfg["compile"]),
+        Observers(record, diagnose, **settings),
+        seed=cfg["seed"],
         compact_training=cfg["training"]["compact"] == "auto"
         and (not parts.pruner.regrow or all(r.until_epoch == 0 for r in rounds)),
         keep_epochs=[r.rewind_epoch for r in rounds if r.rewind_epoch is not None and r.rewind_weights],
-        diagnose=diagnose, **settings,
     )  # fmt: skip
 
 

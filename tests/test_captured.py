@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import Chain
 from test_train import CPU, METHODS, RATES, RECIPE, FewImages, half, optimizer_of
+from test_train import trainer as training_of
 from torch import Generator, nn
 
 from pai_bench.core import DataSettings, OnDevice
@@ -89,22 +90,18 @@ def test_nothing_of_an_optimizer_moves_in_memory(name: str) -> None:
 
 def test_what_cannot_be_captured_says_why() -> None:
     training = trained(Chain(), CPU, epochs=0)
-    assert obstacle(training.step, resident(CPU), 1) is None
-    assert obstacle(training.step, resident(CPU), 2) == "several processes train it"
-    assert obstacle(training.step, FewImages(), 1) == "its images are read while it trains"
-    training.step.recipe = replace(RECIPE, precision="float16")
-    assert obstacle(training.step, resident(CPU), 1) == "float16 looks at the gradients before it takes a step"
+    assert obstacle(training.network.step, resident(CPU), 1) is None
+    assert obstacle(training.network.step, resident(CPU), 2) == "several processes train it"
+    assert obstacle(training.network.step, FewImages(), 1) == "its images are read while it trains"
+    training.network.step.recipe = replace(RECIPE, precision="float16")
+    assert obstacle(training.network.step, resident(CPU), 1) == "float16 looks at the gradients before it takes a step"
 
 
 def trained(net: nn.Module, device: torch.device, *, epochs: float = 2, **settings: Any) -> Trainer:
     """A trainer that has trained a copy of a network, whose mask narrows after an epoch and a half."""
     recipe = replace(RECIPE, lr_schedule="cosine", warmup_epochs=1, **settings.pop("recipe", {}))
-    plain: dict[str, Any] = {
-        "seed": 0, "channels_last": False, "compile_model": False, "compact_training": False,
-        "record": lambda metrics, epoch: None, "keep_epochs": [0.5],
-    }  # fmt: skip
     net = copy.deepcopy(net).to(device)
-    trainer = Trainer(net, resident(device), recipe, device, **(plain | settings))
+    trainer = training_of(net, recipe, resident(device), device=device, keep_epochs=[0.5], **settings)
     mask = {name: kept.to(device) for name, kept in half(net.cpu()).items()}
     net.to(device)
     trainer.until(mask, min(1.5, epochs))
@@ -153,7 +150,7 @@ def test_captured_steps_train_as_single_ones(
     with devices.reproducible(device):
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tfloat32"
         captured, plain = (trained(net, device, capture=capture, **settings) for capture in (True, False))
-    assert captured._captured is not None and plain._captured is None
+    assert captured._steps._captured is not None and plain._steps._captured is None
     assert_same(captured, plain)
 
 
@@ -165,18 +162,18 @@ def test_rewinding_and_a_checkpoint_in_mid_epoch_need_no_other_capture() -> None
     net = Chain()
     with devices.reproducible(device):
         whole, broken = (trained(net, device, epochs=2.5) for _ in range(2))
-        graph = whole._captured
+        graph = whole._steps._captured
         for trainer in (whole, broken):
-            trainer.rewind(trainer.mask, 0.5, True)
-        whole.until(whole.mask, 2)
-        assert whole._captured is graph
-        broken.until(broken.mask, 1.5)
+            trainer.rewind(trainer.network.mask, 0.5, True)
+        whole.until(whole.network.mask, 2)
+        assert whole._steps._captured is graph
+        broken.until(broken.network.mask, 1.5)
         state = copy.deepcopy(broken.state())
         later = trained(Chain(), device, epochs=0)
-        later.load_state(state, broken.mask)
-        later.until(broken.mask, 2)
+        later.load_state(state, broken.network.mask)
+        later.until(broken.network.mask, 2)
     assert_same(whole, later)
-    assert masks.sparsity({name: whole.model.get_parameter(name) != 0 for name in whole.mask}) > 0.5
+    assert masks.sparsity({name: whole.model.get_parameter(name) != 0 for name in whole.network.mask}) > 0.5
 
 
 @gpu
@@ -195,10 +192,7 @@ def test_compact_networks_are_captured_too(monkeypatch: pytest.MonkeyPatch) -> N
     with devices.reproducible(device):
         trainers = []
         for compact in (True, False):
-            trainer = Trainer(
-                copy.deepcopy(net), resident(device), RECIPE, device, seed=0, channels_last=False, compile_model=False,
-                compact_training=compact, record=lambda metrics, epoch: None,
-            )  # fmt: skip
+            trainer = training_of(copy.deepcopy(net), RECIPE, resident(device), device=device, compact_training=compact)
             trainer.until(mask, 2)
             trainers.append(trainer)
     assert trainers[0].trained is not trainers[0].model

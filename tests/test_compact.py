@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import Chain, composed, options
 from test_train import CPU, METHODS, RATES, RECIPE, FewImages
+from test_train import trainer as training_of
 from torch import Generator, nn
 
 from pai_bench import experiment
@@ -44,10 +45,7 @@ class Doubles(FewImages):
 def trained(model: nn.Module, mask: Mask, compact: bool, epochs: float = 1, **settings: Any) -> Trainer:
     model = copy.deepcopy(model)
     recipe = replace(RECIPE, decay_norm_and_bias=True, weight_decay=0.1, **settings.pop("recipe", {}))
-    trainer = Trainer(
-        model, Doubles(), recipe, CPU, seed=0, compile_model=False,
-        compact_training=compact, record=lambda metrics, epoch: None, **{"channels_last": True} | settings,
-    )  # fmt: skip
+    trainer = training_of(model, recipe, Doubles(), compact_training=compact, **{"channels_last": True} | settings)
     trainer.until(mask, epochs)
     return trainer
 

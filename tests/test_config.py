@@ -259,7 +259,10 @@ REFUSED = {
     ),
     "eps": (["training/optimizer=adamw", "training.optimizer.eps=0"], r"training.optimizer.eps=0: give one in \["),
     "momentum of one": (["training.optimizer.momentum=1"], r"training.optimizer.momentum=1: give one in \[0, 1\)"),
-    "nesterov": (["training.optimizer.momentum=0"], "training.optimizer.nesterov=true: it needs training.optimizer.momentum"),
+    "nesterov": (
+        ["training.optimizer.momentum=0"],
+        "training.optimizer.nesterov=true: it needs training.optimizer.momentum",
+    ),
     "drops": (["training.lr_milestones=[80,40]"], "training.lr_milestones"),
     "validation": (["dataset.validation=1"], "dataset.validation=1"),
     "device": (["device=tpu"], "device=tpu: give auto, cpu"),

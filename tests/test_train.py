@@ -25,7 +25,9 @@ from pai_bench.training.optimizer import Optimizer
 from pai_bench.training.optimizers.adamw import adamw
 from pai_bench.training.optimizers.sgd import sgd
 from pai_bench.training.recipe import Recipe, learning_rate
-from pai_bench.training.trainer import Trainer, num_resurrected
+from pai_bench.training.recording import Observers, num_resurrected
+from pai_bench.training.step import Execution
+from pai_bench.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 
@@ -70,14 +72,18 @@ def half(model: nn.Module) -> masks.Mask:
 
 
 def trainer(model: nn.Module, recipe: Recipe = RECIPE, data: Any = None, **settings: Any) -> Trainer:
-    defaults = {
-        "seed": 0,
-        "channels_last": False,
-        "compile_model": False,
-        "compact_training": False,
-        "record": lambda metrics, epoch: None,
-    }
-    return Trainer(model, data or FewImages(), recipe, CPU, **(defaults | settings))
+    """A trainer of few images; the settings are those of Execution, Observers and Trainer."""
+    execution = {"device": CPU, "channels_last": False, "compile_model": False, "capture": True}
+    observers = {"record": lambda metrics, epoch: None, "diagnose": None, "checkpoint": lambda epoch_ended: None}
+    others = {"seed": 0, "compact_training": False, "keep_epochs": ()}
+    unknown = settings.keys() - execution.keys() - observers.keys() - others.keys()
+    assert not unknown, unknown
+
+    def given(defaults: dict[str, Any]) -> dict[str, Any]:
+        return {key: settings.get(key, value) for key, value in defaults.items()}
+
+    data = data or FewImages()
+    return Trainer(model, data, recipe, Execution(**given(execution)), Observers(**given(observers)), **given(others))
 
 
 # Optimizers -----------------------------------------------------------------------------------------------------------
@@ -425,7 +431,7 @@ def test_weight_decay_reaches_norms_and_biases_only_when_asked(decays: bool) -> 
     training = trainer(model, recipe)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    training.step.optimizer.step()
+    training.network.step.optimizer.step()
     for name, parameter in model.named_parameters():
         moved = (parameter != 1.0).all()
         assert moved == (decays or name in masks.prunable(model))
