@@ -124,8 +124,8 @@ class Recording:
             return self.divergence(result.loss)
         of = f"{result.num_not_finite} of {self._data.num_examples[split]} {split} images"
         return UserError(
-            f"the outputs for {of} are not finite before training; look at weights=, dataset.std and the initialization, "
-            "or use training.precision=float32"
+            f"the outputs for {of} are not finite before training; look at weights=, dataset.std and the "
+            "initialization, or use training.precision=float32"
         )
 
 
