@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Chain, composed, options
+from conftest import Chain, RunCli, composed, options
 from torch import Generator, nn
 from torch.nn import functional as F
 
@@ -586,3 +586,13 @@ def test_every_process_takes_the_gpu_with_the_fewest_others(tmp_path: Path, monk
         held[number][1].release()
     monkeypatch.setattr(devices, "_taken", {})
     assert devices._least_used() == 1
+
+
+def test_a_whole_run_with_adamw(run_cli: RunCli, tmp_path: Path) -> None:
+    done = run_cli(
+        "pruner=magnitude", "sparsity=0.5", "model=lenet300", "training.epochs=1", "tracker=none",
+        "training.optimizer=adamw", "training.optimizer.beta2=0.98", "training.lr=1e-3",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (config_file,) = tmp_path.glob("results/*/config.yaml")
+    assert "adamw" in config_file.read_text() and "beta2: 0.98" in config_file.read_text()
