@@ -1,4 +1,4 @@
-"""A smaller network that is trained in place of a pruned one, exactly: what it learns goes back to its places."""
+"""Compact training: a smaller network is trained in place of a pruned one, and its weights are copied back."""
 
 import copy
 import logging
@@ -37,10 +37,10 @@ def original(name: str) -> str:
 
 
 class CompactNetwork:
-    """A network without the channels that a mask leaves idle, and the weights that the mask keeps in those.
+    """A network without the dead channels of a mask, and the kept weights of those channels.
 
-    No gradient reaches the latter, but momentum and weight decay move them as they would in the full network. Running
-    statistics of a channel that is gone stay as they were: nothing reads them.
+    No gradient reaches these weights. The optimizer's state and weight decay move them as in the full network. Running
+    statistics of removed channels stay as they were, because nothing reads them.
 
     Args:
         model: the full network, which stays as it is.
@@ -110,7 +110,7 @@ class CompactNetwork:
         return there
 
     def zero_removed_grads(self) -> None:
-        """Says that no gradient reaches the channels that are gone."""
+        """Gives the kept weights of removed channels a gradient of zero."""
         for parameter in self._left.values():
             parameter.grad = torch.zeros_like(parameter)
 
