@@ -2,8 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
@@ -16,7 +15,7 @@ from benchmarks.measure import Rates
 from pai_bench import assembly
 from pai_bench.analysis import measures
 from pai_bench.assembly import Parts
-from pai_bench.core import Batch, Batches, Call, Change, Data, DataSettings, Mask, ScoringData, Shape, Subnetwork
+from pai_bench.core import Call, DataSettings, Mask, Subnetwork
 from pai_bench.data.resident import Resident
 from pai_bench.launch import compose
 from pai_bench.pruning.rounds import Pruned, prune
@@ -92,65 +91,32 @@ def subnetwork(of: Parts, model: nn.Module, mask: Mask) -> Subnetwork:
 
 
 Noted = TypeVar("Noted")
-_ENDLESS = 1_000_000  # steps of an epoch, so that a trainer expects a long run and no epoch ends
-
-
-class _EnoughError(Exception):
-    """Ends training after the steps that were asked for."""
-
-
-class Repeated(Generic[Noted]):
-    """A core.Data of one batch, again and again, that notes something before the first step and after each."""
-
-    def __init__(self, data: Data, batch: Batch, num_steps: int, note: Callable[[], Noted]) -> None:
-        self.input_shape: Shape = data.input_shape
-        self.num_classes, self.checksum = data.num_classes, data.checksum
-        self.data, self.batch, self.num_steps, self.note = data, batch, num_steps, note
-        self.num_examples = {"train": _ENDLESS * len(batch[1]), "validation": 0, "test": 2}
-        self.notes: list[Noted] = []
-
-    def train(self, batch_size: int, order: Generator, augment: Generator, start: int = 0) -> Iterator[Batch]:
-        """The batch, once for each step.
-
-        Raises:
-            _EnoughError: the steps are taken.
-        """
-        self.notes = [self.note()]
-        for _ in range(self.num_steps):
-            yield self.batch
-            self.notes.append(self.note())
-        raise _EnoughError
-
-    def evaluation(self, split: str, batch_size: int) -> Iterator[Batch]:
-        """Two images."""
-        images, labels = self.batch
-        yield images[:2], labels[:2]
-
-    def draw(
-        self, examples: ScoringData, generator: Generator, dtype: torch.dtype, change: Change | None = None
-    ) -> Batches:
-        """Training images for scoring, as the dataset draws them."""
-        return self.data.draw(examples, generator, dtype, change)
+_LONG = 1_000_000  # steps, so that a compact network is looked for
 
 
 class Steps(Generic[Noted]):
-    """Steps of training as a long run takes them, a few at each call, under a mask.
+    """Steps of training on one batch under a mask, a few at each call, as a long run takes them.
 
     Args:
         note: called before the first step and after each.
     """
 
     def __init__(self, of: Parts, mask: Mask, num_steps: int, note: Callable[[], Noted]) -> None:
-        batch = next(of.data.train(of.run.training.batch_size, Generator(), Generator()))
-        self.data = Repeated(of.data, batch, num_steps, note)
-        self.trainer = assembly.trainer_for(replace(of, data=self.data), of.build("init"), ignore)
-        self.mask = mask
+        self.batch = next(of.data.train(of.run.training.batch_size, Generator(), Generator()))
+        self.network = trainer(of).network
+        self.network.apply_mask(mask)
+        self._num_steps, self._note = num_steps, note
 
     def __call__(self) -> list[Noted]:
-        """Takes the steps, and returns what was noted."""
-        with suppress(_EnoughError):
-            self.trainer.until(self.mask, 1)
-        return self.data.notes
+        """Takes the steps and returns what was noted."""
+        images, labels = self.batch
+        with self.network.training_for(_LONG * len(labels)) as step:
+            step.net.train()
+            notes = [self._note()]
+            for _ in range(self._num_steps):
+                step(images, labels, len(labels))
+                notes.append(self._note())
+        return notes
 
 
 def step_seconds(steps: Steps[float]) -> float:

@@ -17,9 +17,10 @@ from benchmarks.subjects import Setting, Steps, clock, parts, pruned, step_secon
 from benchmarks.table import Row
 from pai_bench.analysis import measures
 from pai_bench.assembly import Parts
-from pai_bench.core import Mask
+from pai_bench.core import Call, Mask
 from pai_bench.masks import masks
-from pai_bench.training.trainer import Trainer, num_resurrected
+from pai_bench.training.recording import num_resurrected
+from pai_bench.training.trainer import Trainer
 
 WHOLE = ("training=cifar", "training.compact=off")  # steps on the full network, whatever the mask
 # Narrow and shallow enough for seconds, yet with every kind of layer.
@@ -51,11 +52,13 @@ def random_mask(of: Parts, density: float) -> Mask:
 def textbook_optimizer(of: Parts, net: nn.Module) -> torch.optim.Optimizer:
     """torch's own SGD with the settings of a recipe."""
     recipe = of.run.training
+    assert isinstance(recipe.optimizer, Call)
+    settings = recipe.optimizer.settings
     return torch.optim.SGD(
         net.parameters(),
         lr=recipe.lr,
-        momentum=recipe.momentum,
-        nesterov=recipe.nesterov,
+        momentum=settings["momentum"],
+        nesterov=settings["nesterov"],
         weight_decay=recipe.weight_decay,
     )
 
@@ -137,11 +140,11 @@ def _kept_weights(setting: Setting, small: tuple[str, ...]) -> Row:
     steps = Steps(of, mask, num_steps, clock)
     published = textbook.Masked(of.build("init"), mask)
     steps()
-    images, labels = steps.data.batch
+    images, labels = steps.batch
     batch = (images.contiguous(), labels)
     textbook.epoch(published, [batch] * num_steps, textbook_optimizer(of, published), setting.device)
-    ours = dict(steps.trainer.model.named_parameters())
-    held = num_resurrected(steps.trainer.model, mask) == 0
+    ours = dict(steps.network.model.named_parameters())
+    held = num_resurrected(steps.network.model, mask) == 0
     differ = sum(int((ours[name] != weight)[mask[name]].sum()) for name, weight in published.weights.items())
     return Row(
         f"kept weights that differ from weight * mask after {num_steps} steps of SGD",
@@ -277,7 +280,7 @@ def _compact(setting: Setting, net: str, method: str, compression: int, mask: Ma
         )
         steps[how] = Steps(of, mask, 2, clock)
     steps["auto"]()
-    small, whole = steps["auto"].trainer.trained, steps["auto"].trainer.model
+    small, whole = steps["auto"].network.trained, steps["auto"].network.model
     costs = [sum(measures.multiply_adds(one, of.data.input_shape).values()) for one in (small, whole)]
     name = f"compact step of {net}, {method} at {compression}x, over a plain step"
     collapsed = masks.collapsed(mask)

@@ -35,6 +35,8 @@ from pai_bench.masks import mask_files, masks
 from pai_bench.system import devices, distributed, layout, seeding
 from pai_bench.system.world import world
 from pai_bench.training.recipe import length
+from pai_bench.training.recording import Observers
+from pai_bench.training.step import Execution
 from pai_bench.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -114,15 +116,11 @@ def trainer_for(
         model,
         parts.data,
         run.training,
-        parts.device,
+        Execution(parts.device, channels_last=run.channels_last, compile_model=run.compile),
+        Observers(record, diagnose, checkpoint),
         seed=run.seed,
-        channels_last=run.channels_last,
-        compile_model=run.compile,
-        record=record,
         compact_training=run.training.compact == "auto" and not returns,
         keep_epochs=[this.rewind_epoch for this in rounds if this.rewind_epoch is not None and this.rewind_weights],
-        diagnose=diagnose,
-        checkpoint=checkpoint,
     )
 
 

@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--trust", action="store_true", help="what is run again may name functions of other packages")
     arguments = parser.parse_intermixed_args()
     terminal.start_process()
-    overrides = [compose.without_plus(word) for word in arguments.what if "=" in word]
+    overrides = [compose.as_group(word) for word in arguments.what if "=" in word]
     folders = [Path(word) for word in arguments.what if "=" not in word]
     with terminal.counted():
         cfgs: dict[str, RunConfig] = {}

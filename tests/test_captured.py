@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import Chain
-from test_train import CPU, RECIPE, FewImages, half
+from test_train import CPU, METHODS, RATES, RECIPE, FewImages, half, optimizer_of
+from test_train import trainer as training_of
 from torch import Generator, nn
 
 from pai_bench.core import DataSettings, OnDevice
@@ -17,7 +18,6 @@ from pai_bench.data.resident import Resident
 from pai_bench.masks import masks
 from pai_bench.system import devices
 from pai_bench.training.captured import obstacle
-from pai_bench.training.sgd import SGD
 from pai_bench.training.trainer import Trainer
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -48,18 +48,17 @@ def test_a_batch_by_a_tensor_of_positions_is_the_batch_of_the_epoch() -> None:
         assert images.stride() == again.stride()
 
 
-@pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, False), (0.9, True)])
-def test_a_learning_rate_in_a_tensor_is_that_of_the_step(momentum: float, nesterov: bool) -> None:
+@pytest.mark.parametrize("name", METHODS)
+def test_a_learning_rate_in_a_tensor_is_that_of_the_step(name: str) -> None:
     torch.manual_seed(0)
     nets = [Chain()]
     nets.append(copy.deepcopy(nets[0]))
     optimizers = [
-        SGD([(dict(net.named_parameters()), 0.01)], lr=0.1, momentum=momentum, nesterov=nesterov, capturable=capturable)
-        for net, capturable in zip(nets, (False, True), strict=True)
+        optimizer_of(net, name, capturable=capturable) for net, capturable in zip(nets, (False, True), strict=True)
     ]
     for step in range(5):
         for net, optimizer in zip(nets, optimizers, strict=True):
-            optimizer.lr = 0.1 / (1 + step)
+            optimizer.lr = RATES[name] * step  # a warm-up begins with 0
             generator = Generator().manual_seed(step)
             for parameter in net.parameters():
                 parameter.grad = torch.randn(parameter.shape, generator=generator)
@@ -68,37 +67,41 @@ def test_a_learning_rate_in_a_tensor_is_that_of_the_step(momentum: float, nester
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)  # one multiplication is rounded more
 
 
-def test_nothing_of_an_optimizer_moves_in_memory() -> None:
+@pytest.mark.parametrize("name", METHODS)
+def test_nothing_of_an_optimizer_moves_in_memory(name: str) -> None:
     torch.manual_seed(0)
     net = Chain()
-    optimizer = SGD([(dict(net.named_parameters()), 0.01)], lr=0.1, momentum=0.9, nesterov=True, capturable=True)
-    optimizer.hold(half(net))
+    optimizer = optimizer_of(net, name, capturable=True)
+    optimizer.apply_mask(half(net))
     before = [tensor.data_ptr() for tensor in optimizer.tensors]
     optimizer.lr = 0.5
-    optimizer.hold({name: kept & (torch.rand(kept.shape) < 0.5) for name, kept in half(net).items()})
-    optimizer.set_momentum({"conv1.weight": torch.ones_like(net.conv1.weight)})
+    optimizer.apply_mask({name: kept & (torch.rand(kept.shape) < 0.5) for name, kept in half(net).items()})
+    for parameter in net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    given = {
+        key: {"conv1.weight": torch.ones_like(tensors["conv1.weight"])} for key, tensors in optimizer.state.items()
+    }
+    optimizer.load_state(given)
     assert [tensor.data_ptr() for tensor in optimizer.tensors] == before
-    assert optimizer.buffers["conv1.weight"].all() and not optimizer.buffers["conv2.weight"].any()
+    for tensors in optimizer.state.values():
+        assert tensors["conv1.weight"].all() and not tensors["conv2.weight"].any()
 
 
 def test_what_cannot_be_captured_says_why() -> None:
     training = trained(Chain(), CPU, epochs=0)
-    assert obstacle(training.step, resident(CPU), 1) is None
-    assert obstacle(training.step, resident(CPU), 2) == "several processes train it"
-    assert obstacle(training.step, FewImages(), 1) == "its images are read while it trains"
-    training.step.recipe = replace(RECIPE, precision="float16")
-    assert obstacle(training.step, resident(CPU), 1) == "float16 looks at the gradients before it takes a step"
+    assert obstacle(training.network.step, resident(CPU), 1) is None
+    assert obstacle(training.network.step, resident(CPU), 2) == "several processes train it"
+    assert obstacle(training.network.step, FewImages(), 1) == "its images are read while it trains"
+    training.network.step.recipe = replace(RECIPE, precision="float16")
+    assert obstacle(training.network.step, resident(CPU), 1) == "float16 looks at the gradients before it takes a step"
 
 
 def trained(net: nn.Module, device: torch.device, *, epochs: float = 2, **settings: Any) -> Trainer:
     """A trainer that has trained a copy of a network, whose mask narrows after an epoch and a half."""
     recipe = replace(RECIPE, lr_schedule="cosine", warmup_epochs=1, **settings.pop("recipe", {}))
-    plain: dict[str, Any] = {
-        "seed": 0, "channels_last": False, "compile_model": False, "compact_training": False,
-        "record": lambda metrics, epoch: None, "keep_epochs": [0.5],
-    }  # fmt: skip
     net = copy.deepcopy(net).to(device)
-    trainer = Trainer(net, resident(device), recipe, device, **(plain | settings))
+    trainer = training_of(net, recipe, resident(device), device=device, keep_epochs=[0.5], **settings)
     mask = {name: kept.to(device) for name, kept in half(net.cpu()).items()}
     net.to(device)
     trainer.until(mask, min(1.5, epochs))
@@ -122,24 +125,32 @@ def assert_same(one: Trainer, other: Trainer) -> None:
     for (name, tensor), value in zip(one.model.state_dict().items(), other.model.state_dict().values(), strict=True):
         assert torch.equal(tensor, value), name
     assert torch.equal(one.state()["sums"], other.state()["sums"])
-    for name, buffer in one.step.optimizer.buffers.items():
-        assert torch.equal(buffer, other.step.optimizer.buffers[name]), name
+    states = [trainer.state()["optimizer"] for trainer in (one, other)]
+    for key, tensors in states[0].items():
+        for name, tensor in tensors.items():
+            assert torch.equal(tensor, states[1][key][name]), (key, name)
 
 
 @gpu
 @pytest.mark.parametrize("precision", ["float32", "tfloat32", "bfloat16"])
 @pytest.mark.parametrize("kind", [Chain, Dropped])
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_captured_steps_train_as_single_ones(kind: type[nn.Module], precision: str, channels_last: bool) -> None:
+@pytest.mark.parametrize("method", ["sgd_nesterov", "adamw"])
+def test_captured_steps_train_as_single_ones(
+    kind: type[nn.Module], precision: str, channels_last: bool, method: str
+) -> None:
     device = torch.device("cuda", 0)
     devices.prepare(device, precision)
     torch.manual_seed(0)
     net = kind()
-    settings: dict[str, Any] = {"channels_last": channels_last, "recipe": {"precision": precision}}
+    settings: dict[str, Any] = {
+        "channels_last": channels_last,
+        "recipe": {"precision": precision, "optimizer": lambda: METHODS[method][0], "lr": RATES[method]},
+    }
     with devices.reproducible(device):
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tfloat32"
         captured, plain = (trained(net, device, capture=capture, **settings) for capture in (True, False))
-    assert captured._captured is not None and plain._captured is None
+    assert captured._steps._captured is not None and plain._steps._captured is None
     assert_same(captured, plain)
 
 
@@ -151,18 +162,18 @@ def test_rewinding_and_a_checkpoint_in_mid_epoch_need_no_other_capture() -> None
     net = Chain()
     with devices.reproducible(device):
         whole, broken = (trained(net, device, epochs=2.5) for _ in range(2))
-        graph = whole._captured
+        graph = whole._steps._captured
         for trainer in (whole, broken):
-            trainer.rewind(trainer.mask, 0.5, True)
-        whole.until(whole.mask, 2)
-        assert whole._captured is graph
-        broken.until(broken.mask, 1.5)
+            trainer.rewind(trainer.network.mask, 0.5, True)
+        whole.until(whole.network.mask, 2)
+        assert whole._steps._captured is graph
+        broken.until(broken.network.mask, 1.5)
         state = copy.deepcopy(broken.state())
         later = trained(Chain(), device, epochs=0)
-        later.load_state(state, broken.mask)
-        later.until(broken.mask, 2)
+        later.load_state(state, broken.network.mask)
+        later.until(broken.network.mask, 2)
     assert_same(whole, later)
-    assert masks.sparsity({name: whole.model.get_parameter(name) != 0 for name in whole.mask}) > 0.5
+    assert masks.sparsity({name: whole.model.get_parameter(name) != 0 for name in whole.network.mask}) > 0.5
 
 
 @gpu
@@ -181,10 +192,7 @@ def test_compact_networks_are_captured_too(monkeypatch: pytest.MonkeyPatch) -> N
     with devices.reproducible(device):
         trainers = []
         for compact in (True, False):
-            trainer = Trainer(
-                copy.deepcopy(net), resident(device), RECIPE, device, seed=0, channels_last=False, compile_model=False,
-                compact_training=compact, record=lambda metrics, epoch: None,
-            )  # fmt: skip
+            trainer = training_of(copy.deepcopy(net), RECIPE, resident(device), device=device, compact_training=compact)
             trainer.until(mask, 2)
             trainers.append(trainer)
     assert trainers[0].trained is not trainers[0].model

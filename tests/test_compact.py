@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import Chain, composed, options
-from test_train import CPU, RECIPE, FewImages
+from test_train import CPU, METHODS, RATES, RECIPE, FewImages
+from test_train import trainer as training_of
 from torch import Generator, nn
 
 from pai_bench.analysis import measures
@@ -42,10 +43,8 @@ class Doubles(FewImages):
 
 def trained(model: nn.Module, mask: Mask, compact: bool, epochs: float = 1, **settings: Any) -> Trainer:
     model = copy.deepcopy(model)
-    trainer = Trainer(
-        model, Doubles(), replace(RECIPE, decay_norm_and_bias=True, weight_decay=0.1), CPU, seed=0, compile_model=False,
-        compact_training=compact, record=lambda metrics, epoch: None, **{"channels_last": True} | settings,
-    )  # fmt: skip
+    recipe = replace(RECIPE, decay_norm_and_bias=True, weight_decay=0.1, **settings.pop("recipe", {}))
+    trainer = training_of(model, recipe, Doubles(), compact_training=compact, **{"channels_last": True} | settings)
     trainer.until(mask, epochs)
     return trainer
 
@@ -55,12 +54,19 @@ def assert_same(one: Trainer, other: Trainer, mask: Mask) -> None:
     for name, value in other.model.state_dict().items():
         if "running" not in name:  # of a channel that nothing reads they stand still
             torch.testing.assert_close(value, theirs[name], rtol=1e-7, atol=1e-9)
-    momenta = [trainer.state()["momentum"] for trainer in (one, other)]
-    assert momenta[0].keys() == momenta[1].keys()
-    for name, value in momenta[1].items():
-        torch.testing.assert_close(value, momenta[0][name], rtol=1e-7, atol=1e-9)
+    states = [trainer.state()["optimizer"] for trainer in (one, other)]
+    assert states[0].keys() == states[1].keys() != set()
+    for key, tensors in states[1].items():
+        assert states[0][key].keys() == tensors.keys()
+        for name, value in tensors.items():
+            torch.testing.assert_close(value, states[0][key][name], rtol=1e-7, atol=1e-9)
     for name, kept in mask.items():
         assert not theirs[name][~kept].any()
+
+
+def of(method: str) -> dict[str, Any]:
+    """The settings of a recipe with an optimizer."""
+    return {"optimizer": lambda: METHODS[method][0], "lr": RATES[method]}
 
 
 def built(name: str) -> nn.Module:
@@ -122,9 +128,11 @@ def idle(density: float = 0.08) -> tuple[nn.Module, Mask]:
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_weights_of_channels_that_are_gone_move_by_momentum_and_decay(channels_last: bool) -> None:
+@pytest.mark.parametrize("method", ["sgd_nesterov", "adamw"])
+def test_weights_of_channels_that_are_gone_move_by_momentum_and_decay(channels_last: bool, method: str) -> None:
     model, mask = idle()
-    whole, small = (trained(model, mask, compact, 3, channels_last=channels_last) for compact in (False, True))
+    settings: Any = {"channels_last": channels_last, "recipe": of(method)}
+    whole, small = (trained(model, mask, compact, 3, **settings) for compact in (False, True))
     assert small.trained is not small.model
     assert_same(whole, small, mask)
     gone = mask["conv1.weight"].clone()
@@ -133,7 +141,8 @@ def test_weights_of_channels_that_are_gone_move_by_momentum_and_decay(channels_l
     assert gone.any() and not torch.isclose(start, end).any()  # only decay moves them
 
 
-def test_a_run_of_parts_under_falling_masks_is_the_same() -> None:
+@pytest.mark.parametrize("method", ["sgd_nesterov", "adamw"])
+def test_a_run_of_parts_under_falling_masks_is_the_same(method: str) -> None:
     model, first = idle(0.3)
     second = {
         name: kept & (torch.rand(kept.shape, generator=Generator().manual_seed(2)) < 0.5)
@@ -141,7 +150,7 @@ def test_a_run_of_parts_under_falling_masks_is_the_same() -> None:
     }
     trainers = []
     for compact in (False, True):
-        trainer = trained(model, first, compact, 1)
+        trainer = trained(model, first, compact, 1, recipe=of(method))
         assert (trainer.trained is not trainer.model) == compact
         trainer.until(first, 2)
         trainer.until(second, 3)

@@ -92,14 +92,38 @@ def test_what_a_dense_run_does_not_use_is_no_part_of_its_name(override: str) -> 
     assert composed("pruner=dense", override).id == composed("pruner=dense").id
 
 
+@pytest.mark.parametrize("option", options("training/optimizer"))
+def test_every_optimizer_composes_and_takes_the_place_of_the_one_before(option: str) -> None:
+    path = CONF / "training" / "optimizer" / f"{option}.yaml"
+    assert path.read_text().startswith("# ")
+    one, other = (composed(f"training={name}", f"training/optimizer={option}") for name in ("cifar", "cifar_grasp"))
+    assert one.training.optimizer == other.training.optimizer
+    assert one.training.optimizer.target.endswith(f".{option.partition('_')[0]}")
+
+
+def test_an_optimizer_can_be_chosen_with_a_dot() -> None:
+    words = ["training.optimizer=adamw", "training.optimizer=sgd,adamw", "training.optimizer.beta2=0.98", "seed=1"]
+    assert [compose.as_group(word) for word in words] == [
+        "training/optimizer=adamw",
+        "training/optimizer=sgd,adamw",
+        "training.optimizer.beta2=0.98",
+        "seed=1",
+    ]
+    assert compose.as_group("+experiment=prospr") == "experiment=prospr"
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [
-        (["training=cifar_lottery"], ["training=cifar", "training.nesterov=false", "training.lr_milestones=[80,120]"]),
+        (["training=cifar", "training/optimizer=sgd"], ["training=cifar", "training.optimizer.nesterov=false"]),
+        (
+            ["training=cifar_lottery"],
+            ["training=cifar", "training.optimizer.nesterov=false", "training.lr_milestones=[80,120]"],
+        ),
         (["training=digits"], ["training=digits", "training.lr_milestones=[5]", "training.lr_gamma=0.5"]),
         (["dataset.mean=[0]"], ["dataset.mean=[0.0]"]),
     ],
-    ids=["a recipe spelt out", "drops under cosine", "integers in a list"],
+    ids=["an optimizer spelt out", "a recipe spelt out", "drops under cosine", "integers in a list"],
 )
 def test_settings_that_mean_the_same_have_one_name(one: list[str], other: list[str]) -> None:
     assert composed(*one).id == composed(*other).id
@@ -216,7 +240,25 @@ REFUSED = {
     "compact": (["training.compact=on"], "training.compact=on: give one of auto, off"),
     "precision": (["training.precision=fp8"], "training.precision=fp8: give one of float32, tfloat32"),
     "learning rate": (["training.lr=0"], "training.lr=0"),
-    "nesterov": (["training.momentum=0"], "training.nesterov=true: it needs training.momentum"),
+    "setting of another optimizer": (
+        ["training/optimizer=adamw", "training.optimizer.momentum=0.9"],
+        "training.optimizer.momentum: there is no such setting",
+    ),
+    "unknown optimizer": (
+        ["training/optimizer=adam"],
+        "training/optimizer=adam: there is no such option .did you mean adamw",
+    ),
+    "no optimizer": (["~training/optimizer"], "~training/optimizer: a run needs an option of training/optimizer"),
+    "beta": (
+        ["training/optimizer=adamw", "training.optimizer.beta2=1"],
+        r"training.optimizer.beta2=1: give one in \[0, 1\)",
+    ),
+    "eps": (["training/optimizer=adamw", "training.optimizer.eps=0"], r"training.optimizer.eps=0: give one in \["),
+    "momentum of one": (["training.optimizer.momentum=1"], r"training.optimizer.momentum=1: give one in \[0, 1\)"),
+    "nesterov": (
+        ["training.optimizer.momentum=0"],
+        "training.optimizer.nesterov=true: it needs training.optimizer.momentum",
+    ),
     "drops": (["training.lr_milestones=[80,40]"], "training.lr_milestones"),
     "validation": (["dataset.validation=1"], "dataset.validation=1"),
     "device": (["device=tpu"], "device=tpu: give auto, cpu"),
@@ -434,16 +476,16 @@ def test_no_two_functions_of_a_group_have_one_name() -> None:
 
 
 NAMES = {
-    "": "digits-resnet20-dense-s0-seed0-f699011e",
-    "pruner=synflow sparsity=0.98": "digits-resnet20-synflow-s0.98-seed0-b52d6e62",
+    "": "digits-resnet20-dense-s0-seed0-9671a6b3",
+    "pruner=synflow sparsity=0.98": "digits-resnet20-synflow-s0.98-seed0-394e0c21",
     "dataset=cifar10 model=vgg16 training=cifar pruner=snip compression=100 seed=2": (
-        "cifar10-vgg16-snip-s0.99-seed2-46b366fe"
+        "cifar10-vgg16-snip-s0.99-seed2-2bca0ed4"
     ),
     "dataset=tiny_imagenet model=resnet18 training=tiny_imagenet pruner=grasp density=0.1": (
-        "tiny_imagenet-resnet18-grasp-s0.9-seed0-51233c19"
+        "tiny_imagenet-resnet18-grasp-s0.9-seed0-621a781b"
     ),
     "dataset=imagenet model=resnet50 training=imagenet pruner=magnitude sparsity=0.8 allocation=uniform": (
-        "imagenet-resnet50-magnitude-s0.8-seed0-7ae8efeb"
+        "imagenet-resnet50-magnitude-s0.8-seed0-52be9446"
     ),
 }
 
@@ -463,7 +505,8 @@ def test_what_cannot_change_a_result_is_no_part_of_the_name(override: str) -> No
 @pytest.mark.parametrize(
     "override",
     [
-        "seed=1", "sparsity=0.91", "protocol=99", "training.lr=0.2", "training.precision=bfloat16", "model=resnet32",
+        "seed=1", "sparsity=0.91", "protocol=99", "training.lr=0.2", "training/optimizer=sgd",
+        "training/optimizer=adamw", "training.precision=bfloat16", "model=resnet32",
         "model.init.norm=uniform", "dataset.validation=0.1", "dataset.padding=2", "pruner=grasp", "pruner.mode=train",
         "pruner.scoring_data.total=50", "allocation=uniform", "schedule=linear",
     ],

@@ -131,12 +131,13 @@ def test_on_a_gpu_the_measured_steps_decide_about_a_smaller_network(
     mask = masks.full(model)
     mask["conv2.weight"][:, 2:] = False
     training = trainer(model, compact_training=True)
-    training._set_mask(mask)
-    training.device = CUDA
-    training._find_compact(100)
-    assert (training._compact is not None) == is_smaller
+    network = training.network
+    network.apply_mask(mask)
+    network.device = CUDA
+    network._find_compact(100)
+    assert (network.trained is not model) == is_smaller
     assert training.compact_speedup == seconds[0] / seconds[1]
-    training._examined = None  # as in a run that is taken up again: what was measured then decides
-    training._compact = None
-    training._find_compact(100)
-    assert (training._compact is not None) == is_smaller and measured == [1]
+    network._examined = None  # as in a run that is taken up again: what was measured then decides
+    network._compact = None
+    network._find_compact(100)
+    assert (network.trained is not model) == is_smaller and measured == [1]

@@ -127,7 +127,7 @@ def test_scores_of_figure_6_see_what_those_of_the_paper_saw() -> None:
         [60, 120],
         0.2,
     )
-    assert (recipe["weight_decay"], recipe["batch_size"], recipe["nesterov"]) == (0.0005, 128, True)
+    assert (recipe["weight_decay"], recipe["batch_size"], recipe["optimizer"]["nesterov"]) == (0.0005, 128, True)
     tiny = of["tiny_imagenet", "snip"]["training"]
     assert (tiny["epochs"], tiny["lr"], tiny["lr_milestones"], tiny["lr_gamma"]) == (
         100,
@@ -217,5 +217,5 @@ def test_the_table_lists_every_experiment_with_its_numbers() -> None:
 def test_commands_of_the_page_compose(command: str) -> None:
     import shlex
 
-    words = [compose.without_plus(word) for word in shlex.split(command, comments=True) if not word.startswith("-")]
+    words = [compose.as_group(word) for word in shlex.split(command, comments=True) if not word.startswith("-")]
     assert compose.expand(words, lambda jobs: jobs[:1])[0]

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import Chain, Untrained, composed, drawn, options
-from test_train import CPU, RECIPE, FewImages
+from test_train import FewImages
+from test_train import trainer as training_of
 from torch import Generator, nn
 from torch.nn import functional as F
 
@@ -65,9 +66,8 @@ def searched(
         torch.manual_seed(0)
         model = Chain()
     lines: list[tuple[float, dict[str, float]]] = []
-    trainer = Trainer(
-        model, FewImages(), RECIPE, CPU, seed=0, channels_last=channels_last, compile_model=False,
-        compact_training=False, record=lambda metrics, epoch: lines.append((epoch, metrics)),
+    trainer = training_of(
+        model, channels_last=channels_last, record=lambda metrics, epoch: lines.append((epoch, metrics)),
         keep_epochs=[r.rewind_epoch for r in rounds if r.rewind_epoch is not None and r.rewind_weights],
     )  # fmt: skip
     settings.setdefault("initial", drawn(model))
@@ -83,10 +83,7 @@ def trained_to(epoch: float, mask: Mask | None = None) -> nn.Module:
     """A network trained without any round."""
     torch.manual_seed(0)
     model = Chain()
-    trainer = Trainer(
-        model, FewImages(), RECIPE, CPU,
-        seed=0, channels_last=False, compile_model=False, compact_training=False, record=lambda metrics, epoch: None,
-    )  # fmt: skip
+    trainer = training_of(model)
     trainer.until(masks.full(model) if mask is None else mask, epoch)
     return model
 
@@ -120,7 +117,7 @@ def test_rewinding_returns_to_the_weights_of_an_epoch_or_step(epoch: float) -> N
     assert times == sorted(times)
     assert trainer.num_examples == 40 * 3 + round((3 - epoch) * 40)
     trainer.finish(pruned.mask_with_coupled, 3)
-    assert trainer.epoch == 3 and trainer.age == 15 + 2 * (15 - round(5 * epoch))
+    assert trainer.epoch == 3 and trainer.progress.age == 15 + 2 * (15 - round(5 * epoch))
 
 
 def test_a_rewound_ticket_trains_like_one_that_was_given_the_mask() -> None:
@@ -134,7 +131,7 @@ def test_learning_rate_rewinding_keeps_the_weights() -> None:
     rounds = schedules.iterative(0.5, LENGTH, levels=1, rewind_epoch=1.0, rewind_step=None, rewind_weights=False)
     pruned, trainer, lines = searched(rounds)
     assert trainer.epoch == 1 and equal(trainer.model, trained_to(3), pruned.mask)
-    assert not any(buffer.any() for buffer in trainer.step.optimizer.buffers.values())
+    assert not any(buffer.any() for buffer in trainer.network.step.optimizer.state["momentum"].values())
     trainer.finish(pruned.mask_with_coupled, 3)
     rates = [metrics["lr"] for _, metrics in lines if "lr" in metrics]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.1, 0.01])
@@ -172,7 +169,7 @@ def test_momentum_of_pruned_weights_is_dropped() -> None:
     mask = top(scores, masks.full(trainer.model), 0.8)
     trainer.until(mask, 1.4)
     for name in masks.prunable(trainer.model):
-        assert not trainer.step.optimizer.buffers[name][~mask[name]].any()
+        assert not trainer.network.step.optimizer.state["momentum"][name][~mask[name]].any()
 
 
 def test_diagnostics_stand_before_and_after_every_round() -> None:

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import ROOT, composed
 from image_data import photographs
 
 from pai_bench.data.resident import Resident
 from pai_bench.errors import ConfigError
 from pai_bench.launch import throughput
+from pai_bench.training.step import Step
 
 __all__ = ["photographs"]  # a fixture
 
@@ -45,18 +47,20 @@ def test_a_slow_loader_slows_all_but_training_alone(monkeypatch: pytest.MonkeyPa
     assert max(later - earlier for earlier, later in itertools.pairwise(loaded)) > 0.5
 
 
-def test_what_training_alone_does_is_the_training_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The trainer's own steps, without evaluation."""
-    from pai_bench.training.trainer import Trainer
+def test_what_training_alone_does_are_the_steps_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    take = Step.__call__
 
-    def forbidden(self: Trainer, metrics: dict[str, float]) -> None:
-        raise AssertionError("an epoch has ended")
+    def counted(self: Step, images: torch.Tensor, labels: torch.Tensor, num_images: int) -> None:
+        assert self.net.training
+        before = self.sums.clone()
+        take(self, images, labels, num_images)
+        assert not torch.equal(self.sums, before)
+        sizes.append(num_images)
 
-    monkeypatch.setattr(Trainer, "_finish_epoch", forbidden)
-    steps: list[float] = []
-    monkeypatch.setattr("pai_bench.training.trainer.learning_rate", lambda recipe, epoch: steps.append(epoch) or 0.01)
-    throughput.measure(composed(*TINY), 0.1)
-    assert len(steps) > 4
+    monkeypatch.setattr(Step, "__call__", counted)
+    rates = throughput.measure(composed(*TINY), 0.1)
+    assert len(sizes) > 4 and sum(sizes) > 0.15 * rates["training"] and max(sizes) == 8
 
 
 def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

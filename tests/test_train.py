@@ -4,25 +4,30 @@ import copy
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from conftest import Chain, composed
+from conftest import Chain, RunCli, composed, options
 from torch import Generator, nn
 from torch.nn import functional as F
 
 from pai_bench.analysis import measures
-from pai_bench.core import Batch, Batches, ScoringData
+from pai_bench.core import Batch, Batches, Call, ScoringData
 from pai_bench.errors import UserError
 from pai_bench.masks import masks
 from pai_bench.system import devices
 from pai_bench.training.evaluation import evaluate
+from pai_bench.training.optimizer import Optimizer
+from pai_bench.training.optimizers.adamw import adamw
+from pai_bench.training.optimizers.sgd import sgd
 from pai_bench.training.recipe import Recipe, learning_rate
-from pai_bench.training.sgd import SGD
-from pai_bench.training.trainer import Trainer, num_resurrected
+from pai_bench.training.recording import Observers, num_resurrected
+from pai_bench.training.step import Execution
+from pai_bench.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 
@@ -54,7 +59,8 @@ class FewImages:
 
 
 RECIPE = Recipe(
-    epochs=3, batch_size=8, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4, decay_norm_and_bias=False,
+    epochs=3, batch_size=8, lr=0.1, optimizer=partial(sgd, momentum=0.9, nesterov=True), weight_decay=5e-4,
+    decay_norm_and_bias=False,
     lr_schedule="step", lr_milestones=[2], lr_gamma=0.1, warmup_epochs=0, label_smoothing=0.1,
     temperature=1.0, precision="float32",
 )  # fmt: skip
@@ -66,20 +72,46 @@ def half(model: nn.Module) -> masks.Mask:
 
 
 def trainer(model: nn.Module, recipe: Recipe = RECIPE, data: Any = None, **settings: Any) -> Trainer:
-    defaults = {
-        "seed": 0,
-        "channels_last": False,
-        "compile_model": False,
-        "compact_training": False,
-        "record": lambda metrics, epoch: None,
-    }
-    return Trainer(model, data or FewImages(), recipe, CPU, **(defaults | settings))
+    """A trainer of few images; the settings are those of Execution, Observers and Trainer."""
+    execution = {"device": CPU, "channels_last": False, "compile_model": False, "capture": True}
+    observers = {"record": lambda metrics, epoch: None, "diagnose": None, "checkpoint": lambda epoch_ended: None}
+    others = {"seed": 0, "compact_training": False, "keep_epochs": ()}
+    unknown = settings.keys() - execution.keys() - observers.keys() - others.keys()
+    assert not unknown, unknown
+
+    def given(defaults: dict[str, Any]) -> dict[str, Any]:
+        return {key: settings.get(key, value) for key, value in defaults.items()}
+
+    data = data or FewImages()
+    return Trainer(model, data, recipe, Execution(**given(execution)), Observers(**given(observers)), **given(others))
 
 
-# Optimizer ------------------------------------------------------------------------------------------------------------
+# Optimizers -----------------------------------------------------------------------------------------------------------
 
 
-MOMENTA = [(0.0, False), (0.9, False), (0.9, True)]  # and whether it is Nesterov's
+SGD = {
+    "sgd without momentum": (sgd(momentum=0.0, nesterov=False), {}),
+    "sgd": (sgd(momentum=0.9, nesterov=False), {"momentum": 0.9}),
+    "sgd_nesterov": (sgd(momentum=0.9, nesterov=True), {"momentum": 0.9, "nesterov": True}),
+}
+ADAMW = {
+    "adamw": (adamw(beta1=0.9, beta2=0.999, eps=1e-8), {}),
+    "adamw with other settings": (adamw(beta1=0.8, beta2=0.98, eps=1e-3), {"betas": (0.8, 0.98), "eps": 1e-3}),
+}
+METHODS = SGD | ADAMW
+TORCH_NAMES = {"momentum": "momentum_buffer", "first_moment": "exp_avg", "second_moment": "exp_avg_sq"}
+RATES = dict.fromkeys(SGD, 0.1) | dict.fromkeys(ADAMW, 0.01)
+
+
+def reference(name: str, groups: Any, **settings: Any) -> torch.optim.Optimizer:
+    """The same method by torch."""
+    kind: Any = torch.optim.SGD if name in SGD else torch.optim.AdamW
+    return kind(groups, lr=RATES[name], foreach=True, **METHODS[name][1], **settings)
+
+
+def optimizer_of(model: nn.Module, name: str, weight_decay: float = 0.01, **settings: Any) -> Optimizer:
+    groups = [(dict(model.named_parameters()), weight_decay)]
+    return Optimizer(METHODS[name][0], groups, lr=RATES[name], **settings)
 
 
 def gradients(model: nn.Module, seed: int) -> None:
@@ -94,12 +126,15 @@ def gradients(model: nn.Module, seed: int) -> None:
             parameter.grad = None
 
 
-@pytest.mark.parametrize(("momentum", "nesterov"), MOMENTA)
+def assert_equal(ours: nn.Module, theirs: nn.Module) -> None:
+    for (name, parameter), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(parameter, other), name
+
+
+@pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("decays", [(0.0, 0.0), (0.01, 0.0), (0.01, 0.02)])
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_steps_are_those_of_torch(
-    momentum: float, nesterov: bool, decays: tuple[float, float], channels_last: bool
-) -> None:
+def test_steps_are_those_of_torch(name: str, decays: tuple[float, float], channels_last: bool) -> None:
     torch.manual_seed(0)
     ours: nn.Module = Chain(bias=True)
     ours = ours.to(memory_format=torch.channels_last) if channels_last else ours
@@ -107,61 +142,81 @@ def test_steps_are_those_of_torch(
 
     def groups(model: nn.Module) -> list[tuple[dict[str, nn.Parameter], float]]:
         weights = masks.prunable(model)
-        others = {name: parameter for name, parameter in model.named_parameters() if name not in weights}
+        others = {key: parameter for key, parameter in model.named_parameters() if key not in weights}
         return [(weights, decays[0]), (others, decays[1])]
 
-    optimizer = SGD(groups(ours), lr=0.1, momentum=momentum, nesterov=nesterov)
-    reference = torch.optim.SGD(
-        [{"params": list(group.values()), "weight_decay": decay} for group, decay in groups(theirs)],
-        lr=0.1, momentum=momentum, nesterov=nesterov, foreach=True,
-    )  # fmt: skip
-    names = {parameter: name for name, parameter in theirs.named_parameters()}
+    optimizer = Optimizer(METHODS[name][0], groups(ours), lr=RATES[name])
+    torchs = reference(name, [{"params": list(group.values()), "weight_decay": of} for group, of in groups(theirs)])
+    names = {parameter: key for key, parameter in theirs.named_parameters()}
     for step in range(20):
-        optimizer.lr = 0.1 / (1 + step)
-        for group in reference.param_groups:
+        optimizer.lr = RATES[name] / (1 + step)
+        for group in torchs.param_groups:
             group["lr"] = optimizer.lr
-        for model, this in ((ours, optimizer), (theirs, reference)):
+        for model, this in ((ours, optimizer), (theirs, torchs)):
             gradients(model, seed=step)
             this.step()
-        for (name, parameter), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-            assert torch.equal(parameter, other), (step, name)
-        buffers = {names[p]: state["momentum_buffer"] for p, state in reference.state.items() if state}
-        assert optimizer.buffers.keys() == (dict(ours.named_parameters()).keys() if momentum else set())
-        for name, buffer in optimizer.buffers.items():
-            if name in buffers:
-                assert torch.equal(buffer, buffers[name]) and buffer.stride() == buffers[name].stride()
-            else:  # it never had a gradient
-                assert not buffer.any()
+        assert_equal(ours, theirs)
+        for key, tensors in optimizer.state.items():
+            of_torch = {names[p]: state for p, state in torchs.state.items() if state}
+            assert tensors.keys() == names_of(ours)
+            for parameter, tensor in tensors.items():
+                if parameter not in of_torch:  # it never had a gradient
+                    assert not tensor.any()
+                elif key == "num_steps":
+                    assert tensor == of_torch[parameter]["step"]
+                else:
+                    other = of_torch[parameter][TORCH_NAMES[key]]
+                    assert torch.equal(tensor, other) and tensor.stride() == other.stride()
 
 
-def test_an_optimizer_goes_on_from_its_state() -> None:
+def names_of(model: nn.Module) -> set[str]:
+    return {name for name, _ in model.named_parameters()}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_an_optimizer_goes_on_from_its_state(name: str) -> None:
     torch.manual_seed(0)
     ours = Chain()
-    optimizer = SGD([(dict(ours.named_parameters()), 0.01)], lr=0.1, momentum=0.9, nesterov=True)
+    optimizer = optimizer_of(ours, name)
     for step in range(3):
         gradients(ours, seed=step)
         optimizer.step()
     theirs = copy.deepcopy(ours)
-    other = SGD([(dict(theirs.named_parameters()), 0.01)], lr=1.0, momentum=0.9, nesterov=True)
-    other.lr = optimizer.lr
-    other.set_momentum(copy.deepcopy(optimizer.buffers))
+    other = optimizer_of(theirs, name)
+    other.load_state(copy.deepcopy(optimizer.state))
     for model, this in ((ours, optimizer), (theirs, other)):
         gradients(model, seed=3)
         this.step()
-    assert all(torch.equal(p, q) for p, q in zip(ours.parameters(), theirs.parameters(), strict=True))
+    assert_equal(ours, theirs)
 
 
-def test_a_gradient_scaler_unscales_before_a_step_and_leaves_out_one_that_overflowed() -> None:
+@pytest.mark.parametrize("name", METHODS)
+def test_an_optimizer_that_forgets_its_state_is_a_new_one(name: str) -> None:
+    torch.manual_seed(0)
+    ours = Chain()
+    optimizer = optimizer_of(ours, name)
+    for step in range(3):
+        gradients(ours, seed=step)
+        optimizer.step()
+    theirs = copy.deepcopy(ours)
+    optimizer.load_state({})
+    assert not any(tensor.any() for tensors in optimizer.state.values() for tensor in tensors.values())
+    for model, this in ((ours, optimizer), (theirs, optimizer_of(theirs, name))):
+        gradients(model, seed=3)
+        this.step()
+    assert_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_gradient_scaler_unscales_before_a_step_and_leaves_out_one_that_overflowed(name: str) -> None:
     torch.manual_seed(0)
     ours = Chain()
     theirs = copy.deepcopy(ours)
     mask = half(ours)
-    optimizers = [
-        SGD([(dict(m.named_parameters()), 0.01)], lr=0.1, momentum=0.9, nesterov=True) for m in (ours, theirs)
-    ]
+    optimizers = [optimizer_of(model, name) for model in (ours, theirs)]
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=2)
     for optimizer in optimizers:
-        optimizer.hold(mask)
+        optimizer.apply_mask(mask)
     for step in range(4):
         gradients(theirs, seed=step)
         optimizers[1].step()
@@ -172,47 +227,71 @@ def test_a_gradient_scaler_unscales_before_a_step_and_leaves_out_one_that_overfl
                 parameter.grad.mul_(scaler.get_scale())
         scaler.step(optimizers[0])
         scaler.update()
-        assert all(torch.equal(p, q) for p, q in zip(ours.parameters(), theirs.parameters(), strict=True))
+        assert_equal(ours, theirs)
     assert scaler.get_scale() == 32.0
+    before = copy.deepcopy(optimizers[0].state)
     gradients(ours, seed=3)
     pruned = (~mask["conv1.weight"]).nonzero()[0]
     ours.conv1.weight.grad[tuple(pruned)] = math.inf
     scaler.step(optimizers[0])
     scaler.update()
     assert scaler.get_scale() == 16.0
-    assert all(torch.equal(p, q) for p, q in zip(ours.parameters(), theirs.parameters(), strict=True))
+    assert_equal(ours, theirs)
+    for key, tensors in optimizers[0].state.items():
+        assert all(torch.equal(tensor, before[key][parameter]) for parameter, tensor in tensors.items())
 
 
-@pytest.mark.parametrize(("momentum", "nesterov"), MOMENTA)
+@pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("weight_decay", [0.0, 0.01])
-def test_kept_weights_move_as_if_masked_in_the_forward_pass(
-    momentum: float, nesterov: bool, weight_decay: float
-) -> None:
+def test_kept_weights_move_as_if_masked_in_the_forward_pass(name: str, weight_decay: float) -> None:
     torch.manual_seed(0)
     ours = Chain(bias=True)
-    mask = half(ours)
     theirs = copy.deepcopy(ours)
-    settings = {"lr": 0.1, "momentum": momentum, "nesterov": nesterov}
-    optimizer = SGD([(dict(ours.named_parameters()), weight_decay)], **settings)
-    reference = torch.optim.SGD(theirs.parameters(), weight_decay=weight_decay, **settings)
-    optimizer.hold(mask)
+    mask = half(ours)
+    optimizer = optimizer_of(ours, name, weight_decay)
+    torchs = reference(name, theirs.parameters(), weight_decay=weight_decay)
+    optimizer.apply_mask(mask)
     generator = Generator().manual_seed(1)
     for _ in range(10):
         images, labels = torch.randn(8, 3, 8, 8, generator=generator), torch.randint(4, (8,), generator=generator)
         optimizer.zero_grad()
         F.cross_entropy(ours(images), labels).backward()
         optimizer.step()
-        reference.zero_grad()
-        masked = {name: parameter * mask.get(name, torch.tensor(1.0)) for name, parameter in theirs.named_parameters()}
+        torchs.zero_grad()
+        masked = {key: parameter * mask.get(key, torch.tensor(1.0)) for key, parameter in theirs.named_parameters()}
         F.cross_entropy(torch.func.functional_call(theirs, masked, (images,)), labels).backward()
-        reference.step()
-    for name, parameter in ours.named_parameters():
-        kept = mask.get(name, torch.ones_like(parameter, dtype=torch.bool))
-        assert torch.equal(parameter[kept], dict(theirs.named_parameters())[name][kept])
+        torchs.step()
+    for key, parameter in ours.named_parameters():
+        kept = mask.get(key, torch.ones_like(parameter, dtype=torch.bool))
+        assert torch.equal(parameter[kept], dict(theirs.named_parameters())[key][kept])
         assert (parameter[~kept] == 0).all()
 
 
-def test_a_masked_step_adds_one_operator() -> None:
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("capturable", [False, True])
+def test_pruned_weights_and_their_state_are_zero_and_stay_zero_when_a_mask_narrows(name: str, capturable: bool) -> None:
+    torch.manual_seed(0)
+    model = Chain()
+    optimizer = optimizer_of(model, name, capturable=capturable)
+    mask = half(model)
+    generator = Generator().manual_seed(2)
+    narrower = {key: kept & (torch.rand(kept.shape, generator=generator) < 0.5) for key, kept in mask.items()}
+    for number, held in enumerate((masks.full(model), mask, narrower)):
+        optimizer.apply_mask(held)
+        for step in range(5):
+            for key, kept in held.items():
+                for tensor in (model.get_parameter(key), *(optimizer.state[of][key] for of in per_weight(optimizer))):
+                    assert not tensor[~kept].any() and (tensor[kept].any() or number + step == 0)
+            gradients(model, seed=3 + 4 * step)
+            optimizer.step()
+
+
+def per_weight(optimizer: Optimizer) -> set[str]:
+    return optimizer.state.keys() & TORCH_NAMES.keys()
+
+
+@pytest.mark.parametrize("name", ["sgd_nesterov", "adamw"])
+def test_a_masked_step_adds_one_operator(name: str) -> None:
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Count(TorchDispatchMode):
@@ -225,8 +304,8 @@ def test_a_masked_step_adds_one_operator() -> None:
     def operators(masked: bool) -> int:
         torch.manual_seed(0)
         model = Chain()
-        optimizer = SGD([(dict(model.named_parameters()), 0.01)], lr=0.1, momentum=0.9, nesterov=True)
-        optimizer.hold(half(model) if masked else masks.full(model))
+        optimizer = optimizer_of(model, name)
+        optimizer.apply_mask(half(model) if masked else masks.full(model))
         F.cross_entropy(model(torch.randn(4, 3, 8, 8)), torch.zeros(4, dtype=torch.long)).backward()
         Count.number = 0
         with Count():
@@ -234,6 +313,38 @@ def test_a_masked_step_adds_one_operator() -> None:
         return Count.number
 
     assert operators(masked=True) - operators(masked=False) == 1
+
+
+@pytest.mark.parametrize("name", ["sgd_nesterov", "adamw"])
+def test_training_goes_on_from_its_state_bit_for_bit(name: str) -> None:
+    recipe = replace(RECIPE, optimizer=lambda: METHODS[name][0], lr=RATES[name])
+    torch.manual_seed(0)
+    model = Chain()
+    mask = half(model)
+    whole, broken = (trainer(copy.deepcopy(model), recipe) for _ in range(2))
+    whole.until(mask, 3)
+    broken.until(mask, 1.4)
+    later = trainer(Chain(), recipe)
+    later.load_state(copy.deepcopy(broken.state()), mask)
+    later.until(mask, 3)
+    assert_equal(whole.model, later.model)
+    assert num_resurrected(later.model, mask) == 0
+
+
+@pytest.mark.parametrize("name", ["sgd_nesterov", "adamw"])
+def test_a_rewound_network_trains_as_it_did_the_first_time(name: str) -> None:
+    recipe = replace(RECIPE, optimizer=lambda: METHODS[name][0], lr=RATES[name])
+    torch.manual_seed(0)
+    model = Chain()
+    mask = half(model)
+    masks.apply_(model, mask)
+    once, twice = (trainer(copy.deepcopy(model), recipe, keep_epochs=[0.0]) for _ in range(2))
+    once.until(mask, 2)
+    twice.until(mask, 2)
+    twice.rewind(mask, 0.0, True)
+    assert not any(tensor.any() for tensors in twice.state()["optimizer"].values() for tensor in tensors.values())
+    twice.until(mask, 2)
+    assert_equal(once.model, twice.model)
 
 
 # Training -------------------------------------------------------------------------------------------------------------
@@ -316,11 +427,13 @@ def test_weight_decay_reaches_norms_and_biases_only_when_asked(decays: bool) -> 
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(1.0)
-    recipe = replace(RECIPE, weight_decay=0.5, decay_norm_and_bias=decays, momentum=0.0, nesterov=False)
+    recipe = replace(
+        RECIPE, weight_decay=0.5, decay_norm_and_bias=decays, optimizer=partial(sgd, momentum=0.0, nesterov=False)
+    )
     training = trainer(model, recipe)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    training.step.optimizer.step()
+    training.network.step.optimizer.step()
     for name, parameter in model.named_parameters():
         moved = (parameter != 1.0).all()
         assert moved == (decays or name in masks.prunable(model))
@@ -379,8 +492,8 @@ def test_learning_rate(changes: dict[str, Any], rates: dict[float, float]) -> No
 RECIPES = {
     "cifar": {"epochs": 160, "batch_size": 128, "lr": 0.1, "lr_milestones": [60, 120], "weight_decay": 1e-4},
     "cifar_resnet18": {"epochs": 160, "lr": 0.01, "lr_gamma": 0.2, "weight_decay": 5e-4},
-    "cifar_grasp": {"epochs": 160, "lr": 0.1, "lr_milestones": [80, 120], "weight_decay": 5e-4, "nesterov": False},
-    "cifar_lottery": {"epochs": 160, "lr": 0.1, "lr_milestones": [80, 120], "weight_decay": 1e-4, "nesterov": False},
+    "cifar_grasp": {"epochs": 160, "lr": 0.1, "lr_milestones": [80, 120], "weight_decay": 5e-4},
+    "cifar_lottery": {"epochs": 160, "lr": 0.1, "lr_milestones": [80, 120], "weight_decay": 1e-4},
     "tiny_imagenet": {"epochs": 100, "lr": 0.01, "lr_milestones": [30, 60, 80], "lr_gamma": 0.2},
     "imagenet": {"epochs": 90, "batch_size": 1024, "lr": 0.4, "lr_milestones": [30, 60, 80], "warmup_epochs": 5},
 }
@@ -390,6 +503,14 @@ RECIPES = {
 def test_recipes_are_the_published_ones(name: str) -> None:
     training = composed(f"training={name}").training
     assert {key: getattr(training, key) for key in RECIPES[name]} == RECIPES[name]
+
+
+@pytest.mark.parametrize("name", options("training"))
+def test_recipes_are_of_sgd_with_the_published_kind_of_momentum(name: str) -> None:
+    nesterov = name in ("cifar", "cifar_resnet18", "tiny_imagenet", "digits")
+    assert composed(f"training={name}").training.optimizer == Call(
+        "pai_bench.training.optimizers.sgd.sgd", {"momentum": 0.9, "nesterov": nesterov}
+    )
 
 
 def test_logits_that_are_not_finite_count_as_wrong() -> None:
@@ -461,3 +582,13 @@ def test_every_process_takes_the_gpu_with_the_fewest_others(tmp_path: Path, monk
         held[number][1].release()
     monkeypatch.setattr(devices, "_taken", {})
     assert devices._least_used() == 1
+
+
+def test_a_whole_run_with_adamw(run_cli: RunCli, tmp_path: Path) -> None:
+    done = run_cli(
+        "pruner=magnitude", "sparsity=0.5", "model=lenet300", "training.epochs=1", "tracker=none",
+        "training.optimizer=adamw", "training.optimizer.beta2=0.98", "training.lr=1e-3",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (config_file,) = tmp_path.glob("results/*/config.yaml")
+    assert "adamw" in config_file.read_text() and "beta2: 0.98" in config_file.read_text()

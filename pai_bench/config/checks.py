@@ -97,12 +97,10 @@ def _check_values(run: RunConfig) -> None:
     device = re.fullmatch(r"auto|cpu|cuda|cuda:[0-9]{1,2}", run.device)
     _require(device is not None, "device", run.device, "give auto, cpu, cuda or cuda:<n>")
     recipe, dataset, data = run.training, run.dataset.settings, run.pruner.scoring_data
-    _require(
-        recipe.momentum > 0 or not recipe.nesterov,
-        "training.nesterov",
-        recipe.nesterov,
-        "it needs training.momentum above 0",
-    )
+    optimizer = recipe.optimizer.settings if isinstance(recipe.optimizer, Call) else {}
+    if optimizer.get("nesterov"):
+        needs = "it needs training.optimizer.momentum above 0"
+        _require(optimizer["momentum"] > 0, "training.optimizer.nesterov", True, needs)
     drops = recipe.lr_milestones
     _require(drops == sorted(drops), "training.lr_milestones", drops, "give the epochs in rising order")
     mean, std = dataset.get("mean"), dataset.get("std")

@@ -122,7 +122,7 @@ class RunConfig:
 GROUPS = ("model", "dataset", "allocation", "schedule", "tracker")  # each option names one function
 HOOKS = ("batches", "images", "scores", "mask", "weights")
 # Where a config names a function, or null.
-CALLS = (*GROUPS, "pruner.score", "pruner.transfer", *(f"ablation.{hook}" for hook in HOOKS))
+CALLS = (*GROUPS, "training.optimizer", "pruner.score", "pruner.transfer", *(f"ablation.{hook}" for hook in HOOKS))
 TARGETS = ("sparsity", "density", "compression")  # ways to say one thing
 _PARTS: dict[str, Any] = {
     "Pruner": Pruner,
@@ -146,7 +146,7 @@ def check(settings: Plain) -> None:
         check_value(key, settings[key], _parsed(_TARGET_TYPE))
     for path in CALLS:
         call = _at(settings, path)
-        if path in GROUPS or call is not None:
+        if path in (*GROUPS, "training.optimizer") or call is not None:
             check_call(path, call)
 
 

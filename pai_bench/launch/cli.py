@@ -112,7 +112,7 @@ def _arguments(words: list[str]) -> argparse.Namespace:
         raise ConfigError(f"{' '.join(words)}: {message}; see python run.py --hydra-help")
 
     parser.error = refuse  # type: ignore[method-assign]
-    words = [compose.without_plus(word) for word in words]
+    words = [compose.as_group(word) for word in words]
     arguments = parser.parse_args(words)
     sys.argv[1:] = [word for word in words if word != "--trust"]
     modes = [name for name in ("run", "multirun", "cfg", "info", "shell_completion") if getattr(arguments, name)]

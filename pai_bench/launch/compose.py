@@ -67,9 +67,17 @@ def expand(
         return [overrides.complete(run, run.hydra) for run in runs], launcher
 
 
-def without_plus(override: str) -> str:
-    """An experiment is a group like any other, so the + that Hydra's examples put before it changes nothing."""
-    return override.removeprefix("+") if override.startswith("+experiment=") else override
+def as_group(override: str) -> str:
+    """An override with its group spelt as Hydra wants it, where people are likely to spell it in another way.
+
+    Hydra's examples put a + before experiment=. An optimizer is a group inside a group, whose path has a slash.
+    """
+    if override.startswith("+experiment="):
+        return override.removeprefix("+")
+    key, _, value = override.partition("=")
+    if key == "training.optimizer" and not value.startswith("{"):
+        return f"training/optimizer={value}"
+    return override
 
 
 def stored(directory: Path, tracker: Call | None = None, trusted: bool = False) -> RunConfig:

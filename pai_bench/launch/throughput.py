@@ -2,108 +2,90 @@
 
 import itertools
 import time
+from collections.abc import Callable
 from collections.abc import Generator as Source
-from contextlib import closing, suppress
-from dataclasses import replace
+from contextlib import closing
 
-import torch
-from torch import Generator
+from torch import Tensor
 
 from pai_bench import assembly
+from pai_bench.assembly import Parts
 from pai_bench.config.schema import RunConfig
-from pai_bench.core import Batch, Batches, Change, Data, ScoringData
+from pai_bench.core import Batch
 from pai_bench.errors import ConfigError
-from pai_bench.masks import masks
 from pai_bench.system import devices, seeding
 from pai_bench.system.world import world
+from pai_bench.training.step import Execution, Step
 
 _FIRST_STEPS = 2  # compile, choose algorithms, start the processes that decode
-_WARM_UP = 0.5  # of the time that counts: what was decoded during the first steps has to be used up
-_MOST_STEPS = 1_000_000  # more than there is time for, so that no epoch ends
+_WARM_UP = 0.5  # of the measured time; it uses up what was decoded during the first steps
+
+Use = Callable[[Tensor, Tensor], None]  # what is done with the images and labels of a batch
 
 
-class _TimeIsUpError(Exception):
-    """Ends the use of a `_Stopwatch`."""
+def measure(run: RunConfig, seconds: float) -> dict[str, float]:
+    """Images per second of the `loader` alone, of `training` alone on one batch, and of `both`.
 
-
-class _Stopwatch:
-    """A core.Data of other batches, without evaluation, that counts how many images are taken from it a second."""
-
-    def __init__(self, data: Data, source: Source[Batch], batch_size: int, device: torch.device, seconds: float):
-        self.input_shape, self.num_classes, self.checksum = data.input_shape, data.num_classes, data.checksum
-        self.num_examples = {"train": _MOST_STEPS * batch_size, "validation": 0, "test": 0}
-        self._data, self._source, self._device, self._seconds = data, source, device, seconds
-        self.images_per_second = 0.0
-
-    def _now(self) -> float:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        return time.perf_counter()
-
-    def train(self, batch_size: int, order: Generator, augment: Generator, start: int = 0) -> Source[Batch]:
-        """The batches of the source.
-
-        Raises:
-            _TimeIsUpError: the time is up.
-        """
-        yield from itertools.islice(self._source, _FIRST_STEPS)
-        for seconds in (_WARM_UP * self._seconds, self._seconds):
-            num_images, began = 0, self._now()
-            while time.perf_counter() - began < seconds:
-                images, labels = next(self._source)
-                yield images, labels
-                num_images += len(labels)
-            self.images_per_second = num_images / (self._now() - began)
-        raise _TimeIsUpError
-
-    def evaluation(self, split: str, batch_size: int) -> Source[Batch]:
-        """No split but the one to train on has images."""
-        yield from ()
-
-    def draw(
-        self, examples: ScoringData, generator: Generator, dtype: torch.dtype, change: Change | None = None
-    ) -> Batches:
-        """Training images for scoring, as the dataset draws them."""
-        return self._data.draw(examples, generator, dtype, change)
-
-
-def measure(cfg: RunConfig, seconds: float) -> dict[str, float]:
-    """Images per second of a completed config's `loader` alone, of `training` alone on one batch, and of `both`.
-
-    Each is measured for a time, after half of that time to warm up.
+    Args:
+        run: its config.
+        seconds: how long each of the three is measured, after half of that time to warm up.
 
     Raises:
-        UserError: what a run of this config would raise before it trains.
+        UserError: what a run would raise before it trains.
     """
     if (size := world().size) > 1:
         raise ConfigError(f"throughput is measured in one process, and these are {size}; start one")
-    device = devices.pick(cfg.device, world())
-    devices.check_precision(cfg.training.precision, device)
-    devices.prepare(device, cfg.training.precision)
-    parts = assembly.assembled(cfg, device)
-    data, batch_size = parts.data, cfg.training.batch_size
+    device = devices.pick(run.device, world())
+    devices.check_precision(run.training.precision, device)
+    devices.prepare(device, run.training.precision)
+    parts = assembly.assembled(run, device)
+    return {
+        "loader": _rate(parts, _loaded(parts), _ignored, seconds),
+        "training": _rate(parts, _repeated(parts), _training(parts), seconds),
+        "both": _rate(parts, _loaded(parts), _training(parts), seconds),
+    }
 
-    def loaded() -> Source[Batch]:
-        for epoch in itertools.count(1):
-            order, augment = (seeding.generator(cfg.seed, name, epoch) for name in ("order", "augment"))
-            yield from data.train(batch_size, order, augment)
 
-    def resident() -> Source[Batch]:
-        with closing(loaded()) as batches:
-            batch = next(batches)
-        while True:
-            yield batch
+def _loaded(parts: Parts) -> Source[Batch]:
+    """Training batches of one epoch after another."""
+    for epoch in itertools.count(1):
+        order, augment = (seeding.generator(parts.run.seed, name, epoch) for name in ("order", "augment"))
+        yield from parts.data.train(parts.run.training.batch_size, order, augment)
 
-    def rate(source: Source[Batch], training: bool) -> float:
-        with closing(source), suppress(_TimeIsUpError):
-            watched = _Stopwatch(data, source, batch_size, device, seconds)
-            if training:
-                model = parts.build("init")
-                trainer = assembly.trainer_for(replace(parts, data=watched), model, lambda *_: None)
-                trainer.until(masks.full(model), 1)
-            else:
-                for _ in watched.train(batch_size, Generator(), Generator()):
-                    pass
-        return watched.images_per_second
 
-    return {"loader": rate(loaded(), False), "training": rate(resident(), True), "both": rate(loaded(), True)}
+def _repeated(parts: Parts) -> Source[Batch]:
+    """The first batch again and again."""
+    with closing(_loaded(parts)) as batches:
+        batch = next(batches)
+    yield from itertools.repeat(batch)
+
+
+def _ignored(images: Tensor, labels: Tensor) -> None:
+    """Does nothing with a batch."""
+
+
+def _training(parts: Parts) -> Use:
+    """Trains the dense network on a batch."""
+    run = parts.run
+    execution = Execution(parts.device, channels_last=run.channels_last, compile_model=run.compile)
+    step = Step(parts.build("init"), parts.run.training, execution)
+    step.net.train()
+    return lambda images, labels: step(images, labels, len(labels))
+
+
+def _rate(parts: Parts, batches: Source[Batch], use: Use, seconds: float) -> float:
+    """Images per second that are taken from batches and used."""
+    with closing(batches):
+        for images, labels in itertools.islice(batches, _FIRST_STEPS):
+            use(images, labels)
+        rate = 0.0
+        for period in (_WARM_UP * seconds, seconds):
+            devices.wait(parts.device)
+            num_images, started = 0, time.perf_counter()
+            while time.perf_counter() - started < period:
+                images, labels = next(batches)
+                use(images, labels)
+                num_images += len(labels)
+            devices.wait(parts.device)
+            rate = num_images / (time.perf_counter() - started)
+    return rate

@@ -1,4 +1,4 @@
-"""A step on a GPU as one CUDA graph: to launch its hundreds of kernels one by one takes longer than to run them."""
+"""A step on a GPU as one CUDA graph. Launching its hundreds of kernels one by one takes longer than running them."""
 
 import logging
 from collections.abc import Sequence
@@ -26,14 +26,15 @@ def obstacle(step: Step, data: object, num_processes: int) -> str | None:
 
 
 class CapturedStep:
-    """Whole steps of one network, each one launch: it makes the batch from the tables of the epoch, and trains on it.
+    """Whole steps of one network, one launch each. A step gathers its batch from the tables of the epoch.
 
-    A counter on the device says which step comes next. Weights, momentum, masks and learning rates may change between
-    steps, in place; `still_holds` says whether they did.
+    A counter on the device says which step is next. Weights, optimizer state, masks and learning rates may change
+    between steps if they change in place. `still_holds` says whether they did.
 
     Args:
-        tables: those of any epoch.
-        steps_per_epoch: the last of which may have a smaller batch, and is not for this class.
+        tables: of any epoch.
+        batch_size: of every captured step. A smaller last batch is not for this class.
+        num_steps: steps in an epoch.
 
     Raises:
         RuntimeError: the network does something that cannot be captured; its state is as it was.
@@ -51,11 +52,11 @@ class CapturedStep:
 
     @property
     def still_holds(self) -> bool:
-        """Whether every tensor of the step lies where it lay."""
+        """Whether every tensor of the step is still at its address."""
         return self._addresses == self._addresses_now()
 
     def begin(self, tables: Sequence[Tensor], rates: Sequence[float], start: int) -> None:
-        """Makes ready for steps of an epoch.
+        """Prepares for the steps of an epoch.
 
         Args:
             tables: of the epoch.
@@ -72,7 +73,7 @@ class CapturedStep:
         self._graph.replay()
 
     def _take(self) -> None:
-        rate = self.step.optimizer.rate
+        rate = self.step.optimizer.lr_tensor
         assert rate is not None
         rate.copy_(self._rates.index_select(0, self._next).squeeze(0))
         images, labels = self._data.gather(self._tables, self._places + self._next * self._batch_size)

@@ -1,4 +1,4 @@
-"""A smaller network that is trained in place of a pruned one, exactly: what it learns goes back to its places."""
+"""Compact training: a smaller network is trained in place of a pruned one, and its weights are copied back."""
 
 import copy
 import logging
@@ -16,6 +16,7 @@ from pai_bench.core import Mask, Shape, Weights
 from pai_bench.errors import ConfigError
 from pai_bench.masks import masks
 from pai_bench.system import devices, layout
+from pai_bench.training.optimizer import OptimizerState
 
 log = logging.getLogger(__name__)
 
@@ -36,10 +37,10 @@ def original(name: str) -> str:
 
 
 class CompactNetwork:
-    """A network without the channels that a mask leaves idle, and the weights that the mask keeps in those.
+    """A network without the dead channels of a mask, and the kept weights of those channels.
 
-    No gradient reaches the latter, but momentum and weight decay move them as they would in the full network. Running
-    statistics of a channel that is gone stay as they were: nothing reads them.
+    No gradient reaches these weights. The optimizer's state and weight decay move them as in the full network. Running
+    statistics of removed channels stay as they were, because nothing reads them.
 
     Args:
         model: the full network, which stays as it is.
@@ -71,36 +72,45 @@ class CompactNetwork:
         return {name: self._compact.gather(name, tensor) for name, tensor in mask.items()}
 
     @torch.no_grad()
-    def load_from(self, model: nn.Module, momentum: Weights) -> Weights:
-        """Takes over the state of the full network, and returns its momentum as it is here, by parameter."""
+    def load_from(self, model: nn.Module, state: OptimizerState) -> OptimizerState:
+        """Copies the weights of the full network, and returns the state of its optimizer cut down in the same way."""
         full = model.state_dict()
         for name, tensor in self.model.state_dict().items():
             tensor.copy_(self._compact.gather(name, full[name]))
-        here = {}
-        for name, parameter in self.model.named_parameters():
-            if name in momentum:
-                here[name] = torch.empty_like(parameter).copy_(self._compact.gather(name, momentum[name]))
         for name, at in self._gone.items():
             self._left[name + _GONE].copy_(full[name].flatten()[at])
-            if name in momentum:
-                here[name + _GONE] = momentum[name].flatten()[at]
+        return {key: self._cut(tensors, full) for key, tensors in state.items()}
+
+    def _cut(self, tensors: Weights, full: Weights) -> Weights:
+        """A state tensor of every parameter of the full network, as it is here."""
+        here = {}
+        for name in dict(self.model.named_parameters()):
+            per_weight = tensors[name].shape == full[name].shape
+            here[name] = self._compact.gather(name, tensors[name]) if per_weight else tensors[name]
+            if name in self._gone:
+                here[name + _GONE] = tensors[name].flatten()[self._gone[name]] if per_weight else tensors[name]
         return here
 
     @torch.no_grad()
-    def store_to(self, model: nn.Module, momentum: Weights) -> Weights:
-        """Brings the full network up to date, and returns its momentum."""
+    def store_to(self, model: nn.Module, state: OptimizerState) -> OptimizerState:
+        """Copies the weights to the full network, and returns the state of its optimizer."""
         full, left = model.state_dict(), {original(name): parameter.data for name, parameter in self._left.items()}
         for name, tensor in self.model.state_dict().items():
             self._put(name, tensor, left.get(name), full[name])
+        return {key: self._expanded(tensors, full) for key, tensors in state.items()}
+
+    def _expanded(self, tensors: Weights, full: Weights) -> Weights:
+        """A state tensor of every parameter here, as it is in the full network."""
         there = {}
-        for name in dict(self.model.named_parameters()):
-            if name in momentum:
+        for name, parameter in self.model.named_parameters():
+            there[name] = tensors[name]
+            if tensors[name].shape == parameter.shape:
                 there[name] = torch.zeros_like(full[name])
-                self._put(name, momentum[name], momentum.get(name + _GONE), there[name])
+                self._put(name, tensors[name], tensors.get(name + _GONE), there[name])
         return there
 
     def zero_removed_grads(self) -> None:
-        """Says that no gradient reaches the channels that are gone."""
+        """Gives the kept weights of removed channels a gradient of zero."""
         for parameter in self._left.values():
             parameter.grad = torch.zeros_like(parameter)
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
 from pai_bench.core import Data, NonNegativeInt, Positive, ProperFraction, TrainingLength, num_steps
+
+if TYPE_CHECKING:
+    from pai_bench.training.optimizer import Method
 
 
 @dataclass(frozen=True)
@@ -18,8 +22,7 @@ class Recipe:
     epochs: NonNegativeInt
     batch_size: Annotated[int, Ge(2)]
     lr: Annotated[float, Gt(0), Lt(3e38)]  # what float32 holds
-    momentum: ProperFraction
-    nesterov: bool
+    optimizer: Callable[[], Method]
     weight_decay: Annotated[float, Ge(0), Lt(3e38)]
     decay_norm_and_bias: bool  # False: weight decay on the weights of convolutions and linear layers alone
     lr_schedule: Literal["step", "cosine"]  # step: times lr_gamma at each of lr_milestones; cosine: to zero at the end

@@ -1,70 +1,85 @@
 """One optimizer step: forward, loss, backward, update under the mask, sums."""
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pai_bench.masks import masks
 from pai_bench.system import devices, distributed, layout
 from pai_bench.system.world import world
+from pai_bench.training.optimizer import Optimizer
 from pai_bench.training.recipe import Recipe
-from pai_bench.training.sgd import SGD
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Where and how steps are computed. It changes results by rounding only."""
+
+    device: torch.device
+    channels_last: bool  # lay images and weights out channels last, where that is safe
+    compile_model: bool  # run forward and backward through torch.compile
+    capture: bool = True  # on a GPU, take steps as one CUDA graph where possible
 
 
 class Step:
-    """The step of a network: a function of a batch that changes tensors in place and never waits for the device.
+    """One optimizer step of a network. It changes tensors in place and never waits for the device.
 
-    So the same code runs by itself and captured in a CUDA graph.
+    So the same code runs alone and captured in a CUDA graph.
 
     Args:
-        parameters: what the optimizer moves, by name.
-        decayed: names of the parameters that always get weight decay.
-        sums: (2,), to which every step adds the sum of its losses and the number of its hits.
-        scaler: scales the loss, where the precision asks for it.
-        prepare: called before the backward pass.
+        net: on the device. Its memory layout may change.
+        parameters: what the optimizer moves, by name. By default those of the network.
+        decayed: names of the parameters that always get weight decay. By default the prunable weights.
+        sums: (2,), to which every step adds the sum of its losses and the number of correct predictions.
+        scaler: scales the loss. By default one as the precision needs it.
+        prepare: called before every backward pass.
     """
 
     def __init__(
         self,
         net: nn.Module,
-        parameters: Mapping[str, nn.Parameter],
-        decayed: Collection[str],
         recipe: Recipe,
-        device: torch.device,
-        sums: Tensor,
-        scaler: torch.amp.GradScaler,
+        execution: Execution,
         *,
-        channels_last: bool,
-        compile_model: bool,
+        parameters: Mapping[str, nn.Parameter] | None = None,
+        decayed: Collection[str] | None = None,
+        sums: Tensor | None = None,
+        scaler: torch.amp.GradScaler | None = None,
         prepare: Callable[[], None] = lambda: None,
     ) -> None:
-        self.net, self.recipe, self.device, self.sums = net, recipe, device, sums
-        self._scaler, self._prepare, self._num_processes = scaler, prepare, world().size
-        self.layout = layout.suitable(net, device, channels_last)  # of images and weights
+        device = execution.device
+        self.net, self.recipe, self.device = net, recipe, device
+        self.sums = torch.zeros(2, device=device) if sums is None else sums
+        self.scaler = scaler or torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
+        self._prepare, self._num_processes = prepare, world().size
+        self.layout = layout.suitable(net, device, execution.channels_last)  # of images and weights
         layout.lay_out_(net, self.layout)
-        self.infer: nn.Module = torch.compile(net) if compile_model else net  # type: ignore[assignment]
+        self.infer: nn.Module = torch.compile(net) if execution.compile_model else net  # type: ignore[assignment]
         self._forward = distributed.wrapped(self.infer, device)
+        always = masks.prunable(net) if decayed is None else decayed
         groups: list[dict[str, nn.Parameter]] = [{}, {}]
-        for name, parameter in parameters.items():
-            groups[name not in decayed][name] = parameter
-        self.optimizer = SGD(
-            list(zip(groups, (recipe.weight_decay, recipe.weight_decay * recipe.decay_norm_and_bias), strict=True)),
-            lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, capturable=device.type == "cuda",
-        )  # fmt: skip
+        for name, parameter in (dict(net.named_parameters()) if parameters is None else parameters).items():
+            groups[name not in always][name] = parameter
+        decays = (recipe.weight_decay, recipe.weight_decay * recipe.decay_norm_and_bias)
+        self.optimizer = Optimizer(
+            recipe.optimizer(), list(zip(groups, decays, strict=True)), lr=recipe.lr, capturable=device.type == "cuda"
+        )
 
     @property
     def tensors(self) -> list[Tensor]:
-        """Every tensor that a step reads or writes, the batch and gradients excepted."""
+        """Every tensor that a step reads or writes, except the batch and gradients."""
         return [*self.optimizer.tensors, *self.net.buffers(), self.sums]
 
     def __call__(self, images: Tensor, labels: Tensor, num_images: int) -> None:
-        """Takes a step at the optimizer's learning rate.
+        """Takes a step at the optimizer's learning rate. The network must be in train mode.
 
         Args:
-            images: (B, C, H, W), the share of this process.
+            images: (B, C, H, W), the part of this process.
             labels: (B,).
-            num_images: in the batch of all processes.
+            num_images: size of the batch of all processes together.
         """
         recipe = self.recipe
         with devices.autocast(self.device, recipe.precision):
@@ -73,10 +88,10 @@ class Step:
         with torch.no_grad():
             self.sums += torch.stack([loss.detach() * len(labels), (logits.detach().argmax(1) == labels).sum()])
         if self._num_processes > 1:
-            # So that the average of the gradients over processes is that of the mean over all images.
+            # The gradients are averaged over processes. This makes the average that of the mean over all images.
             loss = loss * (len(labels) * self._num_processes / num_images)
         self.optimizer.zero_grad()
         self._prepare()
-        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        self._scaler.step(self.optimizer)  # type: ignore[arg-type]
-        self._scaler.update()
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.step(self.optimizer)  # type: ignore[arg-type]
+        self.scaler.update()

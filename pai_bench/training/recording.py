@@ -1,0 +1,133 @@
+"""What is measured and recorded while a network trains, and what is said when its numbers are not finite."""
+
+import logging
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from pai_bench.core import Batch, Data, Mask, Record
+from pai_bench.errors import UserError
+from pai_bench.system import layout
+from pai_bench.training.evaluation import Evaluation, evaluate
+from pai_bench.training.network import TrainedNetwork
+from pai_bench.training.progress import Progress
+from pai_bench.training.recipe import Recipe, learning_rate
+from pai_bench.training.step import Step
+
+log = logging.getLogger(__name__)
+
+_EVALUATION_BATCH = 512  # at most; evaluation keeps no graph, so four times the training batch fits where that does
+
+
+@dataclass(frozen=True)
+class Observers:
+    """Who is told about training while it goes on."""
+
+    record: Record  # receives loss, accuracies and learning rate of each epoch; epoch 0 is before training
+    diagnose: Callable[[Mask], dict[str, float]] | None = None  # further measurements for every evaluation
+    # Called after every step and every recorded epoch (then with True), when the state may be saved.
+    checkpoint: Callable[[bool], None] = lambda epoch_ended: None
+
+
+def num_resurrected(model: nn.Module, mask: Mask) -> int:
+    """Number of pruned weights that are not zero. It should be 0."""
+    parameters = dict(model.named_parameters())
+    return int(sum(((parameters[name] != 0) & ~kept).sum() for name, kept in mask.items()))
+
+
+class Recording:
+    """Evaluates the network that is trained and records what comes out."""
+
+    def __init__(
+        self, network: TrainedNetwork, data: Data, recipe: Recipe, progress: Progress, observers: Observers
+    ) -> None:
+        self._network, self._data, self._recipe, self._progress = network, data, recipe, progress
+        self._observers = observers
+
+    def evaluate(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Records metrics together with an evaluation of the network as it is, and returns both.
+
+        Raises:
+            UserError: losses or outputs are not finite.
+        """
+        at = {"recipe_epoch": self._progress.epoch} if self._progress.age else {}
+        metrics = metrics | at | self._evaluations()
+        self._observers.record(metrics, self._progress.age_epochs)
+        self._progress.evaluated = True
+        return metrics
+
+    def end_epoch(self, sums: Tensor) -> None:
+        """Evaluates and records at the end of an epoch.
+
+        Args:
+            sums: (2,), the sum of losses and the number of correct predictions in the epoch.
+
+        Raises:
+            UserError: losses or outputs are not finite.
+        """
+        progress, recipe = self._progress, self._recipe
+        loss_sum, num_correct = sums.tolist()
+        metrics = {
+            "train/loss": loss_sum / progress.epoch_images,
+            "train/top1": num_correct / progress.epoch_images,
+            "train/images_per_second": progress.epoch_images / progress.epoch_seconds,
+            "lr": learning_rate(recipe, (progress.clock - 1) / progress.steps_per_epoch),
+        }
+        sums.zero_()
+        progress.start_epoch()
+        metrics = self.evaluate(metrics)
+        log.info(
+            "epoch %3d of %d   train %.4f loss, %5.2f %%   test %.4f loss, %5.2f %%   lr %.4g   %d images/s",
+            round(progress.epoch),
+            recipe.epochs,
+            metrics["train/loss"],
+            100 * metrics["train/top1"],
+            metrics["test/loss"],
+            100 * metrics["test/top1"],
+            metrics["lr"],
+            metrics["train/images_per_second"],
+        )
+
+    def divergence(self, loss: float) -> UserError:
+        """What to raise where a training loss is not finite."""
+        return UserError(
+            f"training diverged in epoch {math.ceil(self._progress.epoch)}: the loss is {loss}; lower "
+            f"training.lr={self._recipe.lr:g} or use a wider type than training.precision={self._recipe.precision}"
+        )
+
+    def _evaluations(self) -> dict[str, float]:
+        """Loss and accuracies on the test split, and on the validation split if there is one."""
+        network, recipe = self._network, self._recipe
+        network.sync()
+        if num_resurrected(network.model, network.mask) > 0:
+            if any(weight.isnan().any() for weight in network.model.parameters()):
+                raise self.divergence(math.nan)
+            raise AssertionError("a pruned weight is not zero")
+        step = network.step
+        step.net.eval()
+        metrics: dict[str, float] = {}
+        size = min(_EVALUATION_BATCH, 4 * recipe.batch_size)
+        for split in ("validation", "test"):
+            if self._data.num_examples[split]:
+                images = _laid_out(self._data.evaluation(split, size), step)
+                result = evaluate(step.infer, images, step.device, recipe.precision, recipe.temperature)
+                if result.num_not_finite:
+                    raise self._not_finite(split, result)
+                metrics |= {f"{split}/loss": result.loss, f"{split}/top1": result.top1, f"{split}/top5": result.top5}
+        diagnose = self._observers.diagnose
+        return metrics | (diagnose(network.mask) if diagnose is not None else {})
+
+    def _not_finite(self, split: str, result: Evaluation) -> UserError:
+        if self._progress.age:
+            return self.divergence(result.loss)
+        of = f"{result.num_not_finite} of {self._data.num_examples[split]} {split} images"
+        return UserError(
+            f"the outputs for {of} are not finite before training; look at weights=, dataset.std and the "
+            "initialization, or use training.precision=float32"
+        )
+
+
+def _laid_out(batches: Iterable[Batch], step: Step) -> Iterable[Batch]:
+    return ((layout.laid_out(images, step.layout), labels) for images, labels in batches)

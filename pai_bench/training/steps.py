@@ -1,0 +1,77 @@
+"""Takes the steps of an epoch: each a replay of a CUDA graph where possible, otherwise kernel by kernel."""
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+
+from torch import Generator, Tensor
+
+from pai_bench.core import Batch, Data, OnDevice
+from pai_bench.system.world import world
+from pai_bench.training import captured
+from pai_bench.training.captured import CapturedStep
+from pai_bench.training.recipe import Recipe, learning_rate, length
+from pai_bench.training.step import Execution, Step
+
+log = logging.getLogger(__name__)
+
+
+class Steps:
+    """The steps of any epoch of a recipe on a dataset."""
+
+    def __init__(self, data: Data, recipe: Recipe, execution: Execution, step: Step) -> None:
+        self._data, self._recipe, self._execution = data, recipe, execution
+        self._per_epoch = length(recipe, data).steps_per_epoch
+        self._obstacle = "it is switched off"  # why steps are not captured
+        if execution.capture:
+            self._obstacle = captured.obstacle(step, data, world().size) or ""
+        self._captured: CapturedStep | None = None
+        self._log_obstacle()
+
+    def taken(self, step: Step, clock: int, order: Generator, augment: Generator) -> Iterator[int]:
+        """Takes the remaining steps of an epoch, one at each turn, and yields how many images each was on.
+
+        Args:
+            step: of the network to train.
+            clock: steps on the recipe so far.
+            order: decides the order of the epoch.
+            augment: decides its augmentation.
+        """
+        data, size, start = self._data, self._recipe.batch_size, clock % self._per_epoch
+        num_train = data.num_examples["train"]
+        first = clock - start
+        rates = [learning_rate(self._recipe, (first + at) / self._per_epoch) for at in range(self._per_epoch)]
+        batches: Iterable[Batch]
+        done = start
+        if self._execution.device.type == "cuda" and not self._obstacle and isinstance(data, OnDevice):
+            tables = data.tables(order, augment)
+            if (graph := self._captured_step(step, data, tables)) is not None:
+                graph.begin(tables, rates, start)
+                for _ in range(start, num_train // size):
+                    graph()
+                    yield size
+                done = max(start, num_train // size)
+            batches = (data.gather(tables, slice(at * size, (at + 1) * size)) for at in range(done, self._per_epoch))
+        else:
+            batches = data.train(size, order, augment, start)
+        for at, (images, labels) in enumerate(batches, done):
+            num_images = min(size, num_train - at * size)
+            step.optimizer.lr = rates[at]
+            step(images, labels, num_images)
+            yield num_images
+
+    def _captured_step(self, step: Step, data: OnDevice, tables: Sequence[Tensor]) -> CapturedStep | None:
+        """The step as a CUDA graph. None if no batch is whole, or if it cannot be captured."""
+        if self._data.num_examples["train"] < self._recipe.batch_size:
+            return None
+        if self._captured is None or self._captured.step is not step or not self._captured.still_holds:
+            self._captured = None  # frees its memory before the next capture
+            try:
+                self._captured = CapturedStep(step, data, tables, self._recipe.batch_size, self._per_epoch)
+            except RuntimeError as error:
+                self._obstacle = f"the network cannot be captured ({str(error).partition(chr(10))[0]})"
+                self._log_obstacle()
+        return self._captured
+
+    def _log_obstacle(self) -> None:
+        if self._obstacle and self._execution.device.type == "cuda":
+            log.info("the kernels of a step are launched one by one: %s", self._obstacle)
