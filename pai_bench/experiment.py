@@ -14,7 +14,8 @@ from hydra.utils import instantiate
 from torch import Generator
 from torch.nn import functional as F
 
-from pai_bench.analysis import measures, operations, paths
+from pai_bench.analysis import cost, operations, paths, signal
+from pai_bench.analysis.mode import mode
 from pai_bench.config import config
 from pai_bench.core import (
     Ablation,
@@ -36,10 +37,11 @@ from pai_bench.core import (
 from pai_bench.errors import ConfigError, LostWorkerError, OwnedError, PreemptedError, UserError
 from pai_bench.masks import mask_files, masks
 from pai_bench.pruning import reuse, scoring
-from pai_bench.pruning.rounds import Pruned, apply_given_mask, prune
+from pai_bench.pruning.given import apply_given_mask
+from pai_bench.pruning.rounds import Pruned, prune
 from pai_bench.runs import row as rows
 from pai_bench.runs import status, store, tracking
-from pai_bench.runs.checkpoints import Checkpoints, restored, stored
+from pai_bench.runs.checkpoints import Checkpoints
 from pai_bench.runs.summary import already, closing
 from pai_bench.system import devices, distributed, layout, preemption, seeding
 from pai_bench.system.world import world
@@ -357,12 +359,12 @@ def _beside(
     trainer = trainer_for(parts, model, lambda *_: None, checkpoint=checkpoints.offer)
     so_far = None
     if resume_from and resume_from["beside"] is not None:
-        so_far = restored(resume_from["beside"], parts.device)
+        so_far = Pruned.from_state(resume_from["beside"], parts.device)
         trainer.load_state(resume_from["trainer"], so_far.mask_with_coupled)
     checkpoints.trainer = trainer
 
     def checkpoint(pruned: Pruned) -> None:
-        checkpoints.reached["beside"] = stored(replace(pruned, scores=None))
+        checkpoints.reached["beside"] = replace(pruned, scores=None).state()
         checkpoints.offer()
 
     found, _ = _search(parts, trainer, initial, Ablation(), lambda *_: None, so_far, checkpoint)
@@ -411,9 +413,9 @@ def _carries_signal(model: torch.nn.Module, data: Data, seed: int, initial: Weig
     """Whether the outputs depend on the image. Where not even the dense network's do, paths decide."""
     images, _ = _examples_at_random(data, model, seed, "signal")
     with seeding.seeded(seed, "signal"):
-        if measures.output_depends_on_input(model, images):
+        if signal.output_depends_on_input(model, images):
             return True
-        if measures.output_depends_on_input(model, images, initial):
+        if signal.output_depends_on_input(model, images, initial):
             return False
     log.info("the dense network's output does not depend on the image either, as where a classifier starts at zero")
     return effective is None or masks.kept(effective) > 0
@@ -428,7 +430,7 @@ def _examined(parts: Parts, model: torch.nn.Module) -> operations.Operations:
     cfg, data = parts.cfg, parts.data
     name = f"model.name={cfg['model']['name']}"
     try:
-        with measures.mode(model, training=False):
+        with mode(model, training=False):
             found = operations.watch(model, data.input_shape)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from error
@@ -463,8 +465,8 @@ def _diagnose(parts: Parts, model: torch.nn.Module) -> Diagnose:
         mask = {name: held[name] for name in masks.prunable(model)}
         others = {name: tensor for name, tensor in held.items() if name not in mask}
         net = Subnetwork(model, mask, {}, parts.data.input_shape, others)
-        with measures.mode(model, training=False):
-            return measures.gradient_flow(net, [batch], F.cross_entropy)
+        with mode(model, training=False):
+            return signal.gradient_flow(net, [batch], F.cross_entropy)
 
     return measure
 
@@ -538,7 +540,7 @@ def _run(
                 name: tensor.to(device) for name, tensor in reached["without_ablation"].items()
             }
         if reached["pruned"] is not None:
-            pruned = restored(reached["pruned"], device)
+            pruned = Pruned.from_state(reached["pruned"], device)
             trainer.load_state(resume_from["trainer"], pruned.mask_with_coupled)
         log.info(
             "going on from a checkpoint: %d of %d rounds, epoch %.4g of %d of training",
@@ -554,14 +556,12 @@ def _run(
         checkpoints.trainer = trainer
 
         def checkpoint(pruned: Pruned) -> None:
-            reached["pruned"] = stored(pruned if cfg["save_scores"] else replace(pruned, scores=None))
+            reached["pruned"] = (pruned if cfg["save_scores"] else replace(pruned, scores=None)).state()
             checkpoints.offer()
 
         pruned, reused = _search(parts, trainer, initial, parts.ablation, record, pruned, checkpoint, given)
         reached["cache_hit"] = reached["cache_hit"] or reused
         checkpoint(pruned)
-        num_units = masks.num_kept(sparsity, masks.total(pruned.units))
-        assert masks.kept(pruned.units) == num_units, "the allocation did not keep the exact number"
         effective = paths.effective(model, pruned.mask, data.input_shape)
         layers = rows.layers(pruned, effective, multiply_adds)
         files.write_tensors("mask.safetensors", pruned.mask_with_coupled)
@@ -577,7 +577,7 @@ def _run(
         # Training. What is known only at its start is kept with the checkpoints.
         if reached["last"] is None:
             overlap = _overlap(parts, pruned, reached["without_ablation"], trainer)
-            reached["pruned"] = stored(pruned)
+            reached["pruned"] = pruned.state()
             reached["last"] = {
                 "overlap": overlap,
                 "signal": _carries_signal(model, data, seed, initial, effective),
@@ -630,8 +630,8 @@ def _run(
             "ablation_overlap": last["overlap"],
             **rows.accuracies(evaluated, last["start"]),
             "macs_dense": sum(multiply_adds.values()),
-            "macs_masked": measures.masked_multiply_adds(multiply_adds, pruned.mask),
-            "macs_trained": sum(measures.multiply_adds(trainer.trained, data.input_shape).values()),
+            "macs_masked": cost.masked_multiply_adds(multiply_adds, pruned.mask),
+            "macs_trained": sum(cost.multiply_adds(trainer.trained, data.input_shape).values()),
             "compact_speedup": trainer.compact_speedup,
             "epochs": recipe.epochs,
             "precision": recipe.precision,

@@ -14,11 +14,11 @@ from torch import Generator, nn
 from torch.nn import functional as F
 
 from pai_bench import experiment
-from pai_bench.analysis import measures
+from pai_bench.analysis.mode import mode
 from pai_bench.core import Batches, DataSettings, Pruner, Scores, Subnetwork, TrainingLength
 from pai_bench.data.resident import Resident
 from pai_bench.errors import ConfigError
-from pai_bench.masks import allocation, masks
+from pai_bench.masks import allocation, masks, selection
 from pai_bench.system import layout
 
 PRUNERS = options("pruner")
@@ -35,7 +35,7 @@ def take(name: str, model: nn.Module, batches: Batches, mask: masks.Mask | None 
     mask = masks.full(model) if mask is None else mask
     masks.apply_(model, mask)
     net = Subnetwork(model, mask, initial, (3, 8, 8))
-    with measures.mode(model, pruner.mode == "train"):
+    with mode(model, pruner.mode == "train"):
         assert pruner.score is not None
         return pruner.score(net, batches, F.cross_entropy, Generator().manual_seed(seed))
 
@@ -117,7 +117,7 @@ def test_every_allocation_keeps_exactly_k(
         for key, mask in candidates.items()
     }
     k = round(round(1 - sparsity, 12) * masks.total(candidates))
-    save_file(allocation.keep_largest(scores, candidates, k).mask, tmp_path / "mask.safetensors")
+    save_file(selection.keep_largest(scores, candidates, k).mask, tmp_path / "mask.safetensors")
     more = [f"allocation.mask={tmp_path / 'mask.safetensors'}"] if allocate == "densities_of_mask" else []
     function = experiment._function(composed(f"allocation={allocate}", *more)["allocation"])
     try:

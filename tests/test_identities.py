@@ -12,8 +12,9 @@ from conftest import Chain, Untrained, drawn, residual
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from pai_bench.analysis import measures, paths
+from pai_bench.analysis import paths, signal
 from pai_bench.analysis.gradients import hessian_gradient, mean_gradient
+from pai_bench.analysis.mode import mode
 from pai_bench.core import (
     Ablation,
     Batches,
@@ -26,7 +27,7 @@ from pai_bench.core import (
     TrainingLength,
 )
 from pai_bench.errors import UserError
-from pai_bench.masks import allocation, masks
+from pai_bench.masks import allocation, masks, selection
 from pai_bench.pruners import (
     force,
     gradient_flow,
@@ -57,7 +58,7 @@ def subnetwork(model: nn.Module, mask: masks.Mask | None = None) -> Subnetwork:
 def taken(
     score: Callable[..., Scores], model: nn.Module, batches: Batches, training: bool, **settings: object
 ) -> Scores:
-    with measures.mode(model, training):
+    with mode(model, training):
         return score(subnetwork(model), batches, F.cross_entropy, Generator().manual_seed(0), **settings)
 
 
@@ -137,7 +138,7 @@ def test_synflow_pruned_weights_score_zero(chain: nn.Module) -> None:
     generator = Generator().manual_seed(0)
     mask = {name: torch.rand(tensor.shape, generator=generator) < 0.5 for name, tensor in masks.full(chain).items()}
     net = subnetwork(chain, mask)
-    with measures.mode(chain, False):
+    with mode(chain, False):
         scores = synflow.score(net, [], F.cross_entropy, generator)
     assert all((scores[name][~mask[name]] == 0).all() for name in mask)
     assert all((scores[name][mask[name]] > 0).any() for name in mask)
@@ -173,7 +174,7 @@ def test_synflow_in_float32_equals_the_published_loop() -> None:
         image = torch.ones((1, *SHAPE))
         torch.func.functional_call(theirs, leaves, (image,)).sum().backward()
         reference = {name: (leaf.grad * leaf).detach().abs() for name, leaf in leaves.items()}
-        with measures.mode(model, False):
+        with mode(model, False):
             scores = synflow.score(subnetwork(model, ours), [], F.cross_entropy, Generator())
         assert all(torch.equal(scores[name], reference[name]) for name in scores)
         k = round(density ** (i / rounds) * masks.total(mask))
@@ -249,7 +250,7 @@ def search(
         return score(net, *rest)
 
     def topk(scores: Scores, candidates: masks.Mask, keep: int, generator: Generator) -> Selection:
-        return allocation.keep_largest(scores, candidates, keep)
+        return selection.keep_largest(scores, candidates, keep)
 
     found = prune(
         model, dataclasses.replace(pruner, score=watched), topk,
@@ -370,7 +371,7 @@ def test_snip_signed_sums_are_equal_in_every_layer_without_norm_and_bias(images:
 def test_snip_signed_sums_of_a_filter_vanish_before_batch_norm(chain: nn.Module, images: Batches) -> None:
     """In train mode the loss does not change when a filter is scaled, so sum of w dL/dw over the filter is zero."""
     chain.norm1.eps = chain.norm2.eps = 1e-30
-    with measures.mode(chain, True):
+    with mode(chain, True):
         weights, gradients = mean_gradient(subnetwork(chain), images, F.cross_entropy)
     for name in ("conv1.weight", "conv2.weight"):
         products = weights[name] * gradients[name]
@@ -459,7 +460,7 @@ def test_grasp_high_scores_are_those_whose_removal_shrinks_the_gradient(images: 
 def test_grasp_layer_sums_before_batch_norm(chain: nn.Module, images: Batches) -> None:
     """Scale invariance in train mode: the sum of w * (Hg) over a convolution is minus its squared gradient norm."""
     chain.norm1.eps = chain.norm2.eps = 1e-30
-    with measures.mode(chain, True):
+    with mode(chain, True):
         net = subnetwork(chain)
         _, gradients = mean_gradient(net, images[:1], F.cross_entropy, temperature=2.0)
         scores = grasp.score(net, images[:1], F.cross_entropy, Generator(), temperature=2.0, **PLAIN)
@@ -548,7 +549,7 @@ def test_force_scores_what_is_pruned_with_the_gradient_of_the_masked_network(cha
     net = subnetwork(chain, mask)
     initial = net.initial
     masks.apply_(chain, mask)
-    with measures.mode(chain, True):
+    with mode(chain, True):
         scores = force.score(net, images[:1], F.cross_entropy, Generator())
         chain.train()
         F.cross_entropy(chain(images[0][0]), images[0][1]).backward()
@@ -750,7 +751,7 @@ def test_biased_loss_from_the_initialization_weighs_by_the_distance_moved(chain:
     net = subnetwork(chain)
     with torch.no_grad():
         chain.conv1.weight.add_(0.1)
-    with measures.mode(chain, False):
+    with mode(chain, False):
         scores = gradient_flow.score(net, images, F.cross_entropy, Generator(), temperature=1.0, from_initial=True)
         plain = gradient_flow.loss_preservation(
             net, images, F.cross_entropy, Generator(), temperature=1.0, signed=False
@@ -847,7 +848,7 @@ def test_derivatives_of_the_norms_under_gradient_flow(images: Batches) -> None:
 
     h = 1e-4
     before, after = flowed(-h), flowed(h)
-    found = measures.gradient_flow(subnetwork(model), images, F.cross_entropy)
+    found = signal.gradient_flow(subnetwork(model), images, F.cross_entropy)
     assert_close(found["flow/parameter_norm"] ** 2, norm(start), 1e-12)
     assert_close((norm(after) - norm(before)) / (2 * h), -2 * found["flow/weight_gradient"], 1e-5)
     second = (norm(after) - 2 * norm(start) + norm(before)) / h**2
@@ -880,14 +881,14 @@ def test_phew_keeps_weights_on_paths_and_large_ones(make: Callable[[], nn.Module
     k = round(density * masks.total(masks.full(model)))
     net = dataclasses.replace(subnetwork(model), num_kept=lambda: k)
     scores = phew.score(net, [], F.cross_entropy, Generator().manual_seed(0), **WALKS)
-    mask = allocation.keep_largest(scores, masks.full(model), k).mask
+    mask = selection.keep_largest(scores, masks.full(model), k).mask
     reached = paths.effective(model, mask, SHAPE)
     assert masks.kept(mask) == k and masks.kept(reached) >= k - len(mask)  # the last walk may be cut short
     weights = {name: weight.detach().abs() for name, weight in masks.prunable(model).items()}
     for name in ("conv1.weight", "conv2.weight") if make is Chain else ("stages.1.0.conv1.weight",):
         assert weights[name][mask[name]].mean() > weights[name].mean()
     whole = phew.score(net, [], F.cross_entropy, Generator().manual_seed(0), **WALKS | {"kernels": True})
-    kept = allocation.keep_largest(whole, masks.full(model), k).mask
+    kept = selection.keep_largest(whole, masks.full(model), k).mask
     partial = sum(int((t.flatten(2).any(2) & ~t.flatten(2).all(2)).sum()) for t in kept.values() if t.ndim == 4)
     assert partial <= 2 * len(kept)
 
@@ -987,7 +988,7 @@ def test_transfer_brings_outputs_and_kernel_closer_to_the_dense_network(images: 
         sparse = kernel_of(net, images[0][0], {name: w * mask[name] for name, w in weights.items()}, mask)
         return tuple(float((a - b).square().mean()) for a, b in zip(dense, sparse, strict=True))  # type: ignore[return-value]
 
-    with measures.mode(model, False):
+    with mode(model, False):
         before = distances(net.initial)
         moved = neural_tangent_transfer.transfer(net, images[:1], F.cross_entropy, Generator(), **TRANSFER)
         after = distances(moved)

@@ -34,7 +34,7 @@ from pai_bench.core import (
 from pai_bench.data.imagenet import Streamed
 from pai_bench.data.resident import Resident
 from pai_bench.errors import ConfigError
-from pai_bench.masks import allocation, masks
+from pai_bench.masks import masks, selection
 from pai_bench.pruners import force, gradient_norm, magnitude, neural_tangent_transfer, snip, synflow
 from pai_bench.pruning import ablations, schedules
 from pai_bench.pruning.rounds import Pruned, prune
@@ -46,7 +46,7 @@ MAGNITUDE = Pruner(magnitude.score, "eval", None)
 
 
 def topk(scores: Scores, candidates: Mask, keep: int, generator: Generator) -> Selection:
-    return allocation.keep_largest(scores, candidates, keep)
+    return selection.keep_largest(scores, candidates, keep)
 
 
 def top(scores: Scores, candidates: Mask, sparsity: float) -> Mask:
@@ -297,7 +297,7 @@ def test_a_score_remembers_nothing_once_weights_move(moved: str) -> None:
 
     def watched(net: Subnetwork, *rest: Any) -> Scores:
         memories.append(len(net.cache))
-        fresh = synflow.score(dataclasses.replace(net, memory={}), *rest)
+        fresh = synflow.score(dataclasses.replace(net, cache={}), *rest)
         scores = synflow.score(net, *rest)
         assert all(torch.equal(scores[name], fresh[name]) for name in fresh)
         return scores

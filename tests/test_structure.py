@@ -10,11 +10,14 @@ from torch import Generator, nn
 from torch.nn import functional as F
 
 from pai_bench import experiment
-from pai_bench.analysis import measures, paths, structure
+from pai_bench.analysis import cost, graph, paths, signal
+from pai_bench.analysis.filters import Filters, Layer, find_filters
+from pai_bench.analysis.mode import mode
 from pai_bench.core import Batches
 from pai_bench.errors import ConfigError
 from pai_bench.masks import masks
 from pai_bench.pruning.rounds import Pruned
+from pai_bench.training import compact_model
 
 SHAPE = (3, 32, 32)
 
@@ -75,9 +78,9 @@ def test_the_smaller_network_gives_the_same_outputs(name: str, rounds: int) -> N
     pruned = pruned_of(model, 0.6, rounds)
     assert masks.kept(pruned.units) == round(0.4 * masks.total(pruned.units))
     before = copy.deepcopy(model.state_dict())
-    small = structure.compact(model, pruned.mask_with_coupled, SHAPE).model
+    small = compact_model.compact(model, pruned.mask_with_coupled, SHAPE).model
     images = torch.randn(3, *SHAPE, dtype=torch.float64)
-    with measures.mode(model, False), measures.mode(small, False), torch.no_grad():
+    with mode(model, False), mode(small, False), torch.no_grad():
         torch.testing.assert_close(small(images), model(images), rtol=1e-10, atol=1e-10)
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     sizes = [sum(p.numel() for p in m.parameters()) for m in (small, model)]
@@ -96,9 +99,9 @@ def test_without_its_idle_channels_a_network_computes_and_learns_the_same(name: 
             module.p = 0.0  # it would draw other numbers for fewer units
     mask = pruned_as(model, SHAPE, "pruner=synflow", "schedule.rounds=8", "sparsity=0.99").mask
     state = copy.deepcopy(model.state_dict())
-    compact = structure.compact(model, mask, SHAPE)
+    compact = compact_model.compact(model, mask, SHAPE)
     assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
-    full, small = (sum(measures.multiply_adds(m, SHAPE).values()) for m in (model, compact.model))
+    full, small = (sum(cost.multiply_adds(m, SHAPE).values()) for m in (model, compact.model))
     assert small < (0.95 if "densenet" in name or "efficientnet" in name else 0.7) * full
     images, labels = torch.randn(6, *SHAPE, dtype=torch.float64), torch.arange(6)
     # With batch statistics of constant channels a DenseNet turns a change of 1e-15 in the image into one of 1e-6.
@@ -123,7 +126,7 @@ def test_without_its_idle_channels_a_network_computes_and_learns_the_same(name: 
 def test_channels_can_be_left_in_eights() -> None:
     model = model_of("vgg11").double()
     mask = pruned_as(model, SHAPE, "pruner=synflow", "schedule.rounds=8", "sparsity=0.99").mask
-    compact, exact = structure.compact(model, mask, SHAPE, multiple=8), structure.compact(model, mask, SHAPE)
+    compact, exact = compact_model.compact(model, mask, SHAPE, multiple=8), compact_model.compact(model, mask, SHAPE)
     images = torch.randn(3, *SHAPE, dtype=torch.float64)
     torch.testing.assert_close(compact.model(images), model(images), rtol=1e-9, atol=1e-9)
     widths = [[w.shape[0] for w in masks.prunable(c.model).values()][:-1] for c in (compact, exact)]
@@ -133,7 +136,7 @@ def test_channels_can_be_left_in_eights() -> None:
 def test_entries_of_the_smaller_network_go_back_to_their_places() -> None:
     model = model_of("vgg11").to(memory_format=torch.channels_last)
     mask = pruned_as(model, SHAPE, "pruner=synflow", "schedule.rounds=8", "sparsity=0.99").mask
-    compact = structure.compact(model, mask, SHAPE)
+    compact = compact_model.compact(model, mask, SHAPE)
     assert compact.places
     before = copy.deepcopy(model.state_dict())
     for name, tensor in compact.model.state_dict().items():
@@ -160,7 +163,7 @@ def test_masking_the_filter_alone_would_leak_the_shift_of_its_norm() -> None:
 
 def test_the_residual_stream_keeps_its_channels_and_its_stem() -> None:
     model = model_of("resnet56")
-    filters = structure.filters(model, SHAPE)
+    filters = find_filters(model, SHAPE)
     assert "conv.weight" not in filters.layers and "fc.weight" not in filters.layers
     first, second = filters.layers["stages.0.0.conv1.weight"], filters.layers["stages.0.0.conv2.weight"]
     assert list(first.readers) == ["stages.0.0.conv2.weight"] and not second.readers
@@ -182,7 +185,7 @@ def test_filters_that_grouped_convolutions_read_are_followed() -> None:
         nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 12, 3, groups=4), nn.BatchNorm2d(12), nn.ReLU(),
         nn.Conv2d(12, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 10),
     )  # fmt: skip
-    filters = structure.filters(model, SHAPE)
+    filters = find_filters(model, SHAPE)
     assert list(filters.layers) == ["0.weight", "6.weight"]  # a grouped convolution is not cut itself
     units = filters.full(masks.full(model))
     units["0.weight"][[1, 4]] = False
@@ -203,7 +206,7 @@ def test_filters_that_grouped_convolutions_read_are_followed() -> None:
 @pytest.mark.parametrize("name", ["resnext50_32x4d", "regnetx_002", "dla46x_c"])
 def test_networks_with_grouped_convolutions_have_filters(name: str) -> None:
     model = model_of("timm", f"model.name={name}")
-    filters = structure.filters(model, SHAPE)
+    filters = find_filters(model, SHAPE)
     units = filters.full(masks.full(model))
     for kept in units.values():
         kept[::2] = False
@@ -212,16 +215,16 @@ def test_networks_with_grouped_convolutions_have_filters(name: str) -> None:
 
 def test_channels_that_cannot_be_followed_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"layer1\.0\.conv1 of ResNet shares its channels out among layers"):
-        structure.filters(model_of("timm", "model.name=res2net50_26w_4s"), SHAPE)
-    monkeypatch.setattr(structure, "_LOOKS", 0)
+        find_filters(model_of("timm", "model.name=res2net50_26w_4s"), SHAPE)
+    monkeypatch.setattr(graph, "_LOOKS", 0)
     with pytest.raises(ConfigError, match=r"cannot be traced \(the search .* does not come to an end\); prune weights"):
-        structure.filters(model_of("vgg11"), SHAPE)
+        find_filters(model_of("vgg11"), SHAPE)
 
 
 def test_all_filters_of_vgg13_and_mobilenet_count_once() -> None:
-    vgg = structure.filters(model_of("vgg13"), SHAPE)
+    vgg = find_filters(model_of("vgg13"), SHAPE)
     assert (len(vgg.layers), sum(layer.num_filters for layer in vgg.layers.values())) == (10, 2944)
-    mobile = structure.filters(model_of("mobilenet"), SHAPE)
+    mobile = find_filters(model_of("mobilenet"), SHAPE)
     assert sum(layer.num_filters for layer in mobile.layers.values()) == 5984
     assert all("depthwise" not in name for name in mobile.layers)
     stem = mobile.layers["features.0.0.weight"]
@@ -229,7 +232,7 @@ def test_all_filters_of_vgg13_and_mobilenet_count_once() -> None:
 
 
 def test_reductions() -> None:
-    filters = structure.Filters({"a": structure.Layer(2, {}, {})})
+    filters = Filters({"a": Layer(2, {}, {})})
     scores = {"a": torch.tensor([[3.0, -4.0], [1.0, 1.0]]).view(2, 2, 1, 1)}
     assert filters.reduce(scores, "sum")["a"].tolist() == [-1.0, 2.0]
     assert filters.reduce(scores, "abs_sum")["a"].tolist() == [1.0, 2.0]
@@ -239,7 +242,7 @@ def test_reductions() -> None:
 
 def test_a_network_without_filters_is_refused() -> None:
     with pytest.raises(ConfigError, match="Sequential has no filters that can be pruned"):
-        structure.filters(nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), SHAPE)
+        find_filters(nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), SHAPE)
 
 
 # Effective sparsity ---------------------------------------------------------------------------------------------------
@@ -309,7 +312,7 @@ def test_dead_units_are_those_that_no_path_runs_through() -> None:
     mask["conv2.weight"][:, 2] = False  # nobody reads unit 2 of the first layer
     mask["conv1.weight"][4] = False  # nothing feeds unit 4
     reached = paths.effective(model, mask, (3, 8, 8))
-    assert measures.dead_units(reached) == {"conv1.weight": 2, "conv2.weight": 0, "fc.weight": 0}
+    assert paths.dead_units(reached) == {"conv1.weight": 2, "conv2.weight": 0, "fc.weight": 0}
     assert not reached["conv2.weight"][:, 4].any() and not reached["conv1.weight"][2].any()
 
 
@@ -319,4 +322,4 @@ def test_signal_and_paths_agree(batches: Batches) -> None:
     mask["conv2.weight"][:] = False
     assert masks.kept(paths.effective(model, mask, (3, 8, 8))) == 0
     masks.apply_(model, mask)
-    assert not measures.output_depends_on_input(model, batches[0][0])
+    assert not signal.output_depends_on_input(model, batches[0][0])

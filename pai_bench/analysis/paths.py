@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from pai_bench.analysis.measures import mode
+from pai_bench.analysis.mode import mode
 from pai_bench.core import Mask, Shape
 from pai_bench.masks import masks
 
@@ -35,6 +35,15 @@ def effective(model: nn.Module, mask: Mask, input_shape: Shape) -> Mask | None:
     for name, reached in found.items():
         reached[~dense[name].flatten(1).any(1)] = True
     return {name: mask[name] & reached for name, reached in found.items()}
+
+
+def dead_units(reached: Mask) -> dict[str, int]:
+    """The number of output units (filters, neurons) of each layer that lie on no path.
+
+    Args:
+        reached: the weights on a path, as `effective` returns them.
+    """
+    return {name: int((~tensor.flatten(1).any(1)).sum()) for name, tensor in reached.items()}
 
 
 class _UnknownError(Exception):

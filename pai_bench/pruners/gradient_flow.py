@@ -6,7 +6,7 @@ Each is a score of weights; a pruner's `reduce` makes it one of filters. Magnitu
 import torch
 from torch import Generator
 
-from pai_bench.analysis import structure
+from pai_bench.analysis.filters import find_filters
 from pai_bench.analysis.gradients import hessian_gradient, mean_gradient, mean_square_gradient
 from pai_bench.core import Batches, Loss, Positive, Scores, Subnetwork
 from pai_bench.errors import UserError
@@ -87,7 +87,7 @@ def batch_norm(
         the released code of Lubana and Dick 2021, arXiv:2009.11839.
     Deviates: none.
     """
-    layers = structure.filters(net.model, net.input_shape).layers
+    layers = find_filters(net.model, net.input_shape).layers
     parameters = dict(net.model.named_parameters())
     scores = {name: torch.zeros_like(weight) for name, weight in net.weights.items()}
     norms = {}

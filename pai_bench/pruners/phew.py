@@ -3,8 +3,8 @@
 import torch
 from torch import Generator, Tensor
 
-from pai_bench.analysis import structure
-from pai_bench.analysis.structure import Step
+from pai_bench.analysis import walk
+from pai_bench.analysis.walk import Step
 from pai_bench.core import Batches, Count, Loss, Scores, Subnetwork
 
 
@@ -32,7 +32,7 @@ def score(
         magnitude.
     """
     num_kept = net.num_kept()
-    way = structure.steps(net.model, net.input_shape)
+    way = walk.steps(net.model, net.input_shape)
     sizes = {name: weight.abs().cpu() for name, weight in net.weights.items()}
     taken = {name: torch.full((size.numel(),), torch.inf, dtype=torch.float64) for name, size in sizes.items()}
     tables = {step.weight: _Table(sizes[step.weight], step.groups) for step in way if step.weight is not None}

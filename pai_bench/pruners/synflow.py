@@ -6,10 +6,11 @@ import logging
 import torch
 from torch import Generator, Tensor, nn
 
-from pai_bench.analysis.structure import Channels, Slice
+from pai_bench.analysis.channels import Channels, Slice
 from pai_bench.core import Batches, Loss, Mask, Scores, Subnetwork
 from pai_bench.errors import ConfigError, UserError
 from pai_bench.masks import masks
+from pai_bench.masks.clearing import clear_
 
 log = logging.getLogger(__name__)
 
@@ -99,8 +100,8 @@ class _Flow:
     @torch.no_grad()
     def _update(self, mask: Mask) -> None:
         """Gives parameters and buffers the absolute values of the network's own."""
-        for name, before in self.applied.items():
-            masks.clear_(self.values[name], mask[name], before)
+        for name in self.applied:
+            clear_(self.values[name], mask[name])
         given = {name: self.left[name].of(own) if name in self.left else own for name, own in self.source.items()}
         stale = [name for name in given if name not in self.applied]
         values = [self.values[name] for name in stale]

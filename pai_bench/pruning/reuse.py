@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Generator, Tensor, nn
 
-from pai_bench.analysis import measures
+from pai_bench.analysis.cost import CountFlops
 from pai_bench.core import Batches, Loss, Mask, Score, Scores, Subnetwork, Weights, labels_of
 from pai_bench.masks import masks
 from pai_bench.pruning.rounds import Pruned
@@ -152,7 +152,7 @@ class Kept:
 
         device = next(iter(net.weights.values())).device
         devices.wait(device)
-        started, counter = time.perf_counter(), measures.CountFlops()
+        started, counter = time.perf_counter(), CountFlops()
         with counter:
             scores = self.score(replace(net, num_kept=num_kept), batches, loss, generator)
         devices.wait(device)  # or the clock is read before the work is done

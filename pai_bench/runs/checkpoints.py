@@ -1,13 +1,9 @@
 """When a run is kept on disk, what of it, and when it ends because the machine is wanted for something else."""
 
 import time
-from dataclasses import fields
 from typing import Any
 
-import torch
-
 from pai_bench.errors import PreemptedError
-from pai_bench.pruning.rounds import Pruned
 from pai_bench.runs import store
 from pai_bench.system import preemption
 from pai_bench.system.world import world
@@ -52,17 +48,3 @@ class Checkpoints:
         seconds = time.perf_counter() - self.started
         self.files.save_checkpoint(self.reached | {"trainer": self.trainer.state(), "seconds": seconds})
         self._saved, self._epochs = time.perf_counter(), 0
-
-
-def stored(pruned: Pruned) -> dict[str, Any]:
-    """What has been pruned, as a checkpoint holds it."""
-    return {item.name: getattr(pruned, item.name) for item in fields(pruned)}
-
-
-def restored(stored: dict[str, Any], device: torch.device) -> Pruned:
-    """What `stored` returned, on the device."""
-
-    def moved(value: Any) -> Any:
-        return {name: tensor.to(device) for name, tensor in value.items()} if isinstance(value, dict) else value
-
-    return Pruned(**{name: moved(value) for name, value in stored.items()})

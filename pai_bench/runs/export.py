@@ -11,7 +11,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from pai_bench.analysis import measures, structure
+from pai_bench.analysis import cost
 from pai_bench.config import config
 from pai_bench.config.signatures import check_call
 from pai_bench.core import Mask, Shape, State
@@ -20,6 +20,7 @@ from pai_bench.masks import mask_files, masks
 from pai_bench.runs import status
 from pai_bench.runs.summary import weights_again
 from pai_bench.system import files, seeding
+from pai_bench.training import compact_model
 
 
 def trained(directory: Path, trusted: bool = False) -> tuple[nn.Module, Shape]:
@@ -139,7 +140,7 @@ def export(directory: Path, output: Path, batch_size: int, repeats: int, trusted
     """
     model, shape = trained(directory, trusted)
     nonzero = {name: parameter != 0 for name, parameter in model.named_parameters()}
-    small = structure.compact(model, nonzero, shape).model.eval()
+    small = compact_model.compact(model, nonzero, shape).model.eval()
     difference = _difference(model, small, shape)
     if difference > 1e-4:
         raise UserError(f"{directory}: the small network's outputs differ by {difference:.2g}; it is not written")
@@ -153,7 +154,7 @@ def export(directory: Path, output: Path, batch_size: int, repeats: int, trusted
             "parameters": sum(parameter.numel() for parameter in network.parameters()),
             "prunable": masks.total(masks.prunable(network)),
             "nonzero": int(sum(weight.count_nonzero() for weight in masks.prunable(network).values())),
-            "multiply_adds": sum(measures.multiply_adds(network, shape).values()),
+            "multiply_adds": sum(cost.multiply_adds(network, shape).values()),
             "latency_ms": 1000 * latency,
             "difference": difference,
         }

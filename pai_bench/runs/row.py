@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pai_bench.analysis import measures
+from pai_bench.analysis import paths
 from pai_bench.core import Mask
 from pai_bench.masks import masks
 from pai_bench.pruning.rounds import Pruned
@@ -14,7 +14,7 @@ def layers(pruned: Pruned, reached: Mask | None, multiply_adds: dict[str, int]) 
     Args:
         reached: the weights on a path, None where that cannot be told.
     """
-    densities, dead = masks.densities(pruned.mask), measures.dead_units(reached or {})
+    densities, dead = masks.densities(pruned.mask), paths.dead_units(reached or {})
     return [
         {
             "name": name, "shape": list(kept.shape), "size": kept.numel(), "kept": int(kept.sum()),
@@ -78,7 +78,7 @@ def effective(reached: Mask | None) -> dict[str, Any]:
     return {
         "num_effective": masks.kept(reached),
         "effective_sparsity": masks.sparsity(reached),
-        "dead_units": sum(measures.dead_units(reached).values()),
+        "dead_units": sum(paths.dead_units(reached).values()),
     }
 
 
