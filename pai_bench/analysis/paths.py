@@ -218,9 +218,14 @@ def _average(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """In place of a maximum, whose gradient would follow one of several equals."""
 
     def averaged(
-        signal: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
-        ceil_mode: bool = False, return_indices: bool = False,
-    ) -> Tensor:  # fmt: skip
+        signal: Tensor,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        dilation: Any = 1,
+        ceil_mode: bool = False,
+        return_indices: bool = False,
+    ) -> Tensor:
         return _present(function(signal, kernel_size, stride or kernel_size, padding, ceil_mode))
 
     return averaged

@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from pai_bench.analysis.cost import CountFlops
-from pai_bench.analysis.filters import Filters, find_filters
+from pai_bench.analysis.filters import find_filters
 from pai_bench.analysis.mode import mode
 from pai_bench.core import (
     Ablation,
@@ -107,29 +107,24 @@ def prune(
         UserError: the scores of a round cannot rank the weights.
     """
     _check_ablation(ablation, rounds)
-    filters = find_filters(model, input_shape) if pruner.reduce is not None else None
-    everything = masks.full(model)
-    units = everything if filters is None else filters.full(everything)
-    pruned = resume_from or Pruned(everything, units)
+    search = _Search(
+        model, pruner, allocate, ablation, initial, input_shape, draw, training, loss, seed, diagnose, len(rounds)
+    )
+    pruned = resume_from or search.start()
     checkpoint(pruned)
     remaining = list(enumerate(rounds, start=1))[len(pruned.sparsities) :]
-    if not remaining:
-        return pruned
     trained_in = layout.layout_of(model)
-    # Without training in between, weights are laid out as scores are: masks are found faster.
-    if all(one.until_epoch == 0 for one in rounds):
+    # Without training in between, weights are laid out as scores are: masks are applied faster.
+    if remaining and all(one.until_epoch == 0 for one in rounds):
         layout.lay_out_(model, scoring.PLAIN)
-    search = _Search(
-        model, pruner, allocate, ablation, initial, input_shape, draw, training, loss, seed, diagnose, filters,
-        num_rounds=len(rounds),
-    )  # fmt: skip
     for number, goal in remaining:
         pruned, metrics = search.round(number, goal, pruned)
         record(metrics, training.age_epochs)
         if goal.rewind_epoch is not None:
             training.rewind(pruned.mask_with_coupled, goal.rewind_epoch, goal.rewind_weights)
         checkpoint(pruned)
-    layout.lay_out_(model, trained_in)
+    if remaining:
+        layout.lay_out_(model, trained_in)
     return pruned
 
 
@@ -184,16 +179,22 @@ class _Search:
     loss: Loss
     seed: int
     diagnose: Callable[[Mask], dict[str, float]] | None
-    filters: Filters | None
     num_rounds: int
 
     def __post_init__(self) -> None:
+        reduces = self.pruner.reduce is not None
+        self.filters = find_filters(self.model, self.input_shape) if reduces else None
         self.device = next(self.model.parameters()).device
         self.names = list(masks.prunable(self.model))
         self.scored = scoring.copy_for_scores(self.model, self.pruner.dtype)
         self.scored_initial = scoring.cast_weights(self.initial, self.pruner.dtype)
         self.stale = False  # whether the model's weights have moved since the copy was made, other than by pruning
         self.cache: dict[str, Any] = {}
+
+    def start(self) -> Pruned:
+        """What has been reached before the first round: nothing is pruned."""
+        everything = masks.full(self.model)
+        return Pruned(everything, everything if self.filters is None else self.filters.full(everything))
 
     def round(self, number: int, goal: Round, before: Pruned) -> tuple[Pruned, dict[str, float]]:
         """Runs one round: what has been reached with it, and the metrics to record."""
