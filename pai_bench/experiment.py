@@ -332,7 +332,7 @@ def _search(
     shelf = _shelf(parts, trainer.model, ablation) if resume_from is None or not resume_from.sparsities else None
     if shelf is not None and pruner.score is not None and len(parts.rounds) == 1:
         if (found := reuse.scores(shelf, trainer.model)) is None:
-            return search(replace(pruner, score=reuse.Kept(pruner.score, shelf)), record), None
+            return search(replace(pruner, score=reuse.CachedScore(pruner.score, shelf)), record), None
         scores, costs = found
         pruned = search(
             replace(pruner, score=lambda *_: scores), record, ablation=replace(ablation, batches=None),
