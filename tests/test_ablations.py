@@ -234,10 +234,19 @@ def test_a_change_of_stored_images_reaches_the_score(batches: Batches) -> None:
         return [(images.to(dtype), labels) for images, labels in batches]
 
     prune(
-        model, Pruner(watched, "eval", ScoringData(None, 20, 20, False)), topk, [Round(0.3), Round(0.5)],
-        ablation=Ablation(images=ablations.random_pixels_official), initial=drawn(model), input_shape=SHAPE, draw=draw,
-        training=Untrained(), loss=F.cross_entropy, seed=0, record=lambda metrics, epoch: None,
-    )  # fmt: skip
+        model,
+        Pruner(watched, "eval", ScoringData(None, 20, 20, False)),
+        topk,
+        [Round(0.3), Round(0.5)],
+        ablation=Ablation(images=ablations.random_pixels_official),
+        initial=drawn(model),
+        input_shape=SHAPE,
+        draw=draw,
+        training=Untrained(),
+        loss=F.cross_entropy,
+        seed=0,
+        record=lambda metrics, epoch: None,
+    )
     assert len(seen) == len(changes) == 2
     for scored in seen:
         assert all(torch.equal(x, y.double()) for (x, _), (y, _) in zip(scored, batches, strict=True))

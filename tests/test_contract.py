@@ -165,14 +165,26 @@ def _mask(name: str, num_threads: int, channels_last: bool, device: str = "cpu")
     if composed(f"pruner={name}", *of_method)["pruner"]["scoring_data"] is not None:
         of_method += [f"pruner.scoring_data.{of}" for of in ("per_class=6", "total=null", "batch_size=8")]
     cfg = composed(
-        f"pruner={name}", *of_method, "model=resnet8_thin", "model.widths=[16,20]", "model.blocks=[1,1]", "cache_gb=0",
+        f"pruner={name}",
+        *of_method,
+        "model=resnet8_thin",
+        "model.widths=[16,20]",
+        "model.blocks=[1,1]",
+        "cache_gb=0",
         f"channels_last={str(channels_last).lower()}",
-    )  # fmt: skip
+    )
     on = torch.device(device)
     data = Resident(
-        _images(40), _images(4), 3, DataSettings(Path(), False, on, 0), validation=0.0, mean=None, std=None, padding=1,
+        _images(40),
+        _images(4),
+        3,
+        DataSettings(Path(), False, on, 0),
+        validation=0.0,
+        mean=None,
+        std=None,
+        padding=1,
         flip=True,
-    )  # fmt: skip
+    )
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(experiment, "load_data", lambda *_: data)
         parts = experiment.assembled(cfg, on)

@@ -205,7 +205,8 @@ def test_numbers_read_off_a_network(family: str) -> None:
     dense = [
         tensor.shape
         for tensor in applied(model, size)
-        if tensor.numel() in sizes and tensor.untyped_storage().data_ptr() not in others
+        if tensor.numel() in sizes
+        and tensor.untyped_storage().data_ptr() not in others
         and tensor.count_nonzero() > (tensor.numel() + 1) // 2
-    ]  # fmt: skip
+    ]
     assert bool(dense) == bool(found.computed) == (family in COMPUTING), dense

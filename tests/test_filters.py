@@ -27,10 +27,17 @@ def conv_relu_norm() -> nn.Module:
     """The order of the VGG of Lubana and Dick, arXiv:2009.11839: the norm comes after the activation."""
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.ReLU(), nn.BatchNorm2d(8), nn.MaxPool2d(2),
-        nn.Conv2d(8, 12, 3, padding=1, bias=True), nn.ReLU(), nn.BatchNorm2d(12), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+        nn.Conv2d(3, 8, 3, padding=1, bias=False),
+        nn.ReLU(),
+        nn.BatchNorm2d(8),
+        nn.MaxPool2d(2),
+        nn.Conv2d(8, 12, 3, padding=1, bias=True),
+        nn.ReLU(),
+        nn.BatchNorm2d(12),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
         nn.Linear(48, 10),
-    )  # fmt: skip
+    )
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
@@ -96,9 +103,19 @@ def test_the_residual_stream_keeps_its_channels_and_its_stem() -> None:
 def test_filters_that_grouped_convolutions_read_are_followed() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 12, 3, groups=4), nn.BatchNorm2d(12), nn.ReLU(),
-        nn.Conv2d(12, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 10),
-    )  # fmt: skip
+        nn.Conv2d(3, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 12, 3, groups=4),
+        nn.BatchNorm2d(12),
+        nn.ReLU(),
+        nn.Conv2d(12, 6, 3),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(6, 10),
+    )
     filters = find_filters(model, SHAPE)
     assert list(filters.layers) == ["0.weight", "6.weight"]  # a grouped convolution is not cut itself
     units = filters.full(masks.full(model))

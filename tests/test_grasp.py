@@ -140,8 +140,9 @@ def test_grasp_draws_as_many_of_every_class_several_times(chain: nn.Module) -> N
     of = {label: [i for i in range(16) if y[i] == label] for label in range(4)}
     chunks = [
         [of[a][start], of[a][start + 1], of[b][start], of[b][start + 1]]
-        for start in (0, 2) for a, b in ((0, 1), (2, 3))
-    ]  # fmt: skip
+        for start in (0, 2)
+        for a, b in ((0, 1), (2, 3))
+    ]
     settings = {"temperature": 200.0, **PLAIN}
     by_hand = taken(grasp.score, chain, [(x[chunk], y[chunk]) for chunk in chunks], True, **settings)
     drawn_twice = settings | {"class_halves": True, "draws": 2}

@@ -14,9 +14,14 @@ from pai_bench.masks import clearing, masks
 
 def test_prunable_are_weights_of_convolutions_and_linear_layers() -> None:
     model = nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, groups=4), nn.ConvTranspose2d(4, 2, 2),
-        nn.LayerNorm(5), nn.Embedding(3, 5), nn.Linear(5, 2),
-    )  # fmt: skip
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.Conv2d(4, 4, 3, groups=4),
+        nn.ConvTranspose2d(4, 2, 2),
+        nn.LayerNorm(5),
+        nn.Embedding(3, 5),
+        nn.Linear(5, 2),
+    )
     assert list(masks.prunable(model)) == ["0.weight", "2.weight", "3.weight", "6.weight"]
 
 
@@ -33,8 +38,13 @@ def test_other_weights_of_two_dimensions_are_known() -> None:
     model.token = nn.Parameter(torch.zeros(1, 1, 7))
     model[0] = nn.utils.parametrizations.weight_norm(model[0])
     assert list(masks.unprunable(model)) == [
-        "0.parametrizations.weight.original1", "1.weight", "2.weight", "2.bias", "4.weight_ih_l0", "4.weight_hh_l0",
-    ]  # fmt: skip
+        "0.parametrizations.weight.original1",
+        "1.weight",
+        "2.weight",
+        "2.bias",
+        "4.weight_ih_l0",
+        "4.weight_hh_l0",
+    ]
 
 
 def test_a_shared_weight_counts_once() -> None:

@@ -56,16 +56,32 @@ def searched(
         model = Chain()
     lines: list[tuple[float, dict[str, float]]] = []
     trainer = Trainer(
-        model, FewImages(), RECIPE, CPU, seed=0, channels_last=channels_last, compile_model=False,
-        compact_training=False, record=lambda metrics, epoch: lines.append((epoch, metrics)),
+        model,
+        FewImages(),
+        RECIPE,
+        CPU,
+        seed=0,
+        channels_last=channels_last,
+        compile_model=False,
+        compact_training=False,
+        record=lambda metrics, epoch: lines.append((epoch, metrics)),
         keep_epochs=[r.rewind_epoch for r in rounds if r.rewind_epoch is not None and r.rewind_weights],
-    )  # fmt: skip
+    )
     settings.setdefault("initial", drawn(model))
     pruned = prune(
-        model, pruner, allocate, rounds, ablation=ablation or Ablation(), input_shape=SHAPE,
-        draw=FewImages().draw, training=trainer, loss=F.cross_entropy, seed=0,
-        record=lambda metrics, epoch: lines.append((epoch, metrics)), **settings,
-    )  # fmt: skip
+        model,
+        pruner,
+        allocate,
+        rounds,
+        ablation=ablation or Ablation(),
+        input_shape=SHAPE,
+        draw=FewImages().draw,
+        training=trainer,
+        loss=F.cross_entropy,
+        seed=0,
+        record=lambda metrics, epoch: lines.append((epoch, metrics)),
+        **settings,
+    )
     return pruned, trainer, lines
 
 
@@ -74,9 +90,16 @@ def trained_to(epoch: float, mask: Mask | None = None) -> nn.Module:
     torch.manual_seed(0)
     model = Chain()
     trainer = Trainer(
-        model, FewImages(), RECIPE, CPU,
-        seed=0, channels_last=False, compile_model=False, compact_training=False, record=lambda metrics, epoch: None,
-    )  # fmt: skip
+        model,
+        FewImages(),
+        RECIPE,
+        CPU,
+        seed=0,
+        channels_last=False,
+        compile_model=False,
+        compact_training=False,
+        record=lambda metrics, epoch: None,
+    )
     trainer.until(masks.full(model) if mask is None else mask, epoch)
     return model
 
@@ -324,7 +347,16 @@ def test_a_sketch_rescales_the_weights() -> None:
 def test_rounds_before_training_do_not_train() -> None:
     model = Chain()
     prune(
-        model, MAGNITUDE, topk, [Round(0.5)], ablation=Ablation(), initial=drawn(model), input_shape=SHAPE,
-        draw=lambda examples, generator, dtype: [], training=Untrained(), loss=F.cross_entropy, seed=0,
+        model,
+        MAGNITUDE,
+        topk,
+        [Round(0.5)],
+        ablation=Ablation(),
+        initial=drawn(model),
+        input_shape=SHAPE,
+        draw=lambda examples, generator, dtype: [],
+        training=Untrained(),
+        loss=F.cross_entropy,
+        seed=0,
         record=lambda metrics, epoch: None,
-    )  # fmt: skip
+    )

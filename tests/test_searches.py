@@ -52,11 +52,19 @@ def search(
         return selection.keep_largest(scores, candidates, keep)
 
     found = prune(
-        model, dataclasses.replace(pruner, score=watched), topk,
+        model,
+        dataclasses.replace(pruner, score=watched),
+        topk,
         schedules.exponential(1 - density, TrainingLength(1, 1), rounds=rounds, rounding=rounding),
-        ablation=Ablation(), initial=drawn(model), input_shape=SHAPE, draw=draw, training=Untrained(),
-        loss=F.cross_entropy, seed=0, record=lambda metrics, epoch: None,
-    )  # fmt: skip
+        ablation=Ablation(),
+        initial=drawn(model),
+        input_shape=SHAPE,
+        draw=draw,
+        training=Untrained(),
+        loss=F.cross_entropy,
+        seed=0,
+        record=lambda metrics, epoch: None,
+    )
     return seen, found.mask
 
 
