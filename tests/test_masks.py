@@ -9,7 +9,7 @@ from torch import Generator, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pai_bench.errors import ConfigError
-from pai_bench.masks import clearing, masks
+from pai_bench.masks import clearing, known_positions, masks
 
 
 def test_prunable_are_weights_of_convolutions_and_linear_layers() -> None:
@@ -74,6 +74,33 @@ def test_a_sparsity_that_leaves_nothing_is_refused() -> None:
 def test_positions_are_flat_and_ascending() -> None:
     mask = torch.tensor([[False, True, False], [False, False, True]])
     assert masks.positions(mask).tolist() == [1, 5]
+
+
+def test_known_positions_are_forgotten_when_the_mask_changes() -> None:
+    positions = torch.arange(3, 300_000, 100)
+    mask = known_positions.mask_at(torch.Size((300, 1000)), positions)
+    assert known_positions.known(mask) is positions and masks.count(mask) == len(positions)
+    assert torch.equal(mask.flatten().nonzero().squeeze(1), positions)
+    assert known_positions.known(mask.clone()) is None
+    mask[0, 0] = True
+    assert known_positions.known(mask) is None
+    assert masks.positions(mask).tolist() == [0, *positions.tolist()] and masks.count(mask) == len(positions) + 1
+
+
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])
+def test_clearing_what_a_narrower_mask_removes_gives_the_bits_of_the_plain_formula(form: torch.memory_format) -> None:
+    generator = Generator().manual_seed(0)
+    weight = torch.randn((150, 130, 3, 3), generator=generator).contiguous(memory_format=form)
+    first = torch.rand(weight.shape, generator=generator) < 0.2
+    for before in (None, first, known_positions.mask_at(weight.shape, masks.positions(first))):
+        kept = first & (torch.rand(weight.shape, generator=generator) < 0.5)
+        found = weight.clone()
+        if before is not None:
+            clearing.clear_plainly_(found, before)
+        expected = found.clone()
+        clearing.clear_removed_(found, before, kept)
+        clearing.clear_plainly_(expected, kept)
+        assert torch.equal(found.view(torch.int32), expected.view(torch.int32))
 
 
 def test_channels_are_connected_by_any_weight_of_a_kernel() -> None:

@@ -6,6 +6,8 @@ SynFlow clears three copies of the weights in each of its 100 rounds. There the 
 import torch
 from torch import Tensor
 
+from pai_bench.masks.known_positions import known
+
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by size in bytes
 _IN_CACHE = 1 << 17  # entries that are cleared at a time, so that they stay in the cache of a core
 
@@ -28,3 +30,16 @@ def clear_(weight: Tensor, kept: Tensor) -> None:
     rows = max(_IN_CACHE * len(kept) // kept.numel(), 1)
     for part, sign in zip(torch.split(bits, rows), torch.split(signs, rows), strict=True):
         part.bitwise_and_(sign)
+
+
+def clear_removed_(weight: Tensor, before: Tensor | None, kept: Tensor) -> None:
+    """As `clear_`, for a tensor whose entries outside the mask `before` are zero already. None: nothing is."""
+    found = known(before) if before is not None else None
+    if found is None:
+        clear_(weight, kept)
+        return
+    removed = found[~kept.flatten()[found]]
+    if weight.is_contiguous():
+        weight.view(-1).index_fill_(0, removed, 0)
+    else:
+        weight[torch.unravel_index(removed, weight.shape)] = 0

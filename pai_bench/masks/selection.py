@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pai_bench.core import Mask, Scores, Selection
 from pai_bench.masks import masks
+from pai_bench.masks.known_positions import mask_at
 
 _FEW = 0.25  # a layer with a smaller fraction of candidates has them gathered before they are compared
 _SMALL = 1 << 20  # the layers of a network with fewer weights are ranked as one
@@ -113,9 +114,7 @@ def _scattered(chosen: Tensor, source: Pool, candidate: Tensor) -> Tensor:
     """The mask of a layer, from the choice (n,) bool among the values of its pool."""
     if source.positions is None:
         return chosen.view(candidate.shape)
-    mask = torch.zeros(candidate.shape, dtype=torch.bool, device=candidate.device)
-    mask.view(-1)[source.positions[masks.positions(chosen)]] = True
-    return mask
+    return mask_at(candidate.shape, source.positions[masks.positions(chosen)])
 
 
 def _keep_together(scores: Scores, candidates: Mask, k: int) -> Selection:

@@ -10,7 +10,7 @@ from pai_bench.analysis.channels import Channels, Slice
 from pai_bench.core import Batches, Loss, Mask, Scores, Subnetwork
 from pai_bench.errors import ConfigError, UserError
 from pai_bench.masks import masks
-from pai_bench.masks.clearing import clear_
+from pai_bench.masks.clearing import clear_removed_
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class _Flow:
         self.model = copy.deepcopy(net.model, own)  # type: ignore[arg-type]  # deepcopy takes what this memo holds
         self.values = dict(_named(self.model))
         self.weights = {name: self.values[name].requires_grad_() for name in net.mask}
-        self.applied: set[str] = set()  # weights whose values are up to date, but for what the mask has pruned since
+        self.applied: Mask = {}  # the masks of those weights whose values are up to date under them
         self.left: dict[str, Slice] = {}  # what is left of parameters and buffers that have lost channels
         self.products: Scores = {}  # their scores, in full size: zero outside of what is left
         self.channels: Channels | None = None
@@ -100,14 +100,14 @@ class _Flow:
     @torch.no_grad()
     def _update(self, mask: Mask) -> None:
         """Brings the absolute values up to date."""
-        for name in self.applied:
-            clear_(self.values[name], mask[name])
+        for name, before in self.applied.items():
+            clear_removed_(self.values[name], before, mask[name])
         given = {name: self.left[name].of(own) if name in self.left else own for name, own in self.source.items()}
         stale = [name for name in given if name not in self.applied]
         values = [self.values[name] for name in stale]
         torch._foreach_copy_(values, [given[name] for name in stale])
         torch._foreach_abs_([value for value in values if value.is_floating_point()])
-        self.applied = set(mask) - set(self.left)
+        self.applied = {name: kept for name, kept in mask.items() if name not in self.left}
 
     def _leave_out(self, net: Subnetwork) -> None:
         """Leaves out the channels that are dead under the mask."""
@@ -135,7 +135,7 @@ class _Flow:
                 now.clear_(self.products[name], before)
             shape = now.shape(self.source[name].shape)
             if shape != self.values[name].shape:
-                self.applied.discard(name)
+                self.applied.pop(name, None)
                 self.values[name].data = torch.empty(shape, dtype=self.precision, device=self.source[name].device)
         self.left = left
 

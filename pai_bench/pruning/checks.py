@@ -5,6 +5,7 @@ from torch import Tensor
 
 from pai_bench.core import Mask, Scores
 from pai_bench.errors import UserError
+from pai_bench.masks.known_positions import known
 
 
 def check_scores(scores: Scores, candidates: Mask, *, zeros_allowed: bool = False) -> None:
@@ -19,7 +20,9 @@ def check_scores(scores: Scores, candidates: Mask, *, zeros_allowed: bool = Fals
     for name, candidate in candidates.items():
         # The sum is the cheap test. It decides nothing: it can overflow though every score is finite, and scores that
         # are not of candidates may be anything.
-        if scores[name].sum().isfinite():
+        positions = known(candidate)
+        values = scores[name] if positions is None else scores[name].flatten().index_select(0, positions)
+        if values.sum().isfinite():
             continue
         values = scores[name][candidate]
         if num_bad := int((~values.isfinite()).sum()):

@@ -308,14 +308,14 @@ class _Search:
     def _apply(self, prepared: _Prepared, choice: _Choice) -> None:
         """Gives the model, and the copy that is scored, the weights with which the round ends."""
         pruner = self.pruner
+        before = prepared.before.mask_with_coupled
         if pruner.regrow or choice.without_ablation is not None:
-            before = prepared.before.mask_with_coupled
             returned = {name: choice.held[name] & ~kept for name, kept in before.items()}
             _restore_(self.model, self.initial | (prepared.moved or {}), returned)
         if choice.scale is not None:
             weights = prepared.net.weights
             _assign_(self.model, {name: weight * choice.scale[name] for name, weight in weights.items()})
-        masks.apply_(self.model, choice.held)
+        masks.apply_narrower_(self.model, before, choice.held)
         if pruner.transfer is not None:
             scoring.update_(self.scored, self.model)
             mask = {name: choice.held[name] for name in self.names}
@@ -329,7 +329,7 @@ class _Search:
         if self.stale:
             self.cache = {}
         else:
-            masks.apply_(self.scored, choice.held)
+            masks.apply_narrower_(self.scored, before, choice.held)
 
     def _reached(self, prepared: _Prepared, scores: Scores, choice: _Choice, densities: dict[str, float]) -> Pruned:
         """The record of what has been reached with a round."""
