@@ -16,7 +16,7 @@ from benchmarks.measure import seconds
 from benchmarks.subjects import Setting, parts, trainer
 from benchmarks.table import Row
 from benchmarks.training import WHOLE, random_mask, textbook_optimizer
-from pai_bench.analysis import measures
+from pai_bench.analysis import cost
 from pai_bench.system import devices
 from pai_bench.training.trainer import Trainer
 
@@ -51,7 +51,7 @@ def images(setting: Setting) -> Iterator[Row]:
 
         epoch()  # chooses algorithms
         took = min(seconds(epoch, setting.device) for _ in range(1 if setting.quick else 3))
-        counted = 6 * number * sum(measures.multiply_adds(training.model, of.data.input_shape).values())
+        counted = 6 * number * sum(cost.multiply_adds(training.model, of.data.input_shape).values())
         busy = _busy(epoch, setting.device)
         judged = setting.device.type == "cuda" and net == "resnet20" and precision == "bfloat16"
         yield Row(

@@ -13,11 +13,12 @@ from benchmarks import textbook
 from benchmarks.measure import clocked, in_turn, seconds
 from benchmarks.subjects import Setting, flops, parts, pruned, subnetwork, trainer
 from benchmarks.table import Row
-from pai_bench.analysis import measures
+from pai_bench.analysis.mode import mode
 from pai_bench.assembly import Parts
 from pai_bench.config import composition
 from pai_bench.core import Mask, Round
-from pai_bench.masks import allocation, masks
+from pai_bench.masks import masks
+from pai_bench.masks.selection import Pool, kth_largest
 from pai_bench.pruning.rounds import Pruned
 from pai_bench.system import devices
 
@@ -35,7 +36,7 @@ def selection(setting: Setting) -> Iterator[Row]:
         found: dict[str, Tensor] = {}
 
         def ours(k: int = k, found: dict[str, Tensor] = found) -> None:
-            found["ours"] = allocation.kth_largest([allocation.Pool(values, number)], k)
+            found["ours"] = kth_largest([Pool(values, number)], k)
 
         def kthvalue(k: int = k, found: dict[str, Tensor] = found) -> None:
             found["kthvalue"] = torch.kthvalue(values, number - k + 1).values
@@ -181,7 +182,7 @@ def _snip(setting: Setting, net: str, of: Parts) -> Row:
         values = zip(masks.prunable(model).items(), textbook.gradients(model, images, labels), strict=True)
         found["plain"] = {name: gradient for (name, _), gradient in values}
 
-    with measures.mode(model, of.pruner.mode == "train"):
+    with mode(model, of.pruner.mode == "train"):
         variants = {"ours": clocked(ours, setting.device), "plain": clocked(plain, setting.device)}
         times = in_turn(variants, 1 if setting.quick else 3)
         counted = flops(ours)
@@ -211,7 +212,7 @@ def _grasp(setting: Setting, net: str, of: Parts) -> Row:
     def published() -> None:
         found["published"] = textbook.grasp(copied, first, labels, 200.0)
 
-    with measures.mode(model, True), measures.mode(copied, True):
+    with mode(model, True), mode(copied, True):
         variants = {"ours": clocked(ours, setting.device), "published": clocked(published, setting.device)}
         times = in_turn(variants, 1 if setting.quick else 2 if net == "vgg16" else 3)
         counted = flops(ours)

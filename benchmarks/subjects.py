@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from benchmarks.measure import Rates
 from pai_bench import assembly
-from pai_bench.analysis import measures
+from pai_bench.analysis.cost import CountFlops
 from pai_bench.assembly import Parts
 from pai_bench.core import Call, DataSettings, Mask, Subnetwork
 from pai_bench.data.resident import Resident
@@ -132,7 +132,7 @@ def clock() -> float:
 
 def flops(function: Callable[[], Any]) -> int:
     """Floating-point operations of the matrix products and convolutions in a function, two for a multiply-add."""
-    counter = measures.CountFlops()
+    counter = CountFlops()
     with counter:
         function()
     return counter.flops

@@ -15,7 +15,7 @@ from benchmarks.data import textbook_loader
 from benchmarks.measure import clocked, in_turn
 from benchmarks.subjects import Setting, Steps, clock, parts, pruned, step_seconds, trainer
 from benchmarks.table import Row
-from pai_bench.analysis import measures
+from pai_bench.analysis import cost
 from pai_bench.assembly import Parts
 from pai_bench.core import Call, Mask
 from pai_bench.masks import masks
@@ -92,7 +92,7 @@ def masking(setting: Setting) -> Iterator[Row]:
         note=f"to {operators['dense']}; weight * mask adds {published_steps[1] - published_steps[0]}",
     )
 
-    counted = 3 * 2 * sum(measures.multiply_adds(of.build("init"), of.data.input_shape).values())
+    counted = 3 * 2 * sum(cost.multiply_adds(of.build("init"), of.data.input_shape).values())
     timed = {name: Steps(of, kept, 2 if setting.quick else 3, clock) for name, kept in held.items()}
     times = in_turn(
         {name: partial(step_seconds, steps) for name, steps in timed.items()},
@@ -207,7 +207,7 @@ def loop(setting: Setting) -> Iterator[Row]:
             },
             1 if setting.quick else 3,
         )
-        counted = 6 * num_images * sum(measures.multiply_adds(of.build("init"), of.data.input_shape).values())
+        counted = 6 * num_images * sum(cost.multiply_adds(of.build("init"), of.data.input_shape).values())
         for precision in runs:
             target, goal = _LOOP[net, precision]
             took = times.seconds(precision)
@@ -281,7 +281,7 @@ def _compact(setting: Setting, net: str, method: str, compression: int, mask: Ma
         steps[how] = Steps(of, mask, 2, clock)
     steps["auto"]()
     small, whole = steps["auto"].network.trained, steps["auto"].network.model
-    costs = [sum(measures.multiply_adds(one, of.data.input_shape).values()) for one in (small, whole)]
+    costs = [sum(cost.multiply_adds(one, of.data.input_shape).values()) for one in (small, whole)]
     name = f"compact step of {net}, {method} at {compression}x, over a plain step"
     collapsed = masks.collapsed(mask)
     broken = f"; {len(collapsed)} layers collapsed" if collapsed else ""

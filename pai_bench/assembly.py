@@ -9,7 +9,8 @@ import torch
 from torch import Generator, nn
 from torch.nn import functional as F
 
-from pai_bench.analysis import measures, operations
+from pai_bench.analysis import operations, signal
+from pai_bench.analysis.mode import mode
 from pai_bench.config.checks import identified, weights_checksum
 from pai_bench.config.schema import RunConfig
 from pai_bench.core import (
@@ -144,7 +145,7 @@ def examined(parts: Parts, model: nn.Module) -> operations.Operations:
     """
     name, num_classes = f"model.name={parts.run.model.name}", parts.data.num_classes
     try:
-        with measures.mode(model, training=False):
+        with mode(model, training=False):
             found = operations.watch(model, parts.data.input_shape)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from error
@@ -189,7 +190,7 @@ def diagnostics(parts: Parts, model: nn.Module) -> Diagnose:
         weights = {name: mask[name] for name in masks.prunable(model)}
         coupled = {name: tensor for name, tensor in mask.items() if name not in weights}
         net = Subnetwork(model, weights, {}, parts.data.input_shape, coupled)
-        with measures.mode(model, training=False):
-            return measures.gradient_flow(net, [batch], F.cross_entropy)
+        with mode(model, training=False):
+            return signal.gradient_flow(net, [batch], F.cross_entropy)
 
     return measure

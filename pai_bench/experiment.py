@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pai_bench.analysis import measures, paths
+from pai_bench.analysis import paths, signal
 from pai_bench.assembly import Parts, assembled, diagnostics, examined, given_mask, load_data, random_batch, trainer_for
 from pai_bench.config.composition import rerunnable
 from pai_bench.config.schema import RunConfig, plain
@@ -95,7 +95,6 @@ def _run(config: RunConfig, device: torch.device, files: Files) -> dict[str, Any
             find_mask_without_ablation(parts, model, initial, checkpoints)
         checkpoints.trainer = trainer
         pruned = find_mask(parts, trainer, initial, record, checkpoints, given)
-        _check_count(pruned, config.sparsity if given is None else masks.sparsity(given[0]))
         effective = paths.effective(model, pruned.mask, parts.data.input_shape)
         layers = rows.layers(pruned, effective, macs)
         _keep_mask(config, files, tracker, pruned, layers)
@@ -255,11 +254,6 @@ def _training_start(
     return progress.training
 
 
-def _check_count(pruned: Pruned, sparsity: float) -> None:
-    num_kept = masks.num_kept(sparsity, masks.total(pruned.units))
-    assert masks.kept(pruned.units) == num_kept, "the allocation did not keep the exact number"
-
-
 def _keep_mask(
     run: RunConfig, files: Files, tracker: tracking.Tracker, pruned: Pruned, layers: list[dict[str, Any]]
 ) -> None:
@@ -314,9 +308,9 @@ def _has_signal(model: nn.Module, data: Data, seed: int, initial: Weights, effec
     """Whether the outputs depend on the image. Where not even the dense network's do, paths decide."""
     images, _ = random_batch(data, model, seed, "signal")
     with seeding.seeded(seed, "signal"):
-        if measures.output_depends_on_input(model, images):
+        if signal.output_depends_on_input(model, images):
             return True
-        if measures.output_depends_on_input(model, images, initial):
+        if signal.output_depends_on_input(model, images, initial):
             return False
     log.info("the dense network's output does not depend on the image either, as where a classifier starts at zero")
     return effective is None or masks.kept(effective) > 0

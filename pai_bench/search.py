@@ -14,7 +14,8 @@ from pai_bench.assembly import Parts, trainer_for
 from pai_bench.config.schema import Plain, plain
 from pai_bench.core import Ablation, Call, Mask, Record, Weights
 from pai_bench.pruning import reuse
-from pai_bench.pruning.rounds import Pruned, apply_given_mask, prune
+from pai_bench.pruning.given import apply_given_mask
+from pai_bench.pruning.rounds import Pruned, prune
 from pai_bench.runs.checkpoints import Checkpoints
 from pai_bench.system import devices
 from pai_bench.system.world import world
@@ -112,7 +113,7 @@ def search(
     if len(parts.rounds) == 1:
         found = reuse.scores(cache, trainer.model)
         if found is None:
-            return pruned_by(record, pruner=replace(pruner, score=reuse.Kept(pruner.score, cache))), None
+            return pruned_by(record, pruner=replace(pruner, score=reuse.CachedScore(pruner.score, cache))), None
         scores, costs = found
         pruned = pruned_by(
             record,

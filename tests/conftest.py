@@ -133,6 +133,17 @@ def batches() -> Batches:
 
 
 @pytest.fixture
+def chain() -> nn.Module:
+    torch.manual_seed(0)
+    return Chain().double()
+
+
+@pytest.fixture
+def images(batches: Batches) -> Batches:
+    return [(images.double(), labels) for images, labels in batches]
+
+
+@pytest.fixture
 def run_cli(tmp_path: Path) -> RunCli:
     """Runs run.py as a user would, in its own results folder; returns the finished process."""
 

@@ -46,7 +46,7 @@ DOORS = {
     "PIL": {"data.decode"},
     "filelock": {"data.resident", "system.devices"},
     "safetensors": {"runs.export", "system.files", "masks.mask_files", "report.evidence", "pruning.reuse"},
-    "torch_pruning": {"analysis.structure"},
+    "torch_pruning": {"analysis.graph"},
     "tqdm": {"training.trainer"},
     "submitit": {"launch.slurm"},
     "yaml": {"published.matching", "published.numbers", "report.names", "launch.sweeps"},

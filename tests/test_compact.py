@@ -13,7 +13,7 @@ from test_train import CPU, METHODS, RATES, RECIPE, FewImages
 from test_train import trainer as training_of
 from torch import Generator, nn
 
-from pai_bench.analysis import measures
+from pai_bench.analysis import cost
 from pai_bench.core import Batch, Mask, Shape
 from pai_bench.errors import ConfigError
 from pai_bench.masks import masks
@@ -230,10 +230,10 @@ def test_short_training_is_of_the_whole_network(monkeypatch: pytest.MonkeyPatch)
 
 def test_the_gain_is_measured() -> None:
     model, mask = idle()
-    before = measures.multiply_adds(model, SHAPE)
+    before = cost.multiply_adds(model, SHAPE)
     trainer = trained(model, mask, True)
     assert trainer.compact_speedup is not None and trainer.compact_speedup > 0
-    assert sum(measures.multiply_adds(trainer.trained, SHAPE).values()) < sum(before.values())
+    assert sum(cost.multiply_adds(trainer.trained, SHAPE).values()) < sum(before.values())
     assert_same(trained(model, mask, False), trainer, mask)
 
 

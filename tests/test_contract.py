@@ -14,11 +14,11 @@ from torch import Generator, nn
 from torch.nn import functional as F
 
 from pai_bench import assembly, search
-from pai_bench.analysis import measures
+from pai_bench.analysis.mode import mode
 from pai_bench.core import Batches, DataSettings, Pruner, Scores, Subnetwork, TrainingLength
 from pai_bench.data.resident import Resident
 from pai_bench.errors import ConfigError
-from pai_bench.masks import allocation, masks
+from pai_bench.masks import allocation, masks, selection
 from pai_bench.system import layout
 
 PRUNERS = options("pruner")
@@ -35,7 +35,7 @@ def take(name: str, model: nn.Module, batches: Batches, mask: masks.Mask | None 
     mask = masks.full(model) if mask is None else mask
     masks.apply_(model, mask)
     net = Subnetwork(model, mask, initial, (3, 8, 8))
-    with measures.mode(model, pruner.mode == "train"):
+    with mode(model, pruner.mode == "train"):
         assert pruner.score is not None
         return pruner.score(net, batches, F.cross_entropy, Generator().manual_seed(seed))
 
@@ -117,7 +117,7 @@ def test_every_allocation_keeps_exactly_k(
         for key, mask in candidates.items()
     }
     k = round(round(1 - sparsity, 12) * masks.total(candidates))
-    save_file(allocation.keep_largest(scores, candidates, k).mask, tmp_path / "mask.safetensors")
+    save_file(selection.keep_largest(scores, candidates, k).mask, tmp_path / "mask.safetensors")
     more = [f"allocation.mask={tmp_path / 'mask.safetensors'}"] if allocate == "densities_of_mask" else []
     function = composed(f"allocation={allocate}", *more).allocation
     try:
@@ -165,14 +165,26 @@ def _mask(name: str, num_threads: int, channels_last: bool, device: str = "cpu")
     if composed(f"pruner={name}", *of_method).pruner.scoring_data is not None:
         of_method += [f"pruner.scoring_data.{of}" for of in ("per_class=6", "total=null", "batch_size=8")]
     cfg = composed(
-        f"pruner={name}", *of_method, "model=resnet8_thin", "model.widths=[16,20]", "model.blocks=[1,1]", "cache_gb=0",
+        f"pruner={name}",
+        *of_method,
+        "model=resnet8_thin",
+        "model.widths=[16,20]",
+        "model.blocks=[1,1]",
+        "cache_gb=0",
         f"channels_last={str(channels_last).lower()}",
-    )  # fmt: skip
+    )
     on = torch.device(device)
     data = Resident(
-        _images(40), _images(4), 3, DataSettings(Path(), False, on, 0), validation=0.0, mean=None, std=None, padding=1,
+        _images(40),
+        _images(4),
+        3,
+        DataSettings(Path(), False, on, 0),
+        validation=0.0,
+        mean=None,
+        std=None,
+        padding=1,
         flip=True,
-    )  # fmt: skip
+    )
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(assembly, "load_data", lambda *_: data)
         parts = assembly.assembled(cfg, on)

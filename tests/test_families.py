@@ -14,7 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from pai_bench.analysis import measures, operations, paths
+from pai_bench.analysis import operations, paths
+from pai_bench.analysis.mode import mode
 from pai_bench.core import Mask
 from pai_bench.masks import masks
 
@@ -183,7 +184,7 @@ def test_numbers_read_off_a_network(family: str) -> None:
     shape, prunable = (3, size, size), masks.prunable(model)
 
     # Multiply-adds are those that torch counts, and every prunable weight has its own.
-    with measures.mode(model, False):
+    with mode(model, False):
         found = operations.watch(model, shape)
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
@@ -204,7 +205,8 @@ def test_numbers_read_off_a_network(family: str) -> None:
     dense = [
         tensor.shape
         for tensor in applied(model, size)
-        if tensor.numel() in sizes and tensor.untyped_storage().data_ptr() not in others
+        if tensor.numel() in sizes
+        and tensor.untyped_storage().data_ptr() not in others
         and tensor.count_nonzero() > (tensor.numel() + 1) // 2
-    ]  # fmt: skip
+    ]
     assert bool(dense) == bool(found.computed) == (family in COMPUTING), dense

@@ -525,9 +525,12 @@ def test_a_preempted_run_goes_on_with_its_mask(
     shutil.copy(found / "mask.safetensors", path)
     whole = run(tmp_path / "whole", f"mask={path}", f"weights={found}/model.safetensors")
     cfg = composed(
-        *TINY, f"mask={path}", f"weights={found}/model.safetensors", f"results_dir={tmp_path}/results",
+        *TINY,
+        f"mask={path}",
+        f"weights={found}/model.safetensors",
+        f"results_dir={tmp_path}/results",
         "checkpoint_minutes=0",
-    )  # fmt: skip
+    )
     record = store.RunDirectory.record
 
     def interrupted(self: store.RunDirectory, metrics: dict[str, float], epoch: float) -> None:
@@ -558,11 +561,21 @@ def test_two_processes_train_a_given_mask_as_one_does(found: Path, tmp_path: Pat
     one = run(tmp_path / "one", *settings[len(TINY) :])
     done = subprocess.run(
         [
-            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", str(ROOT / "run.py"),
-            *settings, f"results_dir={tmp_path / 'two'}",
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc-per-node=2",
+            "--standalone",
+            str(ROOT / "run.py"),
+            *settings,
+            f"results_dir={tmp_path / 'two'}",
         ],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     two = directory_of(tmp_path / "two")
     assert one.name == two.name and row_of(two)["num_processes"] == 2

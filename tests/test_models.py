@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pai_bench import assembly, experiment
-from pai_bench.analysis import measures, operations, paths
+from pai_bench.analysis import cost, operations, paths, signal
+from pai_bench.analysis.cost import CountFlops
+from pai_bench.analysis.mode import mode
 from pai_bench.core import Mask, Scores, Shape, Subnetwork
 from pai_bench.errors import ConfigError
-from pai_bench.masks import allocation, masks
+from pai_bench.masks import masks, selection
 from pai_bench.system import seeding
 
 MNIST, CIFAR, TINY, IMAGENET = (1, 28, 28), (3, 32, 32), (3, 64, 64), (3, 224, 224)
@@ -163,18 +165,18 @@ def test_a_model_that_does_not_exist_is_refused(overrides: list[str], message: s
 
 def test_multiply_adds_of_known_networks() -> None:
     # VGG-16 at 32 pixels: 313.2 M in convolutions, 512 * 100 in the classifier. ResNet-50 at 224: 4.089 G (RigL).
-    vgg = measures.multiply_adds(build("model=vgg16", num_classes=100), CIFAR)
+    vgg = cost.multiply_adds(build("model=vgg16", num_classes=100), CIFAR)
     assert sum(vgg.values()) == 313_196_544 + 51_200
-    resnet50 = measures.multiply_adds(build("model=resnet50", shape=IMAGENET, num_classes=1000), IMAGENET)
+    resnet50 = cost.multiply_adds(build("model=resnet50", shape=IMAGENET, num_classes=1000), IMAGENET)
     assert sum(resnet50.values()) == pytest.approx(4.089e9, rel=1e-3)
 
 
 def test_multiply_adds_of_grouped_convolutions_and_masks() -> None:
     model = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1, groups=4), nn.Flatten(), nn.Linear(8 * 36, 2))
-    counts = measures.multiply_adds(model, (4, 6, 6))
+    counts = cost.multiply_adds(model, (4, 6, 6))
     assert counts == {"0.weight": 36 * 8 * 9, "2.weight": 8 * 36 * 2}
     mask = {"0.weight": torch.zeros(8, 1, 3, 3, dtype=torch.bool), "2.weight": torch.ones(2, 288, dtype=torch.bool)}
-    assert measures.masked_multiply_adds(counts, mask) == 576
+    assert cost.masked_multiply_adds(counts, mask) == 576
 
 
 def test_vgg13_of_the_gradient_flow_paper_has_its_size_and_order() -> None:
@@ -212,7 +214,7 @@ def test_the_weights_of_convolutions_and_linear_layers_are_prunable_and_no_other
         assert name not in mask or parameter.ndim > 1
     if architecture.startswith("vit"):
         assert mask["blocks.0.attn.qkv.weight"].shape == (3 * 192, 192)
-    counts = measures.multiply_adds(model, (3, 64, 64))
+    counts = cost.multiply_adds(model, (3, 64, 64))
     assert [name for name in counts if name != operations.ACTIVATIONS] == list(mask) and all(counts.values())
 
 
@@ -225,15 +227,15 @@ def test_scores_exist_for_every_architecture(architecture: str, pruner: str) -> 
     net = Subnetwork(model, masks.full(model), initial, (3, 64, 64))
     batch = (torch.randn(4, 3, 64, 64, dtype=torch.float64), torch.arange(4))
     assert settings.score is not None
-    with measures.mode(model, settings.mode == "train"), seeding.seeded(0, "score"):
+    with mode(model, settings.mode == "train"), seeding.seeded(0, "score"):
         scores = settings.score(net, [batch], F.cross_entropy, torch.Generator())
     assert list(scores) == list(net.mask)
     assert all(values.isfinite().all() for values in scores.values())
-    mask = allocation.keep_largest(scores, net.mask, masks.total(net.mask) // 2).mask
+    mask = selection.keep_largest(scores, net.mask, masks.total(net.mask) // 2).mask
     masks.apply_(model, mask)
     if pruner != "magnitude":  # ranks layers by their initialization, and so may empty a classifier
         assert masks.kept(paths.effective(model, mask, (3, 64, 64))) > 0
-        assert measures.output_depends_on_input(model, batch[0])
+        assert signal.output_depends_on_input(model, batch[0])
 
 
 def test_synflow_says_once_where_its_theory_does_not_hold(caplog: pytest.LogCaptureFixture) -> None:
@@ -245,9 +247,9 @@ def test_synflow_says_once_where_its_theory_does_not_hold(caplog: pytest.LogCapt
         mask = masks.full(model)
         for _ in range(2):
             net = Subnetwork(model, mask, {}, (3, 64, 64))
-            with measures.mode(model, False):
+            with mode(model, False):
                 scores = synflow.score(net, [], F.cross_entropy, torch.Generator())
-            mask = allocation.keep_largest(scores, mask, masks.kept(mask) // 2).mask
+            mask = selection.keep_largest(scores, mask, masks.kept(mask) // 2).mask
         return [record.getMessage() for record in caplog.records]
 
     assert warned("vit_tiny_patch16_224") == [
@@ -299,7 +301,7 @@ def test_synflow_needs_no_memory_of_earlier_rounds() -> None:
     cache: dict[str, object] = {}
     mask = masks.full(model)
     for _ in range(8):
-        mask = allocation.keep_largest(_flow(model, mask, cache), mask, masks.kept(mask) // 2).mask
+        mask = selection.keep_largest(_flow(model, mask, cache), mask, masks.kept(mask) // 2).mask
         masks.apply_(model, mask)
         for buffer in model.buffers():  # as training would move running statistics
             buffer.add_(1)
@@ -391,7 +393,7 @@ def test_packed_attention_is_scored_and_masked(pruner: str) -> None:
     settings = composed(f"pruner={pruner}", "sparsity=0.5").pruner
     assert settings.score is not None
     net = Subnetwork(model, masks.full(model), masks.prunable(model), shape)
-    with measures.mode(model, settings.mode == "train"):
+    with mode(model, settings.mode == "train"):
         scores = settings.score(net, [batch], F.cross_entropy, torch.Generator())
     packed = "2.self_attn.in_proj_weight"
     assert scores[packed].shape == (36, 12) and scores[packed].count_nonzero() > 300
@@ -407,7 +409,7 @@ def test_packed_attention_is_scored_and_masked(pruner: str) -> None:
 
 
 def examined_operations(model: nn.Module, shape: Shape) -> operations.Operations:
-    with measures.mode(model, False):
+    with mode(model, False):
         return operations.watch(model, shape)
 
 
@@ -476,7 +478,7 @@ def test_flops_are_counted_as_torch_counts_them() -> None:
         F.scaled_dot_product_attention(query, query, query)
         torch.einsum("bij,bjk->bik", torch.ones(2, 3, 4), torch.ones(2, 4, 5))
 
-    ours, theirs = measures.CountFlops(), FlopCounterMode(display=False)
+    ours, theirs = CountFlops(), FlopCounterMode(display=False)
     with ours:
         work()
     with theirs:

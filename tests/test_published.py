@@ -8,7 +8,7 @@ import torch
 from conftest import composed, pruned_as
 from torch import Generator, nn
 
-from pai_bench.analysis import measures
+from pai_bench.analysis import cost
 from pai_bench.masks import allocation, masks
 from pai_bench.published import numbers
 from pai_bench.system import seeding
@@ -115,20 +115,20 @@ def test_erk_leaves_the_published_share_of_multiply_adds(number: numbers.Number,
     assert number.density is not None
     keep = round(number.density * masks.total(scores))
     mask = allocation.erk(scores, masks.full(resnet50), keep, Generator(), kernel=True).mask
-    counts = measures.multiply_adds(resnet50, (3, 224, 224))
+    counts = cost.multiply_adds(resnet50, (3, 224, 224))
     assert sum(counts.values()) == pytest.approx(4.089e9, rel=1e-3)
-    share = measures.masked_multiply_adds(counts, mask) / sum(counts.values())
+    share = cost.masked_multiply_adds(counts, mask) / sum(counts.values())
     assert share == pytest.approx(number.value, abs=0.0065)
 
 
 def test_uniform_with_a_dense_first_layer_leaves_the_published_share(resnet50: nn.Module) -> None:
     scores = {name: weight.detach().abs() for name, weight in masks.prunable(resnet50).items()}
-    counts = measures.multiply_adds(resnet50, (3, 224, 224))
+    counts = cost.multiply_adds(resnet50, (3, 224, 224))
     for sparsity, published in ((0.8, 0.223), (0.9, 0.126), (0.95, 0.077)):
         shares = dict.fromkeys(scores, 1.0)
         keep = masks.num_kept(sparsity, masks.total(scores))
         mask = allocation.by_density(scores, masks.full(resnet50), keep, shares, fixed={"conv1.weight"}).mask
-        share = measures.masked_multiply_adds(counts, mask) / sum(counts.values())
+        share = cost.masked_multiply_adds(counts, mask) / sum(counts.values())
         assert share == pytest.approx(published, abs=0.002)
 
 

@@ -95,7 +95,7 @@ def test_a_search_that_rescales_weights_is_not_kept_as_a_mask(tmp_path: Path) ->
     assert not (tmp_path / ".cache").exists()
 
 
-def test_an_ablation_takes_the_mask_beside_it_from_the_shelf(tmp_path: Path) -> None:
+def test_an_ablation_takes_the_mask_beside_it_from_the_cache(tmp_path: Path) -> None:
     run(tmp_path / "a", *SYNFLOW)
     broken = [*SYNFLOW, "ablation=invert_scores"]
     row = run(tmp_path / "a", *broken)
@@ -118,17 +118,17 @@ def test_an_entry_without_its_notes_is_computed_again(
     notes: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     torch.manual_seed(0)
-    model, shelf = Chain(), ScoreCache(tmp_path, 10**6, {})
+    model, cache = Chain(), ScoreCache(tmp_path, 10**6, {})
     scores = {name: torch.ones_like(weight) for name, weight in masks.prunable(model).items()}
     costs = {"seconds": 2.0, "num_examples": 10, "flops": 7}
-    shelf.put("scores", {}, scores, costs)
-    found = reuse.scores(shelf, model)
+    cache.put("scores", {}, scores, costs)
+    found = reuse.scores(cache, model)
     assert found is not None and found[1] == costs and found[0].keys() == scores.keys()
     (path,) = tmp_path.iterdir()
     path.write_bytes(files.tensor_bytes(scores, notes))
-    assert reuse.scores(shelf, model) is None and f"{path} cannot be read and is computed again" in caplog.text
+    assert reuse.scores(cache, model) is None and f"{path} cannot be read and is computed again" in caplog.text
     path.write_bytes(files.tensor_bytes({"other": torch.ones(2)}, json.dumps(costs)))
-    assert reuse.scores(shelf, model) is None and "not those of this network" in caplog.text
+    assert reuse.scores(cache, model) is None and "not those of this network" in caplog.text
 
 
 def test_one_entry_of_scores_serves_all_that_comes_after_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,11 +154,11 @@ def test_costs_wait_for_the_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     clock = [0.0]
     monkeypatch.setattr("pai_bench.pruning.reuse.time.perf_counter", lambda: clock[0])
     monkeypatch.setattr("pai_bench.system.devices.wait", lambda device: clock.append(clock.pop() + 100))
-    model, shelf = Chain(), ScoreCache(tmp_path, 10**6, {})
+    model, cache = Chain(), ScoreCache(tmp_path, 10**6, {})
     net = Subnetwork(model, masks.full(model), masks.prunable(model), (3, 8, 8))
     ones = {name: torch.ones_like(weight) for name, weight in net.weights.items()}
-    reuse.Kept(lambda *_: ones, shelf)(net, [], torch.nn.functional.cross_entropy, torch.Generator())
-    found = reuse.scores(shelf, model)
+    reuse.CachedScore(lambda *_: ones, cache)(net, [], torch.nn.functional.cross_entropy, torch.Generator())
+    found = reuse.scores(cache, model)
     assert found is not None and found[1]["seconds"] == 100
 
 
@@ -172,25 +172,25 @@ def test_the_code_of_a_score_is_part_of_the_key(tmp_path: Path, monkeypatch: pyt
     assert reuse.code(["my_method.score"]) != before
 
 
-def test_the_shelf_drops_what_was_used_least_recently(tmp_path: Path) -> None:
-    shelf = ScoreCache(tmp_path, 3000, {})
+def test_the_cache_drops_what_was_used_least_recently(tmp_path: Path) -> None:
+    cache = ScoreCache(tmp_path, 3000, {})
     tensor = {"a": torch.zeros(1000, dtype=torch.uint8)}
     for number in range(2):
-        shelf.put("scores", {"number": number}, tensor, {"seconds": 1})
-        os.utime(shelf._path("scores", {"number": number}), (number, number))
-    assert taken(shelf, 0)  # so the other is older now
+        cache.put("scores", {"number": number}, tensor, {"seconds": 1})
+        os.utime(cache._path("scores", {"number": number}), (number, number))
+    assert taken(cache, 0)  # so the other is older now
     for name, age in (("old.tmp-1", 7200), ("now.tmp-2", 0)):
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (time.time() - age,) * 2)
-    shelf.put("scores", {"number": 2}, tensor, {"seconds": 1})
+    cache.put("scores", {"number": 2}, tensor, {"seconds": 1})
     assert sorted(path.name for path in tmp_path.glob("*.tmp-*")) == ["now.tmp-2"]
-    assert [taken(shelf, number) for number in range(3)] == [True, False, True]
+    assert [taken(cache, number) for number in range(3)] == [True, False, True]
     ScoreCache(tmp_path, 10, {}).put("scores", {"number": 3}, tensor, {"seconds": 1})
-    assert not taken(shelf, 3)
+    assert not taken(cache, 3)
 
 
-def taken(shelf: ScoreCache, number: int) -> bool:
-    return shelf.take("scores", {"number": number}, lambda tensors, notes: True) is not None
+def taken(cache: ScoreCache, number: int) -> bool:
+    return cache.take("scores", {"number": number}, lambda tensors, notes: True) is not None
 
 
 def test_runs_with_images_that_were_kept_are_taken_up_and_end_the_same(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from torch import Generator
 
 from pai_bench.core import Selection
 from pai_bench.errors import ConfigError, UserError
-from pai_bench.masks import allocation
+from pai_bench.masks import sampling, selection
 from pai_bench.studies import sketches, sketching, sketching_figure
 from pai_bench.studies.sketches import Array
 
@@ -394,7 +394,7 @@ def draw(
 ) -> Selection:
     """A sampled mask that keeps k, with its rescaling."""
     candidates = {name: torch.ones_like(values, dtype=torch.bool) for name, values in sizes.items()}
-    sketch = allocation.sampled(sizes, candidates, k, generator, beta=beta, scope=scope, rescale=True)
+    sketch = sampling.sampled(sizes, candidates, k, generator, beta=beta, scope=scope, rescale=True)
     assert sketch.scale is not None
     return sketch
 
@@ -426,7 +426,7 @@ def test_sampled_keeps_exactly_k_and_is_decided_by_its_generator(beta: float, sc
     for sparsity in (0.4, 0.9, 0.99):
         k = round((1 - sparsity) * 168)
         masks, again, other = (
-            allocation.sampled(
+            sampling.sampled(
                 sizes, candidates, k, Generator().manual_seed(seed), beta=beta, scope=scope, rescale=False
             ).mask
             for seed in (0, 0, 1)
@@ -457,7 +457,7 @@ def test_sampled_tends_to_the_largest() -> None:
     sizes = {"a": (1.2 ** order[:10].double()).view(2, 5), "b": 1.2 ** order[10:].double()}
     candidates = {name: torch.ones_like(values, dtype=torch.bool) for name, values in sizes.items()}
     for k in (1, 7, 20):
-        largest = allocation.keep_largest(sizes, candidates, k).mask
+        largest = selection.keep_largest(sizes, candidates, k).mask
         for seed in range(5):
             mask = draw(sizes, k, Generator().manual_seed(seed), beta=150).mask
             assert all((mask[name] == largest[name]).all() for name in mask)
@@ -465,7 +465,7 @@ def test_sampled_tends_to_the_largest() -> None:
 
 def test_sampled_tends_to_the_largest_however_large_beta() -> None:
     sizes = {"a": torch.rand(50, generator=Generator().manual_seed(0), dtype=torch.float64)}
-    largest = allocation.keep_largest(sizes, {"a": torch.ones(50, dtype=torch.bool)}, 25).mask
+    largest = selection.keep_largest(sizes, {"a": torch.ones(50, dtype=torch.bool)}, 25).mask
     sketch = draw(sizes, 25, Generator().manual_seed(1), beta=1e5)
     assert (sketch.mask["a"] == largest["a"]).all()
     assert sketch.scale["a"].isfinite().all()
@@ -483,7 +483,7 @@ def test_sampled_by_layer_keeps_the_layer_counts_of_the_largest() -> None:
     sizes = layers(1)
     candidates = {name: torch.ones_like(values, dtype=torch.bool) for name, values in sizes.items()}
     for k in (5, 60, 150):
-        largest = allocation.keep_largest(sizes, candidates, k).mask
+        largest = selection.keep_largest(sizes, candidates, k).mask
         mask = draw(sizes, k, Generator().manual_seed(0), scope="layer").mask
         assert {name: int(kept.sum()) for name, kept in mask.items()} == {
             name: int(kept.sum()) for name, kept in largest.items()
@@ -508,7 +508,7 @@ def test_sampled_refuses_negative_scores_of_candidates() -> None:
     with pytest.raises(UserError, match="a has negative ones"):
         draw(sizes, 2, Generator())
     candidates = {"a": torch.tensor([True, False, True])}
-    sketch = allocation.sampled(sizes, candidates, 2, Generator(), beta=1.0, scope="global", rescale=True)
+    sketch = sampling.sampled(sizes, candidates, 2, Generator(), beta=1.0, scope="global", rescale=True)
     assert sketch.scale is not None
     assert sketch.mask["a"].tolist() == [True, False, True]
     assert sketch.scale["a"][sketch.mask["a"]].isfinite().all()

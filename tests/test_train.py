@@ -15,7 +15,7 @@ from conftest import Chain, RunCli, composed, options
 from torch import Generator, nn
 from torch.nn import functional as F
 
-from pai_bench.analysis import measures
+from pai_bench.analysis import signal
 from pai_bench.core import Batch, Batches, Call, ScoringData
 from pai_bench.errors import UserError
 from pai_bench.masks import masks
@@ -546,11 +546,11 @@ def test_signal_is_lost_when_a_layer_of_a_chain_collapses(batches: Batches) -> N
     model = Chain()
     state = copy.deepcopy(model.state_dict())
     mask = masks.full(model)
-    assert measures.output_depends_on_input(model, batches[0][0])
+    assert signal.output_depends_on_input(model, batches[0][0])
     assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
     mask["conv2.weight"] = torch.zeros_like(mask["conv2.weight"])
     masks.apply_(model, mask)
-    assert not measures.output_depends_on_input(model, batches[0][0])
+    assert not signal.output_depends_on_input(model, batches[0][0])
 
 
 def test_a_collapsed_branch_of_a_residual_net_leaves_the_signal(batches: Batches) -> None:
@@ -562,7 +562,7 @@ def test_a_collapsed_branch_of_a_residual_net_leaves_the_signal(batches: Batches
     mask["stages.0.0.conv2.weight"] = torch.zeros_like(mask["stages.0.0.conv2.weight"])
     masks.apply_(model, mask)
     assert masks.collapsed(mask) == ["stages.0.0.conv2.weight"]
-    assert measures.output_depends_on_input(model, batches[0][0])
+    assert signal.output_depends_on_input(model, batches[0][0])
     assert math.isfinite(model(batches[0][0]).sum().item())
 
 

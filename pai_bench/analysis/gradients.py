@@ -16,7 +16,7 @@ from pai_bench.system.layout import laid_out
 
 
 class _PlainHardsigmoid(TorchFunctionMode):
-    """Writes hardsigmoid out, because torch's own has no second derivative."""
+    """Replaces hardsigmoid by its formula, because torch's own function has no second derivative."""
 
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -28,8 +28,8 @@ class _PlainHardsigmoid(TorchFunctionMode):
 
 @contextmanager
 def twice_differentiable() -> Iterator[None]:
-    """Runs a block in which every operation of common networks has a second derivative; values differ by rounding."""
-    with sdpa_kernel(SDPBackend.MATH), _PlainHardsigmoid():  # fused attention has none, either
+    """Runs a block in which all operations of common networks have second derivatives. Values differ by rounding."""
+    with sdpa_kernel(SDPBackend.MATH), _PlainHardsigmoid():  # fused attention has none either
         yield
 
 
@@ -49,14 +49,13 @@ def _leaves(net: Subnetwork, batches: Batches, at: Weights | None) -> Weights:
 def mean_gradient(
     net: Subnetwork, batches: Batches, loss: Loss, *, temperature: float = 1.0, at: Weights | None = None
 ) -> tuple[Weights, Weights]:
-    """The weights w and the gradient of the mean loss over all examples at w, both detached.
+    """The weights w, and the gradient at w of the mean loss over all examples, both detached.
 
-    The gradient is also given where a weight is pruned. Batches count by their size, so a short last batch is not
-    over-weighted.
+    Pruned weights have a gradient too. Batches count by their size, so a short last batch does not count too much.
 
     Args:
         temperature: divides the logits.
-        at: the weights, when they are not the masked ones of the model; it may name other parameters, too.
+        at: weights that take the place of the model's masked weights. It may name other parameters too.
 
     Raises:
         UserError: there are no batches.
@@ -82,14 +81,14 @@ def mean_square_gradient(
     at: Weights | None = None,
     per_example: bool = False,
 ) -> tuple[Weights, Weights]:
-    """The weights w and the mean over batches of the squared gradient of each batch's loss at w, both detached.
+    """The weights w, and the mean over batches of the squared gradient of each batch's loss at w, both detached.
 
     Batches count by their size.
 
     Args:
-        per_example: every image is a batch of its own.
+        per_example: whether every image is a batch of its own.
         temperature: divides the logits.
-        at: the weights, when they are not the masked ones of the model; it may name other parameters, too.
+        at: weights that take the place of the model's masked weights. It may name other parameters too.
 
     Raises:
         UserError: there are no batches.
@@ -117,15 +116,15 @@ def hessian_gradient(
     at: Weights | None = None,
     along: Weights | None = None,
 ) -> tuple[Weights, Weights]:
-    """The weights w and Hg at w, detached: g and H are the gradient and Hessian of the mean loss.
+    """The weights w, and Hg at w, both detached. g and H are the gradient and the Hessian of the mean loss.
 
-    g is held constant while g^T g is differentiated, so that several batches give (mean H)(mean g) and not the mean of
-    H_b g_b. What is pruned takes no part in g: the norm is that of the gradient that training follows.
+    The result is (mean H)(mean g) over all batches, and not the mean of H_b g_b: one factor of g^T g is constant while
+    the other is differentiated. g is zero for pruned weights, as in the gradient that training follows.
 
     Args:
         temperature: divides the logits.
-        at: the weights on which H and g live, when they are not the masked prunable ones of the model.
-        along: a vector to take the place of g.
+        at: weights that take the place of the model's masked weights. It may name other parameters too.
+        along: a vector that takes the place of g.
 
     Raises:
         UserError: there are no batches.
@@ -133,13 +132,13 @@ def hessian_gradient(
     weights = _leaves(net, batches, at)
     leaves = list(weights.values())
     num_examples = sum(map(len, labels_of(batches)))
-    single = len(batches) == 1 and along is None  # then gradient and product come from one forward pass
+    single = len(batches) == 1 and along is None  # then one forward pass gives gradient and product
     if along is None and not single:
         along = net.free(mean_gradient(net, batches, loss, temperature=temperature, at=weights)[1])
     constant = [] if along is None else [along[name] for name in weights]
     sums = [torch.zeros_like(leaf) for leaf in leaves]
     for images, labels in batches:
-        # The second derivative of a norm over channels last takes twice the time.
+        # With channels last the second derivative of a norm takes twice the time.
         batch = (laid_out(images, torch.contiguous_format), labels)
         with twice_differentiable():
             value = _batch_loss(net, weights, batch, loss, temperature)
@@ -155,5 +154,5 @@ def hessian_gradient(
 
 
 def minus_true_logit(logits: Tensor, labels: Tensor) -> Tensor:
-    """Minus the mean logit of the true class, as F.nll_loss makes it of raw logits (B, K) and labels (B,)."""
+    """Minus the mean logit of the true class: what F.nll_loss makes of raw logits (B, K) and labels (B,)."""
     return -logits.gather(1, labels[:, None]).mean()

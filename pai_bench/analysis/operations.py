@@ -1,4 +1,4 @@
-"""What a network does with its weights, seen while one image passes through it."""
+"""What a network does with its weights, observed while one image passes through it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,20 +13,20 @@ from pai_bench.core import Shape
 from pai_bench.errors import ConfigError
 from pai_bench.masks import masks
 
-ACTIVATIONS = ""  # stands for the weight in a product of two activations, as in attention
+ACTIVATIONS = ""  # in place of a weight, for products of two activations, as in attention
 
 
 @dataclass(frozen=True)
 class Operations:
-    """What was seen of one image's way through a network."""
+    """What was observed while one image passed through a network."""
 
     multiply_adds: dict[str, int]  # by the parameter that is applied, prunable ones first; or ACTIVATIONS
-    computed: list[str]  # prunable weights that a layer changes before it applies them, so that zeros do not stay zeros
+    computed: list[str]  # prunable weights that a layer changes before it applies them, so zeros do not stay zeros
     output_shape: torch.Size
 
 
 def watch(model: nn.Module, input_shape: Shape) -> Operations:
-    """Passes one black image (C, H, W) through a network, in the mode that it is in, and notes what is done.
+    """Passes one black image (C, H, W) through a network, in the mode that it is in, and observes the operations.
 
     Raises:
         ConfigError: the network does not take such images.
@@ -35,7 +35,8 @@ def watch(model: nn.Module, input_shape: Shape) -> Operations:
     output, watcher = _pass(model, parameters, input_shape)
     computed = []
     if watcher.computed:
-        # A layer may scale its weights, and zeros stay zeros. So every second weight is cleared to see what is applied.
+        # If a layer only scales its weights, zeros stay zeros. So a second pass has every second weight at zero, and
+        # the density of what is applied tells.
         prunable = masks.prunable(model)
         halves = {name: _every_second(parameters[name].detach()) for name in prunable}
         _, watcher_of_halves = _pass(model, parameters | halves, input_shape)
@@ -52,7 +53,7 @@ def _pass(model: nn.Module, parameters: dict[str, Tensor], input_shape: Shape) -
     image = torch.zeros((1, *input_shape)).to(next(model.parameters()))
     watcher = _Watcher(parameters, image)
     fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # it hides its products
+    torch.backends.mha.set_fastpath_enabled(False)  # the fast path hides its products
     try:
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), watcher:
             return torch.func.functional_call(model, parameters, (image,)), watcher
@@ -69,14 +70,14 @@ def _pass(model: nn.Module, parameters: dict[str, Tensor], input_shape: Shape) -
 
 
 class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Follows parameters, what is computed from them alone, and what comes from the image."""
+    """Follows parameters, tensors computed from parameters alone, and tensors that depend on the image."""
 
     def __init__(self, parameters: dict[str, Tensor], image: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        from torch.utils.flop_counter import flop_registry  # imports triton, which takes a fifth of a second
+        from torch.utils.flop_counter import flop_registry  # it imports triton, which takes a fifth of a second
 
         self.multiply_adds: dict[str, int] = {}
-        self.computed: list[tuple[list[str], float]] = []  # what an applied tensor was computed from, and its density
+        self.computed: list[tuple[list[str], float]] = []  # the parameters of each applied tensor, and its density
         self._formulas = flop_registry
         self._names = {_key(parameter): name for name, parameter in parameters.items()}
         self._origins: dict[int, list[str]] = {}  # of tensors that are computed from parameters alone
@@ -95,14 +96,14 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
         formula = self._formulas.get(function._overloadpacket)
         if formula is not None:
             self._apply(inputs, formula(*args, **kwargs, out_val=result) // 2)
-        # What a product gives is no weight, even of a learned query and the weight that it meets.
+        # The result of a product is no weight, even if both factors are parameters: a learned query and a weight.
         signal = formula is not None or any(_key(tensor) in self._signals for tensor in inputs)
         origin = list(dict.fromkeys(name for tensor in inputs for name in self._origin(tensor)))
         for tensor in _tensors(result):
             key = _key(tensor)
             if key in self._names:
                 continue
-            self._signals.discard(key)  # memory is used again
+            self._signals.discard(key)  # the memory may have held another tensor
             self._origins.pop(key, None)
             if signal:
                 self._signals.add(key)
@@ -115,7 +116,7 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return [self._names[key]] if key in self._names else self._origins.get(key, [])
 
     def _apply(self, inputs: list[Tensor], multiply_adds: int) -> None:
-        """Notes a product: its weight is the largest input that is a parameter or computed from some."""
+        """Records a product. Its weight is the largest input that is a parameter, or computed from parameters."""
         weights = [tensor for tensor in inputs if tensor.ndim > 1 and self._origin(tensor)]
         name = ACTIVATIONS
         if weights:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from pai_bench.analysis.measures import mode
+from pai_bench.analysis.mode import mode
 from pai_bench.core import Mask, Shape
 from pai_bench.masks import masks
 
@@ -17,14 +17,14 @@ log = logging.getLogger(__name__)
 
 
 def effective(model: nn.Module, mask: Mask, input_shape: Shape) -> Mask | None:
-    """The kept weights that lie on a path of kept weights from a pixel to an output; None where that cannot be told.
+    """The kept weights on a path of kept weights from a pixel to an output. None: the network cannot be followed.
 
-    Residual connections are paths, too. Biases and learned positions start no path. Exact for networks of convolutions
-    and linear layers, whatever their depth. What cannot be decided passes every path: normalisation, scales of layers,
-    how much gates and attention let through. A unit on no path of the dense network counts as it is kept.
+    Residual connections are paths too. Biases and learned positions start no path. The result is exact for networks of
+    convolutions and linear layers of any depth. Where values would decide, every path passes: in normalisation, in
+    scales of layers, in gates and in attention. If a unit is on no path of the dense network, its kept weights count.
 
     Reference: Vysogorets and Kempe 2023, arXiv:2107.02306, for effective sparsity.
-    Deviates: decided by reachability alone, so no path is lost to rounding.
+    Deviates: only reachability decides, so no path is lost to rounding.
     """
     try:
         found = _reached(model, mask, input_shape)
@@ -37,12 +37,21 @@ def effective(model: nn.Module, mask: Mask, input_shape: Shape) -> Mask | None:
     return {name: mask[name] & reached for name, reached in found.items()}
 
 
+def dead_units(reached: Mask) -> dict[str, int]:
+    """The number of output units (filters, neurons) of each layer that lie on no path.
+
+    Args:
+        reached: the weights on a path, as `effective` returns them.
+    """
+    return {name: int((~tensor.flatten(1).any(1)).sum()) for name, tensor in reached.items()}
+
+
 class _UnknownError(Exception):
-    """An operation that no rule speaks of."""
+    """There is no rule for an operation."""
 
 
 class _Presence(torch.autograd.Function):
-    """1 where a signal is and 0 elsewhere, forwards and backwards: sums of paths neither overflow nor vanish."""
+    """1 where there is a signal and 0 elsewhere, forward and backward, so sums of paths neither overflow nor vanish."""
 
     @staticmethod
     def forward(_: Any, signal: Tensor) -> Tensor:
@@ -59,13 +68,13 @@ def _present(signal: Tensor) -> Tensor:
 
 
 def _reached(model: nn.Module, mask: Mask, input_shape: Shape) -> Mask:
-    """Where a path runs, by the gradient of a network whose weights are its mask and whose operations pass paths on."""
+    """The weights on a path: those with a gradient, in the network with its mask as weights and rules as operations."""
     parameters = dict(model.named_parameters())
     like = next(iter(parameters.values()))
     weights = {name: kept.to(like.dtype).requires_grad_() for name, kept in mask.items()}
     others = {name: torch.ones_like(p, requires_grad=False) for name, p in parameters.items() if name not in mask}
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    image = like.detach().new_ones((1, *input_shape)).requires_grad_()  # what needs a gradient is a signal
+    image = like.detach().new_ones((1, *input_shape)).requires_grad_()  # a tensor that needs a gradient is a signal
     with mode(model, training=False), torch.enable_grad():
         with _Paths():
             outputs = torch.func.functional_call(model, weights | others | buffers, (image,))
@@ -74,9 +83,10 @@ def _reached(model: nn.Module, mask: Mask, input_shape: Shape) -> Mask:
 
 
 class _Paths(TorchFunctionMode):
-    """Replaces operations on signals, which are what needs a gradient, by others that pass paths on.
+    """Replaces operations on signals by rules that pass paths on.
 
-    Signals are 0 or more. What no weight and no image decides is a constant.
+    A signal is a tensor that needs a gradient. It is never negative. A tensor that depends neither on a weight nor on
+    the image is a constant.
     """
 
     def __torch_function__(
@@ -113,7 +123,7 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 
 def _without_bias(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a convolution or linear layer whose bias starts no path."""
+    """The arguments of a convolution or linear layer without its bias, which starts no path."""
     return (*args[:2], *(None for _ in args[2:3]), *args[3:]), {k: v for k, v in kwargs.items() if k != "bias"}
 
 
@@ -132,12 +142,12 @@ def _shaped(signal: Tensor, other: Any) -> Tensor:
 
 
 def _same(signal: Tensor, *_: Any, **__: Any) -> Tensor:
-    """What is zero at zero, and norms."""
+    """Functions that are zero at zero, and norms."""
     return signal
 
 
 def _open(signal: Tensor, *_: Any, **__: Any) -> Tensor:
-    """What is not zero at zero: a gate without a signal lets others through."""
+    """Functions that are not zero at zero: a gate without a signal lets other signals through."""
     return 1 + signal
 
 
@@ -185,7 +195,7 @@ def _join(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _summary(signal: Tensor, *args: Any, dim: Any = None, keepdim: bool = False, **_: Any) -> Tensor:
-    """Extremes, norms and deviations over dimensions depend on all of what they look at."""
+    """Extremes, norms and deviations over dimensions: they depend on every entry."""
     for value in args:
         if isinstance(value, bool):
             keepdim = value
@@ -206,12 +216,17 @@ def _extreme(signal: Tensor, *args: Any, **kwargs: Any) -> Any:
 
 
 def _average(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """In place of a maximum, whose gradient would follow one of several equals."""
+    """An average in place of a maximum, whose gradient would follow only one of several equal entries."""
 
     def averaged(
-        signal: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
-        ceil_mode: bool = False, return_indices: bool = False,
-    ) -> Tensor:  # fmt: skip
+        signal: Tensor,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        dilation: Any = 1,
+        ceil_mode: bool = False,
+        return_indices: bool = False,
+    ) -> Tensor:
         return _present(function(signal, kernel_size, stride or kernel_size, padding, ceil_mode))
 
     return averaged
@@ -227,7 +242,7 @@ def _gated_half(signal: Tensor, dim: int = -1) -> Tensor:
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, enable_gqa: bool = False, **__: Any) -> Tensor:
-    """Every query sees every value; what decides how much of it is a path, too."""
+    """Every query sees every value. The weights of attention are paths too."""
     if enable_gqa:
         key, value = (t.repeat_interleave(query.shape[-3] // t.shape[-3], -3) for t in (key, value))
     return _present((1 + _present(query.abs() @ key.abs().transpose(-2, -1))) @ value.abs())

@@ -1,6 +1,6 @@
 """Masks and weights from files, of this runner or of others: read, checked, and fitted to a model.
 
-Imports torch only for what cannot be read without it, so that a config with a mask is checked as fast as any other.
+torch is imported only for files that cannot be read without it, so that a config with a mask is checked quickly.
 """
 
 import hashlib
@@ -28,19 +28,20 @@ Missing = Literal["refuse", "keep"]
 Arrays = dict[str, NDArray[Any]]
 
 _OF_NUMPY = {"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64", "F16", "F32", "F64"}
-_MOST_ENTRIES = 2**31  # of a file: more than any network here has, and what it takes to read them is bounded
+_MOST_ENTRIES = 2**31  # of a file: more than any network here has; it bounds the memory for reading
 _SAVE = "save {name: 0/1 tensor} with torch.save, numpy.savez or safetensors"
 
 
 def read(setting: str, path: str, *, zeros: bool) -> Arrays:
-    """The masks in a file by parameter name, bool, True = kept, in the order of the file.
+    """The masks in a file, by parameter name in the order of the file: bool, True = kept.
 
-    Entries NAME_mask, as torch.nn.utils.prune names its buffers, are masks of NAME, and what lies beside them is passed
-    over; without such entries everything in the file has to be a mask. A network's own buffers may be named so too.
+    torch.nn.utils.prune names its buffers NAME_mask. Such an entry is the mask of NAME, and all other entries are
+    ignored. A file without such entries must hold nothing but masks. A network may have buffers of its own with such a
+    name.
 
     Args:
-        setting: that named the file, for errors.
-        zeros: the file holds weights, and the zeros of its matrices and kernels are the mask.
+        setting: the setting that names the file, for errors.
+        zeros: whether the file holds weights, so that the zeros of its matrices and kernels are the mask.
 
     Raises:
         ConfigError: the file cannot be read, or holds something else.
@@ -48,7 +49,7 @@ def read(setting: str, path: str, *, zeros: bool) -> Arrays:
     where = f"{setting}={path}"
     tensors = _tensors(where, path)
     named = _named_masks(tensors)
-    if zeros:  # integers are positions and counts
+    if zeros:  # integers are positions and counts, no weights
         plain = {name: array for name, array in tensors.items() if not name.endswith("_mask")}
         kernels = {name: array for name, array in plain.items() if array.ndim > 1 and array.dtype.kind not in "biu"}
         if any(_has_weight(name, tensors) for name in named) or (named and not kernels):
@@ -59,7 +60,9 @@ def read(setting: str, path: str, *, zeros: bool) -> Arrays:
         tensors = named or tensors
         _check_binary(where, tensors)
     masks = {name: array != 0 for name, array in tensors.items()}
-    masks = {name: mask for name, mask in masks.items() if mask.ndim > 1 or not mask.all()}  # of a norm: no restriction
+    masks = {
+        name: mask for name, mask in masks.items() if mask.ndim > 1 or not mask.all()
+    }  # the full mask of a norm says nothing
     weights = _of_weights(masks)
     if not any(mask.size for mask in weights):
         raise ConfigError(f"{where}: it holds no mask of a kernel or a matrix; {_SAVE}")
@@ -69,7 +72,7 @@ def read(setting: str, path: str, *, zeros: bool) -> Arrays:
 
 
 def digest(masks: Mapping[str, NDArray[np.bool_]], names: Names) -> str:
-    """A checksum of names, shapes and bits; of their order too where masks are matched by it."""
+    """A checksum of names, shapes and bits. If masks are matched by order, the order counts too."""
     found = hashlib.sha256()
     for name in masks if names == "order" else sorted(masks):
         found.update(f"{name} {masks[name].shape}\n".encode())
@@ -78,10 +81,10 @@ def digest(masks: Mapping[str, NDArray[np.bool_]], names: Names) -> str:
 
 
 def sparsity(masks: Mapping[str, NDArray[np.bool_]]) -> float:
-    """The fraction of the weights that masks prune: of all such numbers the one with the fewest digits."""
+    """The fraction of the weights that masks prune: of the numbers that give as many weights, the shortest."""
     weights = _of_weights(masks)
     total, kept = sum(mask.size for mask in weights), sum(int(mask.sum()) for mask in weights)
-    for digits in range(1, 13):  # 0.98, rather than the 0.979998 that a whole number of weights makes of it
+    for digits in range(1, 13):  # 0.98, and not 0.979998, which a whole number of weights makes of it
         short = round(1 - kept / total, digits)
         if round(round(1 - short, 12) * total) == kept:
             return short
@@ -89,19 +92,19 @@ def sparsity(masks: Mapping[str, NDArray[np.bool_]]) -> float:
 
 
 def agree(nominal: float, sparsity: float) -> bool:
-    """Whether a sparsity may be called by another: their densities differ by at most a thousandth."""
+    """Whether a nominal sparsity may stand for another one: their densities differ by at most a thousandth."""
     return abs(nominal - sparsity) <= 1e-3 * (1 - sparsity)
 
 
 def _of_weights(masks: Mapping[str, NDArray[np.bool_]]) -> list[NDArray[np.bool_]]:
-    """The masks of kernels and matrices, as far as names tell them from embeddings of positions and the like."""
+    """The masks of kernels and matrices. Names tell them from position embeddings and the like, where they can."""
     found = {name: mask for name, mask in masks.items() if mask.ndim > 1}
     called_weight = [mask for name, mask in found.items() if f".{name}".endswith(".weight")]
     return called_weight or list(found.values())
 
 
 def _named_masks(tensors: Arrays) -> Arrays:
-    """The masks among entries NAME_mask, by NAME: if weights lie beside some, those, as others are buffers."""
+    """The masks among entries NAME_mask, by NAME. If some have weights beside them, the others are buffers."""
     ending = {name.removesuffix("_mask"): array for name, array in tensors.items() if name.endswith("_mask")}
     found = {name: array for name, array in ending.items() if f"{name}_orig" in tensors or _is_binary(array)}
     return {name: array for name, array in found.items() if _has_weight(name, tensors)} or found
@@ -118,13 +121,13 @@ def _is_binary(array: NDArray[Any]) -> bool:
 def fitted(
     where: str, masks: Mapping[str, NDArray[np.bool_]], model: "nn.Module", *, names: Names, missing: Missing
 ) -> "tuple[Mask, Mask]":
-    """Masks from a file as those of a model: of its prunable weights, and of other parameters that are held at zero.
+    """The masks of a file as masks of a model: of its prunable weights, and of other parameters with pruned entries.
 
     Args:
         where: the setting and the file, for errors.
-        names: "exact": a mask is that of the parameter of its name; "order": the n-th kernel or matrix of the file is
-            the n-th of the model, and names play no part.
-        missing: "keep": prunable weights without a mask stay whole.
+        names: "exact": a mask belongs to the parameter of its name. "order": the n-th kernel or matrix of the file
+            belongs to the n-th of the model, whatever their names.
+        missing: "keep": prunable weights without a mask stay whole. "refuse": they are an error.
 
     Raises:
         ConfigError: names or shapes are not those of the model.
@@ -164,7 +167,7 @@ def fitted(
 def _in_order(
     where: str, masks: Mapping[str, NDArray[np.bool_]], shapes: dict[str, tuple[int, ...]]
 ) -> dict[str, NDArray[np.bool_]]:
-    """The n-th kernel or matrix under the name of the model's n-th."""
+    """The masks of a file under the names of the model: the n-th gets the name of the n-th kernel or matrix."""
     others = [name for name, mask in masks.items() if mask.ndim < 2]
     if others:
         raise ConfigError(f"{where}: {_some(others)} is pruned too, which fits by name only; set mask_file.names=exact")
@@ -220,7 +223,7 @@ def load_weights_(model: "nn.Module", path: str) -> None:
 
 
 def _tensors(where: str, path: str) -> Arrays:
-    """Every tensor in a file by name, without what wrappers put before the names."""
+    """Every tensor in a file by name, without the prefixes that wrappers put before names."""
     if not Path(path).is_file():
         raise ConfigError(f"{where}: there is no such file")
     suffix = Path(path).suffix
@@ -265,7 +268,7 @@ def _npz(where: str, path: str) -> Arrays:
 
 
 def _num_in_npz(path: str) -> int:
-    """How many entries the headers of a file's arrays promise."""
+    """The number of entries that the headers of the arrays in a file announce."""
     total = 0
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
@@ -279,7 +282,7 @@ def _num_in_npz(path: str) -> int:
 
 
 def _check_entries(where: str, total: int) -> None:
-    """Refuses a small file that would fill the memory: of one value for all entries, or compressed."""
+    """Refuses a small file that would fill the memory, because it is compressed or repeats one value."""
     if total > _MOST_ENTRIES:
         raise ConfigError(
             f"{where}: its tensors have {total:,} entries, and at most {_MOST_ENTRIES:,} are read; "
@@ -292,7 +295,7 @@ def _pt(where: str, path: str) -> Arrays:
 
     import torch
 
-    if zipfile.is_zipfile(path):  # a compressed one may hold a thousand times its size
+    if zipfile.is_zipfile(path):  # a compressed file may hold a thousand times its size
         with zipfile.ZipFile(path) as archive:
             _check_entries(where, sum(member.file_size for member in archive.infolist()) // 8)
     try:
@@ -321,7 +324,7 @@ def _pt(where: str, path: str) -> Arrays:
 
 
 def _array(where: str, name: str, tensor: Any) -> NDArray[Any]:
-    """A tensor of any kind as an array, in float32 where numpy has no such type."""
+    """A tensor as an array, in float32 if numpy lacks its type."""
     import torch
 
     if tensor.is_quantized:

@@ -7,15 +7,16 @@ from pai_bench.core import Batches, Loss, Scores, Subnetwork
 
 
 def score(net: Subnetwork, batches: Batches, loss: Loss, generator: Generator) -> Scores:
-    """|w0 dL/dw| with the gradient taken at the masked network and the weights dense, as they were initialized.
+    """|w0 dL/dw|: the initial weights times the gradient at the masked network.
 
-    A pruned weight keeps a score, so with `regrow` it can return in a later round. With nothing pruned it is SNIP.
+    A pruned weight has a score too, so with `regrow` it can return in a later round. With nothing pruned this is SNIP.
 
     Reference: de Jorge et al. 2021, arXiv:2006.09081, section 4.
-    Deviates: the loss is cross-entropy, as in the paper; the authors' code feeds raw logits to the negative
-        log-likelihood (pruner=force_official). Masks equal those of their loop, bit for bit in float64, with the same
-        loss and the same numbers of weights: set schedule.rounding=down; their last round rounds down too. Where fewer
-        weights score above zero than are to be kept, their code keeps all; here the first in parameter order stay.
+    Deviates: the loss is cross-entropy, as in the paper. The authors' code gives raw logits to the negative
+        log-likelihood (pruner=force_official). With the same loss and the same numbers of weights
+        (schedule.rounding=down; their last round rounds down too) masks equal those of their loop, bit for bit in
+        float64. If fewer weights score above zero than are to be kept, their code keeps all weights. Here the first in
+        parameter order stay.
     """
     _, gradients = mean_gradient(net, batches, loss)
     return {name: (net.initial[name] * gradient).abs() for name, gradient in gradients.items()}

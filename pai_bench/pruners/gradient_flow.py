@@ -1,12 +1,12 @@
-"""The gradient-flow framework: measures by the order of the derivative of the parameter norm that they preserve.
+"""The gradient-flow framework: each measure preserves a derivative of the parameter norm.
 
-Each is a score of weights; a pruner's `reduce` makes it one of filters. Magnitude is pruners/magnitude.py.
+Each is a score of weights. The pruner's `reduce` makes it a score of filters. Magnitude is in pruners/magnitude.py.
 """
 
 import torch
 from torch import Generator
 
-from pai_bench.analysis import structure
+from pai_bench.analysis.filters import find_filters
 from pai_bench.analysis.gradients import hessian_gradient, mean_gradient, mean_square_gradient
 from pai_bench.core import Batches, Loss, Positive, Scores, Subnetwork
 from pai_bench.errors import UserError
@@ -15,11 +15,12 @@ from pai_bench.errors import UserError
 def score(
     net: Subnetwork, batches: Batches, loss: Loss, generator: Generator, *, temperature: Positive, from_initial: bool
 ) -> Scores:
-    """|w| |w g|: loss preservation weighted by magnitude, the measure that the paper proposes.
+    """|w| |w g|: loss preservation times magnitude, the measure that the paper proposes.
 
     Args:
         temperature: divides the logits.
-        from_initial: weight by |w - w0|, the distance that training has moved the weight; zero before training.
+        from_initial: whether |w - w0|, the distance that training has moved the weight, takes the place of |w|. It is
+            zero before training.
 
     Reference: Lubana and Dick 2021, arXiv:2009.11839; from_initial as in their released code.
     Deviates: none.
@@ -32,12 +33,12 @@ def score(
 def loss_preservation(
     net: Subnetwork, batches: Batches, loss: Loss, generator: Generator, *, temperature: Positive, signed: bool
 ) -> Scores:
-    """|w g|: to first order, what removing the weight changes in the loss, which is the first derivative of the norm.
+    """|w g|: the first-order change of the loss without the weight; it preserves the norm's first derivative.
 
     Args:
         temperature: divides the logits.
-        signed: w g, whose sum over a filter has to be made absolute by reduce=abs_sum (Molchanov et al. 2017,
-            arXiv:1611.06440).
+        signed: whether the score is w g, for reduce=abs_sum, which makes the sum over a filter absolute (Molchanov et
+            al. 2017, arXiv:1611.06440).
 
     Reference: Lubana and Dick 2021, arXiv:2009.11839.
     Deviates: none.
@@ -52,12 +53,12 @@ def gradient_preservation(
 ) -> Scores:
     """w (Hg), with g and H over every trainable parameter, norms and biases included.
 
-    Signed it is GraSP; its size preserves the gradient norm, the second derivative of the parameter norm. On filters
-    the size is taken of the sum (reduce=abs_sum), so `absolute` is for weights.
+    With its sign it is GraSP. Its absolute value preserves the gradient norm, the second derivative of the parameter
+    norm. For filters reduce=abs_sum takes the absolute value of the sum.
 
     Args:
         temperature: divides the logits.
-        absolute: take the size.
+        absolute: whether the score is |w (Hg)|; for single weights.
 
     Reference: Lubana and Dick 2021, arXiv:2009.11839.
     Deviates: none.
@@ -71,23 +72,23 @@ def gradient_preservation(
 def batch_norm(
     net: Subnetwork, batches: Batches, loss: Loss, generator: Generator, *, taylor: bool, temperature: float
 ) -> Scores:
-    """|scale| of the batch norm that a filter runs into, as the score of each of the filter's weights: for reduce=max.
+    """|scale| of the batch norm behind a filter, as the score of each of the filter's weights. For reduce=max.
 
     At initialization all scales are equal. A sum over a filter's weights would round, and so rank equal filters.
 
     Args:
-        taylor: (scale g_scale)^2 + (shift g_shift)^2 instead, with the mean gradient of each batch squared. Batches
-            count by their size.
-        temperature: divides the logits, where images are looked at.
+        taylor: whether the score is (scale g_scale)^2 + (shift g_shift)^2, with the squared mean gradient of each
+            batch. Batches count by their size.
+        temperature: divides the logits, with taylor.
 
     Raises:
-        UserError: a filter runs into no norm.
+        UserError: there is no norm behind a filter.
 
-    Reference: Liu et al. 2017, arXiv:1708.06519; taylor: Molchanov et al. 2019, arXiv:1906.10771; both as variants in
+    Reference: Liu et al. 2017, arXiv:1708.06519; taylor: Molchanov et al. 2019, arXiv:1906.10771; both are variants in
         the released code of Lubana and Dick 2021, arXiv:2009.11839.
     Deviates: none.
     """
-    layers = structure.filters(net.model, net.input_shape).layers
+    layers = find_filters(net.model, net.input_shape).layers
     parameters = dict(net.model.named_parameters())
     scores = {name: torch.zeros_like(weight) for name, weight in net.weights.items()}
     norms = {}

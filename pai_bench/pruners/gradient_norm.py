@@ -1,4 +1,4 @@
-"""Gradient magnitude and diagonal Fisher information: the cheap baselines."""
+"""Gradient magnitude and diagonal Fisher information: cheap baselines."""
 
 from torch import Generator
 
@@ -11,7 +11,7 @@ def score(net: Subnetwork, batches: Batches, loss: Loss, generator: Generator) -
     """|dL/dw|, whatever the size of the weight.
 
     Reference: a baseline of zero-cost proxies, Abdelfattah et al. 2021, arXiv:2101.08134.
-    Deviates: per weight; theirs is one number for a network.
+    Deviates: this scores weights; theirs scores a network.
     """
     return {name: gradient.abs() for name, gradient in mean_gradient(net, batches, loss)[1].items()}
 
@@ -22,17 +22,17 @@ def fisher(
     """w^2 times the diagonal of the empirical Fisher information: the mean of the squared gradient.
 
     Args:
-        per_example: square the gradient of every image, which costs a backward pass for each; else that of the mean
-            loss of every batch, which counts by its size. In train mode an image would be normalised by itself, so it
-            needs eval mode.
+        per_example: whether the gradient of every image is squared, which costs a backward pass for each and needs
+            eval mode. Otherwise the gradient of every batch's mean loss is squared, and batches count by their size.
         temperature: divides the logits.
 
     Raises:
         UserError: per_example in train mode.
 
-    Reference: Theis et al. 2018, arXiv:1801.05787, eq. 8 without the constant 1/2; of batches as in the released code
+    Reference: Theis et al. 2018, arXiv:1801.05787, eq. 8 without the constant 1/2; by batches as in the released code
         of Lubana and Dick 2021, arXiv:2009.11839.
-    Deviates: per weight and not per feature map, which the sum over a filter (pruner=filter_fisher) is in their code.
+    Deviates: this scores weights, not feature maps. Their code scores a feature map by the sum over its filter, as
+        pruner=filter_fisher does.
     """
     if per_example and net.model.training:
         raise UserError("pruner.mode=train: an image by itself has no batch statistics; set pruner.mode=eval")

@@ -20,28 +20,28 @@ def score(
     draws: Count,
     redraw_linear: bool,
 ) -> Scores:
-    """w * (Hg), signed: removing a weight with a high value would shrink the squared gradient norm.
+    """w * (Hg), with its sign: removing a weight with a high score would shrink the squared gradient norm.
 
     The first-order change of g^T g when weight q is set to zero is -2 w_q (Hg)_q, so high = keep.
 
     Args:
-        temperature: divides the logits while scoring; the authors use 200.
-        absolute: rank by |w (Hg)|, which keeps what changes the gradient norm, whichever way (Frankle et al. 2021,
-            arXiv:2009.08576).
-        class_halves: sort the images by class and cut them in two, each half with its own batch statistics, as the
-            authors' code does.
-        draws: cut the images in so many parts first, each with as many of every class, and each part in two halves. The
-            authors take 2 for ResNet-32 on CIFAR-100 and 10 on Tiny-ImageNet, 1 elsewhere; it matters with
-            class_halves, since every half has its own batch statistics.
-        redraw_linear: score linear layers at fresh Xavier-normal weights, which are never trained, as the authors' code
-            does.
+        temperature: divides the logits while scoring. The authors use 200.
+        absolute: whether the score is |w (Hg)|, which keeps the weights that change the gradient norm either way
+            (Frankle et al. 2021, arXiv:2009.08576).
+        class_halves: whether the images are sorted by class and cut in two halves, each with its own batch statistics,
+            as in the authors' code.
+        draws: with class_halves, the number of parts into which the images are cut first, each with equally many of
+            every class. Each part is then cut in two halves. The authors use 2 for ResNet-32 on CIFAR-100, 10 on
+            Tiny-ImageNet, and 1 elsewhere.
+        redraw_linear: whether linear layers are scored at fresh Xavier-normal weights, which are never trained, as in
+            the authors' code.
 
     Raises:
         UserError: there are too few images for the halves.
 
     Reference: Wang, Zhang and Grosse 2020, arXiv:2002.07376, eq. 8 (with the opposite sign: theirs is low = keep).
-    Deviates: by default the network is scored as it will be trained, on shuffled batches; class_halves and
-        redraw_linear bring back what the authors' code does beyond the paper.
+    Deviates: by default the network is scored as it will be trained, on shuffled batches. class_halves and
+        redraw_linear do what the authors' code does beyond the paper.
     """
     at = net.masked()
     if redraw_linear:
@@ -54,7 +54,7 @@ def score(
 
 
 def _class_halves(batches: Batches, draws: Count) -> Batches:
-    """The images in so many parts, each sorted by class and cut in two."""
+    """The images, cut in `draws` parts, each sorted by class and cut in two."""
     if not batches:
         return batches
     images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
@@ -76,7 +76,7 @@ def _class_halves(batches: Batches, draws: Count) -> Batches:
 
 
 def _redrawn(net: Subnetwork, weights: Weights, generator: Generator) -> Weights:
-    """The weights with those of linear layers drawn anew from N(0, 2 / (fan_in + fan_out)), on the CPU."""
+    """The weights, but those of linear layers are drawn anew from N(0, 2 / (fan_in + fan_out)), on the CPU."""
     redrawn = dict(weights)
     for name, weight in weights.items():
         if weight.ndim == 2:

@@ -1,4 +1,4 @@
-"""Neural Tangent Transfer: a sparse network that starts with the outputs and the tangent kernel of the dense one."""
+"""Neural Tangent Transfer: gives a sparse network the outputs and the tangent kernel of the dense one."""
 
 from typing import Any, Literal
 
@@ -11,11 +11,11 @@ from pai_bench.errors import UserError
 
 
 def score(net: Subnetwork, batches: Batches, loss: Loss, generator: Generator) -> Scores:
-    """|w| of the student as the rounds so far have moved it, and of a pruned weight the value it would return with.
+    """|w| of the student as earlier rounds have moved it. A pruned weight counts with the value it would return with.
 
     Reference: Liu and Zenke 2020, arXiv:2006.08228, Algorithm 1.
-    Deviates: a pruned weight counts with its initial value; with pruner.regrow_moved=true (pruner=ntt_official) it
-        counts, as in the authors' code, with the value that it had when it was pruned.
+    Deviates: a pruned weight counts with its initial value. In the authors' code it counts with the value that it had
+        when it was pruned, as with pruner.regrow_moved=true (pruner=ntt_official).
     """
     back = net.initial if net.moved is None else net.moved
     return {name: torch.where(net.mask[name], w, back[name]).abs() for name, w in net.weights.items()}
@@ -33,26 +33,26 @@ def transfer(
     kernel_weight: NonNegative,
     decay: NonNegative,
 ) -> Weights:
-    """The student's parameters after some steps of Adam towards the dense network's outputs and tangent kernel.
+    """The student's parameters after steps of Adam towards the outputs and the tangent kernel of the dense network.
 
-    The loss is |f_S - f_T|^2 / size + kernel_weight |K_S - K_T|^2 / size + decay / density |w|^2, where K is the
-    empirical tangent kernel between the two halves of a batch over all pairs of outputs. Labels play no part.
+    The loss is |f_S - f_T|^2 / size + kernel_weight |K_S - K_T|^2 / size + decay / density |w|^2. K is the empirical
+    tangent kernel between the two halves of a batch, over all pairs of outputs. Labels play no part.
 
     Args:
-        steps: of Adam, each on one batch in turn.
-        lr: its learning rate.
-        kernel: the student's kernel sums over the weights that are kept, and only those move; or over all positions, at
-            pruned weights too, and over biases and norms, which then move with the weights.
-        kernel_weight: of the kernel's part.
-        decay: of the weights' part; biases and norms do not count.
+        steps: the number of steps of Adam. Each takes one batch, in turn.
+        lr: the learning rate of Adam.
+        kernel: "kept": the student's kernel sums over the kept weights, and only these move. "all": it sums over all
+            weights, biases and norms, and biases and norms move too.
+        kernel_weight: the factor of the kernel's term.
+        decay: the factor of the weights' term. Biases and norms do not count.
 
     Raises:
         UserError: there are no batches.
 
     Reference: Liu and Zenke 2020, arXiv:2006.08228, eq. 6 and released code.
-    Deviates: with kernel=kept the kernel is that of the weights alone, and the student's that of its kept weights; the
-        authors' code has kernel=all. Adam starts anew in every round; in their code it goes on, and its momentum moves
-        a weight for a while after it was pruned.
+    Deviates: with kernel=kept the kernel is that of the weights alone, and the student's that of its kept weights. The
+        authors' code has kernel=all. Here Adam starts anew in every round. In their code it goes on, and its momentum
+        moves a weight for a while after it was pruned.
     """
     if not batches:
         raise UserError(

@@ -1,38 +1,38 @@
-"""PHEW: paths with higher edge weights, by random walks through the network, without data."""
+"""PHEW: paths with higher edge weights, found by random walks through the network, without data."""
 
 import torch
 from torch import Generator, Tensor
 
-from pai_bench.analysis import structure
-from pai_bench.analysis.structure import Step
+from pai_bench.analysis import walk
+from pai_bench.analysis.walk import Step
 from pai_bench.core import Batches, Count, Loss, Scores, Subnetwork
 
 
 def score(
     net: Subnetwork, batches: Batches, loss: Loss, generator: Generator, *, kernels: bool, batch_size: Count
 ) -> Scores:
-    """The earlier a random walk takes a weight, the higher; what no walk takes follows by magnitude.
+    """The earlier a random walk takes a weight, the higher its score. Weights that no walk takes follow by magnitude.
 
-    Walks alternate between forwards from an input channel and backwards from an output, start units in turn. At every
-    layer a walk chooses the next unit in proportion to the sum of |w| of the kernel between the two, and a weight of
-    that kernel in proportion to |w|. Walks end when as many weights as the round keeps have been taken.
+    Walks go forward from an input channel and backward from an output, by turns, and start at each unit in turn. At
+    every layer a walk chooses the next unit in proportion to the sum of |w| of the kernel between the two units, and a
+    weight of that kernel in proportion to |w|. Walks end when they have taken as many weights as the round keeps.
 
     Args:
-        kernels: a walk takes the whole kernel, not one weight of it.
-        batch_size: walks that are drawn at once.
+        kernels: whether a walk takes the whole kernel, and not one weight of it.
+        batch_size: the number of walks that are drawn at once.
 
     Raises:
         ConfigError: the channels of the network cannot be followed.
 
     Reference: Patil and Dovrolis 2021, arXiv:2010.11354.
-    Deviates: where the network branches, a walk takes one of the branches at random; how the authors' code walks
-        residual networks could not be established. The number kept is exact, so the last walk may be cut short; theirs
-        is kept whole. The first of its weights in parameter order stay, and up to L - 1 of them, of L layers, may lie
-        on no path. Walks also end when they find next to nothing new, as they do at low sparsity; the rest is kept by
-        magnitude.
+    Deviates: at a branch of the network a walk takes one of the branches at random. How the authors' code walks
+        residual networks could not be established. The number kept is exact, so the last walk may be cut short: the
+        first of its weights in parameter order stay, and up to L - 1 of them, of L layers, may lie on no path. The
+        authors keep the last walk whole. Walks also end when they find hardly any new weights, as at low sparsity.
+        Then the rest is kept by magnitude.
     """
     num_kept = net.num_kept()
-    way = structure.steps(net.model, net.input_shape)
+    way = walk.steps(net.model, net.input_shape)
     sizes = {name: weight.abs().cpu() for name, weight in net.weights.items()}
     taken = {name: torch.full((size.numel(),), torch.inf, dtype=torch.float64) for name, size in sizes.items()}
     tables = {step.weight: _Table(sizes[step.weight], step.groups) for step in way if step.weight is not None}
@@ -43,7 +43,7 @@ def score(
         _walk(way, tables, sizes, taken, walks, 2 * walks.double() + backward, backward, kernels, generator)
         number += 1
         reached = int(sum(times.isfinite().sum() for times in taken.values()))
-        # A pair of batches that finds next to nothing new: the rest lies on paths too rare to wait for.
+        # If two batches find hardly any new weights, the others lie on paths too rare to wait for.
         if reached >= num_kept or (not backward and number > 2 and reached - before < 1e-3 * num_kept):
             break
         if not backward:
@@ -52,14 +52,14 @@ def score(
     largest = max(float(size.max()) for size in sizes.values())
     scores = {}
     for name, size in sizes.items():
-        # A walk scores above 1 and the rest below it.
+        # Weights that a walk took score above 1, the others below.
         walked = 2 + last - taken[name].view(size.shape)
         scores[name] = torch.where(walked.isfinite(), walked, 0.5 * size.double() / largest).to(net.mask[name].device)
     return scores
 
 
 class _Table:
-    """Probabilities of the units that a layer connects, in both directions."""
+    """The probabilities of the next unit at a layer, in both directions, as running sums."""
 
     def __init__(self, size: Tensor, groups: int) -> None:
         between = size.flatten(2).sum(2) if size.ndim > 2 else size  # (O, I / groups)
@@ -71,7 +71,7 @@ class _Table:
         self.kernel = size.double().flatten(2).cumsum(2) if size.ndim > 2 else None
 
     def step(self, units: Tensor, backward: bool, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """The next unit of every walk, and the (output, input within its group) that it passes."""
+        """The next unit of every walk, and the weight that it passes: its output, and its input within the group."""
         per_out = self.num_out // self.groups
         if backward:
             chosen = _choose(self.backward[units], generator)
@@ -81,7 +81,7 @@ class _Table:
 
 
 def _choose(cumulative: Tensor, generator: Generator) -> Tensor:
-    """An index of every row (B, n) of running sums, in proportion to its share."""
+    """An index for every row of running sums (B, n), drawn in proportion to the terms of the sum."""
     at = torch.rand(len(cumulative), 1, dtype=torch.float64, generator=generator) * cumulative[:, -1:]
     return torch.searchsorted(cumulative, at, right=True).squeeze(1).clamp_max(cumulative.shape[1] - 1)
 
@@ -97,9 +97,9 @@ def _walk(
     kernels: bool,
     generator: Generator,
 ) -> None:
-    """Walks through the network, noting in `taken` the time of the first walk that takes a weight."""
+    """Walks through the network, and writes into `taken` the time of the first walk that takes a weight."""
     starts = [i for i, step in enumerate(way) if not (step.outputs if backward else step.inputs)]
-    # step -> times and units of the walks that come to it, and among how many units
+    # step -> the walks that arrive: their times, their units, and the number of units to choose from
     at: dict[int, list[tuple[Tensor, Tensor, int]]] = {i: [] for i in range(len(way))}
     for place, start in enumerate(starts):
         mine = slice(place, None, len(starts))
@@ -117,7 +117,7 @@ def _walk(
             table = tables[step.weight]
             units = _fit(units, width, table.num_out if backward else table.num_in, generator)
             sums = (table.backward if backward else table.forward)[units, -1]
-            now, units = now[sums > 0], units[sums > 0]  # an earlier round has cut the way
+            now, units = now[sums > 0], units[sums > 0]  # an earlier round has pruned the others' ways
             units, outputs, inputs = table.step(units, backward, generator)
             flat = outputs * table.per_group + inputs
             if table.kernel is not None:
@@ -137,9 +137,10 @@ def _walk(
 
 
 def _fit(units: Tensor, width: int, size: int, generator: Generator) -> Tensor:
-    """Channels of one layer, among `width`, as units of the next, among `size`.
+    """Units among `width` of one layer as units among `size` of the next.
 
-    Forwards a channel of a map that is flattened is several units, of which one is drawn; backwards a unit lies in one.
+    At a flattened map the numbers differ. Forward, a channel is several units, and one of them is drawn. Backward, a
+    unit lies in one channel.
     """
     if size > width:
         factor = size // width

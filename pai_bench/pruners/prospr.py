@@ -20,24 +20,25 @@ def score(
     detach_momentum: bool,
     first_order: bool,
 ) -> Scores:
-    """|dL(w_M)/dc| for a mask c at one that multiplies the weights once, before M steps of SGD on all parameters.
+    """|dL(w_M)/dc| at c = 1, for a mask c that multiplies the weights once, before M steps of SGD on all parameters.
 
-    The steps and then the outer loss take the batches in turn; a single batch serves for all. With M = 0 it is SNIP.
+    The steps and then the outer loss take the batches in turn, and start over where these end. With M = 0 it is SNIP.
 
     Args:
-        steps: M, optimizer steps on the way.
-        lr: learning rate of those steps.
-        momentum: of those steps, without Nesterov and weight decay.
-        detach_momentum: hold the first momentum buffer constant, as the authors' code does: then the first step adds no
-            second-order term. Without momentum there is no buffer.
-        first_order: differentiate the outer loss alone, as if the steps did not depend on the mask: |w0 g(w_M)|.
+        steps: M, the number of steps.
+        lr: the learning rate of the steps.
+        momentum: the momentum of the steps, which have neither Nesterov momentum nor weight decay.
+        detach_momentum: whether the first momentum buffer is a constant, as in the authors' code. Then the first step
+            adds no second-order term. Without momentum there is no buffer.
+        first_order: whether only the outer loss is differentiated, as if the steps did not depend on the mask:
+            |w0 g(w_M)|.
 
     Raises:
         UserError: there are no batches.
 
     Reference: Alizadeh et al. 2022, arXiv:2202.08132, Algorithm 1.
-    Deviates: without detach_momentum, which pruner=prospr_official sets, momentum is differentiated through from the
-        first step.
+    Deviates: momentum is differentiated from the first step on. pruner=prospr_official sets detach_momentum, as in the
+        authors' code.
     """
     if not batches:
         raise UserError(

@@ -7,11 +7,11 @@ from pai_bench.core import Batches, Loss, Scores, Subnetwork
 
 
 def score(net: Subnetwork, batches: Batches, loss: Loss, generator: Generator) -> Scores:
-    """Independent uniform noise; the weights, images and labels play no part.
+    """Independent uniform noise. Weights, images and labels play no part.
 
-    Drawn on the CPU in float64, so that every device gives the same mask and no two scores tie in practice.
+    It is drawn on the CPU in float64, so every device gives the same mask, and ties hardly ever occur.
 
-    Reference: the random baseline of Tanaka et al. 2020, arXiv:2006.05467 (there N(0, 1); only the order matters).
+    Reference: the random baseline of Tanaka et al. 2020, arXiv:2006.05467 (there it is N(0, 1); only the order counts).
     Deviates: none.
     """
     return {

@@ -7,13 +7,13 @@ from pai_bench.core import Batches, Loss, Scores, Subnetwork
 
 
 def score(net: Subnetwork, batches: Batches, loss: Loss, generator: Generator) -> Scores:
-    """|w dL/dw|, which is |dL/dm| for a mask m that multiplies the weights, at the current mask.
+    """|w dL/dw|, which is |dL/dm| at the current mask m, for a mask that multiplies the weights.
 
-    Pruned weights score exactly zero, so repeated rounds nest.
+    Pruned weights score exactly zero, so the masks of several rounds nest.
 
     Reference: Lee et al. 2019, arXiv:1810.02340, section 4.
-    Deviates: scores are not divided by their sum (the order is the same); biases are not prunable; the network that
-        is scored is the network that is trained, while the authors' code trains another draw of the initialization.
+    Deviates: scores are not divided by their sum (the order is the same). Biases are not prunable. The scored network
+        is the one that is trained; the authors' code trains another draw of the initialization.
     """
     weights, gradients = mean_gradient(net, batches, loss)
     return {name: (weight * gradients[name]).abs() for name, weight in weights.items()}

@@ -6,33 +6,34 @@ import logging
 import torch
 from torch import Generator, Tensor, nn
 
-from pai_bench.analysis.structure import Channels, Slice
+from pai_bench.analysis.channels import Channels, Slice
 from pai_bench.core import Batches, Loss, Mask, Scores, Subnetwork
 from pai_bench.errors import ConfigError, UserError
 from pai_bench.masks import masks
+from pai_bench.masks.clearing import clear_removed_
 
 log = logging.getLogger(__name__)
 
-_LARGE = 1_000_000  # prunable weights, from which on leaving channels out saves more than looking for them costs
-_FEW = 0.25  # of the prunable weights, from which on idle channels are looked for; before there are hardly any
+_LARGE = 1_000_000  # with fewer prunable weights, the search for dead channels costs more than it saves
+_FEW = 0.25  # density from which on dead channels are searched for; at higher densities there are hardly any
 
 
 def score(net: Subnetwork, batches: Batches, loss: Loss, generator: Generator) -> Scores:
-    """|w| |dR/d|w||, where R is the sum of the outputs for an all-ones image when every parameter is replaced by |.|.
+    """|w| |dR/d|w||, where R is the sum of the outputs for an all-ones image, in the network of absolute values.
 
-    Biases, norm parameters and running statistics enter R by their absolute value too. Pruned weights score exactly
-    zero. Meant for eval mode (batch statistics of a constant image are meaningless) and many exponential rounds.
+    Biases, norm parameters and running statistics have absolute values too. Pruned weights score exactly zero. It is
+    meant for many exponential rounds, and for eval mode, because batch statistics of a constant image mean nothing.
 
-    In float64, channels of large networks that nothing reads any more are left out: no flow passes them. The next round
-    may then write its scores over those of this one.
+    In float64, dead channels of large networks are left out, because no flow passes them. The scores of the next round
+    may then overwrite those of this round.
 
     Raises:
         UserError: R overflows the precision of the network. Deep networks overflow float32.
 
     Reference: Tanaka et al. 2020, arXiv:2006.05467, eq. 1 and Algorithm 1.
-    Deviates: float64 by default; the authors' code scores in float32 (pruner.dtype=float32). Masks equal those of their
-        loop, bit for bit, in the same precision and with the same numbers of weights. For those set
-        schedule.rounding=up; their last round rounds up too, and of weights that equal the threshold they drop all.
+    Deviates: the default is float64; the authors' code scores in float32 (pruner.dtype=float32). With the same
+        precision and the same numbers of weights (schedule.rounding=up; their last round rounds up too) masks equal
+        those of their loop, bit for bit. They drop all weights that equal the threshold.
     """
     if all(kept.all() for kept in net.mask.values()) and (odd := _without_conservation(net.model)):
         log.warning("SynFlow's conservation laws do not hold through %s; its scores are taken as they come", odd)
@@ -43,32 +44,32 @@ def score(net: Subnetwork, batches: Batches, loss: Loss, generator: Generator) -
 
 
 class _Flow:
-    """The network with absolute values in place of its own, which the rounds of a search share."""
+    """A copy of the network with absolute values, which the rounds of a search share."""
 
     def __init__(self, net: Subnetwork) -> None:
         self.precision = next(iter(net.weights.values())).dtype
         self.source = {name: tensor.detach() for name, tensor in _named(net.model)}
         own = {id(tensor): self._like(tensor) for _, tensor in _named(net.model)}
-        self.model = copy.deepcopy(net.model, own)  # type: ignore[arg-type]  # a memo: what it holds is not copied
+        self.model = copy.deepcopy(net.model, own)  # type: ignore[arg-type]  # deepcopy takes what this memo holds
         self.values = dict(_named(self.model))
         self.weights = {name: self.values[name].requires_grad_() for name in net.mask}
-        self.applied: Mask = {}  # that values have already; of no weight whose values have to be taken anew
-        self.left: dict[str, Slice] = {}  # of parameters and buffers of which something is left out
-        self.products: Scores = {}  # scores of those: zero, but for what is left
+        self.applied: Mask = {}  # the masks of those weights whose values are up to date under them
+        self.left: dict[str, Slice] = {}  # what is left of parameters and buffers that have lost channels
+        self.products: Scores = {}  # their scores, in full size: zero outside of what is left
         self.channels: Channels | None = None
         grouped = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in net.model.modules())
-        on_cpu = next(iter(net.mask.values())).device.type == "cpu"  # where leaving channels out was measured
+        on_cpu = next(iter(net.mask.values())).device.type == "cpu"  # only there was leaving out measured
         self.whole = self.precision == torch.float32 or grouped or not on_cpu or masks.total(net.mask) < _LARGE
 
     def scores(self, net: Subnetwork) -> Scores:
         """The scores of all prunable weights."""
-        # In every round, so that a search that was interrupted goes on in the same way, to the last bit.
+        # In every round anew, so that a resumed search gives the same bits.
         if not self.whole and not net.coupled and masks.kept(net.mask) <= _FEW * masks.total(net.mask):
             self._leave_out(net)
         gradients = torch.autograd.grad(self._forward(net), list(self.weights.values()))
         scores: Scores = {}
         for (name, weight), gradient in zip(self.weights.items(), gradients, strict=True):
-            # R falls as a weight grows where batch statistics, layer norm or attention stand behind it.
+            # The gradient is negative where batch statistics, layer norm or attention follow the weight.
             scores[name] = gradient.mul_(weight.detach()).abs_()
             if name in self.left:
                 if name not in self.products:
@@ -78,9 +79,9 @@ class _Flow:
         return scores
 
     def _like(self, tensor: Tensor) -> Tensor:
-        """Memory for the values of a parameter or buffer."""
+        """Memory for the absolute values of a parameter or buffer."""
         precision = self.precision if tensor.is_floating_point() else tensor.dtype
-        # Contiguous, so that a mask does not depend on the memory format in which the network will be trained.
+        # Contiguous, so that the mask does not depend on the memory format of training.
         values = torch.empty(tensor.shape, dtype=precision, device=tensor.device)
         return nn.Parameter(values, requires_grad=False) if isinstance(tensor, nn.Parameter) else values
 
@@ -98,9 +99,9 @@ class _Flow:
 
     @torch.no_grad()
     def _update(self, mask: Mask) -> None:
-        """Gives parameters and buffers the absolute values of the network's own."""
+        """Brings the absolute values up to date."""
         for name, before in self.applied.items():
-            masks.clear_(self.values[name], mask[name], before)
+            clear_removed_(self.values[name], before, mask[name])
         given = {name: self.left[name].of(own) if name in self.left else own for name, own in self.source.items()}
         stale = [name for name in given if name not in self.applied]
         values = [self.values[name] for name in stale]
@@ -109,7 +110,7 @@ class _Flow:
         self.applied = {name: kept for name, kept in mask.items() if name not in self.left}
 
     def _leave_out(self, net: Subnetwork) -> None:
-        """Looks for channels that nothing reads any more."""
+        """Leaves out the channels that are dead under the mask."""
         try:
             if self.channels is None:
                 if not masks.has_empty_slices(net.mask):
@@ -118,16 +119,16 @@ class _Flow:
                 whole = self._forward(net).detach()
                 self._cut(self.channels.left(net.mask))
                 if not torch.isclose(self._forward(net).detach(), whole, rtol=1e-9):
-                    raise ConfigError("the flow is another one without its idle channels")
+                    raise ConfigError("the flow is another one without its dead channels")
             else:
                 self._cut(self.channels.left(net.mask))
         except (ConfigError, RuntimeError) as error:
-            log.debug("SynFlow keeps idle channels: %s", error)
+            log.debug("SynFlow keeps dead channels: %s", error)
             self._cut({})
             self.whole = True
 
     def _cut(self, left: dict[str, Slice]) -> None:
-        """Takes these parts of parameters and buffers from now on."""
+        """Computes with these parts of parameters and buffers from now on."""
         for name in self.left | left:
             before, now = self.left.get(name, Slice()), left.get(name, Slice())
             if name in self.products:
@@ -144,7 +145,7 @@ def _named(model: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def _without_conservation(model: nn.Module) -> str:
-    """The kinds of layers in a model through which flow is not conserved, as words; empty if there are none."""
+    """The kinds of layers in a model that do not conserve the flow, as words. Empty: there are none."""
     names = {type(module).__name__.lower() for module in model.modules()}
     signs = {"attention": "attention", "layernorm": "layer norm", "groupnorm": "group norm", "sigmoid": "sigmoid gates"}
     return ", ".join(kind for sign, kind in signs.items() if any(sign in name for name in names))

@@ -1,4 +1,4 @@
-"""Sanity checks: what is broken on purpose to test a claim. Each function fits one hook of core.Ablation."""
+"""Ablations: each breaks one thing on purpose to test a claim, and fits one hook of core.Ablation."""
 
 import torch
 from torch import Generator, Tensor
@@ -7,11 +7,11 @@ from pai_bench.core import Batch, Batches, Drawn, Mask, Scores, State, labels_of
 
 
 def random_labels(batches: Batches, generator: Generator) -> Batches:
-    """Scores see labels drawn uniformly from those present.
+    """The labels that scores see, drawn uniformly from those present.
 
     Reference: Su et al. 2020, arXiv:2009.11094.
-    Deviates: their code relabels the whole dataset and then takes as many images of each of these classes, so that
-        classes are balanced; here they are not.
+    Deviates: their code relabels the whole dataset and then takes equally many images of each new class, so classes
+        are balanced. Here they are not.
     """
     before = labels_of(batches)
     present = torch.unique(torch.cat(before))
@@ -20,15 +20,15 @@ def random_labels(batches: Batches, generator: Generator) -> Batches:
 
 
 def random_pixels(batches: Batches, generator: Generator) -> Batches:
-    """Scores see images whose pixels are permuted, every image in its own way, its channels together.
+    """The images that scores see, with permuted pixels: every image has its own order, the same for all channels.
 
     Reference: Su et al. 2020, arXiv:2009.11094.
-    Deviates: in the released code, which random_pixels_official follows, channels mix, images are augmented afterwards,
-        and the labels are random, too.
+    Deviates: the released code, which random_pixels_official follows, also mixes channels, augments the images
+        afterwards, and draws random labels.
     """
     labels = labels_of(batches)
     num_pixels = batches[0][0][0, 0].numel()
-    # Every order is drawn here, in integers of half the width, and images are made when a batch is asked for.
+    # All orders are drawn here, as int32 to save memory. Images are made when a batch is asked for.
     orders = [torch.stack([_order(num_pixels, generator).int() for _ in of_batch]) for of_batch in labels]
 
     def images(number: int) -> Tensor:
@@ -45,31 +45,33 @@ def _order(number: int, generator: Generator) -> Tensor:
 
 
 def random_pixels_official(images: Tensor, labels: Tensor, generator: Generator) -> Batch:
-    """Scores see images (B, H, W, C) all of whose values trade places, channels included, and labels that do so too.
+    """Images (B, H, W, C) with all values of an image permuted, channels included, and permuted labels.
 
-    The images are those that are stored: they are cropped and flipped afterwards.
+    The images are the stored ones. They are cropped and flipped afterwards.
 
     Reference: Su et al. 2020, arXiv:2009.11094, released code.
-    Deviates: their code draws a label for every image of the dataset and then takes as many images of each of these
-        classes; here the labels of the images that are drawn trade places, so that classes are as balanced.
+    Deviates: their code draws a label for every image of the dataset and then takes equally many images of each new
+        class. Here the labels of the drawn images are permuted, so classes are as balanced.
     """
     flat = images.flatten(1)
     shuffled = torch.empty_like(flat)
-    for after, before in zip(shuffled, flat, strict=True):  # the orders of all at once take eight times the images
+    for after, before in zip(
+        shuffled, flat, strict=True
+    ):  # the orders of all images would take eight times their memory
         after.copy_(before[_order(len(before), generator).to(before.device)])
     return shuffled.view(images.shape), labels[_order(len(labels), generator).to(labels.device)]
 
 
 def invert(scores: Scores, candidates: Mask, generator: Generator) -> Scores:
-    """Ranks in reverse: the highest score of the candidates becomes the lowest. Of equal scores the order reverses too.
+    """Scores that rank the candidates in reverse: the highest becomes the lowest. The order of ties is reversed too.
 
-    By rank, so it holds for signed and for zero scores (1/score reverses neither).
+    They are ranks, so signed scores and zeros are reversed too. 1/score reverses neither.
 
     Reference: Frankle et al. 2021, arXiv:2009.08576, section 5.
     """
     values = torch.cat([scores[name][mask] for name, mask in candidates.items()])
     ranks = torch.empty(len(values), dtype=torch.float64, device=values.device)
-    order = values.argsort(descending=True, stable=True)  # as they would be kept
+    order = values.argsort(descending=True, stable=True)  # the order in which they would be kept
     ranks[order] = torch.arange(1, len(values) + 1, dtype=torch.float64, device=values.device)
     inverted, start = {}, 0
     for name, mask in candidates.items():
@@ -81,7 +83,7 @@ def invert(scores: Scores, candidates: Mask, generator: Generator) -> Scores:
 
 
 def shuffle(mask: Mask, generator: Generator) -> Mask:
-    """Permutes the mask within every layer: the layers' densities stay, the positions become random.
+    """The mask, permuted within every layer: densities stay, positions become random.
 
     Reference: Frankle et al. 2021, arXiv:2009.08576, section 5; Su et al. 2020, arXiv:2009.11094.
     """
@@ -92,7 +94,7 @@ def shuffle(mask: Mask, generator: Generator) -> Mask:
 
 
 def reinitialize(state: State, fresh: State, mask: Mask, generator: Generator) -> State:
-    """Training starts from another draw of the initialization; the mask stays.
+    """The weights of another draw of the initialization. The mask stays.
 
     Reference: Frankle and Carbin 2019, arXiv:1803.03635, section 2; Frankle et al. 2021, arXiv:2009.08576, section 5.
     """
@@ -100,7 +102,7 @@ def reinitialize(state: State, fresh: State, mask: Mask, generator: Generator) -
 
 
 def shuffle_weights(state: State, fresh: State, mask: Mask, generator: Generator) -> State:
-    """Permutes the kept weights of every layer among their positions; the mask stays.
+    """The kept weights of every layer, permuted among their positions. The mask stays.
 
     Reference: Su et al. 2020, arXiv:2009.11094.
     """

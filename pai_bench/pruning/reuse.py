@@ -1,4 +1,4 @@
-"""Scores and masks that were computed before, kept under a key of everything that determines them."""
+"""A cache on disk for scores and masks. The key is a checksum of everything that determines them."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Generator, Tensor, nn
 
-from pai_bench.analysis import measures
+from pai_bench.analysis.cost import CountFlops
 from pai_bench.core import Batches, Loss, Mask, Score, Scores, Subnetwork, Weights, labels_of
 from pai_bench.masks import masks
 from pai_bench.pruning.rounds import Pruned
@@ -23,7 +23,7 @@ from pai_bench.system import devices, files
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-_SECONDS = 1.0  # what takes less is computed again sooner than it is found
+_SECONDS = 1.0  # what takes less time is not worth caching
 _COSTS = ("seconds", "num_examples", "flops", "sparsities", "num_tied")
 
 
@@ -37,7 +37,11 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def code(targets: Iterable[str]) -> str:
-    """A checksum of this package's source and of the modules that functions come from, by their dotted names."""
+    """A checksum of this package's source, and of the source of the modules of other functions.
+
+    Args:
+        targets: dotted names of functions.
+    """
     paths = set(Path(__file__).parents[1].rglob("*.py"))
     modules = [sys.modules.get(target.rpartition(".")[0]) for target in targets]
     paths |= {Path(module.__file__) for module in modules if module is not None and module.__file__}
@@ -48,22 +52,30 @@ def code(targets: Iterable[str]) -> str:
 
 
 class ScoreCache:
-    """A folder of at most so many bytes; what was used least recently goes first. Any number of processes share it.
+    """A folder of scores and masks. If it grows too large, the files that were used least recently are removed.
+
+    Any number of processes may share it.
 
     Args:
-        determines: everything that determines scores, as JSON.
+        limit: the largest size of the folder, in bytes.
+        determines: everything that determines the scores of a run, as JSON values.
     """
 
     def __init__(self, folder: Path, limit: int, determines: dict[str, Any]) -> None:
         self.folder, self.limit, self.determines = folder, limit, determines
-        self.used: str | None = None  # what was taken: "scores" or "mask"
+        self.used: str | None = None  # what was found: "scores" or "mask"
 
     def _path(self, kind: str, more: dict[str, Any]) -> Path:
         text = json.dumps([kind, self.determines, more], sort_keys=True)
         return self.folder / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"
 
     def take(self, kind: str, more: dict[str, Any], use: Callable[[dict[str, Tensor], dict[str, Any]], T]) -> T | None:
-        """What `use` makes of tensors on the CPU and of what was noted with them, or None: it is to be computed."""
+        """What `use` makes of cached tensors (on the CPU) and of the notes beside them. None: they are not cached.
+
+        Args:
+            kind: "scores" or "mask".
+            more: what determines them beside the settings of the cache.
+        """
         from safetensors import SafetensorError, safe_open
 
         path = self._path(kind, more)
@@ -74,7 +86,7 @@ class ScoreCache:
             path.touch()
         except FileNotFoundError:
             return None
-        # It may be any file: one without notes, or with other ones.
+        # The file may be damaged, or lack the notes.
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             log.warning("%s cannot be read and is computed again: %s: %s", path, type(error).__name__, error)
             return None
@@ -83,7 +95,7 @@ class ScoreCache:
         return found
 
     def put(self, kind: str, more: dict[str, Any], tensors: dict[str, Tensor], notes: dict[str, Any]) -> None:
-        """Keeps tensors; a disk or a memory that is full costs no more than a warning."""
+        """Caches tensors with notes. If the disk or the memory is full, it only warns."""
         path = self._path(kind, more)
         if sum(tensor.nbytes for tensor in tensors.values()) > self.limit:
             return
@@ -96,15 +108,15 @@ class ScoreCache:
             log.warning("%s cannot be kept for other runs: %s", path, error)
 
     def _make_room(self) -> None:
-        for torn in self.folder.glob("*.tmp-*"):  # of processes that died over it, long ago
+        for partial in self.folder.glob("*.tmp-*"):  # left by processes that died while they wrote
             with suppress(FileNotFoundError):
-                if time.time() - torn.stat().st_mtime > 3600:
-                    torn.unlink()
+                if time.time() - partial.stat().st_mtime > 3600:
+                    partial.unlink()
         found = []
         for path in self.folder.glob("*.safetensors"):
             try:
                 status = path.stat()
-            except FileNotFoundError:  # another process made room
+            except FileNotFoundError:  # another process removed it
                 continue
             found.append((status.st_mtime, status.st_size, path))
         left = self.limit
@@ -114,8 +126,8 @@ class ScoreCache:
                 path.unlink(missing_ok=True)
 
 
-def scores(shelf: ScoreCache, model: nn.Module) -> tuple[Scores, dict[str, Any]] | None:
-    """The scores that one-shot pruning of a model takes at every sparsity, and what they had cost; None if not kept."""
+def scores(cache: ScoreCache, model: nn.Module) -> tuple[Scores, dict[str, Any]] | None:
+    """The cached scores of a model for one-shot pruning at any sparsity, and their costs. None: they are not cached."""
     weights = masks.prunable(model)
 
     def use(tensors: dict[str, Tensor], notes: dict[str, Any]) -> tuple[Scores, dict[str, Any]]:
@@ -123,27 +135,27 @@ def scores(shelf: ScoreCache, model: nn.Module) -> tuple[Scores, dict[str, Any]]
         costs = {"seconds": float(notes["seconds"])} | {key: int(notes[key]) for key in ("num_examples", "flops")}
         return {name: tensors[name].to(weight.device) for name, weight in weights.items()}, costs
 
-    return shelf.take("scores", {}, use)
+    return cache.take("scores", {}, use)
 
 
 def _check_shapes(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Refuses tensors of another network.
 
     Raises:
-        ValueError: they are.
+        ValueError: names or shapes differ.
     """
     if {name: t.shape for name, t in tensors.items()} != {name: t.shape for name, t in expected.items()}:
         raise ValueError("its tensors are not those of this network")
 
 
-class Kept:
-    """A score for all sparsities of one-shot pruning, put on the shelf once it is computed."""
+class CachedScore:
+    """A score for one-shot pruning that caches what it computes, for runs with other sparsities."""
 
-    def __init__(self, score: Score, shelf: ScoreCache) -> None:
-        self.score, self.shelf = score, shelf
+    def __init__(self, score: Score, cache: ScoreCache) -> None:
+        self.score, self.cache = score, cache
 
     def __call__(self, net: Subnetwork, batches: Batches, loss: Loss, generator: Generator) -> Scores:
-        """The scores."""
+        """The scores of the prunable weights."""
         asked = []
 
         def num_kept() -> int:
@@ -152,34 +164,36 @@ class Kept:
 
         device = next(iter(net.weights.values())).device
         devices.wait(device)
-        started, counter = time.perf_counter(), measures.CountFlops()
+        started, counter = time.perf_counter(), CountFlops()
         with counter:
             scores = self.score(replace(net, num_kept=num_kept), batches, loss, generator)
-        devices.wait(device)  # or the clock is read before the work is done
+        devices.wait(device)  # else the clock is read before the work is done
         seconds = time.perf_counter() - started
-        if seconds >= _SECONDS and not asked:  # scores that depend on the number to keep are those of one sparsity
+        # Scores that depend on the number of weights to keep hold for one sparsity only.
+        if seconds >= _SECONDS and not asked:
             num_examples = sum(map(len, labels_of(batches)))
-            self.shelf.put(
+            self.cache.put(
                 "scores", {}, scores, {"seconds": seconds, "num_examples": num_examples, "flops": counter.flops}
             )
         return scores
 
 
 def stored_mask(
-    shelf: ScoreCache,
+    cache: ScoreCache,
     path: dict[str, Any],
     model: nn.Module,
     initial: Weights,
     record: Callable[[dict[str, float]], None],
     search: Callable[[Callable[[dict[str, float]], None]], Pruned],
 ) -> Pruned:
-    """What a search of several rounds without training finds: taken from the shelf, or searched and put there.
+    """What a search of several rounds without training finds. It comes from the cache, or is searched and cached.
 
     Args:
         path: what leads from scores to the mask: the sparsities of the rounds and their rounding, and the allocation.
-        model: is masked, as by the search.
-        record: receives what the rounds of the search record.
-        search: the search, given where to record.
+        model: is pruned, as by the search.
+        initial: the initial values of its parameters.
+        record: receives the metrics of each round.
+        search: runs the search, and records to the function that it is given.
     """
     weights = masks.prunable(model)
 
@@ -192,7 +206,7 @@ def stored_mask(
         _check_shapes(mask, weights)
         return Pruned(mask, units or mask, coupled, **{key: notes[key] for key in _COSTS}), list(notes["lines"])
 
-    if (found := shelf.take("mask", path, use)) is not None:
+    if (found := cache.take("mask", path, use)) is not None:
         pruned, known = found
         masks.apply_(model, pruned.mask_with_coupled)
         for line in known:
@@ -205,7 +219,7 @@ def stored_mask(
         record(metrics)
 
     pruned = search(noted)
-    # A search that also changes weights, by rescaling, leaves more than a mask.
+    # A search that rescales weights leaves more than a mask, so it is not cached.
     only_masked = all(torch.equal(weights[name], initial[name] * kept) for name, kept in pruned.mask.items())
     if pruned.seconds >= _SECONDS and pruned.without_ablation is None and only_masked:
         filters = any(pruned.mask.get(name) is not tensor for name, tensor in pruned.units.items())
@@ -215,5 +229,5 @@ def stored_mask(
             "lines": lines,
             "order": {group: list(mask) for group, mask in groups.items()},
         }
-        shelf.put("mask", path, tensors, notes)
+        cache.put("mask", path, tensors, notes)
     return pruned

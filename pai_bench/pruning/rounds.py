@@ -1,16 +1,18 @@
-"""The round loop: train if asked, score, allocate, mask, rewind if asked, until the schedule is done."""
+"""The rounds of a search: train if asked, score, choose, apply, rewind if asked, until the schedule is done."""
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 
-from pai_bench.analysis import measures, structure
+from pai_bench.analysis.cost import CountFlops
+from pai_bench.analysis.filters import find_filters
+from pai_bench.analysis.mode import mode
 from pai_bench.core import (
     Ablation,
     Allocate,
@@ -28,8 +30,8 @@ from pai_bench.core import (
     labels_of,
 )
 from pai_bench.errors import ConfigError, UserError
-from pai_bench.masks import allocation, masks
-from pai_bench.pruning import scoring
+from pai_bench.masks import masks
+from pai_bench.pruning import checks, scoring
 from pai_bench.system import devices, layout, seeding
 
 log = logging.getLogger(__name__)
@@ -41,20 +43,33 @@ class Pruned:
 
     mask: Mask  # of the prunable weights
     units: Mask  # what was ranked: the weights, or the filters of each layer (O,)
-    coupled: Mask = field(default_factory=dict)  # norms and biases that went with their filters
-    without_ablation: Mask | None = None  # the mask of the weights before an ablation of it
-    scores: Scores | None = None  # of the units in the last round; None when there was no round
-    seconds: float = 0.0  # spent on scores and masks, training excluded
-    num_examples: int = 0  # images that passed through the network for scores, over all rounds
-    flops: int = 0  # of the scores, over all rounds, two for a multiply-add
+    coupled: Mask = field(default_factory=dict)  # norms and biases that are pruned with their filters
+    without_ablation: Mask | None = None  # the mask before an ablation changed it
+    scores: Scores | None = None  # of the units in the last round; None: there was no round
+    seconds: float = 0.0  # spent on scores and masks, without training
+    num_examples: int = 0  # images that scores looked at, in all rounds
+    flops: int = 0  # of the scores, in all rounds; a multiply-add counts two
     sparsities: list[float] = field(default_factory=list)  # of the prunable weights, after each round
-    num_tied: list[int] = field(default_factory=list)  # in each round, candidates among which order decided
-    moved: Weights | None = None  # values that weights had when they were last kept, where a pruner asks for them
+    num_tied: list[int] = field(default_factory=list)  # for each round: candidates among which the order decided
+    moved: Weights | None = None  # the values that weights had when they were last kept; None: nobody asks for them
 
     @property
     def mask_with_coupled(self) -> Mask:
-        """Everything that training has to hold at zero."""
+        """Everything that training has to keep at zero."""
         return self.mask | self.coupled
+
+    def state(self) -> dict[str, Any]:
+        """The fields as plain values, for a checkpoint."""
+        return {item.name: getattr(self, item.name) for item in fields(self)}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any], device: torch.device) -> "Pruned":
+        """The record that `state` was taken from, its tensors on a device."""
+
+        def on_device(value: Any) -> Any:
+            return {name: tensor.to(device) for name, tensor in value.items()} if isinstance(value, dict) else value
+
+        return cls(**{name: on_device(value) for name, value in state.items()})
 
 
 def prune(
@@ -75,208 +90,285 @@ def prune(
     resume_from: Pruned | None = None,
     checkpoint: Callable[[Pruned], None] = lambda pruned: None,
 ) -> Pruned:
-    """Prunes a model in place, round by round; its pruned weights are zero afterwards.
+    """Prunes a model in place, round by round. Afterwards its pruned weights are zero.
 
-    Every round draws its own scoring images. Unless the pruner regrows, a pruned unit does not return: masks nest.
+    Every round draws its own scoring images. A pruned unit does not return (masks nest), unless the pruner regrows.
 
     Args:
-        initial: of every parameter, as the model was drawn.
-        draw: training images for scoring, as core.Data draws them.
-        diagnose: measurements to record before and after the mask of every round is applied.
-        resume_from: what an earlier attempt had reached, to go on from; the model is as it was then.
-        checkpoint: called at the start and after every round with what has been reached.
+        initial: the initial values of every parameter.
+        draw: draws training images for scoring, as core.Data does.
+        diagnose: measurements that are recorded before and after each round's mask is applied.
+        resume_from: what an earlier attempt had reached. The model has to be as it was then.
+        checkpoint: called with what has been reached, at the start and after every round.
 
     Raises:
-        ConfigError: a round leaves no weight, there are too few scoring images, or the mask is to be ablated after
+        ConfigError: a round leaves no weight; there are too few scoring images; the mask is to be ablated after
             training that is not rewound.
         UserError: the scores of a round cannot rank the weights.
     """
-    everything = masks.full(model)
-    filters = structure.filters(model, input_shape) if pruner.reduce is not None else None
-    if ablation.mask is not None and any(r.until_epoch > 0 and not _returns(r) for r in rounds):
+    _check_ablation(ablation, rounds)
+    search = _Search(
+        model, pruner, allocate, ablation, initial, input_shape, draw, training, loss, seed, diagnose, len(rounds)
+    )
+    pruned = resume_from or search.start()
+    checkpoint(pruned)
+    remaining = list(enumerate(rounds, start=1))[len(pruned.sparsities) :]
+    trained_in = layout.layout_of(model)
+    # Without training in between, weights are laid out as scores are: masks are applied faster.
+    if remaining and all(one.until_epoch == 0 for one in rounds):
+        layout.lay_out_(model, scoring.PLAIN)
+    for number, goal in remaining:
+        pruned, metrics = search.round(number, goal, pruned)
+        record(metrics, training.age_epochs)
+        if goal.rewind_epoch is not None:
+            training.rewind(pruned.mask_with_coupled, goal.rewind_epoch, goal.rewind_weights)
+        checkpoint(pruned)
+    if remaining:
+        layout.lay_out_(model, trained_in)
+    return pruned
+
+
+def _check_ablation(ablation: Ablation, rounds: Sequence[Round]) -> None:
+    rewinds = all(one.until_epoch == 0 or (one.rewind_epoch is not None and one.rewind_weights) for one in rounds)
+    if ablation.mask is not None and not rewinds:
         raise ConfigError(
             "ablation of the mask: weights that training has moved and pruned have no value to come back with; use a "
             "schedule before training, or one that rewinds the weights"
         )
-    pruned = resume_from or Pruned(everything, everything if filters is None else filters.full(everything))
-    checkpoint(pruned)
-    left = list(enumerate(rounds, start=1))[len(pruned.sparsities) :]
-    if not left:
-        return pruned
-    # Without training in between, weights lie in the order of their dimensions, as scores do: masks are found faster.
-    trained_in, device = layout.layout_of(model), next(model.parameters()).device
-    if all(this.until_epoch == 0 for this in rounds):
-        layout.lay_out_(model, scoring.PLAIN)
-    dtype = scoring.DTYPES[pruner.dtype]
-    scored = scoring.copy_for_scores(model, dtype)
-    drawn = scoring.cast_weights(initial, dtype)
-    stale = False  # the copy, since weights have moved otherwise than by pruning
-    cache: dict[str, Any] = {}
-    for number, this in left:
-        assert pruner.score is not None, "a schedule with rounds needs a score"
-        if this.until_epoch > 0:
-            training.until(pruned.mask_with_coupled, this.until_epoch)
-            stale, cache = True, {}
-        before = (
-            {f"before/{key}": value for key, value in diagnose(pruned.mask_with_coupled).items()} if diagnose else {}
-        )
-        batches = _batches(pruner, ablation, draw, seed, number)
-        started = time.perf_counter()
-        if stale:
-            scoring.update_(scored, model)
-        candidates = pruned.units
-        if pruner.regrow:
-            candidates = {name: torch.ones_like(tensor) for name, tensor in candidates.items()}
-        num_kept = masks.num_kept(this.sparsity, masks.total(candidates), this.rounding)
-        moved = _moved(model, pruned, initial) if pruner.regrow_moved else None
-        net = Subnetwork(
-            scored, pruned.mask, drawn, input_shape, pruned.coupled, lambda n=num_kept: n,  # type: ignore[misc]
-            cache=cache, moved=None if moved is None else scoring.cast_weights(moved, dtype),
-        )  # fmt: skip
 
-        def generator(name: str, number: int = number) -> Generator:
-            return seeding.generator(seed, name, number)
 
-        # Every round does the same arithmetic on the same shapes, so one is enough to count; what a score can leave out
-        # later counts as done, so that costs can be compared.
-        counter = measures.CountFlops() if number == 1 else None
+@dataclass(frozen=True)
+class _Prepared:
+    """What one round works with."""
 
-        def conditions(stream: str, number: int = number, counter: measures.CountFlops | None = counter) -> ExitStack:
-            stack = ExitStack()
-            stack.enter_context(measures.mode(scored, pruner.mode == "train"))
-            stack.enter_context(seeding.seeded(seed, stream, number))
-            stack.enter_context(devices.reproducible(device))
-            if counter is not None:
-                stack.enter_context(counter)
-            return stack
+    number: int  # of the round, from 1
+    goal: Round
+    before: Pruned  # what the rounds so far have reached
+    batches: Batches
+    candidates: Mask  # the units that the round may keep
+    num_kept: int  # how many of them it keeps
+    moved: Weights | None
+    net: Subnetwork
+    counter: CountFlops | None
+    started: float
 
-        try:
-            with conditions("score"):
-                scores = pruner.score(net, batches, loss, generator("noise"))
-            if filters is not None and pruner.reduce is not None:
-                scores = filters.reduce(scores, pruner.reduce)
-            # Pruning what matters most first cuts all paths early, and the rounds after it have nothing to rank.
-            allocation.check_scores(scores, candidates, zeros_allowed=ablation.scores is not None)
-            if number == 1 and (silent := allocation.silent(scores, candidates)):
-                log.warning(
-                    "every score is zero in %d of %d layers, from %s on: no signal runs through them (a residual block "
-                    "whose last norm starts at zero is one cause)", len(silent), len(candidates), silent[0],
-                )  # fmt: skip
-        except UserError as error:
-            if type(error) is not UserError:  # of images that cannot be read, say, which has an exit code of its own
-                raise
-            raise UserError(f"round {number} of {len(rounds)}: {error}") from error
-        if ablation.scores is not None:
-            scores = ablation.scores(scores, candidates, generator("ablation"))
-        chosen = allocate(scores, candidates, num_kept, generator("allocation"))
-        units, without_ablation = chosen.mask, None
-        if ablation.mask is not None and number == len(rounds):
-            without_ablation = units if filters is None else filters.expand(model, units)
-            units = ablation.mask(units, generator("ablation"))
-        held = units if filters is None else filters.expand(model, units)
-        mask = {name: held[name] for name in everything}
-        if (
-            pruner.regrow or without_ablation is not None
-        ):  # what comes back does so with its initial value, or where it stood
-            _restore_(
-                model, initial | (moved or {}), {n: held[n] & ~kept for n, kept in pruned.mask_with_coupled.items()}
-            )
-        if chosen.scale is not None:
-            _assign_(model, {name: weight * chosen.scale[name] for name, weight in net.weights.items()})
-        masks.apply_narrower_(model, pruned.mask_with_coupled, held)
-        if pruner.transfer is not None:
-            scoring.update_(scored, model)
-            net = Subnetwork(scored, mask, drawn, input_shape)
-            with conditions("transfer"):
-                _assign_(model, pruner.transfer(net, batches, loss, generator("transfer")))
-            masks.apply_(model, held)
-        stale = (
-            pruner.regrow or pruner.transfer is not None or chosen.scale is not None or this.rewind_epoch is not None
-        )
-        if stale:
-            cache = {}
-        else:
-            masks.apply_narrower_(scored, pruned.mask_with_coupled, held)
-        devices.wait(device)
-        took = time.perf_counter() - started
-        densities = masks.densities(mask)
-        pruned = Pruned(
-            mask,
-            units,
-            {name: tensor for name, tensor in held.items() if name not in everything},
-            without_ablation,
-            scores,
-            pruned.seconds + took,
-            pruned.num_examples + sum(map(len, labels_of(batches))),
-            counter.flops if counter is not None else pruned.flops // (number - 1) * number,
-            [*pruned.sparsities, 1 - sum(densities[name] * mask[name].numel() for name in mask) / masks.total(mask)],
-            [*pruned.num_tied, chosen.num_tied],
-            moved,
-        )
-        after = {f"after/{key}": value for key, value in diagnose(pruned.mask_with_coupled).items()} if diagnose else {}
+
+@dataclass(frozen=True)
+class _Choice:
+    """The units that a round keeps, and what follows from them."""
+
+    units: Mask
+    held: Mask  # all that the units decide: the prunable weights, and norms and biases of pruned filters
+    without_ablation: Mask | None  # the mask of the weights before an ablation changed it
+    scale: Weights | None
+    num_tied: int
+
+
+@dataclass
+class _Search:
+    """What the rounds of a search share."""
+
+    model: nn.Module
+    pruner: Pruner
+    allocate: Allocate
+    ablation: Ablation
+    initial: Weights
+    input_shape: Shape
+    draw: Callable[..., Batches]
+    training: Training
+    loss: Loss
+    seed: int
+    diagnose: Callable[[Mask], dict[str, float]] | None
+    num_rounds: int
+
+    def __post_init__(self) -> None:
+        reduces = self.pruner.reduce is not None
+        self.filters = find_filters(self.model, self.input_shape) if reduces else None
+        self.device = next(self.model.parameters()).device
+        self.names = list(masks.prunable(self.model))
+        self.dtype = scoring.DTYPES[self.pruner.dtype]
+        self.scored = scoring.copy_for_scores(self.model, self.dtype)
+        self.scored_initial = scoring.cast_weights(self.initial, self.dtype)
+        self.stale = False  # whether the model's weights have moved since the copy was made, other than by pruning
+        self.cache: dict[str, Any] = {}
+
+    def start(self) -> Pruned:
+        """What has been reached before the first round: nothing is pruned."""
+        everything = masks.full(self.model)
+        return Pruned(everything, everything if self.filters is None else self.filters.full(everything))
+
+    def round(self, number: int, goal: Round, before: Pruned) -> tuple[Pruned, dict[str, float]]:
+        """Runs one round: what has been reached with it, and the metrics to record."""
+        if goal.until_epoch > 0:
+            self.training.until(before.mask_with_coupled, goal.until_epoch)
+            self.stale, self.cache = True, {}
+        metrics_before = self._diagnosed("before", before)
+        prepared = self._prepare(number, goal, before)
+        scores = self._score(prepared)
+        choice = self._choose(prepared, scores)
+        self._apply(prepared, choice)
+        densities = masks.densities({name: choice.held[name] for name in self.names})
+        pruned = self._reached(prepared, scores, choice, densities)
+        metrics_after = self._diagnosed("after", pruned)
         layers = {f"layer/{name}/density": density for name, density in densities.items()}
         state = {"prune/round": number, "prune/sparsity": pruned.sparsities[-1]}
-        record(state | before | after | layers, training.age_epochs)
-        log.debug("round %d of %d: sparsity %.6f, %.2f s", number, len(rounds), pruned.sparsities[-1], took)
-        if this.rewind_epoch is not None:
-            training.rewind(pruned.mask_with_coupled, this.rewind_epoch, this.rewind_weights)
-        checkpoint(pruned)
-    layout.lay_out_(model, trained_in)
-    return pruned
+        return pruned, state | metrics_before | metrics_after | layers
 
+    def _prepare(self, number: int, goal: Round, before: Pruned) -> _Prepared:
+        """Draws the images, brings the copy that is scored up to date, and says what the round has to keep."""
+        batches = self._batches(number)
+        started = time.perf_counter()
+        if self.stale:
+            scoring.update_(self.scored, self.model)
+        candidates = before.units
+        if self.pruner.regrow:
+            candidates = {name: torch.ones_like(kept) for name, kept in candidates.items()}
+        num_kept = masks.num_kept(goal.sparsity, masks.total(candidates), goal.rounding)
+        moved = self._moved(before) if self.pruner.regrow_moved else None
+        net = Subnetwork(
+            self.scored,
+            before.mask,
+            self.scored_initial,
+            self.input_shape,
+            before.coupled,
+            num_kept=lambda: num_kept,
+            cache=self.cache,
+            moved=None if moved is None else scoring.cast_weights(moved, self.dtype),
+        )
+        # All rounds do the same arithmetic on the same shapes, so the first is counted for all. What a score can leave
+        # out in later rounds counts as done, so that costs can be compared.
+        counter = CountFlops() if number == 1 else None
+        return _Prepared(number, goal, before, batches, candidates, num_kept, moved, net, counter, started)
 
-def apply_given_mask(
-    model: nn.Module, mask: Mask, coupled: Mask, *, ablation: Ablation, seed: int, record: Record
-) -> Pruned:
-    """Prunes a model in place by a mask that is given: nothing is scored, and it costs nothing.
+    def _batches(self, number: int) -> Batches:
+        """The images and labels that the score of a round sees."""
+        if self.pruner.scoring_data is None:
+            return []
+        noise, change_stored = self._generator("ablation", number), self.ablation.images
+        change = () if change_stored is None else (lambda images, labels: change_stored(images, labels, noise),)
+        examples = self._generator("examples", number)
+        batches = self.draw(self.pruner.scoring_data, examples, self.dtype, *change)
+        return batches if self.ablation.batches is None else self.ablation.batches(batches, noise)
 
-    Args:
-        coupled: other parameters that are held at zero.
+    def _moved(self, before: Pruned) -> Weights:
+        """The values of the kept weights; of the pruned weights, the values that they had when they were last kept."""
+        weights, last = masks.prunable(self.model), before.moved or self.initial
+        return {name: torch.where(kept, weights[name].detach(), last[name]) for name, kept in before.mask.items()}
 
-    Raises:
-        ConfigError: the mask is to be ablated, and other parameters would not go with it.
-    """
-    chosen = mask
-    if ablation.mask is not None:
-        if coupled:
-            raise ConfigError(
-                f"ablation of the mask: {next(iter(coupled))} is held at zero too, which is no weight to move; give "
-                "a mask of weights alone"
+    def _score(self, prepared: _Prepared) -> Scores:
+        """The scores of the units, checked, and as an ablation leaves them."""
+        number, candidates = prepared.number, prepared.candidates
+        assert self.pruner.score is not None, "a schedule with rounds needs a score"
+        try:
+            with self._conditions("score", prepared):
+                scores = self.pruner.score(prepared.net, prepared.batches, self.loss, self._generator("noise", number))
+            if self.filters is not None and self.pruner.reduce is not None:
+                scores = self.filters.reduce(scores, self.pruner.reduce)
+            # Inverted scores cut all paths in the first rounds. Then the others have nothing to rank.
+            checks.check_scores(scores, candidates, zeros_allowed=self.ablation.scores is not None)
+        except UserError as error:
+            if type(error) is not UserError:  # its kinds have exit codes of their own, as for unreadable images
+                raise
+            raise UserError(f"round {number} of {self.num_rounds}: {error}") from error
+        if number == 1 and (silent := checks.silent(scores, candidates)):
+            log.warning(
+                "every score is zero in %d of %d layers, from %s on: no signal runs through them (a residual block "
+                "whose last norm starts at zero is one cause)",
+                *(len(silent), len(candidates), silent[0]),
             )
-        chosen = ablation.mask(mask, seeding.generator(seed, "ablation", 1))
-    masks.apply_(model, chosen | coupled)
-    layers = {f"layer/{name}/density": density for name, density in masks.densities(chosen).items()}
-    record({"prune/round": 0, "prune/sparsity": masks.sparsity(chosen)} | layers, 0.0)
-    return Pruned(chosen, chosen, coupled, mask if ablation.mask is not None else None)
+        if self.ablation.scores is not None:
+            scores = self.ablation.scores(scores, candidates, self._generator("ablation", number))
+        return scores
 
+    @contextmanager
+    def _conditions(self, stream: str, prepared: _Prepared) -> Iterator[None]:
+        """The mode, the random state and the arithmetic under which the functions of a pruner run."""
+        with (
+            mode(self.scored, self.pruner.mode == "train"),
+            seeding.seeded(self.seed, stream, prepared.number),
+            devices.reproducible(self.device),
+            prepared.counter or nullcontext(),
+        ):
+            yield
 
-def _batches(pruner: Pruner, ablation: Ablation, draw: Callable[..., Batches], seed: int, number: int) -> Batches:
-    """The images and labels that the score of a round sees."""
-    if pruner.scoring_data is None:
-        return []
-    noise, stored = seeding.generator(seed, "ablation", number), ablation.images
-    change = () if stored is None else (lambda images, labels: stored(images, labels, noise),)
-    batches = draw(
-        pruner.scoring_data, seeding.generator(seed, "examples", number), scoring.DTYPES[pruner.dtype], *change
-    )
-    return batches if ablation.batches is None else ablation.batches(batches, noise)
+    def _choose(self, prepared: _Prepared, scores: Scores) -> _Choice:
+        """The units that the allocation keeps, and in the last round what an ablation makes of them."""
+        number = prepared.number
+        selection = self.allocate(scores, prepared.candidates, prepared.num_kept, self._generator("allocation", number))
+        units, without_ablation = selection.mask, None
+        assert masks.kept(units) == prepared.num_kept, "the allocation did not keep the exact number"
+        if self.ablation.mask is not None and number == self.num_rounds:
+            without_ablation = self._expanded(units)
+            units = self.ablation.mask(units, self._generator("ablation", number))
+        return _Choice(units, self._expanded(units), without_ablation, selection.scale, selection.num_tied)
 
+    def _expanded(self, units: Mask) -> Mask:
+        """The mask of parameters that keeps these units."""
+        return units if self.filters is None else self.filters.expand(self.model, units)
 
-def _moved(model: nn.Module, pruned: Pruned, initial: Weights) -> Weights:
-    """The values of weights, and of those that are pruned the values that they had before."""
-    weights, before = masks.prunable(model), pruned.moved or initial
-    return {name: torch.where(kept, weights[name].detach(), before[name]) for name, kept in pruned.mask.items()}
+    def _apply(self, prepared: _Prepared, choice: _Choice) -> None:
+        """Gives the model, and the copy that is scored, the weights with which the round ends."""
+        pruner = self.pruner
+        before = prepared.before.mask_with_coupled
+        if pruner.regrow or choice.without_ablation is not None:
+            returned = {name: choice.held[name] & ~kept for name, kept in before.items()}
+            _restore_(self.model, self.initial | (prepared.moved or {}), returned)
+        if choice.scale is not None:
+            weights = prepared.net.weights
+            _assign_(self.model, {name: weight * choice.scale[name] for name, weight in weights.items()})
+        masks.apply_narrower_(self.model, before, choice.held)
+        if pruner.transfer is not None:
+            scoring.update_(self.scored, self.model)
+            mask = {name: choice.held[name] for name in self.names}
+            net = Subnetwork(self.scored, mask, self.scored_initial, self.input_shape)
+            with self._conditions("transfer", prepared):
+                generator = self._generator("transfer", prepared.number)
+                _assign_(self.model, pruner.transfer(net, prepared.batches, self.loss, generator))
+            masks.apply_(self.model, choice.held)
+        rewinds = prepared.goal.rewind_epoch is not None
+        self.stale = pruner.regrow or pruner.transfer is not None or choice.scale is not None or rewinds
+        if self.stale:
+            self.cache = {}
+        else:
+            masks.apply_narrower_(self.scored, before, choice.held)
 
+    def _reached(self, prepared: _Prepared, scores: Scores, choice: _Choice, densities: dict[str, float]) -> Pruned:
+        """The record of what has been reached with a round."""
+        devices.wait(self.device)
+        seconds = time.perf_counter() - prepared.started
+        number, before, counter = prepared.number, prepared.before, prepared.counter
+        mask = {name: choice.held[name] for name in self.names}
+        sparsity = 1 - sum(densities[name] * kept.numel() for name, kept in mask.items()) / masks.total(mask)
+        log.debug("round %d of %d: sparsity %.6f, %.2f s", number, self.num_rounds, sparsity, seconds)
+        return Pruned(
+            mask=mask,
+            units=choice.units,
+            coupled={name: kept for name, kept in choice.held.items() if name not in mask},
+            without_ablation=choice.without_ablation,
+            scores=scores,
+            seconds=before.seconds + seconds,
+            num_examples=before.num_examples + sum(map(len, labels_of(prepared.batches))),
+            flops=counter.flops if counter is not None else before.flops // (number - 1) * number,
+            sparsities=[*before.sparsities, sparsity],
+            num_tied=[*before.num_tied, choice.num_tied],
+            moved=prepared.moved,
+        )
 
-def _returns(this: Round) -> bool:
-    return this.rewind_epoch is not None and this.rewind_weights
+    def _diagnosed(self, when: str, pruned: Pruned) -> dict[str, float]:
+        if self.diagnose is None:
+            return {}
+        return {f"{when}/{key}": value for key, value in self.diagnose(pruned.mask_with_coupled).items()}
+
+    def _generator(self, stream: str, number: int) -> Generator:
+        return seeding.generator(self.seed, stream, number)
 
 
 @torch.no_grad()
-def _restore_(model: nn.Module, initial: Weights, returned: Mask) -> None:
+def _restore_(model: nn.Module, values: Weights, returned: Mask) -> None:
+    """Gives the weights that return the values that they return with."""
     parameters = dict(model.named_parameters())
     for name, tensor in returned.items():
-        parameters[name][tensor] = initial[name][tensor]
+        parameters[name][tensor] = values[name][tensor]
 
 
 @torch.no_grad()

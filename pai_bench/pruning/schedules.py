@@ -1,8 +1,8 @@
-"""Sparsity -> rounds: in which steps a sparsity is reached, before training or within it.
+"""Schedules: in which rounds a sparsity is reached, before training or within it.
 
-Density never rises, and the last round hits the target. Times within training are given in epochs; n steps are
-n / steps_per_epoch of one. `rounding` says how the rounds before the last come from a density to a number of weights;
-the last keeps the nearest number, always.
+The density never increases, and the last round meets the target. Times within training are in epochs; n steps are
+n / steps_per_epoch epochs. `rounding` says how a round before the last turns its density into a number of weights. The
+last round always keeps the nearest number.
 """
 
 from collections.abc import Sequence
@@ -26,15 +26,15 @@ def one_shot(sparsity: float, length: TrainingLength) -> Sequence[Round]:
 def exponential(
     sparsity: float, length: TrainingLength, *, rounds: Count, rounding: Literal["nearest", "up", "down"]
 ) -> Sequence[Round]:
-    """Density d^(i/n) after round i of n, so that every round prunes the same fraction of what is left.
+    """Density d^(i/n) after round i of n: every round prunes the same fraction of the remaining weights.
 
     Args:
-        rounding: of the number of weights that a round before the last keeps. The code of Tanaka et al. rounds up, that
-            of de Jorge et al. 2021, arXiv:2006.09081, down.
+        rounding: of the number of weights to keep, in the rounds before the last. The code of Tanaka et al. rounds up,
+            the code of de Jorge et al. 2021, arXiv:2006.09081, down.
 
     Reference: Tanaka et al. 2020, arXiv:2006.05467, Algorithm 1.
-    Deviates: the last round keeps the nearest number, and ties are broken by order; the authors round it as the others,
-        and drop (Tanaka) or keep (de Jorge) all that equal the threshold.
+    Deviates: the last round keeps the nearest number, and ties are broken by order. The authors round the last number
+        as the others, and drop (Tanaka) or keep (de Jorge) all weights that equal the threshold.
     """
     return _rounded([Round(reached) for reached in _exponential(sparsity, rounds)], rounding)
 
@@ -42,7 +42,7 @@ def exponential(
 def linear(
     sparsity: float, length: TrainingLength, *, rounds: Count, rounding: Literal["nearest", "up", "down"]
 ) -> Sequence[Round]:
-    """Sparsity i/n of the target after round i of n, so that every round prunes the same number of weights.
+    """Sparsity s i/n after round i of n: every round prunes the same number of weights.
 
     Args:
         rounding: as in `exponential`.
@@ -51,7 +51,7 @@ def linear(
 
 
 def constant(sparsity: float, length: TrainingLength, *, rounds: Count) -> Sequence[Round]:
-    """The target in every round, for methods that move their mask or their weights from round to round."""
+    """The target sparsity in every round, for methods that move the mask or the weights from round to round."""
     return [Round(sparsity)] * rounds
 
 
@@ -64,7 +64,7 @@ def early(
     rounds: Count,
     rounding: Literal["nearest", "up", "down"],
 ) -> Sequence[Round]:
-    """Pruning after some training: at an epoch or a step, in exponential rounds; then training goes on.
+    """Pruning early in training: at an epoch or a step, in exponential rounds. Then training goes on.
 
     Args:
         rounding: as in `exponential`.
@@ -72,7 +72,7 @@ def early(
     Reference: Frankle et al. 2021, arXiv:2009.08576, section 6 (pruning later in training).
 
     Raises:
-        ConfigError: not exactly one of epoch and step is given, or it lies outside training.
+        ConfigError: both epoch and step are given, or neither; or the time lies outside training.
     """
     time = _time("schedule.epoch", epoch, "schedule.step", step, length)
     return _rounded([Round(reached, until_epoch=time) for reached in _exponential(sparsity, rounds)], rounding)
@@ -87,19 +87,19 @@ def iterative(
     rewind_step: NonNegativeInt | None,
     rewind_weights: bool,
 ) -> Sequence[Round]:
-    """Train to the end, prune, rewind; `levels` times. The rows count the last training; its search precedes it.
+    """Train to the end, prune, rewind, `levels` times. The last training is the result; all before it is the search.
 
-    Weight rewinding (rewind_weights, to epoch 0 or shortly after) is iterative magnitude pruning of the lottery ticket
-    papers; learning-rate rewinding puts the clock back and keeps the weights.
+    With rewind_weights (to epoch 0 or shortly after) this is iterative magnitude pruning as in the lottery ticket
+    papers. Without, it is learning-rate rewinding: the clock is put back and the weights stay.
 
     Reference: Frankle and Carbin 2019, arXiv:1803.03635; Frankle et al. 2020, arXiv:1912.05671, for rewinding to an
         early step; Renda et al. 2020, arXiv:2003.02389, for learning-rate rewinding.
-    Deviates: levels are given and the fraction pruned per level follows from the target, so that it is met exactly;
-        the papers prune 20 % per level and stop where that leads. open_lth keeps n - ceil(n / 5) - 1 of the n that are
-        left, so that its levels hold a few weights less than 0.8^level.
+    Deviates: the number of levels is given, and the fraction pruned per level follows from the target, so the target
+        is met exactly. The papers prune 20 % per level. open_lth keeps n - ceil(n / 5) - 1 of n remaining weights, so
+        its levels keep a few weights less than 0.8^level.
 
     Raises:
-        ConfigError: not exactly one of rewind_epoch and rewind_step is given, or it lies outside training.
+        ConfigError: both rewind_epoch and rewind_step are given, or neither; or the time lies outside training.
     """
     time = _time("schedule.rewind_epoch", rewind_epoch, "schedule.rewind_step", rewind_step, length)
     end = float(length.epochs)
@@ -107,7 +107,7 @@ def iterative(
 
 
 def fine_tune(sparsity: float, length: TrainingLength, *, levels: Count, epochs: Count) -> Sequence[Round]:
-    """Train to the end, prune, train for `epochs` more at the last learning rate; `levels` times.
+    """Train to the end; then, `levels` times, prune and train for `epochs` more at the last learning rate.
 
     Reference: Han et al. 2015, arXiv:1506.02626; as in Renda et al. 2020, arXiv:2003.02389, section 3.
 
@@ -136,7 +136,7 @@ def gradual(
     Reference: Zhu and Gupta 2017, arXiv:1710.01878, section 3.
 
     Raises:
-        ConfigError: the epochs are not in order or lie outside training.
+        ConfigError: the epochs are not in order, or lie outside training.
     """
     if not 0 <= start_epoch < end_epoch <= length.epochs:
         raise ConfigError(
@@ -153,16 +153,16 @@ def gradual(
 
 
 def front_loaded(sparsity: float, length: TrainingLength, *, rounds: Count, warmup_epochs: Count) -> Sequence[Round]:
-    """One epoch of training before every round; density n d / (n d + i (1 - d)) after round i of n.
+    """Density n d / (n d + i (1 - d)) after round i of n, with one epoch of training before every round.
 
-    Round j prunes the fraction p / (j p + n d) of what is left, with p = 1 - d: the first rounds prune most.
+    Round j prunes the fraction p / (j p + n d) of the remaining weights, with p = 1 - d: the first rounds prune most.
 
     Args:
         warmup_epochs: epochs of training before the first round, at least 1.
 
     Reference: Lubana and Dick 2021, arXiv:2009.11839, and their released code.
-    Deviates: their code truncates the cumulative percentage to an integer in every round of a residual network, which
-        misses the target; here the last round meets it. They drop the momentum after every round; here it is kept.
+    Deviates: for residual networks their code truncates the cumulative percentage to an integer in every round, which
+        misses the target. Here the last round meets it. They drop the momentum after every round. Here it is kept.
 
     Raises:
         ConfigError: the rounds do not fit into training.
@@ -189,7 +189,7 @@ def _exponential(sparsity: float, rounds: int) -> list[float]:
 def _time(
     epoch_setting: str, epoch: float | None, step_setting: str, step: int | None, length: TrainingLength
 ) -> float:
-    """A time given as an epoch or as a step, in epochs."""
+    """A time in epochs, from an epoch or a step."""
     if (epoch is None) == (step is None):
         raise ConfigError(f"{epoch_setting}={epoch}, {step_setting}={step}: give one of the two and null the other")
     time = epoch if epoch is not None else (step or 0) / length.steps_per_epoch

@@ -1,6 +1,6 @@
-"""What scores see: a copy of the network in the precision of the pruner, laid out channels first as the images are.
+"""What scores see: a copy of the network in the precision of the pruner, with channels first as in the images.
 
-So a mask depends neither on the layout in which the network is trained nor on the rounding of its precision.
+So a mask depends neither on the memory layout nor on the precision in which the network is trained.
 """
 
 import copy
@@ -16,7 +16,7 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 def copy_for_scores(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy of a network, its floating-point parameters and buffers in `dtype`."""
+    """A copy of a network, with floating-point parameters and buffers in `dtype`."""
     copied = copy.deepcopy(model).to(dtype)
     lay_out_(copied, PLAIN)
     return copied
@@ -24,7 +24,7 @@ def copy_for_scores(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 @torch.no_grad()
 def update_(copied: nn.Module, model: nn.Module) -> None:
-    """Gives a copy the present values of the network that it was made from."""
+    """Gives a copy the present values of the network it was made from."""
     torch._foreach_copy_(_tensors(copied), _tensors(model))
 
 
@@ -33,5 +33,5 @@ def _tensors(model: nn.Module) -> list[Tensor]:
 
 
 def cast_weights(weights: Weights, dtype: torch.dtype) -> Weights:
-    """Weights in `dtype`, laid out as those of the copy."""
+    """Weights in `dtype`, laid out as in the copy."""
     return {name: laid_out(weight.to(dtype), PLAIN) for name, weight in weights.items()}

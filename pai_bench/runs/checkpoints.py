@@ -43,7 +43,7 @@ class Progress:
         found = {item.name: getattr(self, item.name) for item in fields(self)}
         for name in ("pruned", "search_without_ablation"):
             pruned = found[name]
-            found[name] = pruned and {item.name: getattr(pruned, item.name) for item in fields(pruned)}
+            found[name] = pruned and pruned.state()
         found["training"] = self.training and asdict(self.training)
         return found
 
@@ -53,7 +53,7 @@ class Progress:
         found = {item.name: _on(device, state[item.name]) for item in fields(cls)}
         for name in ("pruned", "search_without_ablation"):
             if found[name] is not None:
-                found[name] = Pruned(**{key: _on(device, value) for key, value in found[name].items()})
+                found[name] = Pruned.from_state(found[name], device)
         if found["training"] is not None:
             found["training"] = TrainingStart(**found["training"])
         return cls(**found)

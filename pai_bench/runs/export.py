@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pai_bench.analysis import measures, structure
+from pai_bench.analysis import cost
 from pai_bench.config.checks import identified, weights_checksum
 from pai_bench.config.composition import read
 from pai_bench.config.schema import RunConfig
@@ -20,6 +20,7 @@ from pai_bench.masks import mask_files, masks
 from pai_bench.runs import status
 from pai_bench.runs.summary import weights_again
 from pai_bench.system import files, seeding
+from pai_bench.training import compact_model
 
 
 def trained(directory: Path, trusted: bool = False) -> tuple[nn.Module, Shape]:
@@ -131,7 +132,7 @@ def export(directory: Path, output: Path, batch_size: int, repeats: int, trusted
     """
     model, shape = trained(directory, trusted)
     nonzero = {name: parameter != 0 for name, parameter in model.named_parameters()}
-    small = structure.compact(model, nonzero, shape).model.eval()
+    small = compact_model.compact(model, nonzero, shape).model.eval()
     difference = _difference(model, small, shape)
     if difference > 1e-4:
         raise UserError(f"{directory}: the small network's outputs differ by {difference:.2g}; it is not written")
@@ -145,7 +146,7 @@ def export(directory: Path, output: Path, batch_size: int, repeats: int, trusted
             "parameters": sum(parameter.numel() for parameter in network.parameters()),
             "prunable": masks.total(masks.prunable(network)),
             "nonzero": int(sum(weight.count_nonzero() for weight in masks.prunable(network).values())),
-            "multiply_adds": sum(measures.multiply_adds(network, shape).values()),
+            "multiply_adds": sum(cost.multiply_adds(network, shape).values()),
             "latency_ms": 1000 * latency,
             "difference": difference,
         }

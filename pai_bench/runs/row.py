@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pai_bench.analysis import measures
+from pai_bench.analysis import cost, paths
 from pai_bench.config.schema import RunConfig
 from pai_bench.core import Data, Mask
 from pai_bench.masks import masks
@@ -111,8 +111,8 @@ def costs(of: Outcome) -> dict[str, Any]:
     flops_per_example = 3 * 2 * dense
     return {
         "macs_dense": dense,
-        "macs_masked": measures.masked_multiply_adds(of.macs, pruned.mask),
-        "macs_trained": sum(measures.multiply_adds(trainer.trained, of.data.input_shape).values()),
+        "macs_masked": cost.masked_multiply_adds(of.macs, pruned.mask),
+        "macs_trained": sum(cost.multiply_adds(trainer.trained, of.data.input_shape).values()),
         "compact_speedup": trainer.compact_speedup,
         "epochs": of.run.training.epochs,
         "precision": of.run.training.precision,
@@ -147,7 +147,7 @@ def layers(pruned: Pruned, reached: Mask | None, multiply_adds: dict[str, int]) 
     Args:
         reached: the weights on a path, None where that cannot be told.
     """
-    densities, dead = masks.densities(pruned.mask), measures.dead_units(reached or {})
+    densities, dead = masks.densities(pruned.mask), paths.dead_units(reached or {})
     return [
         {
             "name": name, "shape": list(kept.shape), "size": kept.numel(), "kept": int(kept.sum()),
@@ -211,7 +211,7 @@ def effective(reached: Mask | None) -> dict[str, Any]:
     return {
         "num_effective": masks.kept(reached),
         "effective_sparsity": masks.sparsity(reached),
-        "dead_units": sum(measures.dead_units(reached).values()),
+        "dead_units": sum(paths.dead_units(reached).values()),
     }
 
 

@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.dropout import _DropoutNd
 
-from pai_bench.analysis import measures, structure
+from pai_bench.analysis import cost
+from pai_bench.analysis.mode import mode
 from pai_bench.core import Mask, Shape, Weights
 from pai_bench.errors import ConfigError
 from pai_bench.masks import masks
 from pai_bench.system import devices, layout
+from pai_bench.training import compact_model
 from pai_bench.training.optimizer import OptimizerState
 
 log = logging.getLogger(__name__)
@@ -55,7 +57,7 @@ class CompactNetwork:
             if (isinstance(module, _DropoutNd) and module.p > 0) or getattr(module, "drop_prob", None):
                 raise ConfigError("it drops units at random, other ones where there are fewer")
         on_gpu = next(model.parameters()).is_cuda  # whose matrix units take channels by eights
-        self._compact = structure.compact(model, mask, input_shape, multiple=8 if on_gpu else 1)
+        self._compact = compact_model.compact(model, mask, input_shape, multiple=8 if on_gpu else 1)
         self.model = self._compact.model
         named = dict(model.named_parameters())
         kept = mask | {name: torch.ones_like(p, dtype=torch.bool) for name, p in named.items() if name not in mask}
@@ -117,7 +119,7 @@ class CompactNetwork:
     def _put(self, name: str, tensor: Tensor, left: Tensor | None, full: Tensor) -> None:
         self._compact.scatter_(name, tensor, full)
         if left is not None:
-            structure.put_(full, self._gone[name], left)
+            compact_model.put_(full, self._gone[name], left)
 
     def _check(self, model: nn.Module, input_shape: Shape) -> None:
         """Refuses a network whose outputs have changed: its code looks at channels in a way that was not seen."""
@@ -125,7 +127,7 @@ class CompactNetwork:
         image = image.to(next(model.parameters()).device)
         outputs = []
         for network in (model, self.model):
-            with measures.mode(network, training=False), torch.no_grad():
+            with mode(network, training=False), torch.no_grad():
                 outputs.append(copy.deepcopy(network).double()(image))
         if not torch.allclose(outputs[0], outputs[1], rtol=1e-8, atol=1e-8 * float(outputs[0].abs().max())):
             raise ConfigError("without its idle channels it computes something else")
@@ -133,7 +135,7 @@ class CompactNetwork:
 
 def is_long(model: nn.Module, input_shape: Shape, num_images: int, device: torch.device) -> bool:
     """Whether training on so many images takes so long that it is worth while to look for a smaller network."""
-    multiply_adds = sum(measures.multiply_adds(model, input_shape).values())
+    multiply_adds = sum(cost.multiply_adds(model, input_shape).values())
     return 6 * multiply_adds * num_images >= LONG.get(device.type, 0)  # forward and backward: three times two for each
 
 
@@ -146,7 +148,7 @@ def find(model: nn.Module, mask: Mask, input_shape: Shape) -> CompactNetwork | N
     except ConfigError as error:
         log.warning("training.compact=auto: the whole network is trained: %s", error)
         return None
-    left, full = (sum(measures.multiply_adds(net, input_shape).values()) for net in (found.model, model))
+    left, full = (sum(cost.multiply_adds(net, input_shape).values()) for net in (found.model, model))
     if left > _WORTH * full:
         return None
     log.debug("without the channels that the mask leaves idle, %.3g of the multiply-adds are left", left / full)
@@ -170,7 +172,7 @@ def pass_seconds(
             batch = layout.laid_out(images, form)
             devices.wait(device)
             started = time.perf_counter()
-            with measures.mode(net, training=True), devices.autocast(device, precision):
+            with mode(net, training=True), devices.autocast(device, precision):
                 loss = F.cross_entropy(net(batch), labels)
             loss.backward()  # type: ignore[no-untyped-call]
             net.zero_grad()

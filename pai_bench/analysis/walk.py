@@ -1,0 +1,76 @@
+"""The operations of a network in order, for a walk along its channels."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from pai_bench.analysis.graph import Graph
+from pai_bench.core import Shape
+from pai_bench.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation of a network, as a walk along its channels sees it."""
+
+    weight: str | None  # the weight of a convolution or linear layer; None: channels pass through unchanged
+    groups: int
+    inputs: list[int]  # indices of the steps that it reads
+    outputs: list[int]  # indices of the steps that read it
+
+
+def steps(model: nn.Module, input_shape: Shape) -> list[Step]:
+    """The operations on the way from the image to the outputs. An operation comes after those that it reads.
+
+    Raises:
+        ConfigError: the channels cannot be traced; they are split or concatenated; the network has a loop.
+    """
+    graph = Graph(model, input_shape)
+    nodes = [node for module, node in graph.graph.module2node.items()]
+    for node in nodes:
+        if type(node.module).__name__ in ("_ConcatOp", "_SplitOp", "_UnbindOp"):
+            raise ConfigError(f"{type(model).__name__} splits or concatenates channels, which a walk cannot follow yet")
+    mixing = {node: graph.names.get(node.module) for node in nodes if isinstance(node.module, (nn.Conv2d, nn.Linear))}
+    # An operation that no layer feeds is not on the way: the transpose of a weight, for example.
+    fed = {node for node in nodes if node in mixing}
+    order: list[Any] = []
+    waiting = [node for node in nodes if node in mixing and not any(_comes_from(n, fed) for n in node.inputs)]
+    reached = set(waiting)
+    while waiting:
+        node = waiting.pop()
+        for after in node.outputs:
+            if after not in reached:
+                reached.add(after)
+                waiting.append(after)
+    while tail := {node for node in reached - set(mixing) if not any(after in reached for after in node.outputs)}:
+        reached -= tail  # a walk ends with the last layer
+    while len(order) < len(reached):
+        ready = [
+            n for n in nodes if n in reached and n not in order and all(i in order for i in n.inputs if i in reached)
+        ]
+        if not ready:
+            raise ConfigError(f"{type(model).__name__} has a loop, which a walk cannot follow")
+        order += ready
+    index = {node: number for number, node in enumerate(order)}
+    return [
+        Step(
+            f"{mixing[node]}.weight" if node in mixing else None,
+            node.module.groups if isinstance(node.module, nn.Conv2d) else 1,
+            [index[other] for other in node.inputs if other in index],
+            [index[other] for other in node.outputs if other in index],
+        )
+        for node in order
+    ]
+
+
+def _comes_from(node: Any, layers: set[Any]) -> bool:
+    """Whether a node is one of these layers, or is fed by one of them."""
+    seen, waiting = set(), [node]
+    while waiting:
+        node = waiting.pop()
+        if node in layers:
+            return True
+        seen.add(node)
+        waiting += [other for other in node.inputs if other not in seen]
+    return False
