@@ -477,15 +477,15 @@ def test_no_two_functions_of_a_group_have_one_name() -> None:
 
 NAMES = {
     "": "digits-resnet20-dense-s0-seed0-9671a6b3",
-    "pruner=synflow sparsity=0.98": "digits-resnet20-synflow-s0.98-seed0-394e0c21",
+    "pruner=synflow sparsity=0.98": "digits-resnet20-synflow-s0.98-seed0-bb307706",
     "dataset=cifar10 model=vgg16 training=cifar pruner=snip compression=100 seed=2": (
-        "cifar10-vgg16-snip-s0.99-seed2-2bca0ed4"
+        "cifar10-vgg16-snip-s0.99-seed2-55714f22"
     ),
     "dataset=tiny_imagenet model=resnet18 training=tiny_imagenet pruner=grasp density=0.1": (
-        "tiny_imagenet-resnet18-grasp-s0.9-seed0-621a781b"
+        "tiny_imagenet-resnet18-grasp-s0.9-seed0-8839d6c4"
     ),
     "dataset=imagenet model=resnet50 training=imagenet pruner=magnitude sparsity=0.8 allocation=uniform": (
-        "imagenet-resnet50-magnitude-s0.8-seed0-52be9446"
+        "imagenet-resnet50-magnitude-s0.8-seed0-debad1ee"
     ),
 }
 
