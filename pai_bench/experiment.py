@@ -78,15 +78,10 @@ def _run(config: RunConfig, device: torch.device, files: Files) -> dict[str, Any
     macs = examined(parts, model).multiply_adds
     given = given_mask(config, model) if config.mask is not None else None
     target = _target(parts, model, given)
-    files.write_json(
-        "provenance.json", store.provenance() | {"dataset_checksum": parts.data.checksum, "device": str(device)}
-    )
+    _note_provenance(parts, files)
 
     with _tracked(config, files, target) as tracker:
-
-        def record(metrics: dict[str, float], epoch: float) -> None:
-            files.record(metrics, epoch)
-            tracker.record(metrics, epoch)
+        record = _recorded(files, tracker)
 
         # The mask.
         initial = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
@@ -104,9 +99,7 @@ def _run(config: RunConfig, device: torch.device, files: Files) -> dict[str, Any
         start = _training_start(parts, trainer, checkpoints.progress, pruned, initial, effective, len(files.curve()))
         stopped = _stops(config, pruned, start)
         trainer.finish(pruned.mask_with_coupled, trainer.epoch if stopped else config.training.epochs)
-        if config.keeps_weights:
-            weights = store.final_weights(model.state_dict(), half=config.save_model == "half")
-            files.write_tensors("model.safetensors", weights)
+        _keep_weights(config, files, model)
         if world().rank > 0:
             return {}
 
@@ -178,6 +171,12 @@ def _target(parts: Parts, model: nn.Module, given: tuple[Mask, Mask] | None) -> 
     return target
 
 
+def _note_provenance(parts: Parts, files: Files) -> None:
+    """Writes where the numbers come from."""
+    of_run = {"dataset_checksum": parts.data.checksum, "device": str(parts.device)}
+    files.write_json("provenance.json", store.provenance() | of_run)
+
+
 @contextmanager
 def _tracked(run: RunConfig, files: Files, target: dict[str, Any]) -> Iterator[tracking.Tracker]:
     """The tracker of the run inside the block, which ends it with its row; a failure ends it with its exit code."""
@@ -201,6 +200,16 @@ def _tracked(run: RunConfig, files: Files, target: dict[str, Any]) -> Iterator[t
     except BaseException:
         tracker.finish({}, 1)
         raise
+
+
+def _recorded(files: Files, tracker: tracking.Tracker) -> Record:
+    """The one way by which numbers leave the run: into its directory, and to its tracker."""
+
+    def record(metrics: dict[str, float], epoch: float) -> None:
+        files.record(metrics, epoch)
+        tracker.record(metrics, epoch)
+
+    return record
 
 
 def _taken_up(
@@ -263,6 +272,13 @@ def _keep_mask(
     if run.save_scores and pruned.scores is not None:
         files.write_tensors("scores.safetensors", pruned.scores)
     tracker.mask(files.path / "mask.safetensors")
+
+
+def _keep_weights(run: RunConfig, files: Files, model: nn.Module) -> None:
+    """Writes the final weights, if they are asked for."""
+    if run.keeps_weights:
+        weights = store.final_weights(model.state_dict(), half=run.save_model == "half")
+        files.write_tensors("model.safetensors", weights)
 
 
 def _given_target(run: RunConfig, mask: Mask) -> float:

@@ -114,15 +114,10 @@ def search(
         found = reuse.scores(cache, trainer.model)
         if found is None:
             return pruned_by(record, pruner=replace(pruner, score=reuse.CachedScore(pruner.score, cache))), None
-        scores, costs = found
-        pruned = pruned_by(
-            record,
-            pruner=replace(pruner, score=lambda *_: scores),
-            ablation=replace(ablation, batches=None),
-            draw=lambda *_: [],  # nothing looks at images
-            checkpoint=lambda _: None,  # it would lack the costs
-        )
-        return replace(pruned, **costs | {"seconds": pruned.seconds + costs["seconds"]}), cache.used
+        changed = {"pruner": replace(pruner, score=lambda *_: found[0]), "ablation": replace(ablation, batches=None)}
+        # Nothing looks at images, and a checkpoint would lack the costs.
+        pruned = pruned_by(record, **changed, draw=lambda *_: [], checkpoint=lambda _: None)
+        return replace(pruned, **found[1] | {"seconds": pruned.seconds + found[1]["seconds"]}), cache.used
     if trainer.diagnose is not None or run.save_scores:
         return pruned_by(record), None
     way = {
