@@ -252,7 +252,23 @@ def _call(value: Plain) -> Call:
 def plain(run: RunConfig) -> Plain:
     """A config as a yaml file has it: `python run.py -cp DIRECTORY -cn config` makes the same value of it."""
     settings: Plain = _plain(run, "")
-    return {"sparsity": run.sparsity, "density": None, "compression": None} | settings
+    return ordered({"density": None, "compression": None} | settings)
+
+
+def ordered(settings: Plain) -> Plain:
+    """Settings in the order of the records, which people read best: what is run, then how, then where to."""
+    of_record = _ordered(RunConfig, settings)
+    return {key: settings[key] for key in TARGETS if key in settings} | of_record
+
+
+def _ordered(record: Any, settings: Plain) -> Plain:
+    parts = {key.name: _part(key.type) for key in fields(record)}
+    names = [name for name in ("name", *parts) if name in settings]
+    found: Plain = {}
+    for name in dict.fromkeys([*names, *settings]):
+        value, part = settings[name], parts.get(name)
+        found[name] = value if part is None or not isinstance(value, dict) else _ordered(part, value)
+    return found
 
 
 def _plain(value: Any, path: str) -> Any:

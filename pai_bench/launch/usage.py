@@ -1,11 +1,13 @@
 """What `python run.py --help` says: the groups with their options, and every setting."""
 
 from string import Template
+from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.types import RunMode
 from omegaconf import OmegaConf, open_dict
 
+from pai_bench.config import schema
 from pai_bench.config.composition import CONF
 from pai_bench.launch import overrides
 
@@ -43,4 +45,6 @@ def text(words: list[str], loader: ConfigLoaderImpl, resolve: bool) -> str:
     # Hydra lists groups by reading every file twice.
     groups = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra")
     lines = "".join(f"{group}: {', '.join(loader.get_group_options(group))}\n" for group in groups)
-    return Template(_HELP).substitute(GROUPS=lines, CONFIG=OmegaConf.to_yaml(composed, resolve=resolve))
+    settings: Any = OmegaConf.to_container(composed, resolve=resolve)
+    config = OmegaConf.to_yaml(OmegaConf.create(schema.ordered(settings)))
+    return Template(_HELP).substitute(GROUPS=lines, CONFIG=config)
