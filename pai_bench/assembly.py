@@ -9,7 +9,7 @@ import torch
 from torch import Generator, nn
 from torch.nn import functional as F
 
-from pai_bench.analysis import operations, signal
+from pai_bench.analysis import operations
 from pai_bench.analysis.mode import mode
 from pai_bench.config.checks import identified, weights_checksum
 from pai_bench.config.schema import RunConfig
@@ -182,15 +182,19 @@ def random_batch(data: Data, model: nn.Module, seed: int, stream: str) -> Batch:
     return layout.laid_out(images, layout.layout_of(model)), labels
 
 
-def diagnostics(parts: Parts, model: nn.Module) -> Diagnose:
-    """Gradient-flow measurements on the same 128 training images every time, in eval mode."""
+def diagnostics(parts: Parts, model: nn.Module) -> Diagnose | None:
+    """The measurements that the config asks for, on the same 128 training images every time, in eval mode."""
+    measure = parts.run.diagnostics
+    if measure is None:
+        return None
     batch = random_batch(parts.data, model, parts.run.seed, "diagnostics")
 
-    def measure(mask: Mask) -> dict[str, float]:
+    def diagnose(mask: Mask) -> dict[str, float]:
         weights = {name: mask[name] for name in masks.prunable(model)}
         coupled = {name: tensor for name, tensor in mask.items() if name not in weights}
         net = Subnetwork(model, weights, {}, parts.data.input_shape, coupled)
         with mode(model, training=False):
-            return signal.gradient_flow(net, [batch], F.cross_entropy)
+            metrics: dict[str, float] = measure(net, [batch], F.cross_entropy)
+        return metrics
 
-    return measure
+    return diagnose

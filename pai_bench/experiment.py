@@ -224,8 +224,7 @@ def _taken_up(
         every_minutes=run.checkpoint_minutes,
         started=started - (earlier["seconds"] if earlier else 0.0),
     )
-    diagnose = diagnostics(parts, model) if run.diagnostics else None
-    trainer = trainer_for(parts, model, record, diagnose, checkpoints.offer)
+    trainer = trainer_for(parts, model, record, diagnostics(parts, model), checkpoints.offer)
     if earlier is not None:
         pruned = checkpoints.progress.pruned
         if pruned is not None:

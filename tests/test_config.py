@@ -23,7 +23,7 @@ from pai_bench.core import Call
 from pai_bench.errors import ConfigError
 from pai_bench.launch import cli, compose, terminal
 
-GROUPS = ["model", "dataset", "pruner", "schedule", "allocation", "ablation", "training", "tracker"]
+GROUPS = ["model", "dataset", "pruner", "schedule", "allocation", "ablation", "training", "tracker", "diagnostics"]
 MANDATORY = {
     "timm": ["model.name=resnet18"],
     "image_folder": ["dataset.root=somewhere"],

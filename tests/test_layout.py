@@ -126,6 +126,7 @@ def test_convolutions_of_a_whole_run_see_one_layout(
     cfg = composed(
         f"pruner={pruner}", "sparsity=0.9", "model=resnet8_thin", f"model.widths=[{widths[0]},{widths[1]}]",
         "model.blocks=[1,1]", f"training.batch_size={batch_size}", "training.epochs=2", "schedule=one_shot",
+        "diagnostics=gradient_flow",
         *(examples if pruner != "synflow" else []),
     )  # fmt: skip
     monkeypatch.setattr(assembly, "load_data", lambda *_: data)

@@ -52,7 +52,7 @@ RUNS = {
                          "ablation=shuffle_mask"],
     "shuffled filters": ["pruner=filter_magnitude", "sparsity=0.5", "schedule=exponential", "schedule.rounds=3",
                          "ablation=shuffle_mask"],
-    "sanity check": ["pruner=snip", "sparsity=0.5", "ablation=invert_scores", "diagnostics=true"],
+    "sanity check": ["pruner=snip", "sparsity=0.5", "ablation=invert_scores", "diagnostics=gradient_flow"],
     "sanity check in rounds": [
         "pruner=magnitude", "sparsity=0.5", "schedule=rewind", "schedule.levels=2", "schedule.rewind_epoch=1",
         "ablation=invert_scores",

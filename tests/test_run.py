@@ -268,7 +268,7 @@ def test_prepare_data_takes_a_folder_and_says_what_is_ready(tmp_path: Path) -> N
 def test_a_ticket_is_found_by_training_and_its_cost_stands_in_the_row(run_cli: RunCli, tmp_path: Path) -> None:
     done = run_cli(
         *SMALL, "tracker=none", "pruner=magnitude", "sparsity=0.5", "schedule=rewind", "schedule.levels=2",
-        "schedule.rewind_epoch=null", "schedule.rewind_step=3", "diagnostics=true",
+        "schedule.rewind_epoch=null", "schedule.rewind_step=3", "diagnostics=gradient_flow",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     row = read(only_run(tmp_path), "result.json")

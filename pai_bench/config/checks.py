@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pai_bench.config import schema
 from pai_bench.config.identity import digest_of_file
-from pai_bench.config.schema import GROUPS, HOOKS, Plain, RunConfig, with_checksum
+from pai_bench.config.schema import GROUPS, HOOKS, OPTIONAL_GROUPS, Plain, RunConfig, with_checksum
 from pai_bench.config.signatures import shown
 from pai_bench.core import Call, Round, TrainingLength
 from pai_bench.errors import ConfigError
@@ -69,8 +69,9 @@ def _check_labels_(settings: Plain) -> None:
     dataset = settings["dataset"]
     if dataset["name"] is None and dataset.get("root"):  # a folder of images is known by its own name
         dataset["name"] = Path(dataset["root"]).resolve().name
-    for group in (*GROUPS, "pruner", "ablation", "training"):
-        _check_name(f"{group}.name", settings[group]["name"])
+    for group in (*GROUPS, *OPTIONAL_GROUPS, "pruner", "ablation", "training"):
+        if settings[group] is not None:
+            _check_name(f"{group}.name", settings[group]["name"])
     if settings["mask_name"] is not None:
         _check_name("mask_name", settings["mask_name"])
     if settings["mask"] is not None:

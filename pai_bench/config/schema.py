@@ -69,7 +69,7 @@ class RunConfig:
     compile: bool
     save_scores: bool
     save_model: bool | Literal["half"]
-    diagnostics: bool
+    diagnostics: Call | None
     cache_gb: NonNegative
 
     @cached_property
@@ -120,9 +120,17 @@ class RunConfig:
 
 
 GROUPS = ("model", "dataset", "allocation", "schedule", "tracker")  # each option names one function
+OPTIONAL_GROUPS = ("diagnostics",)  # so do these, where an option is chosen
 HOOKS = ("batches", "images", "scores", "mask", "weights")
 # Where a config names a function, or null.
-CALLS = (*GROUPS, "training.optimizer", "pruner.score", "pruner.transfer", *(f"ablation.{hook}" for hook in HOOKS))
+CALLS = (
+    *GROUPS,
+    *OPTIONAL_GROUPS,
+    "training.optimizer",
+    "pruner.score",
+    "pruner.transfer",
+    *(f"ablation.{hook}" for hook in HOOKS),
+)
 TARGETS = ("sparsity", "density", "compression")  # ways to say one thing
 _PARTS: dict[str, Any] = {
     "Pruner": Pruner,
@@ -273,7 +281,7 @@ def _ordered(record: Any, settings: Plain) -> Plain:
 
 def _plain(value: Any, path: str) -> Any:
     if isinstance(value, Call):
-        name = {"name": value.name} if path in GROUPS else {}
+        name = {"name": value.name} if path in (*GROUPS, *OPTIONAL_GROUPS) else {}
         return {**name, "_target_": value.target, **value.settings}
     if type(value) is RunConfig or type(value) in _PARTS.values():
         named = ((key.name, getattr(value, key.name)) for key in fields(value))

@@ -20,7 +20,7 @@ from pai_bench.config.schema import RunConfig
 from pai_bench.config.signatures import shown
 from pai_bench.errors import ConfigError, UserError
 
-_OPTIONAL = ("experiment", "scale")  # groups of which a run may have no option
+_OPTIONAL = ("experiment", "scale", "diagnostics")  # groups of which a run may have no option
 _NO_EFFECT = ("hydra.run", "hydra.sweep", "hydra.output_subdir", "hydra.job.chdir", "hydra/output")
 
 
@@ -137,7 +137,7 @@ def _check_option(override: Override, loader: ConfigLoaderImpl) -> None:
     ):
         raise ConfigError(f"{line}: leave the + out; {group}=NAME chooses an option")
     for value in _values(override):
-        if value is None and group in _OPTIONAL:
+        if value is None and group in _OPTIONAL and not override.is_sweep_override():
             continue
         if not isinstance(value, str) or value not in options:
             near = _meant(value, options) if isinstance(value, str) else ""
