@@ -15,6 +15,7 @@ from test_architecture import ROOMS
 
 from pai_bench import errors
 from pai_bench.launch import compose
+from pai_bench.report.configurations import Configuration
 
 README = (ROOT / "README.md").read_text()
 DOCS = {path.name: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
@@ -178,6 +179,18 @@ def test_the_sweep_in_a_file_on_the_page_of_configuration_composes(
     cfgs, _ = compose.expand([f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine"])
     assert len({cfg.id for cfg in cfgs}) == (3 * 2 - 1) * 3
     assert {cfg.dataset.name for cfg in cfgs} == {"cifar10"}
+
+
+def test_the_python_on_the_page_of_results_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", DOCS["results.md"], re.S)
+    (tmp_path / "results").mkdir()
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["configurations"](names["status"].read(Path("results")), "last") == []
+    known = {*Configuration.__dataclass_fields__, *vars(Configuration)}
+    shown = re.findall(r"found\.(\w+)", code)
+    assert shown and set(shown) <= known
 
 
 def test_pages_link_to_places_on_pages_that_exist() -> None:
