@@ -1,40 +1,32 @@
 """The README and the pages in docs/ tell the truth: their commands compose, tables are complete, examples run."""
 
-import importlib
+import ast
 import re
 import shlex
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 import yaml
 from conftest import CONF, ROOT, options
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from safetensors.torch import save_file
-from torch import Generator, nn
-from torch.nn import functional as F
+from test_architecture import ROOMS
 
 from pai_bench import errors
-from pai_bench.config import checks, composition
-from pai_bench.core import Batches, Subnetwork
 from pai_bench.launch import compose
-from pai_bench.masks import masks
+from pai_bench.report.configurations import Configuration
 
 README = (ROOT / "README.md").read_text()
 DOCS = {path.name: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
 TEXT = "\n".join([README, *DOCS.values()])
-JOINED = TEXT.replace("\\\n", "")  # commands of several lines
+# Commands may have several lines. Those of adding.md choose its examples: test_adding.py runs them.
+JOINED = "\n".join([README, *(text for name, text in DOCS.items() if name != "adding.md")]).replace("\\\n", "")
 COMMANDS = sorted(
     set(re.findall(r"^    (?:[A-Z_]+=\S+ )?(?:python|torchrun [-=\w]+) run\.py(.*)$", JOINED, re.M))
-    | set(re.findall(r"`python run\.py([^`]*)`", TEXT))
+    | set(re.findall(r"`python run\.py([^`]*)`", JOINED))
 )
-# The others name a folder that a run made, or the example method, which is run below.
-COMPOSED = [command for command in COMMANDS if "-cp" not in command and "gradient_power" not in command]
+COMPOSED = [command for command in COMMANDS if "-cp" not in command]  # the others name a folder that a run made
 FLAGS = {"-m", "--help", "--cfg", "job", "--resolve"}
 
 
@@ -78,31 +70,6 @@ def test_tables_list_every_option(group: str) -> None:
     text = README.split(f"## {section}\n")[1].split("\n## ")[0]
     words = set(re.findall(r"[\w.]+", " ".join(re.findall(r"`([^`]*)`", text))))
     assert set(options(group)) - {"none"} <= words
-
-
-def test_the_example_method_runs_as_written(tmp_path: Path, batches: Batches, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = re.search(r"```python\n(.*?)```", README, re.S)
-    yaml = re.search(r"```yaml\n(.*?)```", README, re.S)
-    assert code and yaml
-    (tmp_path / "gradient_power.py").write_text(code[1])
-    (tmp_path / "pruner").mkdir()
-    # In its place the function would be pai_bench.pruners.gradient_power; here it lies in a folder of its own.
-    text = yaml[1].replace("pai_bench.pruners.", "")
-    (tmp_path / "pruner" / "gradient_power.yaml").write_text(text)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    composition.register()
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        words = [f"hydra.searchpath=[file://{tmp_path}]", "pruner=gradient_power", "sparsity=0.9"]
-        cfg = checks.complete(composition.resolved(hydra_compose("config", words)))
-    module: ModuleType = importlib.import_module("gradient_power")
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4))
-    net = Subnetwork(model, masks.full(model), {}, (3, 8, 8))
-    scores = module.score(net, batches, F.cross_entropy, Generator(), power=cfg.pruner.score["power"])
-    F.cross_entropy(model(torch.cat([x for x, _ in batches])), torch.cat([y for _, y in batches])).backward()
-    torch.testing.assert_close(scores["0.weight"], model[0].weight.grad.abs())
-    sys.modules.pop("gradient_power")
 
 
 @pytest.mark.parametrize("command", sorted(set(re.findall(r"python scripts/prepare_data\.py ([^`\n]*)", TEXT))))
@@ -165,10 +132,13 @@ def test_the_page_of_configuration_has_every_setting_with_its_default() -> None:
     page = table("configuration.md")
     file = yaml.safe_load((CONF / "config.yaml").read_text())
     settings = leaves({key: value for key, value in file.items() if key != "defaults"})
-    for group, option in (("training", "digits"), ("tracker", "wandb")):
-        settings |= leaves(yaml.safe_load((CONF / group / f"{option}.yaml").read_text()), group)
+    for group, option in (
+        ("training", "digits"), ("training/optimizer", "sgd"), ("training/optimizer", "sgd_nesterov"),
+        ("training/optimizer", "adamw"), ("tracker", "wandb"),
+    ):  # fmt: skip
+        settings |= leaves(yaml.safe_load((CONF / group / f"{option}.yaml").read_text()), group.replace("/", "."))
     for name, value in settings.items():
-        if name.endswith((".name", "._target_")):
+        if name.endswith((".name", "._target_", ".defaults")):
             continue
         assert name in page, f"{name} is on no row"
         if name != "data_dir":
@@ -211,9 +181,82 @@ def test_the_sweep_in_a_file_on_the_page_of_configuration_composes(
     assert {cfg.dataset.name for cfg in cfgs} == {"cifar10"}
 
 
+def test_the_python_on_the_page_of_results_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", DOCS["results.md"], re.S)
+    (tmp_path / "results").mkdir()
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["configurations"](names["status"].read(Path("results")), "last") == []
+    known = {*Configuration.__dataclass_fields__, *vars(Configuration)}
+    shown = re.findall(r"found\.(\w+)", code)
+    assert shown and set(shown) <= known
+
+
 def test_pages_link_to_places_on_pages_that_exist() -> None:
     for target, place in re.findall(r"\]\((\w+\.md)#([-\w]+)\)", TEXT):
         headings = {
             re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in re.findall(r"^#+ (.*)", DOCS[target], re.M)
         }
         assert place in headings, (target, place)
+
+
+# The page on the architecture -----------------------------------------------------------------------------------------
+
+ARCHITECTURE = DOCS["architecture.md"]
+
+
+def reachable(room: str) -> set[str]:
+    """The rooms that a room may import, and those that these may, and so on."""
+    return ROOMS[room].union(*(reachable(other) for other in ROOMS[room]))
+
+
+def test_the_table_of_rooms_is_the_one_that_is_held() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \| (.*)\|$", ARCHITECTURE, re.M)
+    assert {room: set(re.findall(r"`(\w+)`", allowed)) for room, _, allowed in rows} == ROOMS
+    assert len(rows) == len(ROOMS) and all(said.strip() for _, said, _ in rows)
+
+
+def test_the_picture_of_the_rooms_has_every_arrow_that_does_not_follow_from_others() -> None:
+    drawn = re.findall(r"^    (\w+) --> (\w+)$", ARCHITECTURE, re.M)
+    needed = {
+        (room, other)
+        for room, allowed in ROOMS.items()
+        for other in allowed
+        if not any(other in reachable(third) for third in allowed - {other})
+    }
+    assert len(drawn) == len(set(drawn)) and set(drawn) == needed
+
+
+def test_functions_and_types_of_the_architecture_exist() -> None:
+    named = re.findall(r"`([\w/]+\.py): ([\w.]+)`", ARCHITECTURE)
+    assert len(named) > 25
+    for file, name in named:
+        defined: dict[str, ast.AST] = {}
+        for node in ast.parse((ROOT / "pai_bench" / file).read_text()).body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef):
+                defined[node.name] = node
+                defined |= {f"{node.name}.{inner.name}": inner for inner in node.body if hasattr(inner, "name")}
+            elif isinstance(node, ast.Assign):
+                defined |= {ast.unparse(target): node for target in node.targets}
+        assert name in defined, (file, name)
+
+
+def test_the_architecture_is_short() -> None:
+    assert len(ARCHITECTURE.splitlines()) <= 150
+
+
+def test_paths_that_are_named_exist() -> None:
+    """Pages may leave out pai_bench/ and scripts/ before the files there."""
+    of_adding = set(re.findall(r"^`(\S+)`$", DOCS["adding.md"], re.M))
+    named = set(re.findall(r"`((?:[\w.]+/)*\w+(?:\.(?:py|yaml|md)|/))(?:: [\w.]+)?`", TEXT))
+    places = (ROOT, ROOT / "pai_bench", ROOT / "docs", ROOT / "scripts")
+    missing = {path for path in named - of_adding if not any((place / path).exists() for place in places)}
+    assert len(named) > 60 and missing <= NOT_OURS, missing - NOT_OURS
+
+
+# What a run or a report makes, and what a user has.
+NOT_OURS = {
+    "config.yaml", "data/", "results/", "tables/", "figures/", "wandb/", "val/",
+    "pai_bench/published/papers/NAME.yaml",
+}  # fmt: skip
