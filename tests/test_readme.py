@@ -2,7 +2,9 @@
 
 import ast
 import re
+import runpy
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from test_architecture import ROOMS
 
 from pai_bench import errors
 from pai_bench.launch import compose
+from pai_bench.published import numbers
 from pai_bench.report.configurations import Configuration
 
 README = (ROOT / "README.md").read_text()
@@ -81,6 +84,19 @@ def test_datasets_to_prepare_exist(command: str) -> None:
 @pytest.mark.parametrize("command", sorted(set(re.findall(r"python scripts/throughput\.py ([^`\n]*)", TEXT))))
 def test_runs_to_measure_compose(command: str) -> None:
     assert compose.compose(shlex.split(command))
+
+
+@pytest.mark.parametrize("script", sorted(set(re.findall(r"python (scripts/\w+\.py)", JOINED))))
+def test_scripts_have_the_flags_that_pages_give_them(
+    script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [script, "-h"])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    known = set(re.findall(r"(?<![-\w])--?[a-z][-\w]*", capsys.readouterr().out))
+    for arguments in re.findall(rf"python {re.escape(script)}([^`\n#]*)", JOINED):
+        given = set(re.findall(r"(?<!\S)--?[a-z][-\w]*", arguments))
+        assert given <= known, given - known
 
 
 def test_scripts_that_are_named_exist() -> None:
@@ -179,6 +195,18 @@ def test_the_sweep_in_a_file_on_the_page_of_configuration_composes(
     cfgs, _ = compose.expand([f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine"])
     assert len({cfg.id for cfg in cfgs}) == (3 * 2 - 1) * 3
     assert {cfg.dataset.name for cfg in cfgs} == {"cifar10"}
+
+
+def test_the_readme_counts_published_numbers_and_experiments() -> None:
+    published = numbers.read(numbers.PAPERS)
+    papers = {number.table.paper for number in published}
+    said = re.search(
+        r"([\d,]+) numbers of (\w+) papers; runs can be compared with ([\d,]+)", README.replace("\n  ", " ")
+    )
+    assert said
+    assert said[1] == f"{len(published):,}" and said[2] == {7: "seven"}[len(papers)]
+    assert said[3] == f"{sum(number.table.recipe is not None for number in published):,}"
+    assert f"{len(options('experiment')) - 1} of the {len(options('experiment'))} files" in README
 
 
 def test_the_python_on_the_page_of_results_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
