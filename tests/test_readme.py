@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import CONF, ROOT, options
+from conftest import CONF, ROOT, composed, options
 from safetensors.torch import save_file
 from test_architecture import ROOMS
 
 from pai_bench import errors
+from pai_bench.core import Call
 from pai_bench.launch import compose
 from pai_bench.published import numbers
 from pai_bench.report.configurations import Configuration
@@ -159,6 +160,15 @@ def test_the_page_of_configuration_has_every_setting_with_its_default() -> None:
         assert name in page, f"{name} is on no row"
         if name != "data_dir":
             assert yaml.safe_load(page[name][1]) == value, (name, value, page[name])
+
+
+@pytest.mark.parametrize("option", options("training/optimizer"))
+def test_the_page_of_configuration_has_the_settings_of_an_optimizer(option: str) -> None:
+    page, target = table("configuration.md"), composed(f"training/optimizer={option}").training.optimizer
+    assert isinstance(target, Call)
+    assert f"`{option}`" in page["training/optimizer="][1]
+    for name in target.settings:
+        assert f"`{option}`" in page[f"training.optimizer.{name}"][2], name
 
 
 @pytest.mark.parametrize("group", ["dataset", "model"])
