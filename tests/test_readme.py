@@ -150,9 +150,12 @@ def test_the_page_of_configuration_has_every_setting_with_its_default() -> None:
     file = yaml.safe_load((CONF / "config.yaml").read_text())
     settings = leaves({key: value for key, value in file.items() if key != "defaults"})
     for group, option in (
-        ("training", "digits"), ("training/optimizer", "sgd"), ("training/optimizer", "sgd_nesterov"),
-        ("training/optimizer", "adamw"), ("tracker", "wandb"),
-    ):  # fmt: skip
+        ("training", "digits"),
+        ("training/optimizer", "sgd"),
+        ("training/optimizer", "sgd_nesterov"),
+        ("training/optimizer", "adamw"),
+        ("tracker", "wandb"),
+    ):
         settings |= leaves(yaml.safe_load((CONF / group / f"{option}.yaml").read_text()), group.replace("/", "."))
     for name, value in settings.items():
         if name.endswith((".name", "._target_", ".defaults")):
@@ -295,6 +298,12 @@ def test_paths_that_are_named_exist() -> None:
 
 # What a run or a report makes, and what a user has.
 NOT_OURS = {
-    "config.yaml", "data/", "results/", "tables/", "figures/", "wandb/", "val/",
+    "config.yaml",
+    "data/",
+    "results/",
+    "tables/",
+    "figures/",
+    "wandb/",
+    "val/",
     "pai_bench/published/papers/NAME.yaml",
-}  # fmt: skip
+}
