@@ -217,8 +217,10 @@ def test_a_model(added: Added) -> None:
     row, directory = added.run("model=pooled pruner=magnitude sparsity=0.5", "training.epochs=1")
     assert (row["model"], row["num_prunable"], row["num_kept"]) == ("pooled", 72 + 1152 + 160, 692)
     assert {name: tuple(kept.shape) for name, kept in kept_of(directory).items()} == {
-        "0.weight": (8, 1, 3, 3), "3.weight": (16, 8, 3, 3), "8.weight": (10, 16),
-    }  # fmt: skip
+        "0.weight": (8, 1, 3, 3),
+        "3.weight": (16, 8, 3, 3),
+        "8.weight": (10, 16),
+    }
 
 
 def test_a_dataset(added: Added, tmp_path: Path) -> None:
@@ -303,8 +305,9 @@ def test_an_experiment_with_a_published_number(added: Added, tmp_path: Path) -> 
     )
     published = numbers.read(tmp_path / "papers")
     assert [(number.value, number.sd, number.target) for number in published] == [
-        (0.95, pytest.approx(0.01), "sparsity=0.5"), (0.6, pytest.approx(0.05), "sparsity=0.9"),
-    ]  # fmt: skip
+        (0.95, pytest.approx(0.01), "sparsity=0.5"),
+        (0.6, pytest.approx(0.05), "sparsity=0.9"),
+    ]
     of_half, of_tenth = compare(published, found, added.results, Rule())
     assert of_half.name in (REPRODUCED, DEVIATES, UNDERPOWERED) and of_tenth.name == "MISSING"
     assert of_half.ours is not None

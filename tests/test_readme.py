@@ -2,19 +2,23 @@
 
 import ast
 import re
+import runpy
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from conftest import CONF, ROOT, options
+from conftest import CONF, ROOT, composed, options
 from safetensors.torch import save_file
 from test_architecture import ROOMS
 
 from pai_bench import errors
+from pai_bench.core import Call
 from pai_bench.launch import compose
+from pai_bench.published import numbers
 from pai_bench.report.configurations import Configuration
 
 README = (ROOT / "README.md").read_text()
@@ -83,6 +87,19 @@ def test_runs_to_measure_compose(command: str) -> None:
     assert compose.compose(shlex.split(command))
 
 
+@pytest.mark.parametrize("script", sorted(set(re.findall(r"python (scripts/\w+\.py)", JOINED))))
+def test_scripts_have_the_flags_that_pages_give_them(
+    script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [script, "-h"])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    known = set(re.findall(r"(?<![-\w])--?[a-z][-\w]*", capsys.readouterr().out))
+    for arguments in re.findall(rf"python {re.escape(script)}([^`\n#]*)", JOINED):
+        given = set(re.findall(r"(?<!\S)--?[a-z][-\w]*", arguments))
+        assert given <= known, given - known
+
+
 def test_scripts_that_are_named_exist() -> None:
     named = set(re.findall(r"python (scripts/\w+\.py)", TEXT))
     assert named and not [script for script in named if not (ROOT / script).is_file()]
@@ -133,9 +150,12 @@ def test_the_page_of_configuration_has_every_setting_with_its_default() -> None:
     file = yaml.safe_load((CONF / "config.yaml").read_text())
     settings = leaves({key: value for key, value in file.items() if key != "defaults"})
     for group, option in (
-        ("training", "digits"), ("training/optimizer", "sgd"), ("training/optimizer", "sgd_nesterov"),
-        ("training/optimizer", "adamw"), ("tracker", "wandb"),
-    ):  # fmt: skip
+        ("training", "digits"),
+        ("training/optimizer", "sgd"),
+        ("training/optimizer", "sgd_nesterov"),
+        ("training/optimizer", "adamw"),
+        ("tracker", "wandb"),
+    ):
         settings |= leaves(yaml.safe_load((CONF / group / f"{option}.yaml").read_text()), group.replace("/", "."))
     for name, value in settings.items():
         if name.endswith((".name", "._target_", ".defaults")):
@@ -143,6 +163,15 @@ def test_the_page_of_configuration_has_every_setting_with_its_default() -> None:
         assert name in page, f"{name} is on no row"
         if name != "data_dir":
             assert yaml.safe_load(page[name][1]) == value, (name, value, page[name])
+
+
+@pytest.mark.parametrize("option", options("training/optimizer"))
+def test_the_page_of_configuration_has_the_settings_of_an_optimizer(option: str) -> None:
+    page, target = table("configuration.md"), composed(f"training/optimizer={option}").training.optimizer
+    assert isinstance(target, Call)
+    assert f"`{option}`" in page["training/optimizer="][1]
+    for name in target.settings:
+        assert f"`{option}`" in page[f"training.optimizer.{name}"][2], name
 
 
 @pytest.mark.parametrize("group", ["dataset", "model"])
@@ -179,6 +208,18 @@ def test_the_sweep_in_a_file_on_the_page_of_configuration_composes(
     cfgs, _ = compose.expand([f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine"])
     assert len({cfg.id for cfg in cfgs}) == (3 * 2 - 1) * 3
     assert {cfg.dataset.name for cfg in cfgs} == {"cifar10"}
+
+
+def test_the_readme_counts_published_numbers_and_experiments() -> None:
+    published = numbers.read(numbers.PAPERS)
+    papers = {number.table.paper for number in published}
+    said = re.search(
+        r"([\d,]+) numbers of (\w+) papers; runs can be compared with ([\d,]+)", README.replace("\n  ", " ")
+    )
+    assert said
+    assert said[1] == f"{len(published):,}" and said[2] == {7: "seven"}[len(papers)]
+    assert said[3] == f"{sum(number.table.recipe is not None for number in published):,}"
+    assert f"{len(options('experiment')) - 1} of the {len(options('experiment'))} files" in README
 
 
 def test_the_python_on_the_page_of_results_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,6 +298,12 @@ def test_paths_that_are_named_exist() -> None:
 
 # What a run or a report makes, and what a user has.
 NOT_OURS = {
-    "config.yaml", "data/", "results/", "tables/", "figures/", "wandb/", "val/",
+    "config.yaml",
+    "data/",
+    "results/",
+    "tables/",
+    "figures/",
+    "wandb/",
+    "val/",
     "pai_bench/published/papers/NAME.yaml",
-}  # fmt: skip
+}
