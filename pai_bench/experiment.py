@@ -21,7 +21,7 @@ from pai_bench.pruning.rounds import Pruned
 from pai_bench.runs import row as rows
 from pai_bench.runs import status, store, tracking
 from pai_bench.runs.attempt import attempt
-from pai_bench.runs.checkpoints import Checkpoints, Progress, TrainingStart
+from pai_bench.runs.checkpoints import Checkpoints, RunProgress, TrainingStart
 from pai_bench.runs.summary import already, closing
 from pai_bench.search import find_mask, find_mask_without_ablation
 from pai_bench.system import devices, distributed, seeding
@@ -219,7 +219,7 @@ def _taken_up(
     run, earlier = parts.run, files.checkpoint
     checkpoints = Checkpoints(
         files,
-        Progress() if earlier is None else Progress.restored(earlier, parts.device),
+        RunProgress() if earlier is None else RunProgress.restored(earlier, parts.device),
         every_epochs=run.checkpoint_epochs,
         every_minutes=run.checkpoint_minutes,
         started=started - (earlier["seconds"] if earlier else 0.0),
@@ -247,7 +247,7 @@ def _ablates_scores(run: RunConfig) -> bool:
 def _training_start(
     parts: Parts,
     trainer: Trainer,
-    progress: Progress,
+    progress: RunProgress,
     pruned: Pruned,
     initial: Weights,
     effective: Mask | None,

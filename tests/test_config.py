@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from test_resume import TINY
 
-from pai_bench.config import checks, composition, identity
+from pai_bench.config import checks, composition, identity, signatures
 from pai_bench.config.schema import plain
 from pai_bench.core import Call
 from pai_bench.errors import ConfigError
@@ -687,3 +687,16 @@ def test_no_setting_holds_a_secret() -> None:
 def test_unresolvable_configs_raise_what_the_command_line_reports() -> None:
     with pytest.raises((ConfigError, HydraException)):
         composed("pruner=snip", "sparsity=abc")
+
+
+def test_a_function_may_lie_in_folders_without_init(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine" / "deeper").mkdir(parents=True)
+    code = "def linear(sparsity, length, *, rounds: int):\n    raise AssertionError\n"
+    (tmp_path / "mine" / "deeper" / "schedules.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = set(sys.modules)
+    assert list(signatures.settings_of("mine.deeper.schedules.linear")) == ["rounds"]
+    assert not {"mine", "mine.deeper"} & (set(sys.modules) - before)
+    for target in ("mine.nosuch.linear", "mine.deeper.nosuch.linear", "mine.deeper.linear"):
+        with pytest.raises(ConfigError, match="there is no module"):
+            signatures.settings_of(target)

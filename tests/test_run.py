@@ -71,7 +71,7 @@ def test_one_run_leaves_a_whole_record(run_cli: RunCli, tmp_path: Path) -> None:
     assert row["id"] == directory.name
     assert row["num_kept"] == kept == round(0.1 * row["num_prunable"])
     assert row["sparsity"] == pytest.approx(1 - kept / row["num_prunable"])
-    assert (row["target_sparsity"], row["num_rounds"], row["seed"], row["protocol"]) == (0.9, 5, 0, 1)
+    assert (row["target_sparsity"], row["num_rounds"], row["seed"], row["protocol"]) == (0.9, 5, 0, 2)
     assert row["density"] * row["compression"] == pytest.approx(1)
     assert 0 <= row["test_top1"] <= row["best_test_top1"] <= 1
     assert row["selected_epoch"] in (1, 2) and row["train_examples"] == 2 * 1295

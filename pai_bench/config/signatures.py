@@ -6,7 +6,7 @@ import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +43,13 @@ def shown(value: object) -> str:
 
 def _spec(module: str) -> ModuleSpec | None:
     """Where a module lies. Unlike importlib.util.find_spec this runs no code of the packages around it."""
-    found, path, name = None, None, ""
-    for part in module.split("."):
-        if found is not None and path is None:  # a module has no others inside, though finders look for `part` anywhere
+    first, *inner = module.split(".")
+    found = next((spec for finder in sys.meta_path if (spec := finder.find_spec(first, None))), None)
+    for part in inner:
+        if found is None or found.submodule_search_locations is None:
             return None
-        name = f"{name}.{part}" if name else part
-        found = next((spec for finder in sys.meta_path if (spec := finder.find_spec(name, path))), None)
-        if found is None:
-            return None
-        path = found.submodule_search_locations
+        # By the last part of its name alone: a folder without __init__.py would ask for its parent to be imported.
+        found = PathFinder.find_spec(part, list(found.submodule_search_locations))
     return found
 
 

@@ -29,7 +29,7 @@ class TrainingStart:
 
 
 @dataclass
-class Progress:
+class RunProgress:
     """What a run has reached beside its training. It saves and restores itself."""
 
     pruned: Pruned | None = None
@@ -48,7 +48,7 @@ class Progress:
         return found
 
     @classmethod
-    def restored(cls, state: dict[str, Any], device: torch.device) -> Progress:
+    def restored(cls, state: dict[str, Any], device: torch.device) -> RunProgress:
         """What `state` returned, on the device."""
         found = {item.name: _on(device, state[item.name]) for item in fields(cls)}
         for name in ("pruned", "search_without_ablation"):
@@ -79,7 +79,7 @@ class Checkpoints:
     def __init__(
         self,
         files: RunDirectory | NullRunDirectory,
-        progress: Progress,
+        progress: RunProgress,
         *,
         every_epochs: int,
         every_minutes: float,
