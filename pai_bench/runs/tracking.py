@@ -180,11 +180,7 @@ def wandb(
             "settings": settings,
         }  # fmt: skip
         started = _started(client, start, wanted)
-        started.define_metric("epoch")
-        started.define_metric("*", step_metric="epoch")
-        started.define_metric("prune/round")
-        started.define_metric("prune/*", step_metric="prune/round")
-        started.define_metric("layer/*", step_metric="prune/round")
+        _define_axes(started)
         if started.id != start["id"] and not started.disabled:  # an agent of a sweep gives its own id
             log.warning("W&B calls this run %s, as an agent of a sweep says; wandb.json keeps that", started.id)
             files.write_json(run.directory / "wandb.json", {"id": started.id, "sweep": started.sweep_id})
@@ -195,6 +191,15 @@ def wandb(
     except Exception as error:
         log.warning("W&B cannot start (%s: %s); the run directory is the only record", type(error).__name__, error)
         return _NoTracker()
+
+
+def _define_axes(started: Any) -> None:
+    """Makes the epoch the x-axis of all metrics, and the round that of the metrics of pruning and of layers."""
+    started.define_metric("epoch")
+    started.define_metric("*", step_metric="epoch")
+    started.define_metric("prune/round")
+    started.define_metric("prune/*", step_metric="prune/round")
+    started.define_metric("layer/*", step_metric="prune/round")
 
 
 def _started(client: Any, start: dict[str, Any], mode: str) -> Any:
