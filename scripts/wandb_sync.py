@@ -3,8 +3,8 @@
   python scripts/wandb_sync.py results
   python scripts/wandb_sync.py results/<run> tracker.project=thesis tracker.entity=lab
 
-A run with the same id in the project is replaced, so you may repeat this. Running runs are left out. A damaged run stops
-none of the others. The exit code is the worst one.
+A run with the same id in the project is replaced, so you may repeat this. Running runs are left out. A damaged run does
+not stop the others. The exit code is the worst one.
 """
 
 import argparse
