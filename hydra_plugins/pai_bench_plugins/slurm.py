@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 
 class SlurmLauncher(Launcher):
-    """Composes every run of a sweep at once, and submits the runs that are still to be done."""
+    """Composes every run of a sweep immediately, and submits the runs that are still to be done."""
 
     composes_all = True
 

@@ -56,7 +56,7 @@ def counted(comparisons: Sequence[Comparison]) -> str:
     """How many numbers got each verdict."""
     counts = Counter(comparison.name for comparison in comparisons)
     words = "   ".join(f"{counts[name]} {name}" for name in ORDER if counts[name])
-    return f"{words}   of {len(comparisons)} published numbers"
+    return f"{words}   of {len(comparisons)} published {'number' if len(comparisons) == 1 else 'numbers'}"
 
 
 def records(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:

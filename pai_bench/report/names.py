@@ -171,6 +171,11 @@ def sparsity(level: float) -> str:
     return f"{text.rstrip('0').rstrip('.') if '.' in text else text} %"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: 1 run, 2,000 runs."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 def amount(number: float) -> str:
     """A count or a time with a unit prefix: 1.2 M."""
     for unit, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):

@@ -62,7 +62,7 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["number"] = tables.number
+    environment.filters |= {"number": tables.number, "counted": names.counted}
     template = environment.get_template("page.html")
     swatches = {method: f"swatch-{index}" for index, method in enumerate(looks)}
     return template.render(
@@ -87,9 +87,9 @@ def _described(section: Section, looks: Mapping[str, Look], directories: Mapping
         "stem": section.stem,
         "table": section.table,
         "facts": [
-            ("training", f"{row['training']}, {row['epochs']} {'epoch' if row['epochs'] == 1 else 'epochs'}"),
+            ("training", f"{row['training']}, {names.counted(row['epochs'], 'epoch')}"),
             ("seeds", ", ".join(map(str, grid.seeds[:20])) + (" ..." if len(grid.seeds) > 20 else "")),
-            ("runs", f"{sum(len(configuration.rows) for configuration in every):,} in {len(every):,} configurations"),
+            ("runs", f"{sum(len(one.rows) for one in every):,} in {names.counted(len(every), 'configuration')}"),
             ("protocol", str(row["protocol"])),
             ("task", row["task"]),
             ("images", row["dataset_checksum"][:8]),

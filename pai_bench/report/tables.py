@@ -108,7 +108,7 @@ def _notes(grid: Grid, entries: Sequence[Entry], statistic: str, looks: Mapping[
         notes.append(f"{ASTERISK} In some seed a layer keeps nothing or the output does not depend on the image.")
     without = sum(len(configuration.without_value) for configuration in [*grid.configurations.values(), *grid.dense])
     if without:
-        notes.append(f"{without} {'run has' if without == 1 else 'runs have'} no validation split: not counted.")
+        notes.append(f"Without a validation split, and not counted: {names.counted(without, 'run')}.")
     few = [
         f"{looks[method].label}{f' at {names.compression(level)}' if level else ''} without {_list(absent)}"
         for method, level, absent in grid.missing()
@@ -117,7 +117,7 @@ def _notes(grid: Grid, entries: Sequence[Entry], statistic: str, looks: Mapping[
     if not grid.dense:
         notes.append("There is no run of the dense network.")
     if few:
-        rest = f", and {len(few) - 8} more configurations" if len(few) > 8 else ""
+        rest = f", and {names.counted(len(few) - 8, 'more configuration')}" if len(few) > 8 else ""
         notes.append(f"Seeds that are missing: {'; '.join(few[:8])}{rest}.")
     return tuple(notes)
 
