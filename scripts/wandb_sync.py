@@ -47,7 +47,8 @@ def main() -> None:
                 print(f"{directory.name}: NOT SENT, {error}")
                 codes.append(error.exit_code)
         if codes:
-            print(f"error: {len(codes)} of {len(found)} runs were not sent", file=sys.stderr)
+            were = "was" if len(codes) == 1 else "were"
+            print(f"error: {len(codes)} of {len(found)} runs {were} not sent", file=sys.stderr)
             sys.exit(max(codes))
 
 

@@ -203,9 +203,8 @@ def _files_of(root: Path, folders: list[str], passed_over: list[str], times: dic
             found += sorted(images, key=lambda image: image[0].split("/"))
             labels += [label] * len(images)
     if passed_over:
-        log.info(
-            "%s: passed over %d hidden or other files and folders, %s first", root, len(passed_over), passed_over[0]
-        )
+        number, nouns = len(passed_over), "file or folder" if len(passed_over) == 1 else "files and folders"
+        log.info("%s: passed over %d hidden or other %s, %s first", root, number, nouns, passed_over[0])
     names = np.array([os.fsencode(name) for name, _, _ in found], dtype=np.bytes_)
     sizes, modified = (np.array([image[i] for image in found], dtype=np.int64) for i in (1, 2))
     return Files(root, names, sizes, modified, np.array(labels, dtype=np.int64))

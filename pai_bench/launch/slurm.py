@@ -93,10 +93,15 @@ def _to_do(cfgs: Sequence[RunConfig]) -> dict[str, RunConfig]:
         else:
             wanted[run_id] = by_id[run_id]
     if len(by_id) < len(cfgs):
-        log.info("%d of %d runs are the same as another", len(cfgs) - len(by_id), len(cfgs))
+        number = len(cfgs) - len(by_id)
+        log.info("%d of %d runs %s the same as another", number, len(cfgs), _are(number))
     for name, number in left_out.items():
-        log.info("%d of %d runs are %s already", number, len(by_id), name)
+        log.info("%d of %d runs %s %s already", number, len(by_id), _are(number), name)
     return wanted
+
+
+def _are(number: int) -> str:
+    return "is" if number == 1 else "are"
 
 
 def queue_states(directories: Mapping[str, Path]) -> dict[str, status.RunState]:
