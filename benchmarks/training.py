@@ -1,4 +1,4 @@
-"""Training: what a mask costs, what the whole loop gains, and what idle channels give back."""
+"""Training: what a mask costs, what the whole loop gains, and what dead channels give back."""
 
 import copy
 from collections.abc import Iterator
@@ -233,7 +233,7 @@ _COMPACT: dict[tuple[str, str, int], tuple[float, float]] = {
 
 
 def compact(setting: Setting) -> Iterator[Row]:
-    """Steps without the channels that a mask leaves idle against steps of the whole network."""
+    """Steps without dead channels, compared with steps of the whole network."""
     few = {"synflow": (1000,), "magnitude": (100, 1000)}  # the latter scores once for both
     for net in ("vgg16",) if setting.quick else ("vgg16", "resnet18"):
         for method, compressions in (few if setting.quick else dict.fromkeys(_METHODS, (10, 100, 1000))).items():
@@ -288,7 +288,7 @@ def _compact(setting: Setting, net: str, method: str, compression: int, mask: Ma
     target, goal = _COMPACT.get((net, method, compression), (None, None))
     if small is whole:
         return Row(
-            name, 1.0, target=target, goal=goal, note=f"too little is idle: the whole network is trained{broken}"
+            name, 1.0, target=target, goal=goal, note=f"too few channels are dead: the whole network is trained{broken}"
         )
     times = in_turn({how: partial(step_seconds, one) for how, one in steps.items()}, 1, warm_up=0)
     difference = _difference(whole, small)

@@ -1,12 +1,12 @@
-"""Writes what other programs can use of a finished run: its mask, or the physically smaller network.
+"""Writes the mask or the physically smaller network of a finished run, for other programs.
 
     python run.py pruner=filter_magnitude sparsity=0.5
     python scripts/export.py results/<run> -o mask.pt    # for torch.nn.utils.prune; also .npz, .safetensors
     python scripts/export.py results/<run> -o small.pt2
 
-A .pt is a state dict with NAME_mask and NAME_orig: the initialization, or with --weights final the weights that the run
-ended with. A .pt2 is a torch.export program without the pruned filters, which
-torch.export.load("small.pt2").module() runs without this package; a table says what it saves.
+A .pt file is a state dict with NAME_mask and NAME_orig. It holds the initial weights, or with --weights final those at
+the end of the run. A .pt2 file is a torch.export program without the pruned filters;
+torch.export.load("small.pt2").module() runs it without this package. A table shows what it saves.
 """
 
 import argparse
@@ -20,7 +20,7 @@ ENDINGS = (".pt2", ".pt", ".npz", ".safetensors")
 
 
 def main() -> None:
-    """Exports one run, and says what was written."""
+    """Exports one run, and prints what was written."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="directory of a run")
     parser.add_argument("-o", "--output", type=Path, required=True, help="file to write: " + ", ".join(ENDINGS))

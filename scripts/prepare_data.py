@@ -1,6 +1,6 @@
-"""Makes a dataset ready for runs: fetches it or takes a local copy, checks it, and builds its decoded cache or store.
+"""Prepares a dataset for runs: fetches it or takes a local copy, checks it, and builds its decoded cache or store.
 
-Safe to start several times at once: one process works, the others wait for it.
+You may start it several times at once: one process works, the others wait.
 
   python scripts/prepare_data.py cifar10
   python scripts/prepare_data.py tiny_imagenet --from ~/Downloads/tiny-imagenet-200.zip
@@ -23,10 +23,10 @@ def take(source: Path, data_dir: Path, published: str | None) -> None:
     """Unpacks an archive into data_dir, or copies a folder there.
 
     Args:
-        published: MD5 of the archive as its authors published it; None takes any.
+        published: the published MD5 of the archive. None accepts any archive.
 
     Raises:
-        DataError: there is no such file, it is another or damaged, or it would write outside data_dir.
+        DataError: there is no such file, it is a different or damaged one, or it would write outside data_dir.
     """
     source = source.expanduser()
     if not source.exists():
@@ -47,7 +47,7 @@ def take(source: Path, data_dir: Path, published: str | None) -> None:
 
 
 def main() -> None:
-    """Loads the dataset once, as a run would, with downloads allowed."""
+    """Loads the dataset once, like a run, with downloads allowed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", help="an option of conf/dataset")
     parser.add_argument("settings", nargs="*", help="settings of the dataset, such as dataset.subset=true")

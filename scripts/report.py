@@ -1,6 +1,6 @@
-"""Makes tables, figures and a page of a results folder.
+"""Makes tables, figures and a page from a results folder.
 
-Writes index.html, which opens from disk and needs no network; tables/ (Markdown, LaTeX), figures/ (PNG, SVG) and CSV
+Writes index.html, which opens from disk and needs no network, tables/ (Markdown, LaTeX), figures/ (PNG, SVG) and CSV
 files. docs/results.md explains them.
 
   python scripts/report.py results -o report
@@ -17,7 +17,7 @@ from pai_bench.report import configurations, plots, writing
 
 
 def main() -> None:
-    """Writes the report and says what is in it; exits with 1 if something of the results could not be read."""
+    """Writes the report, and prints what is in it. Exits with 1 if a part of the results could not be read."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, help="a results folder")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the folder to write to; made if need be")

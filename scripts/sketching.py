@@ -1,7 +1,7 @@
-"""Measures what a mask found before training costs the trained weights, in linear regression on real digits.
+"""Measures the error of masks that were found before training, in linear regression on real digits.
 
-Writes errors.csv (every selection, density, seed and split), error.png and error.svg, and prints the medians: the
-closed form, then the Monte Carlo. Needs no download; takes about a minute.
+Writes errors.csv (every selection, density, seed and split), error.png and error.svg. Prints medians: of the closed
+form, then of the Monte-Carlo mean. Needs no download, and takes about a minute.
 
   python scripts/sketching.py -o sketching/
   python scripts/sketching.py -o sketching/ --densities 0.05 0.1 0.2 --seeds 20 --images 500
@@ -17,10 +17,10 @@ from pai_bench.studies import sketching, sketching_figure
 
 
 def prepared(folder: Path) -> Path:
-    """The folder, made if need be.
+    """The folder. It is made if it is missing.
 
     Raises:
-        ConfigError: nothing can be written there.
+        ConfigError: the folder cannot be written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -32,7 +32,7 @@ def prepared(folder: Path) -> Path:
 
 
 def main() -> None:
-    """Checks the settings, runs the study and writes what came out."""
+    """Checks the settings, runs the study and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, required=True, help="the folder to write to; made if need be")
     parser.add_argument(

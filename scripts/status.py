@@ -1,4 +1,4 @@
-"""Says how the runs of a sweep or of a results folder stand, and runs again what did not end well.
+"""Shows the states of the runs of a sweep or of a results folder. With --retry, does unsuccessful runs again.
 
   python scripts/status.py results
   python scripts/status.py experiment=NAME                         # missing runs too
@@ -6,8 +6,8 @@
   python scripts/status.py results --retry                         # here, one after another
   python scripts/status.py experiment=NAME --retry hydra/launcher=slurm hydra.launcher.timeout_min=60
 
-Finished and running ones are never touched. A killed run ended without a word; it goes on from its checkpoint, as a
-preempted one does. A broken one has records that are damaged, and starts again.
+Finished and running runs are never touched. A killed run ended without a record of it. Killed and preempted runs go on
+from their checkpoints. A broken run has damaged records, and starts again.
 """
 
 import argparse
@@ -28,7 +28,7 @@ RETRIED = ("preempted", "killed", "failed", "broken", "missing")
 
 
 def table(states: dict[str, status.RunState]) -> str:
-    """Counts, then a line for each run that is not finished."""
+    """The counts by state, then a line for each run that is not finished."""
     counts = [(name, sum(state.name == name for state in states.values())) for name in ORDER]
     lines = ["   ".join(f"{number} {name}" for name, number in counts if number) + f"   of {len(states)}"]
     width = max(len(run_id) for run_id in states)
@@ -44,7 +44,7 @@ def table(states: dict[str, status.RunState]) -> str:
 
 
 def main() -> None:
-    """Prints the states; exits with 1 if a run has failed, is killed or broken, with --retry as run.py does."""
+    """Prints the states. Exits with 1 if a run is failed, killed or broken; with --retry exits like run.py."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="+", help="a results folder, or the overrides of a sweep")
     parser.add_argument("--retry", action="store_true", help=f"run what is {', '.join(RETRIED)}")

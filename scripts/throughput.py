@@ -1,8 +1,8 @@
-"""Says how many images a second a run would load and train on, and which of the two is the limit.
+"""Measures how many images per second a run can load and train on, and which of the two is the limit.
 
     python scripts/throughput.py dataset=imagenet model=resnet50 training=imagenet training.precision=bfloat16
 
-Takes the settings of run.py. Nothing is written.
+Takes the settings of run.py. Writes nothing.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from pai_bench.launch import compose, terminal, throughput
 
 
 def main() -> None:
-    """Measures the loader alone, training alone on one batch, and both, and prints a table."""
+    """Measures the loader alone, training on one batch alone, and both together. Prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("settings", nargs="*", help="settings of a run, such as dataset=imagenet num_workers=8")
     parser.add_argument("--seconds", type=float, default=20, help="for each of the three, and half as much before it")

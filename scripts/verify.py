@@ -1,12 +1,13 @@
-"""Sets finished runs beside the numbers of papers and says of each whether it was reproduced.
+"""Compares finished runs with the numbers of papers, and says for each number whether it was reproduced.
 
   python scripts/verify.py results
   python scripts/verify.py results --only synflow "Figure 6" vgg16      # some of them
   python scripts/verify.py results --all                                # those without runs or experiment here, too
   python scripts/verify.py results --strict -o verdicts.csv             # or .md, .json
 
-A run counts only if its whole config, but for the seed, is that of the paper's recipe; what comes near is listed with
-the settings in which it differs. docs/published.md says how a verdict is reached and how papers are added.
+A run counts only if its whole config, except for the seed, equals the recipe of the paper. Other runs of the same
+network and method are listed with the settings in which they differ. docs/published.md explains the verdicts, and how
+to add papers.
 """
 
 import argparse
@@ -19,8 +20,8 @@ from pai_bench.published.verdicts import Rule
 from pai_bench.runs import status
 
 
-def main() -> None:
-    """Prints the comparisons. With --strict, exits with 5 if one of the numbers was not reproduced."""
+def _arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="a results folder")
     parser.add_argument(
@@ -57,7 +58,12 @@ def main() -> None:
     parser.add_argument(
         "-o", "--output", type=Path, metavar="FILE", help="write what is listed, too: .csv, .md or .json"
     )
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Prints the comparisons. With --strict, exits with 5 if a number was not reproduced."""
+    arguments = _arguments()
     terminal.start_process()
     with terminal.one_line_errors():
         rule = Rule(arguments.margin / 100, arguments.spread, arguments.confidence)

@@ -1,10 +1,10 @@
-"""Sends runs to Weights & Biases from their run directories, whatever W&B was told while they ran.
+"""Sends runs to Weights & Biases from their run directories, no matter what W&B has received before.
 
   python scripts/wandb_sync.py results
   python scripts/wandb_sync.py results/<run> tracker.project=thesis tracker.entity=lab
 
-A run of the same id in the project is replaced, so this can be repeated. Running ones are left out. A damaged one stops
-none of the others; the exit code is the worst.
+A run with the same id in the project is replaced, so you may repeat this. Running runs are left out. A damaged run does
+not stop the others. The exit code is the worst one.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from pai_bench.runs.replay import replay
 
 
 def main() -> None:
-    """Sends every run below a folder, and says how many."""
+    """Sends every run in a folder, and prints a line for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="a results folder, or the directory of a run")
     parser.add_argument("settings", nargs="*", help="settings of the tracker, such as tracker.project=thesis")
@@ -47,7 +47,8 @@ def main() -> None:
                 print(f"{directory.name}: NOT SENT, {error}")
                 codes.append(error.exit_code)
         if codes:
-            print(f"error: {len(codes)} of {len(found)} runs were not sent", file=sys.stderr)
+            were = "was" if len(codes) == 1 else "were"
+            print(f"error: {len(codes)} of {len(found)} runs {were} not sent", file=sys.stderr)
             sys.exit(max(codes))
 
 

@@ -1,4 +1,4 @@
-"""Training without idle channels: the same trajectory as that of the whole network, in its names."""
+"""Training without dead channels: the same trajectory as that of the whole network, in its names."""
 
 import copy
 import logging
@@ -102,7 +102,7 @@ LARGER = {
 
 
 @pytest.mark.parametrize("name", sorted(set(options("model")) - LARGER))
-def test_every_model_trains_the_same_without_its_idle_channels(name: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_every_model_trains_the_same_without_its_dead_channels(name: str, caplog: pytest.LogCaptureFixture) -> None:
     model = built(name).double()
     mask = scattered(model)
     with caplog.at_level(logging.INFO):
@@ -114,7 +114,7 @@ def test_every_model_trains_the_same_without_its_idle_channels(name: str, caplog
     assert_same(whole, small, mask)
 
 
-def idle(density: float = 0.08) -> tuple[nn.Module, Mask]:
+def with_dead_channels(density: float = 0.08) -> tuple[nn.Module, Mask]:
     """A network with kept weights in channels that nothing reads, and channels that nothing feeds."""
     torch.manual_seed(0)
     model = Chain(bias=True)
@@ -130,7 +130,7 @@ def idle(density: float = 0.08) -> tuple[nn.Module, Mask]:
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("method", ["sgd_nesterov", "adamw"])
 def test_weights_of_channels_that_are_gone_move_by_momentum_and_decay(channels_last: bool, method: str) -> None:
-    model, mask = idle()
+    model, mask = with_dead_channels()
     settings: Any = {"channels_last": channels_last, "recipe": of(method)}
     whole, small = (trained(model, mask, compact, 3, **settings) for compact in (False, True))
     assert small.trained is not small.model
@@ -143,7 +143,7 @@ def test_weights_of_channels_that_are_gone_move_by_momentum_and_decay(channels_l
 
 @pytest.mark.parametrize("method", ["sgd_nesterov", "adamw"])
 def test_a_run_of_parts_under_falling_masks_is_the_same(method: str) -> None:
-    model, first = idle(0.3)
+    model, first = with_dead_channels(0.3)
     second = {
         name: kept & (torch.rand(kept.shape, generator=Generator().manual_seed(2)) < 0.5)
         for name, kept in first.items()
@@ -187,14 +187,14 @@ def test_channels_that_cannot_be_cut_are_left_whole_and_others_are_not(build: Ca
 
 
 def test_less_than_an_epoch_is_trained_whole() -> None:
-    model, mask = idle()
+    model, mask = with_dead_channels()
     trainer = trained(model, mask, True, 0.5)
     assert trainer.trained is trainer.model
     trainer.until(mask, 1)
     assert trainer.trained is not trainer.model
 
 
-def test_where_nothing_is_idle_the_whole_network_is_trained() -> None:
+def test_where_no_channel_is_dead_the_whole_network_is_trained() -> None:
     model = Chain().double()
     mask = masks.full(model)
     trainer = trained(model, mask, True)
@@ -206,7 +206,7 @@ def test_a_network_whose_code_counts_channels_is_trained_whole(caplog: pytest.Lo
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return super().forward(x) * self.conv1.weight.shape[0]
 
-    model, mask = idle()
+    model, mask = with_dead_channels()
     odd = Counting(bias=True).double()
     odd.load_state_dict(model.state_dict())
     with pytest.raises(ConfigError, match="computes something else"):
@@ -219,7 +219,7 @@ def test_a_network_whose_code_counts_channels_is_trained_whole(caplog: pytest.Lo
 
 def test_short_training_is_of_the_whole_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    model, mask = idle()
+    model, mask = with_dead_channels()
     trainer = trained(model, mask, True)
     assert trainer.compact_speedup is None and trainer.trained is trainer.model
     # Under the same mask for longer it is another matter, whether or not the run was interrupted in between.
@@ -229,7 +229,7 @@ def test_short_training_is_of_the_whole_network(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_gain_is_measured() -> None:
-    model, mask = idle()
+    model, mask = with_dead_channels()
     before = cost.multiply_adds(model, SHAPE)
     trainer = trained(model, mask, True)
     assert trainer.compact_speedup is not None and trainer.compact_speedup > 0
@@ -238,7 +238,7 @@ def test_the_gain_is_measured() -> None:
 
 
 def test_networks_are_as_before_when_the_gain_has_been_measured() -> None:
-    nets = [idle()[0].eval(), idle()[0].train()]
+    nets = [with_dead_channels()[0].eval(), with_dead_channels()[0].train()]
     before = [copy.deepcopy(net.state_dict()) for net in nets]
     seconds = pass_seconds(nets, (4, *SHAPE), CPU, "float32")
     assert len(seconds) == 2 and min(seconds) > 0

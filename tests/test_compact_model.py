@@ -39,7 +39,7 @@ def test_the_smaller_network_gives_the_same_outputs(name: str, rounds: int) -> N
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_without_its_idle_channels_a_network_computes_and_learns_the_same(name: str) -> None:
+def test_without_its_dead_channels_a_network_computes_and_learns_the_same(name: str) -> None:
     model = unsettled(NETWORKS[name]()).double()
     for module in model.modules():
         if isinstance(module, nn.Dropout):

@@ -85,7 +85,7 @@ def test_scores_are_taken_in_ieee_precision_by_deterministic_algorithms(monkeypa
 
 def test_what_is_not_deterministic_is_told_once_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
-    monkeypatch.setattr(devices, "_told", set())
+    monkeypatch.setattr(devices, "_logged_operations", set())
     monkeypatch.setattr(devices.log, "info", lambda words, *given: told.append(words % given))
     for _ in range(2):
         with devices.reproducible(CUDA):

@@ -142,7 +142,7 @@ def test_who_a_process_is(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_who_waits_for_processes_that_do_not_come_says_so_and_ends_on_a_signal(
     rank: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(distributed, "_PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(distributed, "_SILENT_SECONDS", 0.0)
     monkeypatch.setenv("MASTER_ADDR", "node7")
     monkeypatch.setenv("MASTER_PORT", "1234")
     never = threading.Event()

@@ -238,7 +238,7 @@ def test_hidden_folders_of_tiny_imagenet_are_passed_over_and_counted(
     said = [record.getMessage() for record in caplog.records if "passed over" in record.getMessage()]
     assert [line.split(", ")[0] for line in said] == [
         f"{root / 'train'}: passed over 2 hidden or other files and folders",
-        f"{root / 'val'}: passed over 1 hidden or other files and folders",
+        f"{root / 'val'}: passed over 1 hidden or other file or folder",
     ]
 
 

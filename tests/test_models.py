@@ -272,7 +272,7 @@ def test_synflow_says_once_where_its_theory_does_not_hold(caplog: pytest.LogCapt
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )
-def test_synflow_without_idle_channels_finds_the_same_masks(
+def test_synflow_without_dead_channels_finds_the_same_masks(
     overrides: list[str], shape: Shape, is_cut: bool | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pai_bench.pruners import synflow

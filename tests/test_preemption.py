@@ -25,7 +25,7 @@ HANGS = {
 
 def started(work: str) -> subprocess.Popen[str]:
     """A process that watches, says so, and then does some work."""
-    code = f"from pai_bench import preemption\npreemption.watch()\nprint('watching', flush=True)\n{work}"
+    code = f"from pai_bench.system import preemption\npreemption.watch()\nprint('watching', flush=True)\n{work}"
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "watching\n"
     return process

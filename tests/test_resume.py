@@ -57,10 +57,10 @@ RUNS = {
         "pruner=magnitude", "sparsity=0.5", "schedule=rewind", "schedule.levels=2", "schedule.rewind_epoch=1",
         "ablation=invert_scores",
     ],
-    "idle channels": [
+    "dead channels": [
         "pruner=synflow", "sparsity=0.97", "schedule.rounds=4", "training.compact=auto", "training.epochs=3",
     ],
-    "idle channels in rounds": [
+    "dead channels in rounds": [
         "pruner=magnitude", "sparsity=0.98", "schedule=rewind", "schedule.levels=2", "schedule.rewind_epoch=1",
         "training.compact=auto",
     ],

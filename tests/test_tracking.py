@@ -124,7 +124,7 @@ def test_what_could_not_be_sent_is_said(run_cli: RunCli, server: Server, tmp_pat
         env=os.environ | server.env, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert sent.returncode == 1
-    assert "NOT SENT" in sent.stdout and "error: 1 of 1 runs were not sent" in sent.stderr
+    assert "NOT SENT" in sent.stdout and "error: 1 of 1 runs was not sent" in sent.stderr
 
 
 def test_names_are_brought_into_the_form_that_wandb_takes() -> None:

@@ -573,14 +573,14 @@ def test_every_process_takes_the_gpu_with_the_fewest_others(tmp_path: Path, monk
     held = []
     chosen = []
     for _ in range(7):
-        monkeypatch.setattr(devices, "_taken", {})
+        monkeypatch.setattr(devices, "_lock_of_gpu", {})
         chosen.append(devices._least_used())
         assert devices._least_used() == chosen[-1]
-        held.append(devices._taken)
+        held.append(devices._lock_of_gpu)
     assert chosen == [0, 1, 2, 0, 1, 2, 0]
     for number in (1, 4):  # both processes of the second GPU end
         held[number][1].release()
-    monkeypatch.setattr(devices, "_taken", {})
+    monkeypatch.setattr(devices, "_lock_of_gpu", {})
     assert devices._least_used() == 1
 
 

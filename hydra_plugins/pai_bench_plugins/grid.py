@@ -1,4 +1,4 @@
-"""Hydra's basic sweeper, with settings that go in pairs, what is left out, and a scale."""
+"""Hydra's basic sweeper, with paired settings, exclusions and a scale."""
 
 import shutil
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 @dataclass
 class GridSweeperConf:
-    """hydra.sweeper."""
+    """The settings of hydra.sweeper."""
 
     _target_: str = "hydra_plugins.pai_bench_plugins.grid.GridSweeper"
     max_batch_size: int | None = None
@@ -29,7 +29,7 @@ ConfigStore.instance().store(group="hydra/sweeper", name="grid", node=GridSweepe
 
 
 class GridSweeper(BasicSweeper):
-    """Runs pai_bench.launch.sweeps.jobs."""
+    """The sweeper. pai_bench.launch.sweeps says which runs a sweep has."""
 
     def __init__(self, paired: Any, exclude: Any, drop: Any, scale: Any, **settings: Any) -> None:
         super().__init__(**settings)
@@ -68,5 +68,5 @@ class GridSweeper(BasicSweeper):
 
         if not getattr(self.launcher, "composes_all", False):
             for overrides in batch:
-                preemption.check()  # to compose thousands takes a while
+                preemption.check()  # composing thousands of jobs takes a while
                 super().validate_batch_is_legal([overrides])

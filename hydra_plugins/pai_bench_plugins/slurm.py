@@ -1,4 +1,4 @@
-"""The launcher behind hydra/launcher=slurm; conf/hydra/launcher/slurm.yaml has its settings."""
+"""The launcher of hydra/launcher=slurm. conf/hydra/launcher/slurm.yaml has its settings."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 
 class SlurmLauncher(Launcher):
-    """Composes every run of a sweep now, and submits those that are still to be done."""
+    """Composes every run of a sweep immediately, and submits the runs that are still to be done."""
 
     composes_all = True
 
@@ -47,7 +47,7 @@ class SlurmLauncher(Launcher):
         return []
 
     def submit(self, cfgs: Sequence[dict[str, Any]]) -> None:
-        """Submits completed configs, and waits for them if that is asked for."""
+        """Submits checked configs, and waits for their jobs if `wait` is set."""
         from pai_bench.errors import ConfigError
         from pai_bench.launch import slurm, terminal
 

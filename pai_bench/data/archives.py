@@ -1,4 +1,4 @@
-"""Files of others, taken with care: archives that are checked and unpacked, pickles that hold nothing but data."""
+"""Safe reading of foreign files: archives are checked and unpacked, and pickles may hold only data."""
 
 import hashlib
 import pickle
@@ -13,7 +13,7 @@ PUBLISHED_MD5 = {
     "cifar100": "eb9058c3a382ffc7106e4002c42a8d85",  # cifar-100-python.tar.gz
     "tiny_imagenet": "90528d7ca1a48142e341f4ef8d21d0de",  # tiny-imagenet-200.zip
 }
-# What pickles of arrays, lists and dictionaries name. numpy has moved its core.
+# The names in pickles of arrays, lists and dictionaries. numpy's core has two names, in old and in new versions.
 _HARMLESS = {
     ("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode"),
     *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
@@ -23,16 +23,16 @@ _HARMLESS = {
 
 
 def md5(file: Path) -> str:
-    """The MD5 of a file: what datasets are published with. It finds damage, not forgery."""
+    """The MD5 of a file. Datasets are published with it. It detects damage, but not forgery."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def unpack(archive: Path, target: Path) -> None:
-    """Unpacks a tar or zip archive into a folder, and nowhere else.
+    """Unpacks a tar or zip archive into a folder. Never writes outside the folder.
 
     Raises:
-        ValueError: a member would lie outside, or it is no such archive.
+        ValueError: a member would lie outside, or the file is no such archive.
     """
     target.mkdir(parents=True, exist_ok=True)
     if tarfile.is_tarfile(archive):
@@ -59,9 +59,9 @@ class _Restricted(pickle.Unpickler):
 
 
 def unpickle(file: BinaryIO, **settings: Any) -> Any:
-    """What a pickle of arrays, lists and dictionaries holds; it runs no code of the file.
+    """The content of a pickle of arrays, lists and dictionaries. Runs no code from the file.
 
     Raises:
-        pickle.UnpicklingError: it names anything else.
+        pickle.UnpicklingError: the pickle names anything else.
     """
     return _Restricted(file, **settings).load()

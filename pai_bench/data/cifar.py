@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 in the layout of the original archives; torchvision knows their names and checksums."""
+"""CIFAR-10 and CIFAR-100 in the layout of the original archives. Names and checksums come from torchvision."""
 
 import pickle
 from pathlib import Path
@@ -11,7 +11,7 @@ from pai_bench.data.archives import md5, unpack, unpickle
 from pai_bench.data.resident import Images, Resident, lock
 from pai_bench.errors import DataError
 
-_UNREADABLE = (  # what pickles that are cut, damaged or of something else raise
+_UNREADABLE = (  # the errors of pickles that are cut, damaged, or hold something else
     RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError, AttributeError, ImportError,
     pickle.UnpicklingError,
 )  # fmt: skip
@@ -31,7 +31,7 @@ def cifar10(
     """CIFAR-10: 50,000 training and 10,000 test images of 32x32, ten classes.
 
     Args:
-        verify: check the files against the published checksums; false accepts other files in the same layout.
+        verify: check the published checksums. If false, other files in the same layout are accepted.
 
     Raises:
         DataError: the files are missing or damaged.
@@ -58,7 +58,7 @@ def cifar100(
     flip: bool,
     verify: bool,
 ) -> Resident:
-    """CIFAR-100: as CIFAR-10, with a hundred fine classes."""
+    """CIFAR-100: like CIFAR-10, with 100 fine classes."""
     from torchvision.datasets import CIFAR100
 
     train, test = _read(CIFAR100, "cifar100", place, verify)
@@ -91,10 +91,10 @@ def _read(kind: type[Any], name: str, place: DataSettings, verify: bool) -> tupl
 
 
 def _check(kind: type[Any], data_dir: Path, verify: bool) -> None:
-    """Makes sure that the files lie there and, where that is asked for, that they are the published ones.
+    """Checks that the files exist and, with `verify`, that they are the published files.
 
     Raises:
-        OSError: one is missing or another.
+        OSError: a file is missing or different.
     """
     for name, published in (*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])):
         file = data_dir / kind.base_folder / name
@@ -105,7 +105,7 @@ def _check(kind: type[Any], data_dir: Path, verify: bool) -> None:
 
 
 def _fetch(kind: type[Any], data_dir: Path, verify: bool) -> None:
-    """Downloads and unpacks the archive, unless its files lie there by now."""
+    """Downloads and unpacks the archive, unless its files exist by now."""
     from torchvision.datasets.utils import download_url
 
     try:
@@ -116,7 +116,7 @@ def _fetch(kind: type[Any], data_dir: Path, verify: bool) -> None:
 
 
 def _parts(kind: type[Any], data_dir: Path, verify: bool) -> tuple[Images, Images]:
-    """The training and the test images of files that lie there."""
+    """The training and the test images from existing files."""
     _check(kind, data_dir, verify)
     folder = data_dir / kind.base_folder
     train, test = (_part([folder / name for name, _ in files]) for files in (kind.train_list, kind.test_list))
@@ -124,7 +124,7 @@ def _parts(kind: type[Any], data_dir: Path, verify: bool) -> tuple[Images, Image
 
 
 def _part(files: list[Path]) -> Images:
-    """The images and labels of some files, whose pickles can name nothing but data."""
+    """The images and labels in some pickle files. They are read without running code."""
     data, labels = [], []
     for file in files:
         with file.open("rb") as opened:

@@ -1,4 +1,4 @@
-"""Crops of ImageNet: at random for training, central for evaluation. Pixels stay uint8."""
+"""Crops of ImageNet: random crops for training, central crops for evaluation. Pixels stay uint8."""
 
 import math
 
@@ -6,21 +6,21 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-_AREA = (0.08, 1.0)  # of a random crop, as a fraction of the image
-_LOG_RATIO = torch.log(torch.tensor([3 / 4, 4 / 3]))  # of its width to its height
-_ATTEMPTS = 10  # at a crop that lies within the image
+_AREA = (0.08, 1.0)  # range of the area of a random crop, as a fraction of the image
+_LOG_RATIO = torch.log(torch.tensor([3 / 4, 4 / 3]))  # range of width / height
+_ATTEMPTS = 10  # how often a crop is drawn until it lies within the image
 
 
 def _resized(image: Tensor, height: int, width: int) -> Tensor:
-    """Bilinear with antialiasing, in integers."""
-    # Contiguous pixels of three bytes are what the resizing has a fast path for; a slice of an image is copied first.
+    """The resized image: bilinear with antialiasing, in integers."""
+    # torch resizes contiguous pixels of three bytes fast. A slice of an image is not contiguous, so it is copied.
     images = image.contiguous()[None].permute(0, 3, 1, 2)
     resized = F.interpolate(images, size=(height, width), mode="bilinear", antialias=True)
     return resized[0].permute(1, 2, 0)
 
 
 def random_box(height: int, width: int, generator: Generator) -> tuple[int, int, int, int]:
-    """Top, left, height and width of a random crop: the draws of torchvision's RandomResizedCrop, one by one.
+    """Top, left, height and width of a random crop. Draws the same numbers as torchvision's RandomResizedCrop.
 
     Reference: Szegedy et al. 2014, arXiv:1409.4842, section 6.
     """
@@ -37,7 +37,7 @@ def random_box(height: int, width: int, generator: Generator) -> tuple[int, int,
 
 
 def random_crop(image: Tensor, size: int, seed: int) -> Tensor:
-    """A random crop of (H, W, 3) uint8, resized to (size, size, 3) and mirrored every second time."""
+    """A random crop of (H, W, 3) uint8, resized to (size, size, 3), and mirrored with probability 0.5."""
     generator = Generator().manual_seed(seed)
     top, left, height, width = random_box(image.shape[0], image.shape[1], generator)
     cropped = _resized(image[top : top + height, left : left + width], size, size)
@@ -45,7 +45,7 @@ def random_crop(image: Tensor, size: int, seed: int) -> Tensor:
 
 
 def central_crop(image: Tensor, resize: int, size: int) -> Tensor:
-    """The central (size, size, 3) of (H, W, 3) uint8, whose shorter side is brought to `resize` pixels first."""
+    """The central (size, size, 3) of (H, W, 3) uint8. Before that, the shorter side is resized to `resize` pixels."""
     height, width, _ = image.shape
     short = min(height, width)
     if short != resize:

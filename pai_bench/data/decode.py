@@ -1,4 +1,4 @@
-"""Image files -> pixels: one by one, or all in one array, kept in a cache that any number of processes may share."""
+"""Decodes image files: one by one, or all into one array in a cache that many processes may share."""
 
 import errno
 import hashlib
@@ -23,20 +23,20 @@ from pai_bench.errors import ConfigError, DataError, UserError
 
 log = logging.getLogger(__name__)
 
-_QUALITY = 90  # of the JPEGs that `shrink` writes: 28 kB each, and no faster to decode below it
+_QUALITY = 90  # of the JPEGs that `shrink` writes: 28 kB each. A lower quality does not decode faster.
 
-_BITS_PER_SAMPLE, _SAMPLE_FORMAT, _SIGNED = 258, 339, 2  # tags of TIFF, and a value of the latter
+_BITS_PER_SAMPLE, _SAMPLE_FORMAT, _SIGNED = 258, 339, 2  # two tags of TIFF, and a value of the second tag
 
-_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # markers of a JPEG after which its size stands
-_BARE = {*range(0xD0, 0xDB)}  # markers of no length, and that of the pixels
+_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # the size of a JPEG stands after one of these markers
+_BARE = {*range(0xD0, 0xDB)}  # markers without a length, and the marker of the pixels
 
 
 @cache
 def jpeg_decoder() -> Callable[[Tensor], Tensor] | None:
-    """torchcodec's decoder of JPEGs, or None where it is not installed and PIL reads them. Says so once in the log.
+    """torchcodec's decoder of JPEGs. None, with one log line, if it is not installed; PIL then decodes them.
 
     Raises:
-        ConfigError: torchcodec is installed and cannot be loaded.
+        ConfigError: torchcodec is installed, but cannot be loaded.
     """
     try:
         from torchcodec.decoders import decode_jpeg
@@ -59,10 +59,10 @@ def _broken_torchcodec() -> ConfigError:
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
-    """The image as 8-bit RGB. Of wider integers the highest eight bits are taken, as PIL does with colours of 16 bits.
+    """The image as 8-bit RGB. Of wider integers it takes the highest eight bits, like PIL for 16-bit colours.
 
     Raises:
-        ValueError: the range of the pixels is not known, or they lie outside it.
+        ValueError: the range of the pixels is unknown, or pixels lie outside it.
     """
     if image.mode == "F":
         raise ValueError("its pixels are floats, whose white is not known; save it with 8 or 16 bits")
@@ -71,15 +71,15 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     bits = _bits_of_white(image)
     values = np.asarray(image).astype(np.int64)
     if bits == 32:
-        values &= 0xFFFFFFFF  # PIL holds unsigned integers as signed ones
+        values &= 0xFFFFFFFF  # PIL stores unsigned integers as signed ones
     if values.min() < 0 or values.max() >> bits:
         raise ValueError(f"its pixels lie outside 0 to {2**bits - 1}; save it with 8 or 16 bits")
     return Image.fromarray((values >> (bits - 8)).astype(np.uint8)).convert("RGB")
 
 
 def _bits_of_white(image: Image.Image) -> int:
-    """Bits of the brightest pixel that the type of an integer image can hold."""
-    tags = getattr(image, "tag_v2", None)  # of TIFF alone; the other formats have at most 16 bits
+    """The number of bits of the brightest possible pixel of an integer image."""
+    tags = getattr(image, "tag_v2", None)  # only TIFF has tags; the other formats have at most 16 bits
     if tags is None:
         return 16
     bits = int(tags.get(_BITS_PER_SAMPLE, (16,))[0])
@@ -97,15 +97,16 @@ def open_image(path: Path) -> Image.Image:
             return _as_rgb(image)
     except MemoryError:
         raise
-    except Exception as error:  # readers of damaged files raise whatever they stumble over
+    except Exception as error:  # for damaged files, PIL raises many kinds of errors
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{path}: not a readable image ({reason}); restore or remove the file") from error
 
 
 def _is_modest(jpeg: bytearray) -> bool:
-    """Whether a JPEG says its size, and PIL would not refuse so many pixels.
+    """Whether a JPEG states its size, and PIL would accept that number of pixels.
 
-    A few bytes can stand for gigabytes of pixels. Opening every file with PIL too costs some percent of the time.
+    A small file can decode to gigabytes of pixels. Opening every file with PIL for this check would cost a few percent
+    of the time.
     """
     at = 2
     while at + 9 <= len(jpeg) and jpeg[at] == 0xFF:
@@ -114,7 +115,7 @@ def _is_modest(jpeg: bytearray) -> bool:
             height, width = struct.unpack_from(">HH", jpeg, at + 5)
             most = Image.MAX_IMAGE_PIXELS
             return most is None or height * width <= 2 * most
-        if marker == 0xFF:  # a filler
+        if marker == 0xFF:  # a filler byte
             at += 1
         elif marker < 0xC0 or marker in _BARE:
             return False
@@ -124,10 +125,10 @@ def _is_modest(jpeg: bytearray) -> bool:
 
 
 def decode(path: Path) -> Tensor:
-    """The image in a file, as (H, W, 3) uint8 RGB: of a JPEG by torchcodec where it is installed, else by PIL.
+    """The image in a file, as (H, W, 3) uint8 RGB. torchcodec decodes JPEGs if it is installed; PIL decodes the rest.
 
-    A JPEG that torchcodec does not take, or that is very large, is PIL's too: it reads what lacks only its last bytes,
-    or says what is wrong.
+    PIL also gets JPEGs that torchcodec refuses or that are very large. PIL reads a file that lacks only its last
+    bytes, and explains what is wrong with other files.
 
     Raises:
         DataError: the file is damaged, is no image, or has too many pixels.
@@ -137,8 +138,8 @@ def decode(path: Path) -> Tensor:
     except OSError as error:
         raise DataError(f"{path}: not a readable image ({error.strerror}); restore or remove the file") from error
     if data.startswith(b"\xff\xd8") and (decode_jpeg := jpeg_decoder()) is not None and _is_modest(data):
-        # torchcodec turns an image as its EXIF says; PIL and the literature leave it as it is. Without the bytes that
-        # it begins with it is no EXIF.
+        # torchcodec rotates an image according to its EXIF data; PIL and the literature do not. Overwriting its first
+        # bytes hides the EXIF data.
         exif = data.find(b"Exif\0\0", 0, data.find(b"\xff\xda"))
         if exif >= 0:
             data[exif + 6 : exif + 10] = bytes(4)
@@ -149,7 +150,7 @@ def decode(path: Path) -> Tensor:
 
 
 def shrink(path: Path, target: Path, side: int) -> None:
-    """Writes the image in a file as a JPEG whose shorter side has `side` pixels, or a copy where it has no more.
+    """Writes the image in a file as a JPEG whose shorter side has `side` pixels. A smaller image is copied unchanged.
 
     Raises:
         DataError: the file is damaged or is no image.
@@ -165,7 +166,7 @@ def shrink(path: Path, target: Path, side: int) -> None:
 
 
 def _cache_key(splits: dict[str, Files]) -> str:
-    """Tells apart what may hold other pixels: another place, or a file written at another time."""
+    """A key of the files by place, size, time and label. It changes whenever pixels may have changed."""
     digest = hashlib.sha256()
     for split, files in splits.items():
         resolved = cache(lambda folder, root=files.root: os.path.realpath(root / os.fsdecode(folder)))  # links may move
@@ -178,7 +179,7 @@ def _cache_key(splits: dict[str, Files]) -> str:
 
 
 def _square(path: Path, size: int | None) -> np.ndarray:
-    """The image in a file as (H, W, 3) uint8; given a size, resized and cropped around its centre to that size."""
+    """The image in a file as (H, W, 3) uint8. With a size, it is resized and cropped around its centre to that size."""
     image = open_image(path)
     if size is not None and image.size != (size, size):
         image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
@@ -186,7 +187,7 @@ def _square(path: Path, size: int | None) -> np.ndarray:
 
 
 def _reserve(file: Path) -> None:
-    """Takes the space of a file that is empty as yet: to write into a mapped file on a full disk ends the process.
+    """Reserves the disk space of an empty file. Else writing to the mapped file on a full disk would kill the process.
 
     Raises:
         UserError: there is too little space.
@@ -201,7 +202,7 @@ def _reserve(file: Path) -> None:
                     f"{file}: no space for {size / 1e9:.3g} GB of decoded images ({error.strerror}); make room, or "
                     "give another place with data_dir="
                 ) from error
-            # A file system that cannot reserve: it is written to as it is.
+            # Other errors: this file system cannot reserve space, so the file is written without.
 
 
 def _decode(listing: Files, size: int | None, target: Path) -> None:
@@ -225,12 +226,12 @@ def _decode(listing: Files, size: int | None, target: Path) -> None:
 
 
 def decoded(name: str, splits: dict[str, Files], size: int | None, data_dir: Path) -> dict[str, Images]:
-    """Images and labels of each split, memory-mapped from `data_dir/cache`, decoded on first use.
+    """Images and labels of each split, memory-mapped from `data_dir/cache`. They are decoded at the first use.
 
-    One process decodes while others that start at the same time wait; a build that is interrupted leaves no cache.
+    One process decodes; others that start at the same time wait. An interrupted build leaves no cache.
 
     Raises:
-        DataError: a file is no image, or sizes differ and none was given.
+        DataError: a file is no image, or the sizes differ and `size` is None.
     """
     built = data_dir / "cache" / f"{name}-{size or 'as_is'}-{_cache_key(splits)}"
     if not built.is_dir():
@@ -248,10 +249,10 @@ def decoded(name: str, splits: dict[str, Files], size: int | None, data_dir: Pat
 
 
 def _loaded(file: Path, number: int, size: int | None) -> np.ndarray:
-    """The images of a split in a cache.
+    """The images of a split, from a cache file.
 
     Raises:
-        DataError: they are not those that belong there.
+        DataError: the file is damaged, or holds images of another shape.
     """
     try:
         images: np.ndarray = np.load(file, mmap_mode="r")

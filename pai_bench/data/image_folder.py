@@ -22,15 +22,15 @@ def image_folder(
     flip: bool,
     padding_mode: Literal["reflect"] | None,
 ) -> Resident:
-    """Images in class folders, decoded once into `data_dir/cache`. The test split is test/ if there is one, else val/.
+    """Images in class folders, decoded once into `data_dir/cache`. The test split is test/ if that exists, else val/.
 
     Args:
-        size: pixels; images of another size are resized and cropped around the centre. None: all have one size already.
-        mean, std: per channel, of pixels in [0, 1]; None measures them on the training images.
+        size: pixels of each side. Other images are resized and cropped around the centre. None: all have one size.
+        mean, std: for each channel, of pixels in [0, 1]. None measures them on the training images.
 
     Raises:
-        ConfigError: an image could be cropped out of its padding alone.
-        DataError: a folder is missing or empty, a file is no image, the splits have different classes.
+        ConfigError: the padding is so large that a crop could miss the image.
+        DataError: a folder is missing or empty, a file is no image, or the splits have different classes.
     """
     if size is not None:
         check_padding(padding, size, size)

@@ -1,4 +1,4 @@
-"""ImageNet, streamed from class folders by worker processes."""
+"""ImageNet from class folders. Worker processes decode the images while the network trains."""
 
 import itertools
 import logging
@@ -38,11 +38,11 @@ from pai_bench.system.layout import laid_out
 log = logging.getLogger(__name__)
 
 _NUM_CLASSES, _NUM_TRAIN, _NUM_TEST = 1000, 1_281_167, 50_000
-_PIECE = 64  # images that a process decodes at a time: with whole batches the first would be long in coming
+_PIECE = 64  # a worker decodes this many images at a time; with whole batches, the first batch would come late
 
 
 class _Crops(Dataset[tuple[Tensor, int]]):
-    """Decoded, cropped images (size, size, 3) uint8. An item is decided by its own seed, whatever process makes it."""
+    """Decoded, cropped images (size, size, 3) uint8. An item depends only on its own seed, not on the process."""
 
     def __init__(self, files: Files, indices: Tensor, seeds: Tensor | None, size: int, resize: int) -> None:
         self.files, self.indices, self.seeds, self.size, self.resize = files, indices, seeds, size, resize
@@ -59,9 +59,12 @@ class _Crops(Dataset[tuple[Tensor, int]]):
 
 
 def _decoded(crops: _Crops, batches: list[range], num_workers: int, device: torch.device) -> Source[Batch]:
-    """Pixels (B, H, W, 3) uint8 and labels of batches of positions, on a device, made by processes that end with it."""
+    """Pixels (B, H, W, 3) uint8 and labels, on a device, for batches of positions.
+
+    Worker processes decode them. They end together with this generator.
+    """
     pieces = [batch[start : start + _PIECE] for batch in batches for start in range(0, len(batch), _PIECE)]
-    # A generator of its own, or the loader takes the seeds of its workers from torch's global one.
+    # Without a generator of its own, the loader would draw the seeds of its workers from torch's global generator.
     loader = DataLoader(
         crops, batch_sampler=pieces,  # type: ignore[arg-type]  # a range is as good as a list
         num_workers=min(num_workers, len(pieces)), pin_memory=device.type == "cuda", generator=Generator(),
@@ -70,9 +73,9 @@ def _decoded(crops: _Crops, batches: list[range], num_workers: int, device: torc
     try:
         decoded = iter(loader)
         for batch in batches:
-            taken = itertools.islice(decoded, math.ceil(len(batch) / _PIECE))
-            there = [(tensor.to(device, non_blocking=True) for tensor in piece) for piece in taken]
-            images, labels = (torch.cat(tensors) for tensors in zip(*there, strict=True))
+            parts = itertools.islice(decoded, math.ceil(len(batch) / _PIECE))
+            on_device = [(tensor.to(device, non_blocking=True) for tensor in part) for part in parts]
+            images, labels = (torch.cat(tensors) for tensors in zip(*on_device, strict=True))
             yield images, labels
     except DataError as error:  # a worker sends its whole traceback as the message
         raise DataError(str(error).strip().rpartition("\n")[2].rpartition("DataError: ")[2]) from None
@@ -86,34 +89,34 @@ def _decoded(crops: _Crops, batches: list[range], num_workers: int, device: torc
 
 
 class _Bytes:
-    """The pixels of scoring batches, in the machine's memory: each batch is decoded when it is first asked for."""
+    """The pixels of scoring batches, in the memory of the CPU. Each batch is decoded at its first use."""
 
     def __init__(self, decoded: Source[Batch], number: int) -> None:
         self._decoded, self._number = decoded, number
-        self._kept: list[Tensor] = []
+        self._batches: list[Tensor] = []
 
     def __getitem__(self, number: int) -> Tensor:
-        while len(self._kept) <= number:
-            self._kept.append(next(self._decoded)[0])
-            if len(self._kept) == self._number:
+        while len(self._batches) <= number:
+            self._batches.append(next(self._decoded)[0])
+            if len(self._batches) == self._number:
                 self._decoded.close()
-        return self._kept[number]
+        return self._batches[number]
 
 
 @dataclass
 class _Epoch:
-    """A training epoch that may be left, its loader at work, and gone on with."""
+    """A training epoch that a call of `train` may leave and the next call may continue. Its loader goes on working."""
 
     batch_size: int
     positions: Tensor
     seeds: Tensor
-    step: int  # that is decoded next
+    step: int  # the next step
     decoded: Source[Batch]
 
     def goes_on(self, batch_size: int, positions: Tensor, seeds: Tensor, step: int) -> bool:
-        """Whether this is what comes next of those images in that order."""
-        told = (self.batch_size, self.step) == (batch_size, step)
-        return told and torch.equal(self.positions, positions) and torch.equal(self.seeds, seeds)
+        """Whether this epoch has the same images in the same order, and `step` comes next."""
+        same_step = (self.batch_size, self.step) == (batch_size, step)
+        return same_step and torch.equal(self.positions, positions) and torch.equal(self.seeds, seeds)
 
 
 class Streamed:
@@ -136,7 +139,7 @@ class Streamed:
         for setting, values in (("mean", mean), ("std", std)):
             if len(values) != 3:
                 raise ConfigError(f"dataset.{setting}={values}: the images have 3 channels; give one for each")
-        jpeg_decoder()  # here, so that what is wrong with it is said once and not by every process
+        jpeg_decoder()  # called here, so that its message appears once and not in every worker
         self.input_shape: Shape = (3, size, size)
         self.num_classes = num_classes
         self.checksum = fingerprint(train, test)
@@ -163,9 +166,10 @@ class Streamed:
         return _decoded(crops, batches, self._place.num_workers, device)
 
     def train(self, batch_size: int, order: Generator, augment: Generator, start: int = 0) -> Iterator[Batch]:
-        """One epoch of random resized crops and flips in random order, from batch `start`, the same as without it.
+        """One epoch of random resized crops and flips in random order. Begins with batch `start`.
 
-        A trailing batch of one image is left out. Where the last call stopped, the next one goes on with its processes.
+        No batch depends on `start`. A last batch of one image is left out. A call that begins where the last call has
+        stopped uses the same worker processes.
         """
         num_images = self.num_examples["train"]
         positions = torch.randperm(num_images, generator=order)
@@ -198,10 +202,10 @@ class Streamed:
     ) -> Batches:
         """Training images for scoring, laid out channels first. A single left-over image joins the batch before it.
 
-        All that is random is drawn at once. A batch is decoded when it is first asked for, and kept as bytes.
+        All random numbers are drawn at once. A batch is decoded at its first use, and kept as bytes.
 
         Raises:
-            ConfigError: a class, or the training split, holds fewer images than asked for; they are to be changed.
+            ConfigError: a class, or the training split, has fewer images than wanted; or `change` is given.
         """
         if change is not None:
             raise ConfigError(
@@ -214,8 +218,8 @@ class Streamed:
         pixels = _Bytes(self._decoded("train", positions, seeds, parts, torch.device("cpu")), len(parts))
 
         def images(number: int) -> Tensor:
-            there = pixels[number].to(self._place.device)
-            return laid_out(self._normalise(there.flatten(2), dtype), torch.contiguous_format)
+            on_device = pixels[number].to(self._place.device)
+            return laid_out(self._normalise(on_device.flatten(2), dtype), torch.contiguous_format)
 
         labels = self._train_labels[positions].to(self._place.device)
         return Drawn(images, [labels[part.start : part.stop] for part in parts])
@@ -226,7 +230,7 @@ def _chunks(number: int, size: int) -> list[range]:
 
 
 def _listed(folder: Path, subset: bool, cache: Path) -> tuple[int, Files, Files]:
-    """Number of classes, training and val images of a folder that holds train/ and val/."""
+    """The number of classes, the training images and the val images of a folder with train/ and val/."""
     for part in ("train", "val"):
         if not (folder / part).is_dir():
             raise DataError(
@@ -254,13 +258,15 @@ def imagenet(
     mean: OfColours,
     std: StdOfColours,
 ) -> Streamed:
-    """ImageNet-1k: train/<wnid>/ and val/<wnid>/; val/ is the test split. Random resized crops for training.
+    """ImageNet-1k: train/<wnid>/ and val/<wnid>/. val/ is the test split. Training uses random resized crops.
 
     Args:
-        root: the folder that holds train/ and val/; None = `data_dir/imagenet`.
-        subset: accept fewer images or classes than the whole set has; such runs do not compare with published numbers.
-        store: pixels of the shorter side of a copy to read instead, in `data_dir`; made where downloads are allowed.
-        size: pixels of a crop.
+        root: the folder that holds train/ and val/. None: `data_dir/imagenet`.
+        subset: accept fewer images or classes than the whole set has. Such runs cannot be compared with published
+            numbers.
+        store: read a smaller copy in `data_dir`, whose images have this many pixels on the shorter side. The copy is
+            made if downloads are allowed.
+        size: pixels of each side of a crop.
         resize: pixels of the shorter side before the central crop for evaluation.
 
     Raises:

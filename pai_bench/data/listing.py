@@ -1,4 +1,4 @@
-"""Folders of class folders: which images they hold, found and kept at the scale of a million files."""
+"""Lists the images in class folders. Listings are cached, because a folder may hold a million files."""
 
 import hashlib
 import io
@@ -19,14 +19,14 @@ from pai_bench.system.files import write_atomically
 log = logging.getLogger(__name__)
 
 SUFFIXES = {"jpg", "jpeg", "png", "bmp", "webp", "ppm", "tif", "tiff"}
-_SETTLED_SECONDS = 60.0  # since a folder changed, before its listing is kept: clocks differ, and times are coarse
+_SETTLED_SECONDS = 60.0  # a folder that changed more recently is not cached: clocks differ, and times are coarse
 
 
 @dataclass(frozen=True)
 class Files:
     """Labelled images of class folders, in order of class and name.
 
-    Arrays and not objects: a million paths would take ten times the memory, again in every process that decodes.
+    These are arrays, because a million path objects would take ten times the memory in each process that decodes.
     """
 
     root: Path
@@ -46,7 +46,7 @@ class Files:
 
 
 def is_image(name: str) -> bool:
-    """Whether a file's name is that of an image."""
+    """Whether a file name has the ending of an image."""
     stem, _, suffix = name.rpartition(".")
     return stem != "" and suffix.lower() in SUFFIXES
 
@@ -55,15 +55,15 @@ Found = tuple[str, int, int]  # name, size in bytes, time of the last change in 
 
 
 def _scanned(folder: Path, prefix: str, passed_over: list[str], times: dict[str, int]) -> list[Found]:
-    """The images in a folder and below it, with names after `prefix`, in the order that the folder has them.
+    """The images in a folder and below it, in the order of the file system. `prefix` is put before their names.
 
-    Adds to `passed_over` the names of what is hidden or is no image. Puts into `times` when each of the folders was
-    last modified.
+    Adds to `passed_over` the names of hidden entries and of files that are no images. Writes into `times` when each
+    folder was last modified.
 
     Raises:
         DataError: an image is a link to nothing.
     """
-    times[prefix] = folder.stat().st_mtime_ns  # before it is read, so that a later change is seen
+    times[prefix] = folder.stat().st_mtime_ns  # taken before the folder is read, so that a later change is noticed
     found = []
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -79,22 +79,22 @@ def _scanned(folder: Path, prefix: str, passed_over: list[str], times: dict[str,
 
 
 def _size_and_time(entry: os.DirEntry[str]) -> tuple[int, int]:
-    """Of an image; a link counts as modified when it was made to lead there."""
+    """Size and time of modification of an image. A link also counts as modified when it was made."""
     try:
-        file, link = entry.stat(), entry.stat(follow_symlinks=False)  # one question where it is no link
+        file, link = entry.stat(), entry.stat(follow_symlinks=False)  # without a link, one system call gives both
     except OSError as error:
         raise DataError(f"{entry.path}: not a readable image ({error.strerror}); restore or remove the file") from error
     return file.st_size, max(file.st_mtime_ns, link.st_mtime_ns)
 
 
 def _place_of(cache: Path, root: Path, folders: Sequence[str] = ()) -> Path:
-    """The file that the listing of a folder is kept in, or that of some of the folders in it."""
+    """The cache file for the listing of a folder, or of some folders in it."""
     digest = hashlib.sha256(b"\0".join([os.fsencode(root.resolve()), *map(os.fsencode, folders)])).hexdigest()
     return cache / f"listing-{root.resolve().parent.name}-{root.name}-{digest[:12]}.npz"
 
 
-def _kept(file: Path, root: Path) -> tuple[list[str], Files] | None:
-    """The listing in a file, if it is whole and no folder has been modified since."""
+def _cached(file: Path, root: Path) -> tuple[list[str], Files] | None:
+    """The listing in a cache file, or None if the file is not whole or a folder has been modified since."""
     try:
         with np.load(file, allow_pickle=False) as arrays:
             names, sizes, modified, labels, classes, folders, times = (
@@ -117,8 +117,8 @@ def _kept(file: Path, root: Path) -> tuple[list[str], Files] | None:
     return [os.fsdecode(name) for name in classes.tolist()], Files(root, names, sizes, modified, labels)
 
 
-def _keep(file: Path, classes: list[str], files: Files, times: dict[str, int]) -> None:
-    """Keeps a listing for the next run, unless a folder has only just been modified."""
+def _write_cache(file: Path, classes: list[str], files: Files, times: dict[str, int]) -> None:
+    """Caches a listing for later runs, unless a folder was modified a moment ago."""
     if not len(files) or max(times.values()) > (time.time() - _SETTLED_SECONDS) * 1e9:
         return
     content = io.BytesIO()
@@ -135,20 +135,20 @@ def _keep(file: Path, classes: list[str], files: Files, times: dict[str, int]) -
 
 
 def class_folders(root: Path, cache: Path | None = None) -> tuple[list[str], Files]:
-    """Sorted names of the class folders under `root`, and every image file in them with the index of its class.
+    """Sorted names of the class folders in `root`, and every image file in them with the index of its class.
 
-    Hidden folders and files, and files that are no images, are passed over; one line of the log counts them.
+    Hidden folders and files, and files that are no images, are skipped; one log line counts them.
 
     Args:
-        cache: where a listing is kept. It is taken while no folder has been modified since. A file that is written
-            anew in its place does not modify its folder.
+        cache: the folder for cached listings. A cached listing is used until a folder is modified. Replacing the
+            content of a file does not modify its folder.
 
     Raises:
         DataError: there are no class folders, or one of them holds no image, or an image cannot be read.
     """
     file = _place_of(cache, root) if cache is not None else None
-    if file is not None and (kept := _kept(file, root)) is not None:
-        return kept
+    if file is not None and (cached := _cached(file, root)) is not None:
+        return cached
     times = {"": root.stat().st_mtime_ns} if root.is_dir() else {}
     entries = list(os.scandir(root)) if root.is_dir() else []
     classes = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
@@ -159,36 +159,38 @@ def class_folders(root: Path, cache: Path | None = None) -> tuple[list[str], Fil
     if not number.all():
         raise DataError(f"{root / classes[number.argmin()]}: the class folder holds no image")
     if file is not None:
-        _keep(file, classes, files, times)
+        _write_cache(file, classes, files, times)
     return classes, files
 
 
 def images_in(root: Path, folders: list[str], cache: Path) -> Files:
-    """Every image file in some folders below `root`, labelled with the place of its folder among them.
+    """Every image file in some folders below `root`. Its label is the index of its folder in the list.
 
-    A folder may be missing. What is passed over, and `cache`, as in class_folders.
+    A folder may be missing. Skips the same files as class_folders, and uses `cache` in the same way.
 
     Raises:
         DataError: an image cannot be read.
     """
     file = _place_of(cache, root, folders)
-    if (kept := _kept(file, root)) is not None:
-        return kept[1]
-    times = {  # of what is above them too: there a folder that is missing now would appear
+    if (cached := _cached(file, root)) is not None:
+        return cached[1]
+    times = {  # of the folders above them too, which change when a missing folder appears
         str(above): (root / above).stat().st_mtime_ns
         for folder in folders
         for above in PurePath(folder).parents
         if (root / above).is_dir()
     }
     files = _files_of(root, folders, [], times)
-    _keep(file, folders, files, times)
+    _write_cache(file, folders, files, times)
     return files
 
 
 def _files_of(root: Path, folders: list[str], passed_over: list[str], times: dict[str, int]) -> Files:
-    """The images in folders below `root`, sorted in each. Says in one line what is passed over here and `passed_over`.
+    """The images in folders below `root`, sorted within each folder. One log line counts what is skipped.
 
-    Puts into `times` when each folder was last modified.
+    Args:
+        passed_over: what is skipped already.
+        times: receives the time when each folder was last modified.
 
     Raises:
         DataError: an image cannot be read.
@@ -201,19 +203,21 @@ def _files_of(root: Path, folders: list[str], passed_over: list[str], times: dic
             found += sorted(images, key=lambda image: image[0].split("/"))
             labels += [label] * len(images)
     if passed_over:
-        log.info(
-            "%s: passed over %d hidden or other files and folders, %s first", root, len(passed_over), passed_over[0]
-        )
+        number, nouns = len(passed_over), "file or folder" if len(passed_over) == 1 else "files and folders"
+        log.info("%s: passed over %d hidden or other %s, %s first", root, number, nouns, passed_over[0])
     names = np.array([os.fsencode(name) for name, _, _ in found], dtype=np.bytes_)
     sizes, modified = (np.array([image[i] for image in found], dtype=np.int64) for i in (1, 2))
     return Files(root, names, sizes, modified, np.array(labels, dtype=np.int64))
 
 
 def paired_class_folders(train: Path, test: Path, cache: Path | None = None) -> tuple[int, Files, Files]:
-    """Number of classes and the labelled files of two folders of class folders; `cache` as in class_folders.
+    """The number of classes, and the labelled files of two folders with the same class folders.
+
+    Args:
+        cache: as in class_folders.
 
     Raises:
-        DataError: the two have different classes, or one is incomplete, or there is one class only.
+        DataError: the two folders have different classes, or one is incomplete, or there is only one class.
     """
     (classes, train_files), (test_classes, test_files) = class_folders(train, cache), class_folders(test, cache)
     if classes != test_classes:
@@ -228,7 +232,7 @@ def paired_class_folders(train: Path, test: Path, cache: Path | None = None) -> 
 
 
 def fingerprint(*splits: Files) -> str:
-    """A checksum of file names, sizes and labels: it tells versions of a folder apart without reading the images."""
+    """A checksum of file names, sizes and labels. It distinguishes versions of a folder without reading the images."""
     digest = hashlib.sha256()
     for files in splits:
         for name, size, label in zip(files.names.tolist(), files.sizes.tolist(), files.labels.tolist(), strict=True):

@@ -10,7 +10,7 @@ from pai_bench.core import DataSettings, NonNegativeInt, OfGrey, ProperFraction,
 from pai_bench.data.resident import Images, Resident, lock
 from pai_bench.errors import DataError
 
-# MD5 of the unpacked files; torchvision knows those of the packed ones alone.
+# MD5 of the unpacked files. torchvision knows only those of the packed files.
 _FILES = {
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
     "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
@@ -34,7 +34,7 @@ def mnist(
     """MNIST: 60,000 training and 10,000 test images of 28x28, greyscale, ten classes.
 
     Args:
-        verify: check the files against the published checksums; false accepts other files in the same layout.
+        verify: check the published checksums. If false, other files in the same layout are accepted.
 
     Raises:
         DataError: the files are missing or damaged.

@@ -1,4 +1,4 @@
-"""Datasets that fit: uint8 images on the training device, cropped, flipped and normalised there in batches."""
+"""Datasets that fit in memory: uint8 images on the training device, which crops, flips and normalises them."""
 
 import hashlib
 import math
@@ -23,23 +23,23 @@ PaddingMode = Literal["reflect"] | None  # None: black
 
 
 def lock(directory: Path, name: str) -> FileLock:
-    """A lock that lets one process at a time download or build `name` in a directory; the others wait for it."""
+    """A lock for downloading or building `name` in a directory: one process works, the others wait."""
     directory.mkdir(parents=True, exist_ok=True)
     return FileLock(directory / f".{name}.lock")
 
 
 def remove_unfinished(directory: Path) -> None:
-    """Removes what processes that are gone had begun to build in a directory, each under the lock of its name."""
+    """Removes unfinished builds of dead processes from a directory. Holds the lock of each build meanwhile."""
     for building in directory.glob("*.building"):
         try:
             with FileLock(directory / f".{building.stem}.lock", blocking=False):
                 shutil.rmtree(building, ignore_errors=True)
         except Timeout:
-            continue  # somebody builds it
+            continue  # a living process is building it
 
 
 def check_ranges(mean: list[float] | None, std: list[float] | None) -> None:
-    """Looks at what a caller gives without a config.
+    """Checks values that did not come from a checked config.
 
     Raises:
         ConfigError: a mean or a standard deviation lies outside its range.
@@ -51,10 +51,10 @@ def check_ranges(mean: list[float] | None, std: list[float] | None) -> None:
 
 
 def check_padding(padding: int, height: int, width: int) -> None:
-    """Makes sure that every crop of a padded image holds some of the image, which reflection needs too.
+    """Checks that every crop of a padded image contains a part of the image. Reflection needs this too.
 
     Raises:
-        ConfigError: it is negative, or the image is no larger.
+        ConfigError: the padding is negative, or not smaller than the image.
     """
     most = min(height, width) - 1
     if not 0 <= padding <= most:
@@ -62,10 +62,10 @@ def check_padding(padding: int, height: int, width: int) -> None:
 
 
 def hold_out(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
-    """Splits indices into (train, validation), the same fraction of every class, the same split for every seed.
+    """Splits indices into (train, validation): the same fraction of every class, and the same split for every seed.
 
     Raises:
-        ConfigError: the fraction is not zero and leaves one of the two empty.
+        ConfigError: the fraction is not zero, and one of the two parts is empty.
     """
     generator = Generator().manual_seed(0)
     chosen = torch.zeros(len(labels), dtype=torch.bool)
@@ -80,20 +80,20 @@ def hold_out(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
 
 
 def require_two(num_train: int) -> None:
-    """Refuses a training split that batch norm cannot be trained on.
+    """Refuses a training split with one image, because batch norm cannot be trained on it.
 
     Raises:
-        ConfigError: there is one image.
+        ConfigError: there are fewer than two images.
     """
     if num_train < 2:
         raise ConfigError(f"dataset: {num_train} training image is too few to train on; give two or more")
 
 
 def choose_examples(labels: Tensor, num_classes: int, examples: ScoringData, generator: Generator) -> Tensor:
-    """Indices of the images that a score looks at, shuffled.
+    """The shuffled indices of the images that a score uses.
 
     Raises:
-        ConfigError: a class, or the whole split, holds fewer images than asked for.
+        ConfigError: a class, or the whole split, has fewer images than wanted.
     """
     order = torch.randperm(len(labels), generator=generator)
     if examples.per_class is None:
@@ -132,20 +132,20 @@ def channel_statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
         counts = np.bincount(images[..., channel].ravel(), minlength=256)
         first = float(counts @ values / counts.sum())
         mean.append(first)
-        constant = np.count_nonzero(counts) == 1  # rounding would give it a deviation
+        constant = np.count_nonzero(counts) == 1  # rounding would give it a small deviation
         std.append(0.0 if constant else float(np.sqrt(counts @ (values - first) ** 2 / counts.sum())))
     return mean, std
 
 
 def _mirrored(positions: Tensor, side: int) -> Tensor:
-    """Positions outside [0, side) mirrored at its first and its last member."""
+    """Positions, with those outside [0, side) mirrored at the first or last position inside."""
     return side - 1 - (side - 1 - positions.abs()).abs()
 
 
 def joined_single(number: int, size: int) -> list[range]:
-    """Batches of `size` of that many images; one that is left over joins the batch before it.
+    """Splits `number` images into batches of `size`. A single image that is left over joins the batch before it.
 
-    Batch norm in train mode takes no single image.
+    The reason: batch norm in train mode cannot take a single image.
     """
     starts = list(range(0, number, size))
     if len(starts) > 1 and size > 1 and number % size == 1:
@@ -154,10 +154,10 @@ def joined_single(number: int, size: int) -> list[range]:
 
 
 class Normalisation:
-    """uint8 pixels (B, H, W * C) -> images (B, C, H, W) of a precision, in which it is also computed.
+    """Normalises: uint8 pixels (B, H, W * C) -> images (B, C, H, W). It computes in the precision of the result.
 
     Args:
-        mean, std: per channel, of pixels in [0, 1].
+        mean, std: for each channel, of pixels in [0, 1].
         width: W.
     """
 
@@ -166,9 +166,9 @@ class Normalisation:
         self._constants = {torch.float32: self._constants_in(torch.float32)}
 
     def _constants_in(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Factor and summand."""
+        """The factor and the summand of the normalisation."""
         mean, std = (torch.tensor(values, dtype=dtype, device=self._device) for values in (self._mean, self._std))
-        # One for each byte of a row of pixels: broadcasting over three channels takes twice as long.
+        # One value for each byte of a row of pixels. Broadcasting over three channels takes twice as long.
         return (1 / (255 * std)).repeat(self._width), (-mean / std).repeat(self._width)
 
     def __call__(self, pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -184,17 +184,17 @@ class Resident:
     """A core.Data whose images are uint8 tensors on the device.
 
     Args:
-        num_classes: labels are below it, whether or not every class has an image.
-        place: only the device and the share of it matter here.
-        validation: fraction of the training images held out as a validation split.
-        mean, std: per channel, of pixels in [0, 1]; None measures them on the training images.
-        padding: pixels around the image before a random crop of its own size; 0 = no crop.
-        padding_mode: what these pixels are: "reflect" mirrors the image, the border itself not repeated; None = black.
-        flip: mirror every second image, at random.
+        num_classes: all labels are below this number. Some classes may have no image.
+        place: only its device and its share are used here.
+        validation: fraction of the training images for the validation split.
+        mean, std: for each channel, of pixels in [0, 1]. None measures them on the training images.
+        padding: pixels around the image before a random crop of the image's size. 0: no crop.
+        padding_mode: the values of these pixels. "reflect" mirrors the image without repeating its border. None: black.
+        flip: mirror each image with probability 0.5.
 
     Raises:
-        ConfigError: mean, std or padding do not fit the images, a split would be empty, there is only one training
-            image, or a channel has one value everywhere.
+        ConfigError: mean, std or padding do not fit the images; a split would be empty; there is only one training
+            image; or a channel has the same value everywhere.
     """
 
     def __init__(
@@ -252,10 +252,10 @@ class Resident:
         self.num_examples = {split: len(labels) for split, (_, labels) in self._evaluation.items()}
 
     def _windowed(self, images: Tensor) -> Tensor:
-        """Every crop of every image (N, H, W, C), by row and column of its corner."""
+        """Every crop of every image (N, H, W, C): (N, rows, columns, H, W * C), by the corner of the crop."""
         channels, height, width = self.input_shape
         padding = self._padding
-        # All are views of the padded images, so a batch is one indexing operation.
+        # All crops are views of the padded images. So one indexing operation makes a batch.
         if self._padding_mode == "reflect":
             around_rows, around_columns = (
                 torch.arange(-padding, side + padding, device=images.device) for side in (height, width)
@@ -268,14 +268,14 @@ class Resident:
         return padded.as_strided((len(images), size, size, height, width * channels), strides)
 
     def _augmented(self, indices: Tensor, generator: Generator) -> list[Tensor]:
-        """Index, crop offsets and flip of each image, drawn for all at once so that nothing is drawn per batch."""
+        """Index, crop offsets and flip of each image. They are drawn for all images at once, which is faster."""
         size = 2 * self._padding + 1
         rows, columns = torch.randint(0, size, (2, len(indices)), generator=generator)
         flips = torch.rand(len(indices), generator=generator) < 0.5
         return [tensor.to(self._device) for tensor in (indices, rows, columns, flips)]
 
     def _plain(self, indices: Tensor) -> list[Tensor]:
-        """The same of images as they are."""
+        """The same tensors, for images without augmentation."""
         middle = torch.full_like(indices, self._padding)
         return [tensor.to(self._device) for tensor in (indices, middle, middle, torch.zeros_like(indices).bool())]
 
@@ -284,16 +284,16 @@ class Resident:
     ) -> Tensor:
         indices, rows, columns, flips = (tensor[part] for tensor in drawn)
         pixels = windows[indices, rows, columns]
-        if self._flip:  # while a pixel is one byte and not four
+        if self._flip:  # before the normalisation, while a value has one byte and not four
             channels, height, width = self.input_shape
             images = pixels.view(-1, height, width, channels)
             pixels = torch.where(flips.view(-1, 1, 1, 1), images.flip(2), images).view(pixels.shape)
         return self._normalise(pixels, dtype)
 
     def train(self, batch_size: int, order: Generator, augment: Generator, start: int = 0) -> Iterator[Batch]:
-        """One epoch of augmented training batches in random order, from batch `start`, the same as without it.
+        """One epoch of augmented training batches in random order. Begins with batch `start`.
 
-        A trailing batch of one image is left out.
+        No batch depends on `start`. A last batch of one image is left out.
         """
         tables = self.tables(order, augment)
         for step in range(start, num_steps(len(self._labels), batch_size)):
@@ -301,7 +301,7 @@ class Resident:
             yield self.gather(tables, part)
 
     def tables(self, order: Generator, augment: Generator) -> list[Tensor]:
-        """What an epoch is made from: label, index, crop offsets and flip of each image, in a random order."""
+        """The tables of an epoch: label, index, crop offsets and flip of each image, in random order."""
         permutation = torch.randperm(len(self._labels), generator=order)
         return [self._labels[permutation].to(self._device), *self._augmented(permutation, augment)]
 
@@ -311,7 +311,7 @@ class Resident:
         return self._images(self._windows, drawn, positions), labels[positions]
 
     def evaluation(self, split: str, batch_size: int) -> Iterator[Batch]:
-        """Every image of a split once, un-augmented, in a fixed order."""
+        """Every image of a split once, without augmentation, in a fixed order."""
         pixels, labels = self._evaluation[split]
         for start in range(self._share.rank * batch_size, len(labels), self._share.size * batch_size):
             part = slice(start, start + batch_size)
@@ -320,13 +320,13 @@ class Resident:
     def draw(
         self, examples: ScoringData, generator: Generator, dtype: torch.dtype, change: Change | None = None
     ) -> Batches:
-        """Training images for scoring, as core.Data says."""
+        """Training images for scoring; see core.Data."""
         indices = choose_examples(self._labels, self.num_classes, examples, generator)
         windows, labels = self._windows, self._labels[indices].to(self._device)
         if change is not None:
             channels, height, width = self.input_shape
-            stored = windows[indices.to(self._device), self._padding, self._padding]
-            changed, labels = change(stored.view(-1, height, width, channels), labels)
+            originals = windows[indices.to(self._device), self._padding, self._padding]
+            changed, labels = change(originals.view(-1, height, width, channels), labels)
             windows, indices = self._windowed(changed), torch.arange(len(indices))
         drawn = self._augmented(indices, generator) if examples.augment else self._plain(indices)
         parts = [slice(part.start, part.stop) for part in joined_single(len(labels), examples.batch_size)]

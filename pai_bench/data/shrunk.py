@@ -1,4 +1,4 @@
-"""A copy of a folder of images with a short side of a few hundred pixels: smaller to keep, and faster to decode."""
+"""A copy of a folder of images with fewer pixels. It takes less space, and decodes faster."""
 
 import json
 import logging
@@ -20,17 +20,16 @@ _RECORD = "store.json"  # checksums of the originals and of the copies
 
 
 def build(originals: list[Files], store: Path, side: int, num_threads: int) -> None:
-    """Copies the images of each split, with a shorter side of `side` pixels, to the folder of its name in `store`.
+    """Copies the images of each split to its folder in `store`, resized to a shorter side of `side` pixels.
 
-    One process works while others that start at the same time wait. A build that was interrupted goes on with the
-    images that are missing; the store has its name when it is complete. Images that are small already are kept as they
-    are.
+    One process works; others that start at the same time wait. An interrupted build goes on with the missing images.
+    The store gets its name when it is complete. Small images are copied unchanged.
 
     Raises:
-        DataError: a file is no image, or the store is one of other images.
+        DataError: a file is no image, or the store holds copies of other images.
     """
     source = fingerprint(*originals)
-    if _is_built(store, source, originals):  # asked before the lock too: a store that is complete may be read-only
+    if _is_built(store, source, originals):  # also before the lock, because a complete store may be read-only
         return
     with lock(store.parent, store.name):
         if _is_built(store, source, originals):
@@ -58,7 +57,7 @@ def _is_built(store: Path, source: str, originals: list[Files]) -> bool:
 
 
 def _copy(files: Files, target: Path, side: int, num_threads: int) -> None:
-    """Makes what is missing of the copies of a split."""
+    """Makes the missing copies of a split."""
     bounds = np.flatnonzero(np.diff(files.labels, prepend=-1, append=-1))
 
     def copy_class(start: int, stop: int) -> None:
@@ -66,7 +65,7 @@ def _copy(files: Files, target: Path, side: int, num_threads: int) -> None:
             path, _ = files[index]
             copied = target / path.relative_to(files.root)
             copied.parent.mkdir(parents=True, exist_ok=True)
-            if not (copied.is_file() and copied.stat().st_size):  # a power cut leaves files of no length
+            if not (copied.is_file() and copied.stat().st_size):  # a power cut leaves empty files
                 shrink(path, copied, side)
 
     with ThreadPoolExecutor(num_threads) as pool:
@@ -83,7 +82,7 @@ def _record(store: Path) -> dict[str, str]:
 
 
 def check(copies: list[Files], store: Path) -> None:
-    """Makes sure that a store holds what was put there.
+    """Checks that a store is unchanged since it was built.
 
     Raises:
         DataError: files are missing, were added, or have another length.

@@ -30,13 +30,13 @@ def tiny_imagenet(
     flip: bool,
     padding_mode: Literal["reflect"] | None,
 ) -> Resident:
-    """Tiny-ImageNet: 100,000 training images of 64x64 in 200 classes; the 10,000 images of val/ are the test split.
+    """Tiny-ImageNet: 100,000 training images of 64x64 in 200 classes. The 10,000 images of val/ are the test split.
 
-    The listing and the decoded images are kept in `data_dir/cache` while no folder is modified: what is written anew in
-    the place of a file is not looked at until that cache is removed.
+    The listing and the decoded images are cached in `data_dir/cache` until a folder is modified. Replacing the content
+    of a file does not modify its folder: remove the cache after that.
 
     Args:
-        subset: accept fewer images than the whole set has; such runs do not compare with published numbers.
+        subset: accept fewer images than the whole set has. Such runs cannot be compared with published numbers.
 
     Raises:
         DataError: the folder is missing, incomplete or damaged.
@@ -81,7 +81,7 @@ def _download(data_dir: Path) -> None:
 
 
 def _listings(root: Path, cache: Path) -> dict[str, Files]:
-    """Files and labels; classes are numbered in the order of wnids.txt, sorted. Listings are kept in `cache`."""
+    """Files and labels of both splits. Classes are numbered by the sorted names in wnids.txt."""
     wnids, annotations = root / "wnids.txt", root / "val" / "val_annotations.txt"
     for file in (wnids, annotations):
         if not file.is_file():
@@ -100,7 +100,7 @@ def _listings(root: Path, cache: Path) -> dict[str, Files]:
 
 
 def _annotated(files: Files, annotations: Path, classes: dict[str, int]) -> Files:
-    """Those of the files that are annotated, in that order, with the labels that are given there."""
+    """The annotated files, in the order of the annotations and with their labels."""
     places = {os.fsdecode(name.rpartition(b"/")[2]): i for i, name in enumerate(files.names.tolist())}
     chosen, labels = [], []
     for line in annotations.read_text().splitlines():

@@ -1,4 +1,4 @@
-"""One try at one run: nothing if it is finished, else the run, and its exit code."""
+"""One attempt at one run. It returns an exit code. A run that is finished already is not done again."""
 
 import atexit
 import gc
@@ -19,13 +19,13 @@ log = logging.getLogger(__name__)
 
 @cache
 def _spare_imports() -> None:
-    """Keeps the collection of garbage, which follows every run, from walking through all that has been imported."""
+    """Hides all imported modules from the garbage collection after each run, which is faster then."""
     gc.freeze()
     atexit.register(gc.unfreeze)
 
 
 def _done_before(completed: RunConfig) -> bool:
-    """Whether a run is finished, and says so: experiment.run would say no more, after importing torch."""
+    """Whether a run is finished; if so, the log says it. `experiment.run` would do the same, but imports torch."""
     directory = completed.directory
     row = status.finished_and_clean(directory)
     if row is None or not completed.name_decides_images or world().size > 1:
@@ -35,7 +35,7 @@ def _done_before(completed: RunConfig) -> bool:
 
 
 def attempt(completed: RunConfig) -> int:
-    """Runs what a completed config describes; says in one line what went wrong, if so, and returns the exit code."""
+    """Does one run, and returns its exit code. A failure is reported in one line."""
     try:
         if _done_before(completed):
             count(0, skipped=True)
@@ -56,13 +56,13 @@ def attempt(completed: RunConfig) -> int:
         experiment.run(completed)
     except Exception as error:
         code = report(error)
-        if preemption.requested() and world().rank > 0:  # it has noticed that the first process is gone
+        if preemption.requested() and world().rank > 0:  # the error only says that the first process is gone
             code = PreemptedError.exit_code
         if isinstance(error, PreemptedError):
             slurm_job.requeue()
-    gc.collect()  # a failure keeps its tensors and worker processes in a cycle; the next run wants the memory
+    gc.collect()  # after a failure, a cycle of objects keeps tensors and workers; the next run needs the memory
     devices.release()
     count(code, skipped)
     if code and world().size > 1:
-        sys.exit(code)  # the processes may no longer stand at the same place
+        sys.exit(code)  # the processes of the run may be at different places in the code now
     return code

@@ -1,4 +1,4 @@
-"""The command line of run.py: which folder, which flags, and one job of Hydra."""
+"""The command line of run.py: the folder of configs, the flags, and one job of Hydra."""
 
 import argparse
 import logging
@@ -24,9 +24,13 @@ log = logging.getLogger("pai_bench")
 
 
 def _run(composed: DictConfig) -> float | None:
-    """One job of Hydra, in this process or in a worker of a launcher. Its failure does not end a sweep."""
+    """One job of Hydra, in this process or in a worker of a launcher. Its failure does not end a sweep.
+
+    Returns:
+        The validation accuracy, if there is one. Sweepers that search maximize it, and never see the test accuracy.
+    """
     terminal.start_process()
-    if preemption.requested() and terminal.in_worker():  # the first process says it
+    if preemption.requested() and terminal.in_worker():  # the first process reports it
         terminal.count(PreemptedError.exit_code)
         return None
     try:
@@ -46,12 +50,11 @@ def _run(composed: DictConfig) -> float | None:
     row = status.finished(directory) if code == 0 else None
     if row and terminal.in_worker():
         print(f"{row['id']}: {100 * row['test_top1']:.2f} % test accuracy", flush=True)
-    # What a sweeper that searches makes larger: never the test accuracy.
     return None if row is None or row["validation_top1"] is None else float(row["validation_top1"])
 
 
 def _check_figure(completed: RunConfig) -> None:
-    """Refuses a sweeper that searches where no images are held out for it."""
+    """Refuses a sweeper that searches if the run has no validation images."""
     hydra_config = HydraConfig.get()
     searches = hydra_config.mode == RunMode.MULTIRUN and not str(hydra_config.sweeper._target_).endswith("GridSweeper")
     if searches and not completed.dataset.settings.get("validation"):
@@ -63,18 +66,18 @@ def _check_figure(completed: RunConfig) -> None:
 
 
 def _stop() -> None:
-    """Ends a sweep that was preempted. A worker leaves that to the first process, or it would kill the others."""
+    """Ends a sweep that was preempted. A worker does nothing, because its end would kill the other workers."""
     if not terminal.in_worker():
         sys.exit(PreemptedError.exit_code)
 
 
 def main() -> None:
-    """Runs what the command line says. Exits with the worst code of its runs.
+    """Runs what the command line says. Exits with the worst exit code of its runs.
 
     0: finished, now or before. 1: failure. 2: config error, nothing was written. 4: data missing or damaged.
-    6: another live process is running it. 75: preempted, a checkpoint is written.
+    6: another live process is doing the run. 75: preempted, a checkpoint is written.
     """
-    # Hydra reports errors itself, in its own words and with exit code 1, unless it is told to raise them.
+    # By default Hydra prints errors itself and exits with code 1. This makes it raise them.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     with terminal.one_line_errors():
         composition.register()
@@ -100,7 +103,7 @@ def main() -> None:
 
 
 def _arguments(words: list[str]) -> argparse.Namespace:
-    """The command line, which Hydra reads again from sys.argv: without --trust, which it does not know.
+    """The parsed command line. Removes --trust from sys.argv, because Hydra reads that again and does not know --trust.
 
     Raises:
         ConfigError: a flag is wrong.
@@ -129,10 +132,10 @@ def _arguments(words: list[str]) -> argparse.Namespace:
 
 
 def _check_stored(folder: Path, name: str) -> None:
-    """Refuses a config of another folder that is a program: it names functions that are not ours, or sets Hydra up.
+    """Refuses a config of another folder that could run foreign code.
 
     Raises:
-        ConfigError: it does.
+        ConfigError: the config names such a function, or changes Hydra's settings.
     """
     with hydra.initialize_config_dir(str(composition.CONF), version_base="1.3"):
         ours = hydra.compose("config", return_hydra_config=True).hydra

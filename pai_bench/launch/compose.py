@@ -16,7 +16,7 @@ from pai_bench.launch.terminal import one_line
 
 
 def _composed(words: list[str]) -> DictConfig:
-    """The config of a command line with Hydra's part of it, inside hydra.initialize_config_dir."""
+    """The config of a command line, with Hydra's part. Works inside hydra.initialize_config_dir."""
     loader = overrides.loader_here()
     overrides.check(words, loader)
     with overrides.explained(words, loader):
@@ -24,7 +24,7 @@ def _composed(words: list[str]) -> DictConfig:
 
 
 def compose(words: list[str]) -> RunConfig:
-    """The completed config that a command line with these overrides would run.
+    """The checked config that a command line with these overrides would run.
 
     Raises:
         ConfigError: a word is wrong.
@@ -38,10 +38,10 @@ def compose(words: list[str]) -> RunConfig:
 def expand(
     words: list[str], choose: Callable[[list[list[str]]], list[list[str]]] = list
 ) -> tuple[list[RunConfig], DictConfig]:
-    """The completed configs of all runs of `python run.py -m` with these overrides, and hydra.launcher.
+    """The checked configs of all runs of `python run.py -m` with these overrides, and hydra.launcher.
 
     Args:
-        choose: which of the runs, given the overrides of each; to compose one takes some hundredths of a second.
+        choose: selects runs by their overrides, before they are composed. Composing a run takes hundredths of a second.
 
     Raises:
         ConfigError: a word is wrong.
@@ -68,9 +68,10 @@ def expand(
 
 
 def as_group(override: str) -> str:
-    """An override with its group spelt as Hydra wants it, where people are likely to spell it in another way.
+    """An override in the spelling of Hydra. Two likely other spellings are corrected.
 
-    Hydra's examples put a + before experiment=. An optimizer is a group inside a group, whose path has a slash.
+    Hydra's examples write +experiment=; here there is no +. The group of the optimizer lies inside another group, so
+    Hydra wants a slash in training/optimizer=.
     """
     if override.startswith("+experiment="):
         return override.removeprefix("+")
@@ -81,14 +82,14 @@ def as_group(override: str) -> str:
 
 
 def stored(directory: Path, tracker: Call | None = None, trusted: bool = False) -> RunConfig:
-    """The completed config of a run, from its directory.
+    """The checked config of a run, from its directory.
 
     Args:
-        tracker: takes the place of the one that it had.
-        trusted: it may name functions of any package.
+        tracker: replaces the tracker of the run.
+        trusted: the config may name functions of any package.
 
     Raises:
-        ConfigError: this version has no such settings, or it names functions that are not ours.
+        ConfigError: this version lacks a setting of the config, or the config names functions that are not ours.
         DataError: config.yaml is missing or damaged.
     """
     composition.register()
@@ -101,6 +102,6 @@ def stored(directory: Path, tracker: Call | None = None, trusted: bool = False) 
             return run if tracker is None else replace(run, tracker=tracker)
     except UserError:
         raise
-    except Exception as error:  # it may hold anything, and yaml, OmegaConf and Hydra each have words for that
+    except Exception as error:  # the file may hold anything; yaml, OmegaConf and Hydra raise their own errors
         said = one_line(error).partition(";")[0]
         raise DataError(f"{directory / 'config.yaml'}: it is damaged ({said})") from error

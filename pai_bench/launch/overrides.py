@@ -1,4 +1,4 @@
-"""The words of a command line: what is wrong with them is said in one line, with what was probably meant."""
+"""The words of a command line. An error names the wrong word in one line, and what was probably meant."""
 
 import copy
 import difflib
@@ -20,7 +20,7 @@ from pai_bench.config.schema import RunConfig
 from pai_bench.config.signatures import shown
 from pai_bench.errors import ConfigError, UserError
 
-_OPTIONAL = ("experiment", "scale", "diagnostics")  # groups of which a run may have no option
+_OPTIONAL = ("experiment", "scale", "diagnostics")  # a run may leave out these groups
 _NO_EFFECT = ("hydra.run", "hydra.sweep", "hydra.output_subdir", "hydra.job.chdir", "hydra/output")
 
 
@@ -28,26 +28,26 @@ def parsed(words: Sequence[str]) -> list[Override]:
     """The overrides of a command line.
 
     Raises:
-        ConfigError: a word is none.
+        ConfigError: a word is no override.
     """
-    parser, found = OverridesParser.create(), []
+    parser, result = OverridesParser.create(), []
     for word in words:
         try:
             override = parser.parse_override(word)
             if not override.key_or_group.replace("=", ""):
                 raise HydraException("there is no key")
-            found.append(override)
+            result.append(override)
         except HydraException as error:
             key, _, value = word.partition("=")
             remedy = f"put the value in quotes, as in '{key}=\"{value}\"'" if value else "give key=value"
             raise ConfigError(
                 f"{word.encode('ascii', 'backslashreplace').decode()}: it cannot be read; {remedy}"
             ) from error
-    return found
+    return result
 
 
 def _values(override: Override) -> list[Any]:
-    """The values that an override gives to its key, of which a sweep has several."""
+    """The values that an override gives to its key. A sweep gives several."""
     if not override.is_sweep_override():
         return [override.value()]
     if not override.is_discrete_sweep():
@@ -59,7 +59,7 @@ def _values(override: Override) -> list[Any]:
 
 
 def _meant(word: str, known: Collection[str]) -> str:
-    """What was probably meant by a word, as the end of a line."""
+    """What was probably meant by a word, as the end of an error line; maybe empty."""
     lower = {name.lower(): name for name in known}
     near = difflib.get_close_matches(word.lower(), lower, n=1, cutoff=0.7)
     return f" (did you mean {lower[near[0]]}?)" if near else ""
@@ -94,7 +94,7 @@ def check(words: Sequence[str], loader: ConfigLoaderImpl) -> None:
 
 
 def loader_here() -> ConfigLoaderImpl:
-    """What knows the folders of configs, inside hydra.initialize_config_dir."""
+    """Hydra's loader, which knows the folders of configs. Works inside hydra.initialize_config_dir."""
     return cast(ConfigLoaderImpl, GlobalHydra.instance().config_loader())
 
 
@@ -125,7 +125,7 @@ def _is_there(path: str) -> bool:
 
 
 def _check_option(override: Override, loader: ConfigLoaderImpl) -> None:
-    """Refuses what is no option of a group."""
+    """Refuses an override that names no option of its group."""
     group, line = override.key_or_group, override.input_line
     if override.is_delete():
         if group not in _OPTIONAL:
@@ -155,14 +155,14 @@ def _is_needed(group: str) -> bool:
 
 @contextmanager
 def explained(words: Sequence[str], loader: ConfigLoaderImpl, name: str = "config") -> Iterator[None]:
-    """Says which word is to blame, where composing a config inside the block fails.
+    """If composing a config inside the block fails, raises an error that names the wrong word.
 
     Args:
         loader: knows the folders of configs.
-        name: of the primary config.
+        name: the name of the primary config.
 
     Raises:
-        ConfigError: in place of an error that a word explains.
+        ConfigError: instead of Hydra's error, if a wrong word explains it.
     """
     try:
         yield
@@ -174,7 +174,7 @@ def explained(words: Sequence[str], loader: ConfigLoaderImpl, name: str = "confi
 
 
 def _blame(words: Sequence[str], loader: ConfigLoaderImpl, name: str) -> None:
-    """Applies words one after another, and says which is wrong."""
+    """Applies the words one after another, and raises an error for the first wrong one."""
     overrides = parsed(words)
     loader = _with_searchpath(loader, overrides)
     groups = [override for override in overrides if _is_group(override.key_or_group, loader)]
@@ -215,7 +215,7 @@ def _check_key(override: Override, tree: DictConfig) -> None:
 
 
 def _check_addition(override: Override, tree: DictConfig) -> None:
-    """Refuses a setting of Hydra's that it would not take; our own are checked as a whole."""
+    """Refuses a new setting of Hydra that Hydra would not accept. Our own settings are checked later, all at once."""
     key = override.key_or_group
     takes_any = str(tree.hydra.launcher._target_).startswith("hydra_plugins.pai_bench_plugins")
     if key.startswith("hydra.") and not key.startswith(
@@ -256,7 +256,7 @@ def _apply(override: Override, value: Any, tree: DictConfig) -> None:
 
 
 def _wanted(key: str, value: Any, tree: DictConfig) -> str:
-    """What a setting takes, in words."""
+    """What a setting accepts, in words."""
     if not key.startswith("hydra.") and (said := schema.wanted(key, value)):
         return said
     node = OmegaConf.select(tree, key.rpartition(".")[0] or key)
@@ -275,17 +275,17 @@ def _wanted(key: str, value: Any, tree: DictConfig) -> str:
 
 
 def complete(composed: DictConfig, of_hydra: Any) -> RunConfig:
-    """The completed config of a run.
+    """The checked config of a run.
 
     Args:
-        composed: the config, with or without Hydra's part, which is taken out.
+        composed: the config, with or without Hydra's part; that part is removed.
         of_hydra: Hydra's part.
 
     Raises:
-        ConfigError: as checks.complete; or a label, a scale or a sparsity has nothing to hold for.
+        ConfigError: like checks.complete; also if a label, a scale or a sparsity would have no effect.
     """
     choices = of_hydra.runtime.choices
-    words: Any = OmegaConf.to_container(of_hydra.overrides.task, resolve=False)  # ${} in a word is not meant here
+    words: Any = OmegaConf.to_container(of_hydra.overrides.task, resolve=False)  # a ${} in a word stays as it is
     check_scale(choices)
     with open_dict(composed):
         composed.pop("hydra", None)
@@ -299,13 +299,13 @@ def complete(composed: DictConfig, of_hydra: Any) -> RunConfig:
 
 
 def check_scale(choices: Mapping[str, str | None]) -> None:
-    """Refuses a scale where there is no experiment to scale.
+    """Refuses a scale without an experiment.
 
     Args:
-        choices: the options of config groups.
+        choices: the chosen option of each config group.
 
     Raises:
-        ConfigError: it is so.
+        ConfigError: a scale is given, and no experiment.
     """
     scale = choices.get("scale")
     if scale not in (None, "full") and choices.get("experiment") is None:
@@ -313,7 +313,7 @@ def check_scale(choices: Mapping[str, str | None]) -> None:
 
 
 def _check_labels(given: Mapping[str, Any], choices: Mapping[str, str | None]) -> None:
-    """Refuses a name that says another thing than what runs."""
+    """Refuses a name= that does not fit what runs."""
     for key, label in given.items():
         group, _, rest = key.partition(".")
         chosen = choices.get(group)

@@ -1,4 +1,4 @@
-"""Runs as SLURM arrays: submission on top of submitit, what the job does, requeueing, and a plain sbatch script."""
+"""Runs as SLURM arrays: submission through submitit, what a job does, and plain sbatch scripts."""
 
 import io
 import logging
@@ -24,22 +24,23 @@ log = logging.getLogger(__name__)
 
 
 def submit(cfgs: Sequence[RunConfig], *, folder: str, max_requeues: int, **sbatch: Any) -> dict[str, str]:
-    """Submits the runs that are neither finished, running nor queued, in arrays of at most MaxArraySize, and returns.
+    """Submits all runs that are not finished, running or queued. Does not wait for them.
 
-    Each job runs the config as it is now, whatever becomes of the yaml files while it waits.
+    An array has at most MaxArraySize runs. Each job runs the config as it is now. Later changes of the yaml files have
+    no effect on it.
 
     Args:
         cfgs: the checked configs.
         folder: receives submitit's files and the jobs' output.
-        max_requeues: how often a job goes back into the queue when its time is up or it is preempted.
+        max_requeues: how often a job may go back into the queue when its time is up or it is preempted.
         sbatch: submitit's settings: timeout_min, mem_gb, gpus_per_node, partition, and so on.
 
     Returns:
-        The job of each run id that was submitted.
+        The job id of each submitted run, by run id.
 
     Raises:
-        ConfigError: there is no SLURM here, or a setting that submitit does not know.
-        UserError: SLURM refuses.
+        ConfigError: this machine has no SLURM, or submitit does not know a setting.
+        UserError: SLURM refuses the jobs.
     """
     submitit = _submitit()
     if shutil.which("sbatch") is None:
@@ -58,7 +59,7 @@ def submit(cfgs: Sequence[RunConfig], *, folder: str, max_requeues: int, **sbatc
         part = ids[start : start + size]
         since = time.time()
         try:
-            with redirect_stderr(io.StringIO()):  # what sbatch says there, the error says too
+            with redirect_stderr(io.StringIO()):  # the error repeats what sbatch prints
                 jobs = executor.submit_array([Job(wanted[run_id]) for run_id in part])
         except submitit.core.utils.FailedJobError as error:
             said = " ".join(str(error).split())
@@ -67,7 +68,8 @@ def submit(cfgs: Sequence[RunConfig], *, folder: str, max_requeues: int, **sbatc
             status.mark_queued(wanted[run_id].directory, job.job_id, since, rerunnable(wanted[run_id]))
             submitted[run_id] = job.job_id
     arrays = ", ".join(dict.fromkeys(job.partition("_")[0] for job in submitted.values()))
-    log.info("%d runs submitted as SLURM job %s; their output goes to %s", len(submitted), arrays, Path(folder).parent)
+    runs = "1 run" if len(submitted) == 1 else f"{len(submitted)} runs"
+    log.info("%s submitted as SLURM job %s; the output goes to %s", runs, arrays, Path(folder).parent)
     return submitted
 
 
@@ -80,7 +82,7 @@ def _submitit() -> Any:
 
 
 def _to_do(cfgs: Sequence[RunConfig]) -> dict[str, RunConfig]:
-    """The configs of the runs that are to be submitted, by id."""
+    """The configs of the runs to submit, by run id. The log says how many are left out, and why."""
     by_id = {cfg.id: cfg for cfg in cfgs}
     states = queue_states({run_id: cfg.directory for run_id, cfg in by_id.items()})
     left_out: dict[str, int] = {}
@@ -91,21 +93,29 @@ def _to_do(cfgs: Sequence[RunConfig]) -> dict[str, RunConfig]:
         else:
             wanted[run_id] = by_id[run_id]
     if len(by_id) < len(cfgs):
-        log.info("%d of %d runs are the same as another", len(cfgs) - len(by_id), len(cfgs))
+        number = len(cfgs) - len(by_id)
+        log.info("%d of %d runs %s the same as another", number, len(cfgs), _are(number))
     for name, number in left_out.items():
-        log.info("%d of %d runs are %s already", number, len(by_id), name)
+        log.info("%d of %d runs %s %s already", number, len(by_id), _are(number), name)
     return wanted
 
 
+def _are(number: int) -> str:
+    return "is" if number == 1 else "are"
+
+
 def queue_states(directories: Mapping[str, Path]) -> dict[str, status.RunState]:
-    """How runs stand, by their directories and the queue: one whose job waits there is queued, whatever befell it."""
+    """The states of runs, from their directories and from SLURM's queue.
+
+    A run whose job is in the queue counts as queued, even if its last attempt failed.
+    """
     states = {name: status.state(directory) for name, directory in directories.items()}
     waiting = {name: state.job for name, state in states.items() if state.name in ("queued", "preempted", "killed")}
-    there = alive([job for job in waiting.values() if job])
-    if there is None:
+    in_queue = alive([job for job in waiting.values() if job])
+    if in_queue is None:
         return states
     for name, job in waiting.items():
-        if job in there:
+        if job in in_queue:
             states[name] = replace(states[name], name="queued")
         elif states[name].name == "queued":
             states[name] = status.RunState("missing")
@@ -113,7 +123,7 @@ def queue_states(directories: Mapping[str, Path]) -> dict[str, status.RunState]:
 
 
 def wait(jobs: Sequence[str], seconds: float = 10.0) -> None:
-    """Returns when none of the jobs is in the queue any more; asks every so many seconds."""
+    """Returns when no job is in the queue any more. Asks SLURM at growing intervals, at most `seconds` long."""
     pause = 1.0
     while alive(jobs) != set():
         if preemption.requested():
@@ -123,29 +133,29 @@ def wait(jobs: Sequence[str], seconds: float = 10.0) -> None:
 
 
 def outcomes(cfgs: Sequence[RunConfig], submitted: Mapping[str, str]) -> list[tuple[int, bool]]:
-    """Exit code, and whether there was nothing to do, of each run once its job is over; the log says what failed."""
-    found = {}
+    """For each run whose job is over: its exit code, and whether there was nothing to do. The log names failures."""
+    codes = {}
     for cfg in cfgs:
         run_id, state = cfg.id, status.state(cfg.directory)
-        found[run_id] = (0 if state.name == "finished" else max(state.exit_code, 1), run_id not in submitted)
+        codes[run_id] = (0 if state.name == "finished" else max(state.exit_code, 1), run_id not in submitted)
         if state.name != "finished":
             log.info("%s: %s%s", run_id, state.name, f" ({state.error})" if state.error else "")
-    return list(found.values())
+    return list(codes.values())
 
 
 def alive(jobs: Sequence[str]) -> set[str] | None:
-    """Which of some jobs, like "12" or "12_3", are pending or running; None where SLURM does not tell.
+    """Those of the jobs, like "12" or "12_3", that are pending or running. None if SLURM does not answer.
 
-    Needs no accounting.
+    Does not need SLURM's accounting database.
     """
     arrays = sorted({job.partition("_")[0] for job in jobs})
     if not arrays:
         return set()
     if shutil.which("squeue") is None:
         return None
-    there: set[str] = set()
+    in_queue: set[str] = set()
     for array in arrays:
-        # One by one: for a list, squeue fails as a whole over a job that is long gone.
+        # One by one: for a list of jobs, squeue fails as a whole if one of them is long gone.
         done = subprocess.run(
             ["squeue", "--noheader", "--array", "--format=%i", f"--jobs={array}"],
             capture_output=True, text=True, check=False,
@@ -154,8 +164,8 @@ def alive(jobs: Sequence[str]) -> set[str] | None:
             if "Invalid job id" in done.stderr:
                 continue
             return None
-        there |= set(done.stdout.split())
-    return there & set(jobs)
+        in_queue |= set(done.stdout.split())
+    return in_queue & set(jobs)
 
 
 def _max_array_size() -> int:
@@ -168,13 +178,13 @@ def _max_array_size() -> int:
 
 
 def _native(sbatch: Mapping[str, Any], max_requeues: int) -> dict[str, Any]:
-    """Settings as submitit's SLURM executor takes them."""
+    """The settings in the form that submitit's SLURM executor accepts."""
     names = {"timeout_min": "time", "mem_gb": "mem", "tasks_per_node": "ntasks_per_node", "name": "job_name"}
     native = {names.get(key, key): value for key, value in sbatch.items() if value is not None and value != {}}
     if "mem" in native:
         native["mem"] = f"{round(1024 * native['mem'])}MB"
-    native.setdefault("wckey", None)  # submitit marks its jobs with one, which clusters that keep a list refuse
-    native.setdefault("srun_args", ["--kill-on-bad-exit=1"])  # tasks that wait for one that has died
+    native.setdefault("wckey", None)  # submitit sets a wckey by default, which some clusters refuse
+    native.setdefault("srun_args", ["--kill-on-bad-exit=1"])  # else tasks wait for ever for a task that died
     if native.get("time") is None:
         raise ConfigError("hydra.launcher.timeout_min=null: give the minutes that a run may take")
     native["additional_parameters"] = {"requeue": True, **native.get("additional_parameters", {})}
@@ -182,13 +192,13 @@ def _native(sbatch: Mapping[str, Any], max_requeues: int) -> dict[str, Any]:
 
 
 def export(jobs: Sequence[Sequence[str]], folder: Path, *, max_requeues: int, **sbatch: Any) -> list[Path]:
-    """Writes array scripts for sites where Python must not run on the login node: `sbatch FOLDER/array.sh`.
+    """Writes array scripts, for sites where Python must not run on the login node: `sbatch FOLDER/array.sh`.
 
     Args:
-        jobs: the overrides of each run; they are composed when its job starts.
-        folder: receives the scripts, and in args/ the overrides of each run, one a line.
-        max_requeues: as for `submit`.
-        sbatch: as for `submit`.
+        jobs: the overrides of each run. They are composed when the job starts.
+        folder: receives the scripts and, in args/, a file for each run with one override a line.
+        max_requeues: as in `submit`.
+        sbatch: as in `submit`.
 
     Returns:
         The scripts, one for each 1,000 runs.
@@ -206,7 +216,7 @@ def export(jobs: Sequence[Sequence[str]], folder: Path, *, max_requeues: int, **
     for start in range(0, len(jobs), size):
         part = jobs[start : start + size]
         for number, overrides in enumerate(part, start=start):
-            words = [*overrides, "hydra.mode=RUN"]  # an experiment among them has been expanded
+            words = [*overrides, "hydra.mode=RUN"]  # an experiment's mode is MULTIRUN, but it is expanded already
             (folder / "args" / str(number)).write_text("".join(f"{word}\n" for word in words))
         here = shlex.quote(str(folder))
         read = f"mapfile -t ARGS < {here}/args/$(({start} + ${{SLURM_ARRAY_TASK_ID:-0}}))"
@@ -223,12 +233,13 @@ def export(jobs: Sequence[Sequence[str]], folder: Path, *, max_requeues: int, **
             raise ConfigError(f"hydra.launcher: {error}") from error
         script.write_text(text.replace("export SUBMITIT_EXECUTOR=slurm\n", ""))
         scripts.append(script)
-    log.info("%d runs written; submit them with sbatch %s", len(jobs), " and ".join(map(str, scripts)))
+    runs = "1 run" if len(jobs) == 1 else f"{len(jobs)} runs"
+    log.info("%s written; submit with sbatch %s", runs, " and ".join(map(str, scripts)))
     return scripts
 
 
 class Job:
-    """What one task of an array does. Its exit code is that of the run, so that SLURM's states are true."""
+    """What one task of an array does. It exits with the code of the run, so that SLURM shows the right state."""
 
     def __init__(self, cfg: RunConfig) -> None:
         self.cfg = cfg
@@ -237,14 +248,14 @@ class Job:
         """Called by submitit in the job."""
         from pai_bench.launch import attempt, terminal
 
-        os.environ.pop(terminal.OUTCOMES, None)  # of the process that submitted
+        os.environ.pop(terminal.OUTCOMES, None)  # this file belongs to the process that submitted the job
         terminal.start_process()
         code = attempt.attempt(self.cfg)
         if code:
             raise SystemExit(code)
 
     def checkpoint(self) -> Any:
-        """Called by submitit at a signal that comes before the run listens itself: the job starts over."""
+        """Called by submitit if a signal comes before the run watches for signals. The job then starts again."""
         import submitit
 
         return submitit.helpers.DelayedSubmission(self)

@@ -1,4 +1,4 @@
-"""Which runs a sweep consists of: the product of its settings, with settings in pairs, what is left out, a scale."""
+"""The runs of a sweep: the product of its settings, with paired settings, exclusions and a scale."""
 
 import copy
 import itertools
@@ -19,8 +19,8 @@ from pai_bench.errors import ConfigError
 from pai_bench.launch import overrides as words
 
 Job = dict[str, str]  # setting -> value, as on the command line
-Columns = Mapping[str, Sequence[Any]]  # settings with as many values each
-Rows = Sequence[Mapping[str, Any]]  # values of settings, which need not be the same in all rows
+Columns = Mapping[str, Sequence[Any]]  # setting -> its values; all settings have the same number of values
+Rows = Sequence[Mapping[str, Any]]  # each row gives values to settings; rows may name different settings
 
 
 def jobs(
@@ -29,18 +29,19 @@ def jobs(
     exclude: Sequence[Mapping[str, Any]] = (),
     drop: Sequence[Mapping[str, Any]] = (),
 ) -> list[Job]:
-    """The runs of a sweep, in the order of their settings. Those that do not differ are one.
+    """The runs of a sweep, in the order of their settings. Equal runs appear once.
 
     Args:
-        swept: the values of each setting, which are combined each with each.
-        paired: settings whose first values go together, their second values, and so on, or a list of what goes
-            together; one that is swept as well keeps only those of its pairs.
-        exclude: combinations to leave out: a value, or a list of values, for each of some settings.
-        drop: `settings` that play no part `where` others have some value, or one of a list of values.
+        swept: the values of each setting. All combinations are made.
+        paired: settings that change together. Either columns: the first values belong together, then the second
+            values, and so on. Or rows: each row is one pair. If a paired setting is swept too, only pairs with a swept
+            value stay.
+        exclude: combinations to leave out. Each gives a value, or a list of values, for some settings.
+        drop: rules with `where` and `settings`. Runs that match `where` lose these settings: they have no effect there.
 
     Raises:
-        ConfigError: paired settings have different numbers of values, or none has a value that is swept, or exclusions
-            or what is dropped name what is not swept, or something to drop is not said in full.
+        ConfigError: paired settings have different numbers of values; no pair has a swept value; a rule names a setting
+            that is not in the sweep; or a rule of `drop` is incomplete.
     """
     axes = []
     taken = set()
@@ -102,7 +103,7 @@ def _unique(found: Sequence[Job]) -> list[Job]:
 
 
 def _rows(group: Columns | Rows) -> list[Job]:
-    """What goes together, in the words of the command line."""
+    """The pairs as rows, with values as on the command line."""
     if not isinstance(group, Mapping):
         return [{key: _text(value) for key, value in row.items()} for row in group]
     lengths = {key: len(values) for key, values in group.items()}
@@ -114,14 +115,14 @@ def _rows(group: Columns | Rows) -> list[Job]:
 
 @dataclass(frozen=True)
 class Scale:
-    """How the runs of an experiment are made smaller; conf/scale/ has its values. What the command line says stays.
+    """How the runs of an experiment are made smaller. The values are in conf/scale/. Words of the command line stay.
 
     Args:
-        replace: options of groups that every run takes; the experiment's own settings of such a group go with it.
-        keep: options of those groups that are small as they are.
-        at_most: the greatest value of a setting that the experiment names.
-        points: values for a setting that the experiment names, in place of its own in their order: of two, the first
-            for the first half of them and the second for the second.
+        replace: group -> the option that every run gets. The experiment's own settings in this group are removed.
+        keep: group -> options that are small enough and stay.
+        at_most: setting -> its greatest value, if the experiment names the setting.
+        points: setting -> new values, if the experiment names the setting. They replace the old values in order: of two
+            new values, the first replaces the first half of the old ones, the second replaces the second half.
     """
 
     replace: Mapping[str, str] = field(default_factory=dict)
@@ -131,10 +132,10 @@ class Scale:
 
 
 def scaled(found: Sequence[Job], scale: Scale, given: Collection[str]) -> list[Job]:
-    """The runs of an experiment at a scale. Those that no longer differ are one.
+    """The runs of an experiment at a scale. Runs that have become equal appear once.
 
     Args:
-        given: the settings that the command line names, which stay as they are.
+        given: the settings that the command line names. They stay as they are.
     """
     values = {key: list(dict.fromkeys(job[key] for job in found if key in job)) for key in scale.points}
     small: list[Job] = []
@@ -163,13 +164,13 @@ def overrides_of_jobs(
     scale: Mapping[str, Any] | None = None,
     given: Collection[str] = (),
 ) -> list[list[str]]:
-    """The overrides of every run of a sweep, from those of its command line: `jobs` and `scaled` in Hydra's words.
+    """The overrides of every run of a sweep, from the overrides of its command line. Applies `jobs` and `scaled`.
 
     Args:
         given: the settings that the command line names itself.
 
     Raises:
-        ConfigError: as `jobs`, a sweep over an interval, or nothing is left.
+        ConfigError: like `jobs`; also for a sweep over an interval, or if no run is left.
     """
     swept: dict[str, list[str]] = {}
     for override in overrides:
@@ -193,14 +194,14 @@ def overrides_of_jobs(
 
 
 def _plain(settings: Any, resolve: bool = True) -> dict[str, Any]:
-    """What Hydra hands over, whose lists are no lists of Python's."""
+    """Settings from Hydra as plain dictionaries and lists of Python."""
     return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(settings), resolve=resolve))
 
 
 class SweepLoader(ConfigLoaderImpl):
-    """Hydra's own way to configs, which composes runs of a sweep that differ in nothing but values only once.
+    """Hydra's loader, with a cache for sweeps: runs that differ only in values are composed once and then copied.
 
-    Composing takes Hydra a tenth of a second, a copy a tenth of that.
+    Hydra needs 0.1 s to compose a config; a copy needs 0.01 s.
     """
 
     def __init__(self, config_search_path: ConfigSearchPath) -> None:
@@ -208,11 +209,11 @@ class SweepLoader(ConfigLoaderImpl):
         self._composed: dict[tuple[str, ...], DictConfig] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_composed": {}}  # it goes to another process with every run
+        return self.__dict__ | {"_composed": {}}  # every run sends this object to another process: keep it small
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
         """The config of one run of the sweep that `master_config` describes."""
-        # Those of Hydra's hold for every run; they say where configs lie.
+        # Hydra's own overrides hold for every run. They can change the folders of configs.
         of_hydra: Any = OmegaConf.to_container(master_config.hydra.overrides.hydra, resolve=False)
         with words.explained([*of_hydra, *sweep_overrides], self, master_config.hydra.job.config_name):
             return self._load(master_config, of_hydra, sweep_overrides)
@@ -232,22 +233,22 @@ class SweepLoader(ConfigLoaderImpl):
         composed = copy.deepcopy(self._composed[chosen])
         try:
             for override in values:
-                is_null = OmegaConf.select(composed, override.key_or_group) is None  # nothing to merge with
+                is_null = OmegaConf.select(composed, override.key_or_group) is None  # null cannot be merged
                 OmegaConf.update(composed, override.key_or_group, override.value(), merge=not is_null)
         except OmegaConfBaseException:
-            return super().load_sweep_config(master_config, sweep_overrides)  # which says what is wrong
+            return super().load_sweep_config(master_config, sweep_overrides)  # its error says what is wrong
         composed.hydra.overrides.task = list(sweep_overrides)
         return composed
 
     def _is_value(self, override: Override, master_config: DictConfig) -> bool:
-        """Whether Hydra applies an override to what has been composed, rather than composing something else."""
+        """Whether an override only changes a value of a composed config, and chooses no option of a group."""
         key = override.key_or_group
         is_group = key in master_config.hydra.runtime.choices or self.repository.group_exists(key)
         return override.package is None and not is_group and not override.is_hydra_override()
 
 
 def _text(value: Any) -> str:
-    """A value from yaml as it would stand on the command line."""
+    """A value from yaml, as one writes it on the command line."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -256,14 +257,14 @@ def _values(value: Any) -> list[str]:
 
 
 def _among(value: str, others: Sequence[str]) -> bool:
-    """Whether a value is one of several, 0.90 and 0.9 being the same."""
+    """Whether a value is one of several. 0.90 and 0.9 count as equal."""
     return _meaning(value) in map(_meaning, others)
 
 
 @lru_cache(maxsize=10_000)
 def _meaning(text: str) -> str:
-    """A value of the command line such that two that mean the same are equal: 1 is 1.0, and true is neither."""
-    try:  # as Hydra reads its files, in which 1e-3 is a number
+    """A value of the command line in a normal form. 1 and 1.0 give the same form; true gives another one."""
+    try:  # by Hydra's rules for files, in which 1e-3 is a number
         value = _plain(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)["value"] if text else text
     except (yaml.YAMLError, OmegaConfBaseException):
         value = text

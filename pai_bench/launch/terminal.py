@@ -1,4 +1,4 @@
-"""What a person at a terminal gets: the log, one clear line for a failure, an exit code, and a count of runs."""
+"""What a person sees in a terminal: the log, one clear line for each failure, an exit code, and a count of runs."""
 
 import logging
 import multiprocessing
@@ -19,11 +19,11 @@ from pai_bench.system.world import world
 log = logging.getLogger("pai_bench")
 
 
-OUTCOMES = "PAI_BENCH_OUTCOMES"  # a file to which every run of a sweep, in whatever process, adds a line
+OUTCOMES = "PAI_BENCH_OUTCOMES"  # environment variable: a file to which every run of a sweep adds a line
 
 
 def one_line(error: BaseException) -> str:
-    """The reason for a failure in a line: the setting that it names, or the error's own words."""
+    """The reason for a failure, in one line."""
     if type(error).__name__ == "TerminatedWorkerError":
         return (
             "a process of the sweep was killed, perhaps for want of memory; the same command goes on with what is left "
@@ -48,19 +48,19 @@ def one_line(error: BaseException) -> str:
 
 
 def in_worker() -> bool:
-    """Whether this is one of several processes that work on a sweep; what they say must fit on one terminal."""
+    """Whether this process is a worker of a sweep. Workers share one terminal, so they print little."""
     return multiprocessing.current_process().name != "MainProcess"
 
 
 def count(code: int, skipped: bool = False) -> None:
-    """Counts a run of this sweep by its exit code."""
+    """Adds a run to the count of this sweep, by its exit code."""
     if OUTCOMES in os.environ:
         with Path(os.environ[OUTCOMES]).open("a") as file:
             file.write(f"{code} {int(skipped)}\n")
 
 
 def _rank() -> int:
-    """The number of this process; 0 also where the environment makes no sense, which is what there is to report."""
+    """The rank of this process. It is 0 too if the environment makes no sense: that error must be reported."""
     try:
         return world().rank
     except ConfigError:
@@ -68,14 +68,14 @@ def _rank() -> int:
 
 
 def report(error: Exception) -> int:
-    """Says in one line what went wrong, and returns the exit code."""
+    """Prints one line about a failure, and returns its exit code."""
     if isinstance(error, (HydraException, OmegaConfBaseException)) and not isinstance(error, InstantiationException):
         code = ConfigError.exit_code
     else:
         code = getattr(error, "exit_code", UserError.exit_code)
     rank = _rank()
     if rank > 0 and (getattr(error, "shared", False) or code in (2, 75) or preemption.requested()):
-        return code  # the first process says it
+        return code  # the first process reports it
     kind = {2: "config error", 4: "data error", 6: "owned", 75: "preempted"}.get(code, "error")
     where = f"process {rank}: " if rank else ""
     print(f"{kind}: {where}{'; '.join([one_line(error), *getattr(error, '__notes__', [])])}", file=sys.stderr)
@@ -96,7 +96,7 @@ def one_line_errors() -> Iterator[None]:
 
 @contextmanager
 def counted() -> Iterator[None]:
-    """Counts the runs inside the block, says how many there were of each kind, and exits with the worst code."""
+    """Counts the runs inside the block, logs the numbers by outcome, and exits with the worst code."""
     with tempfile.NamedTemporaryFile("r", prefix="pai_bench-") as outcomes:
         os.environ[OUTCOMES] = outcomes.name
         try:
@@ -115,9 +115,9 @@ def counted() -> Iterator[None]:
 
 
 def start_process() -> None:
-    """Makes this process ready for runs, once.
+    """Prepares this process for runs. Later calls do nothing.
 
-    Sends what a person follows to the terminal; run.log, where there is one, gets everything.
+    The terminal gets the messages for people. The run.log of a run gets all messages.
     """
     if log.handlers:
         return

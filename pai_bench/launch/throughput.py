@@ -1,4 +1,4 @@
-"""Images per second: of the loader alone, of training alone, and of both together."""
+"""Images per second of the loader alone, of training alone, and of both together."""
 
 import itertools
 import time
@@ -17,21 +17,21 @@ from pai_bench.system import devices, seeding
 from pai_bench.system.world import world
 from pai_bench.training.step import Execution, Step
 
-_FIRST_STEPS = 2  # compile, choose algorithms, start the processes that decode
-_WARM_UP = 0.5  # of the measured time; it uses up what was decoded during the first steps
+_FIRST_STEPS = 2  # not measured: they compile, choose algorithms and start the processes that decode
+_WARM_UP = 0.5  # share of the measured time; it uses up the images that were decoded during the first steps
 
-Use = Callable[[Tensor, Tensor], None]  # what is done with the images and labels of a batch
+Use = Callable[[Tensor, Tensor], None]  # does something with the images and labels of a batch
 
 
 def measure(run: RunConfig, seconds: float) -> dict[str, float]:
     """Images per second of the `loader` alone, of `training` alone on one batch, and of `both`.
 
     Args:
-        run: its config.
-        seconds: how long each of the three is measured, after half of that time to warm up.
+        run: the config of the run.
+        seconds: how long each of the three is measured. Before that it warms up for half of this time.
 
     Raises:
-        UserError: what a run would raise before it trains.
+        UserError: the same errors as of a run before training.
     """
     if (size := world().size) > 1:
         raise ConfigError(f"throughput is measured in one process, and these are {size}; start one")
@@ -47,7 +47,7 @@ def measure(run: RunConfig, seconds: float) -> dict[str, float]:
 
 
 def _loaded(parts: Parts) -> Source[Batch]:
-    """Training batches of one epoch after another."""
+    """The training batches of one epoch after another, without end."""
     for epoch in itertools.count(1):
         order, augment = (seeding.generator(parts.run.seed, name, epoch) for name in ("order", "augment"))
         yield from parts.data.train(parts.run.training.batch_size, order, augment)
@@ -74,7 +74,7 @@ def _training(parts: Parts) -> Use:
 
 
 def _rate(parts: Parts, batches: Source[Batch], use: Use, seconds: float) -> float:
-    """Images per second that are taken from batches and used."""
+    """How many images per second are taken from the batches and used."""
     with closing(batches):
         for images, labels in itertools.islice(batches, _FIRST_STEPS):
             use(images, labels)

@@ -1,4 +1,4 @@
-"""What `python run.py --help` says: the groups with their options, and every setting."""
+"""The text of `python run.py --help`: the groups with their options, and every setting."""
 
 from string import Template
 from typing import Any
@@ -31,9 +31,9 @@ def text(words: list[str], loader: ConfigLoaderImpl, resolve: bool) -> str:
     """The help of a command line.
 
     Args:
-        words: its overrides.
+        words: the overrides of the command line.
         loader: knows the folders of configs.
-        resolve: settings that name others show their values.
+        resolve: whether settings that refer to other settings show the resolved values.
 
     Raises:
         ConfigError: a word is wrong.
@@ -42,7 +42,7 @@ def text(words: list[str], loader: ConfigLoaderImpl, resolve: bool) -> str:
         composed = loader.load_configuration("config", words, RunMode.RUN)
     with open_dict(composed):
         del composed["hydra"]
-    # Hydra lists groups by reading every file twice.
+    # Hydra's own list of groups is slower: it reads every file twice.
     groups = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra")
     lines = "".join(f"{group}: {', '.join(loader.get_group_options(group))}\n" for group in groups)
     settings: Any = OmegaConf.to_container(composed, resolve=resolve)

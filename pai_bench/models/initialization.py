@@ -1,4 +1,4 @@
-"""How weights are drawn. An explicit choice of every model: magnitude pruning at initialization ranks nothing else."""
+"""How weights are drawn. Every model states it: magnitude pruning at initialization ranks nothing but these weights."""
 
 from collections.abc import Callable
 from typing import Literal, TypedDict
@@ -12,7 +12,7 @@ Scheme = Literal["kaiming_normal_fan_in", "kaiming_normal_fan_out", "xavier_norm
 
 
 class Init(TypedDict):
-    """How the weights of each kind of layer are drawn."""
+    """The scheme for each kind of layer."""
 
     conv: Scheme
     linear: Scheme
@@ -33,8 +33,8 @@ def initialize_(model: nn.Module, init: Init) -> nn.Module:
     """Draws the weights of a model anew, in place, from torch's global generator.
 
     Args:
-        init: the scheme for `conv`, `linear` and `norm` layers. "framework" leaves a layer as torch made it: weights
-            and bias uniform in +-1/sqrt(fan_in). Under every other scheme the bias becomes zero.
+        init: the scheme for `conv`, `linear` and `norm` layers. "framework" leaves a layer unchanged: torch draws
+            weights and biases uniformly in +-1/sqrt(fan_in). With every other scheme the bias becomes zero.
     """
     for module in model.modules():
         if isinstance(module, _BatchNorm) and module.affine:

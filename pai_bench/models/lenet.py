@@ -9,7 +9,7 @@ from pai_bench.models.initialization import Init, initialize_
 
 
 class Plain(nn.Module):
-    """Convolutions with max-pooling, if any, then hidden linear layers and the classifier; no norms."""
+    """Convolutions with max-pooling (optional), hidden linear layers, and the classifier. No norms."""
 
     def __init__(self, convolutions: Sequence[nn.Module], num_features: int, hidden: list[int], num_classes: int):
         super().__init__()
@@ -25,7 +25,7 @@ class Plain(nn.Module):
 
 
 def lenet300(input_shape: Shape, num_classes: int, *, hidden: Counts, init: Init) -> nn.Module:
-    """A perceptron; LeNet-300-100 has the hidden layers [300, 100].
+    """A perceptron. LeNet-300-100 has the hidden layers [300, 100].
 
     Reference: LeCun et al. 1998; as in Frankle and Carbin 2019, arXiv:1803.03635.
     Deviates: none.
@@ -35,7 +35,7 @@ def lenet300(input_shape: Shape, num_classes: int, *, hidden: Counts, init: Init
 
 
 def lenet5(input_shape: Shape, num_classes: int, *, init: Init) -> nn.Module:
-    """LeNet-5 in the form of Caffe: 5x5 convolutions of 20 and 50 channels, one hidden layer of 500.
+    """LeNet-5 in the form of Caffe: 5x5 convolutions with 20 and 50 channels, one hidden layer with 500 units.
 
     Reference: LeCun et al. 1998; as in Lee et al. 2019, arXiv:1810.02340.
     Deviates: none.
@@ -49,7 +49,7 @@ def lenet5(input_shape: Shape, num_classes: int, *, init: Init) -> nn.Module:
 
 
 def conv(input_shape: Shape, num_classes: int, *, widths: Counts, init: Init) -> nn.Module:
-    """Conv-2, -4 and -6: two 3x3 convolutions of each width and a max-pool, again and again; 256-256-K.
+    """Conv-2, -4 and -6: for each width two 3x3 convolutions and a max-pool; then linear layers 256-256-K.
 
     Reference: Frankle and Carbin 2019, arXiv:1803.03635, figure 2.
     Deviates: none.

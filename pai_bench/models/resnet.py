@@ -1,4 +1,4 @@
-"""Residual networks for small images: a 3x3 stem, two kinds of block, projection shortcuts, no max-pooling."""
+"""Residual networks for small images: a 3x3 stem, two kinds of blocks, projection shortcuts, no max-pooling."""
 
 from typing import Literal
 
@@ -21,7 +21,7 @@ def _conv3x3(num_in: int, num_out: int, stride: int = 1) -> nn.Conv2d:
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions around an identity, or around a 1x1 projection where the shape changes."""
+    """Two 3x3 convolutions. The shortcut is the identity, or a 1x1 projection if the shape changes."""
 
     expansion = 1
 
@@ -38,7 +38,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """A 3x3 convolution, which has the stride, between two of 1x1 to and from a quarter of the channels."""
+    """1x1, 3x3 and 1x1 convolutions. The 3x3 convolution has the stride, and a quarter of the output channels."""
 
     expansion = 4
 
@@ -96,17 +96,18 @@ def resnet(
     init: Init,
     block: Literal["basic", "bottleneck"] = "basic",
 ) -> nn.Module:
-    """A residual network: `blocks[i]` blocks of `widths[i]` channels in stage i; later stages halve the image.
+    """A residual network: stage i has `blocks[i]` blocks with `widths[i]` channels. Later stages halve the image.
 
-    ResNet-20 is widths [16, 32, 64] with blocks [3, 3, 3]; ResNet-18 is [64, 128, 256, 512] with [2, 2, 2, 2];
-    ResNet-50 is that with [3, 4, 6, 3] bottlenecks, which give out four times their width.
+    ResNet-20 has widths [16, 32, 64] and blocks [3, 3, 3]. ResNet-18 has widths [64, 128, 256, 512] and blocks
+    [2, 2, 2, 2]. ResNet-50 has the widths of ResNet-18 and [3, 4, 6, 3] bottlenecks, with four times as many output
+    channels.
 
     Raises:
-        ConfigError: there are not as many widths as blocks.
+        ConfigError: `widths` and `blocks` differ in length.
 
     Reference: He et al. 2016, arXiv:1512.03385, sections 4.1 and 4.2.
-    Deviates: shortcuts that change shape are 1x1 projections with batch norm, as in the lottery-ticket literature;
-        the CIFAR networks of the paper pad with zeros.
+    Deviates: shortcuts that change the shape are 1x1 projections with batch norm, as in the lottery-ticket literature.
+        The CIFAR networks of the paper pad with zeros instead.
     """
     if len(widths) != len(blocks):
         raise ConfigError(f"model.widths={widths}: give one for each stage of model.blocks={blocks}")

@@ -1,4 +1,4 @@
-"""The door to timm: any of its architectures, untrained."""
+"""The models of timm, untrained."""
 
 from typing import Any
 
@@ -9,11 +9,11 @@ from pai_bench.errors import ConfigError
 
 
 def timm_model(input_shape: Shape, num_classes: int, *, architecture: str, options: dict[str, Any]) -> nn.Module:
-    """A timm model with the initialization that timm gives it.
+    """A timm model with timm's own initialization.
 
     Args:
-        options: further keyword arguments of the model, for example {zero_init_last: false}: timm starts the last
-            batch norm of a residual block at zero, where scores that look through the block see nothing.
+        options: further keyword arguments of the model. An example is {zero_init_last: false}. By default timm sets the
+            last batch norm of a residual block to zero, and then scores get no signal through the block.
 
     Raises:
         ConfigError: timm is not installed or has no such model, or the model refuses the options.
@@ -29,7 +29,7 @@ def timm_model(input_shape: Shape, num_classes: int, *, architecture: str, optio
     if not timm.is_model(architecture):
         near = ", ".join(timm.list_models(f"*{architecture.split('.')[0]}*")[:5]) or "see timm.list_models()"
         raise ConfigError(f"model.name={architecture}: timm has no such model; near it: {near}")
-    # Transformers fix the size of the image when they are built; convolutional networks take any.
+    # Transformers are built for one image size; convolutional networks accept any size.
     known = timm.get_pretrained_cfg(architecture)
     if known is not None and known.fixed_input_size:
         options = {"img_size": input_shape[1:], **options}

@@ -1,4 +1,4 @@
-"""VGG with batch norm, in the forms that the pruning literature trains on small images."""
+"""VGG with batch norm, in the forms that the pruning literature uses for small images."""
 
 from typing import Literal
 
@@ -67,10 +67,10 @@ def vgg(
     """VGG-depth with batch norm after every convolution.
 
     Args:
-        norm_last: convolution, activation, norm, in this order.
-        classifier: "linear" is four max-pools, an average pool over what is left (2x2 at 32 pixels, 4x4 at 64), and
-            one linear layer; "pooled" has a fifth max-pool instead; "mlp" is five max-pools and 1024-1024-K with
-            dropout, as Tanaka et al. use on Tiny-ImageNet.
+        norm_last: the order is convolution, activation, norm.
+        classifier: "linear" has four max-pools, an average pool over the rest (2x2 at 32 pixels, 4x4 at 64 pixels),
+            and one linear layer. "pooled" has a fifth max-pool instead of the average pool. "mlp" has five max-pools
+            and linear layers 1024-1024-K with dropout, as in Tanaka et al. on Tiny-ImageNet.
 
     Reference: Simonyan and Zisserman 2015, arXiv:1409.1556; for CIFAR as in Wang et al. 2020, arXiv:2002.07376 and
         Tanaka et al. 2020, arXiv:2006.05467; norm_last and "pooled" as in the released code of Lubana and Dick 2021,

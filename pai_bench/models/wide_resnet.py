@@ -9,7 +9,7 @@ from pai_bench.models.initialization import Init, initialize_
 
 
 class PreActivationBlock(nn.Module):
-    """norm, relu, conv, norm, relu, dropout, conv; the shortcut is a 1x1 convolution where the width changes."""
+    """norm, relu, conv, norm, relu, dropout, conv. If the width changes, the shortcut is a 1x1 convolution."""
 
     def __init__(self, num_in: int, num_out: int, stride: int, dropout: float) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ def wide_resnet(
     """WRN-depth-width: (depth - 4) / 6 blocks in each of three stages, `width` times the channels of a ResNet.
 
     Raises:
-        ConfigError: the depth is not 6n + 4, or the width is 1 (then the first stage would need no shortcut).
+        ConfigError: the depth is not 6n + 4, or the width is 1 (the first stage would then need no shortcut).
 
     Reference: Zagoruyko and Komodakis 2016, arXiv:1605.07146.
     Deviates: none.

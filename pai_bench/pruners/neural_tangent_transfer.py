@@ -54,14 +54,7 @@ def transfer(
         authors' code has kernel=all. Here Adam starts anew in every round. In their code it goes on, and its momentum
         moves a weight for a while after it was pruned.
     """
-    if not batches:
-        raise UserError(
-            "pruner.scoring_data=null: the tangent kernel needs images; say how many, as in conf/pruner/ntt.yaml"
-        )
-    if min(map(len, labels_of(batches))) < 2:
-        raise UserError(
-            "pruner.scoring_data: the tangent kernel is between two halves; let no batch be of a single image"
-        )
+    _check_batches(batches)
     density = sum(float(kept.sum()) for kept in net.mask.values()) / sum(kept.numel() for kept in net.mask.values())
     student = {name: weight.clone().requires_grad_() for name, weight in net.weights.items()}
     if kernel == "all":
@@ -82,6 +75,22 @@ def transfer(
             weight.grad = gradient
         optimizer.step()
     return {name: weight.detach() for name, weight in student.items()}
+
+
+def _check_batches(batches: Batches) -> None:
+    """Refuses batches that cannot be cut into two halves.
+
+    Raises:
+        UserError: there are no batches, or one has a single image.
+    """
+    if not batches:
+        raise UserError(
+            "pruner.scoring_data=null: the tangent kernel needs images; say how many, as in conf/pruner/ntt.yaml"
+        )
+    if min(map(len, labels_of(batches))) < 2:
+        raise UserError(
+            "pruner.scoring_data: the tangent kernel is between two halves; let no batch be of a single image"
+        )
 
 
 def _outputs_and_kernel(

@@ -1,10 +1,12 @@
 """ProsPr: prospect pruning, the effect of a weight through the first steps of training."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Generator, Tensor
 
 from pai_bench.analysis.gradients import twice_differentiable
-from pai_bench.core import Batches, Loss, NonNegativeInt, Positive, ProperFraction, Scores, Subnetwork
+from pai_bench.core import Batches, Loss, Mask, NonNegativeInt, Positive, ProperFraction, Scores, Subnetwork, Weights
 from pai_bench.errors import UserError
 
 
@@ -53,24 +55,42 @@ def score(
     mask = {name: torch.ones_like(weight).requires_grad_() for name, weight in start.items()}
     parameters = {name: start[name] * mask[name] for name in mask} | net.others()
     if first_order:
-        parameters = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
+        parameters = _leaves(parameters)
     velocity: dict[str, Tensor] = {}
     with twice_differentiable():
         for step in range(steps):
             gradients = torch.autograd.grad(
                 batch_loss(step, parameters), list(parameters.values()), create_graph=not first_order
             )
-            for name, gradient in zip(list(parameters), gradients, strict=True):
-                if name in velocity:
-                    velocity[name] = gradient + momentum * velocity[name]
-                else:
-                    velocity[name] = gradient.detach() if detach_momentum and momentum > 0 else gradient
-                # A weight that an earlier round pruned takes no part in the steps.
-                moved = velocity[name] * net.mask[name] if name in net.mask else velocity[name]
-                parameters[name] = parameters[name] - lr * moved
+            _step_(parameters, velocity, gradients, net.mask, lr, momentum, detach_momentum)
             if first_order:
-                parameters = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
+                parameters = _leaves(parameters)
         at = [parameters[name] for name in mask] if first_order else list(mask.values())
         gradients = torch.autograd.grad(batch_loss(steps, parameters), at)
     factor = start if first_order else {name: torch.ones_like(weight) for name, weight in start.items()}
     return {name: (factor[name] * gradient).abs() for name, gradient in zip(mask, gradients, strict=True)}
+
+
+def _leaves(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The parameters as leaves of a new graph, so that nothing before them is differentiated."""
+    return {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
+
+
+def _step_(
+    parameters: Weights,
+    velocity: Weights,
+    gradients: Sequence[Tensor],
+    mask: Mask,
+    lr: float,
+    momentum: float,
+    detach_momentum: bool,
+) -> None:
+    """Replaces parameters and velocities by those after a step of SGD, which autograd can differentiate."""
+    for name, gradient in zip(list(parameters), gradients, strict=True):
+        if name in velocity:
+            velocity[name] = gradient + momentum * velocity[name]
+        else:
+            velocity[name] = gradient.detach() if detach_momentum and momentum > 0 else gradient
+        # A weight that an earlier round pruned takes no part in the steps.
+        moved = velocity[name] * mask[name] if name in mask else velocity[name]
+        parameters[name] = parameters[name] - lr * moved

@@ -1,4 +1,4 @@
-"""Which runs stand beside which published number: those whose whole config is that of the recipe, but for the seed."""
+"""Finds the runs to compare with each published number: their config equals the recipe, except for the seed."""
 
 import json
 import math
@@ -23,21 +23,21 @@ NO_EXPERIMENT = "NO EXPERIMENT"
 
 Config = dict[str, Any]
 Row = dict[str, Any]
-Differences = dict[str, tuple[Any, Any]]  # setting -> here, in the recipe
+Differences = dict[str, tuple[Any, Any]]  # setting -> (value here, value in the recipe)
 
-_SAME_DENSITY = 0.002  # relative: papers and recipes round, and 1.778 stands for 10^0.25
-_AFTER_THE_MASK = ("training", "on_collapse")  # a mask that is found before training does not depend on them
-_GRID_STEP = 0.2501  # how closely, in log10 compression, it must be known where a layer empties
-_CHANCE = 3.0  # standard deviations of a binomial count by which the density of a layer may be off as well
-_MOST_TOLD = 4  # settings that are named where two configs differ
+_SAME_DENSITY = 0.002  # relative tolerance: papers and recipes round, and 1.778 stands for 10^0.25
+_AFTER_THE_MASK = ("training", "on_collapse")  # these have no effect on a mask that is found before training
+_GRID_STEP = 0.2501  # log10 of compression: the largest distance of the two points between which a layer empties
+_CHANCE = 3.0  # the density of a layer may also be off by this many standard deviations of a binomial count
+_MAX_DIFFERENCES = 4  # how many different settings a reason names
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A published number and what became of it."""
+    """A published number and the outcome of its comparison."""
 
     number: Number
-    name: str  # one of verdicts' three or of the three above
+    name: str  # one of the three names in verdicts.py, or of the three names above
     ours: Sample | None = None
     verdict: Verdict | None = None
     reason: str = ""
@@ -46,9 +46,9 @@ class Comparison:
 
 @dataclass
 class Group:
-    """Finished runs that differ in nothing but the seed."""
+    """Finished runs that differ only in the seed."""
 
-    root: Path  # where their directories lie
+    root: Path  # the folder of their directories
     rows: list[Row] = field(default_factory=list)
     _layers: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
@@ -56,7 +56,7 @@ class Group:
         """The config of the first run.
 
         Raises:
-            DataError: it is gone or damaged.
+            DataError: it is missing or damaged.
         """
         path = self.root / str(self.rows[0]["id"]) / "config.yaml"
         settings = _read(path)
@@ -65,10 +65,10 @@ class Group:
         return settings
 
     def layers(self, row: Row) -> list[dict[str, Any]]:
-        """What mask.json says of the layers of one of the runs.
+        """The layers in the mask.json of one of the runs.
 
         Raises:
-            DataError: it is gone or damaged.
+            DataError: it is missing or damaged.
         """
         run_id = str(row["id"])
         if run_id not in self._layers:
@@ -81,21 +81,21 @@ class Group:
 
     @property
     def density(self) -> float:
-        """What the runs were asked to keep."""
+        """The target density of the runs."""
         return 1.0 - float(self.rows[0]["target_sparsity"])
 
 
 class Recipes:
-    """The configs that published numbers ask for; each is composed once, and none before it is asked for."""
+    """The configs of published numbers. Each is composed at most once, when it is first needed."""
 
     def __init__(self) -> None:
         self._composed: dict[tuple[str, ...], RunConfig] = {}
 
     def of(self, number: Number) -> RunConfig:
-        """The config of a number at some target and seed: those of its curve differ in nothing else.
+        """The config of a number, at any one target and seed. Other configs of the same curve differ only in these.
 
         Raises:
-            ConfigError: and Hydra's own errors, where the recipe does not compose.
+            ConfigError: the recipe does not compose. Errors of Hydra are possible too.
         """
         words = overrides(number)
         if words not in self._composed:
@@ -108,7 +108,7 @@ class Recipes:
 
 
 def overrides(number: Number) -> tuple[str, ...]:
-    """What the command line says for the curve that a number lies on, at one seed."""
+    """The overrides for one seed of the curve on which a number lies."""
     words = [*(number.table.recipe or ()), *(f"{key}={value}" for key, value in settings(number).items()), "seed=0"]
     if number.density is not None and not any(word.startswith("experiment=") for word in words):
         words.append(f"density={number.density!r}")
@@ -116,20 +116,20 @@ def overrides(number: Number) -> tuple[str, ...]:
 
 
 def settings(number: Number) -> dict[str, str]:
-    """The settings of a number on the command line. A network of density 1 is the dense one, whatever the pruner."""
+    """The settings of a number on the command line. At density 1, every pruner becomes `dense`."""
     return {**number.settings, "pruner": "dense"} if number.density == 1 else dict(number.settings)
 
 
 def compare(numbers: Sequence[Number], rows: Sequence[Row], root: Path, rule: Rule) -> list[Comparison]:
-    """What became of each number, in order. No more recipes are composed than runs are there for.
+    """The comparison of each number, in order. A recipe is composed only if there are runs that may match it.
 
     Args:
-        rows: of finished runs.
-        root: where their directories lie.
+        rows: the rows of finished runs.
+        root: the folder of their directories.
 
     Raises:
-        ConfigError: as `Recipes.of`.
-        DataError: what a run left is damaged.
+        ConfigError: like `Recipes.of`.
+        DataError: a file of a run is damaged.
     """
     groups: dict[str, Group] = {}
     for row in rows:
@@ -151,47 +151,50 @@ def compare(numbers: Sequence[Number], rows: Sequence[Row], root: Path, rule: Ru
         }
         if not near:
             return Comparison(number, MISSING)
-        here: dict[str, Group] = {}
-        elsewhere: dict[str, str] = {}
+        matching: dict[str, Group] = {}
+        reasons: dict[str, str] = {}  # why the other groups do not match
         recipe = recipes.of(number)
         for name, group in near.items():
             if name not in configs:
                 configs[name] = group.config()
             before_training = not number.table.is_accuracy and not group.rows[0]["search_train_examples"]
-            ignored = ("sparsity", *(_AFTER_THE_MASK if before_training else ()))  # sparsities are near, as was seen
+            ignored = ("sparsity", *(_AFTER_THE_MASK if before_training else ()))  # sparsities were compared above
             try:
                 different = identity.differences(configs[name], plain(recipe), ignored)
-            except ConfigError as error:  # a file that the run was made of is gone
-                elsewhere[name] = str(error)
+            except ConfigError as error:  # a file that the run has used is gone
+                reasons[name] = str(error)
                 continue
             except KeyError as error:
-                elsewhere[name] = f"its config.yaml has no {error.args[0]}: another version of this program wrote it"
+                reasons[name] = f"its config.yaml has no {error.args[0]}: another version of this program wrote it"
                 continue
             if not different:
-                here[name] = group
-            elif group.rows[0]["ablation"] in ("none", recipe.ablation.name):  # or it is another experiment
-                elsewhere[name] = _told(different)
-        if here:
-            return _judged(number, here, rule)
-        if not elsewhere:
+                matching[name] = group
+            elif group.rows[0]["ablation"] in ("none", recipe.ablation.name):  # else it is another experiment
+                reasons[name] = _in_words(different)
+        if matching:
+            return _judged(number, matching, rule)
+        if not reasons:
             return Comparison(number, MISSING)
-        reason = " | ".join(dict.fromkeys(elsewhere.values()))
-        return Comparison(number, NOT_COMPARABLE, reason=reason, groups=tuple(elsewhere))
+        reason = " | ".join(dict.fromkeys(reasons.values()))
+        return Comparison(number, NOT_COMPARABLE, reason=reason, groups=tuple(reasons))
 
     return [compared(number) for number in numbers]
 
 
 def not_reproduced(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """Those with an experiment here that did not get REPRODUCED, if only for want of runs; recalled ones are spared."""
+    """The comparisons that have an experiment here and did not get REPRODUCED, also if only runs are missing.
+
+    Recalled numbers do not count.
+    """
     spared = (REPRODUCED, NO_EXPERIMENT)
     return [c for c in comparisons if c.name not in spared and c.number.table.evidence != "R"]
 
 
 def _judged(number: Number, groups: dict[str, Group], rule: Rule) -> Comparison:
-    # Runs of one mask and other trainings say the same of it: a seed counts once.
+    # Runs with the same mask and different training give the same value. So a seed counts once.
     once: dict[tuple[Any, ...], tuple[Group, Row]] = {}
     for group in sorted(groups.values(), key=lambda group: -abs(group.density - (number.density or 0.0))):
-        for row in group.rows:  # of several densities that are near, the nearest comes last and stays
+        for row in group.rows:  # the nearest density comes last and replaces the others
             once[(row["seed"],) if number.density is not None else (row["seed"], group.density)] = group, row
     rows = list(once.values())
     chance = 0.0
@@ -233,12 +236,14 @@ def _layer(number: Number, group: Group, row: Row) -> dict[str, Any]:
 
 
 def _collapses(rows: list[tuple[Group, Row]]) -> dict[int, tuple[float, float]]:
-    """Of each seed the last log10 compression without an empty layer, and the first with one."""
+    """For each seed: the last log10 compression without an empty layer, and the first one with an empty layer."""
     curves: dict[int, list[tuple[float, bool]]] = defaultdict(list)
     ends: dict[int, float] = {}
     for group, row in rows:
         curves[row["seed"]].append((round(-math.log10(group.density), 9), bool(row["collapsed_layers"])))
-        ends[row["seed"]] = math.log10(row["num_prunable"] / len(group.layers(row)))  # fewer weights than layers
+        ends[row["seed"]] = math.log10(
+            row["num_prunable"] / len(group.layers(row))
+        )  # above this compression there are fewer weights than layers
     found = {}
     for seed, curve in sorted(curves.items()):
         high = min((compression for compression, empty in curve if empty), default=math.inf)
@@ -251,10 +256,11 @@ def _same(density: float, other: float) -> bool:
     return math.isclose(density, other, rel_tol=_SAME_DENSITY)
 
 
-def _told(different: Differences) -> str:
+def _in_words(different: Differences) -> str:
     words = [f"{key}={_plain(here)}, published {_plain(there)}" for key, (here, there) in different.items()]
-    more = len(words) - _MOST_TOLD
-    return "; ".join([*words[:_MOST_TOLD], *([f"and {more} more settings"] if more > 0 else [])])
+    more = len(words) - _MAX_DIFFERENCES
+    settings = "setting" if more == 1 else "settings"
+    return "; ".join([*words[:_MAX_DIFFERENCES], *([f"and {more} more {settings}"] if more > 0 else [])])
 
 
 def _plain(value: Any) -> str:

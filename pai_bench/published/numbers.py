@@ -1,4 +1,4 @@
-"""Numbers from papers: what was published of which network, method and target, and where it stands. Reads `papers/`."""
+"""Numbers from papers: the network, the method, the target, the value and its source. Reads the files in `papers/`."""
 
 import csv
 import math
@@ -16,7 +16,8 @@ PAPERS = Path(__file__).parent / "papers"
 
 ACCURACY = "accuracy"
 MASK = "mask"
-# What a number measures: what decides it, and what it is called. Accuracies are printed in percent and fractions here.
+# What a number measures: whether training or the mask decides it, and its description. Papers print accuracies in
+# percent; here they are fractions.
 QUANTITIES = {
     "test_top1": (ACCURACY, "test accuracy after the last epoch, %"),
     "best_test_top1": (ACCURACY, "test accuracy in the best test epoch, %"),
@@ -27,7 +28,7 @@ QUANTITIES = {
     "critical_compression": (MASK, "log10 of the greatest compression on the grid that leaves no layer empty"),
     "collapse_threshold": (MASK, "log10 of the compression at which a layer is emptied"),
 }
-WITHOUT_TARGET = ("critical_compression", "collapse_threshold")  # they are of a whole curve
+WITHOUT_TARGET = ("critical_compression", "collapse_threshold")  # these describe a whole curve
 EVIDENCE = {
     "V": "read in a data file or a table of a public repository",
     "T": "read off a picture of the paper's table",
@@ -47,7 +48,7 @@ _OF_TABLE = {
 
 @dataclass(frozen=True)
 class Tolerance:
-    """By how much a number that needs no training may differ: the sum of what is given."""
+    """How much a number that needs no training may differ: the sum of both parts."""
 
     absolute: float = 0.0
     relative: float = 0.0  # of the published number
@@ -55,18 +56,18 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class Table:
-    """What the numbers of a table or a figure have in common."""
+    """What all numbers of a table or a figure have in common."""
 
-    paper: str  # the file's name
+    paper: str  # the name of the yaml file
     title: str  # authors, year, title
     arxiv: str | None
     name: str
     quantity: str
     evidence: str
     source: str
-    recipe: tuple[str, ...] | None  # overrides of run.py, to which the settings of a number are added
-    no_recipe: str | None  # or why there are none
-    tolerance: Tolerance | None  # set: the verdict is by this alone
+    recipe: tuple[str, ...] | None  # overrides of run.py; the settings of a number are added
+    no_recipe: str | None  # why there is no recipe
+    tolerance: Tolerance | None  # if given, it alone decides the verdict
     note: str | None
 
     @property
@@ -80,10 +81,10 @@ class Number:
     """One published number."""
 
     table: Table
-    settings: Mapping[str, str]  # as on the command line; dataset, model and pruner are always there
-    target: str | None  # as printed, "sparsity=0.95"
-    density: float | None  # what the target means
-    layer: int | None  # counted from 1, of a layer's density
+    settings: Mapping[str, str]  # as on the command line; always with dataset, model and pruner
+    target: str | None  # as printed, like "sparsity=0.95"
+    density: float | None  # the same target as a density
+    layer: int | None  # for the density of a layer; counted from 1
     value: float  # accuracies are fractions
     sd: float | None  # sample standard deviation over runs
     num_runs: int | None
@@ -91,17 +92,19 @@ class Number:
 
     @property
     def label(self) -> str:
-        """What the number is of, in the words of the command line."""
+        """The settings of the number in the words of the command line."""
         words = [f"{key}={value}" for key, value in self.settings.items()]
         words += [self.target] if self.target else []
         return " ".join(words + ([f"layer={self.layer}"] if self.layer else []))
 
 
 def read(*folders: Path) -> list[Number]:
-    """Every number in the yaml files of some folders, in the order of files and tables. Their form: docs/published.md.
+    """Every number in the yaml files of some folders, in the order of files and tables.
+
+    docs/published.md describes the form of the files.
 
     Raises:
-        ConfigError: a folder has no such file, or a file is not as it should be.
+        ConfigError: a folder has no such file, or a file has another form.
     """
     found = []
     for folder in folders:
@@ -114,10 +117,10 @@ def read(*folders: Path) -> list[Number]:
 
 
 def choose(numbers: Sequence[Number], words: Sequence[str]) -> list[Number]:
-    """The numbers that every word fits: as a part of the paper's or the table's name, or as a value of a setting.
+    """The numbers that match every word. A word is a part of the paper's or the table's name, or a value of a setting.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: no number matches.
     """
 
     def fits(number: Number, word: str) -> bool:
@@ -195,12 +198,12 @@ def _table(path: Path, paper: dict[str, Any], entry: dict[str, Any], where: str)
 
 
 def _numbers(table: Table, entry: dict[str, Any], where: str) -> list[Number]:
-    """The cells of a table, whose first columns are settings and whose others are values of the setting `across`."""
+    """The numbers in the cells of a table. The first columns are settings; `across` names the setting of the others."""
     lines = [line for line in csv.reader(entry["values"].splitlines(), skipinitialspace=True) if line]
     _require(len(lines) > 1, where, "values: a line of names and a line of numbers are the least")
     header, rows = [word.strip() for word in lines[0]], lines[1:]
     across = entry.get("across")
-    # Names of settings come first. What follows are values of one more, or the one word "value".
+    # Names of settings come first. Then come values of one more setting, or the word "value".
     num_settings = next((i for i, word in enumerate(header) if word == "value" or _is_number(word)), len(header))
     columns = header[num_settings:]
     _require(bool(columns), where, f"values: {header} has no columns of numbers")
@@ -218,7 +221,7 @@ def _numbers(table: Table, entry: dict[str, Any], where: str) -> list[Number]:
         _require(len(row) == len(header), where, f"values: {row} has {len(row)} cells, its header {len(header)}")
         for column, cell in zip(columns, row[num_settings:], strict=True):
             if not cell.strip():
-                continue  # the paper leaves it out
+                continue  # the paper has no number here
             words = {key: word.strip() for key, word in zip(header, row[:num_settings], strict=False) if word.strip()}
             if across is not None:
                 words[across] = column
@@ -269,7 +272,7 @@ def _density(target: str, text: str, where: str) -> float:
 
 
 def _half_digit(text: str) -> float:
-    """Half of the last digit that is written."""
+    """Half a unit of the last digit of a number."""
     return float(Decimal(5).scaleb(int(Decimal(text.strip()).as_tuple().exponent) - 1))
 
 

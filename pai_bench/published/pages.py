@@ -18,7 +18,7 @@ FORMATS = (".csv", ".json", ".md")
 
 
 def text(comparisons: Sequence[Comparison], rule: Rule) -> str:
-    """A table for each table of a paper, then the counts."""
+    """One text table for each table of a paper."""
     lines: list[str] = []
     for table, some in groupby(comparisons, key=lambda comparison: comparison.number.table):
         header, *rows = _cells(list(some), rule)
@@ -35,7 +35,7 @@ def text(comparisons: Sequence[Comparison], rule: Rule) -> str:
 
 
 def markdown(comparisons: Sequence[Comparison], rule: Rule) -> str:
-    """The same as `text`, with headings."""
+    """The same tables in Markdown, with headings, and the counts of verdicts."""
     lines = ["# Published numbers and ours", "", f"{stated(rule)}.", ""]
     for table, some in groupby(comparisons, key=lambda comparison: comparison.number.table):
         header, *rows = _cells(list(some), rule)
@@ -53,22 +53,22 @@ def stated(rule: Rule) -> str:
 
 
 def counted(comparisons: Sequence[Comparison]) -> str:
-    """How many numbers got which verdict."""
+    """How many numbers got each verdict."""
     counts = Counter(comparison.name for comparison in comparisons)
     words = "   ".join(f"{counts[name]} {name}" for name in ORDER if counts[name])
-    return f"{words}   of {len(comparisons)} published numbers"
+    return f"{words}   of {len(comparisons)} published {'number' if len(comparisons) == 1 else 'numbers'}"
 
 
 def records(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
-    """A flat record for each comparison; accuracies are fractions."""
+    """A flat record for each comparison. Accuracies are fractions."""
     return [_record(comparison) for comparison in comparisons]
 
 
 def write(comparisons: Sequence[Comparison], path: Path, rule: Rule) -> None:
-    """Writes comparisons in the format that a file's name ends with, whole or not at all.
+    """Writes comparisons to a file, whole or not at all. The ending of its name chooses the format.
 
     Raises:
-        ConfigError: there is no such format, or the file cannot be written.
+        ConfigError: the format is unknown, or the file cannot be written.
     """
     check_format(path)
     if path.suffix == ".md":
@@ -85,10 +85,10 @@ def write(comparisons: Sequence[Comparison], path: Path, rule: Rule) -> None:
 
 
 def check_format(path: Path) -> None:
-    """Makes sure that a file's name says what is to be in it.
+    """Checks that the ending of a file's name is a known format.
 
     Raises:
-        ConfigError: it does not.
+        ConfigError: it is not.
     """
     if path.suffix not in FORMATS:
         raise ConfigError(f"--output {path}: give a name that ends in {', '.join(FORMATS)}")
@@ -112,7 +112,7 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _cells(comparisons: Sequence[Comparison], rule: Rule) -> list[list[str]]:
-    """A header and a line for each comparison."""
+    """A header, and a line for each comparison."""
     lines = [["", "ours", "published", f"difference [{100 * rule.confidence:g} %]", "margin", "verdict", ""]]
     for comparison in comparisons:
         number, verdict = comparison.number, comparison.verdict

@@ -1,4 +1,4 @@
-"""Whether a number was reproduced: the difference of two means, how certain it is, and how much of it is tolerable."""
+"""Whether a number was reproduced: from the difference of two means, its uncertainty, and the allowed margin."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ REPRODUCED = "REPRODUCED"
 DEVIATES = "DEVIATES"
 UNDERPOWERED = "UNDERPOWERED"
 
-_MOST_RUNS = 1000  # that anyone would be told to make
+_MOST_RUNS = 1000  # no reason asks for more runs than this
 
 
 @dataclass(frozen=True)
@@ -19,18 +19,18 @@ class Sample:
     """A mean over runs."""
 
     mean: float
-    sd: float | None  # None: not known, as for one run
+    sd: float | None  # None: not known, for example with one run
     num: int | None  # None: the paper does not say
 
 
 @dataclass(frozen=True)
 class Rule:
-    """When two means are called the same. Accuracies are fractions.
+    """When two means count as the same. Accuracies are fractions.
 
     Args:
-        margin: what a difference may be.
-        spread: it may be that many published standard deviations, where these are more.
-        confidence: of the interval of the difference.
+        margin: the allowed difference.
+        spread: the difference may also be this many published standard deviations, if that is more.
+        confidence: the probability of the interval of the difference.
     """
 
     margin: float = 0.005
@@ -38,10 +38,10 @@ class Rule:
     confidence: float = 0.95
 
     def check(self) -> None:
-        """Makes sure that the settings make sense.
+        """Checks that the settings make sense.
 
         Raises:
-            ConfigError: one does not, or a library is missing.
+            ConfigError: a setting makes no sense, or a library is missing.
         """
         check_installed("intervals of verdicts need", "scipy", "report")
         if not 0 <= self.margin < math.inf:
@@ -58,30 +58,30 @@ class Rule:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a comparison; differences are ours less theirs."""
+    """The outcome of a comparison. Differences are our value minus the published value."""
 
     name: str
     difference: float
     margin: float
-    interval: tuple[float, float] | None = None  # None: there is no spread to make one of, or none is needed
-    num_needed: int | None = None  # runs of ours that would decide, at the present difference and spread
+    interval: tuple[float, float] | None = None  # None: no spread is known, or no interval is needed
+    num_needed: int | None = None  # how many of our runs would decide, if difference and spread stay the same
     reason: str = ""
 
 
 def sample(values: Sequence[float]) -> Sample:
-    """The mean of some runs, and their sample standard deviation where there are two or more."""
+    """The mean of some runs, and their sample standard deviation if there are two or more."""
     return Sample(fmean(values), stdev(values) if len(values) > 1 else None, len(values))
 
 
 def judge(ours: Sample, theirs: Sample, rule: Rule) -> Verdict:
     """The verdict on two means of runs.
 
-    The interval is Student's for two samples with one variance, which both contribute to: what is asked is whether
-    both are runs of one experiment, and three published runs by themselves say little about their spread. Where only
-    one side has a spread it stands for the other, and a side that does not tell its number of runs counts as one.
+    The interval is Student's interval for two samples with a common variance. The question is whether both samples come
+    from one experiment, and three published runs alone say little about the variance. If only one side has a spread, it
+    is used for both sides. A side without a number of runs counts as one run.
 
-    REPRODUCED: the interval lies within the margin. DEVIATES: it leaves out zero, and the difference exceeds the
-    margin. UNDERPOWERED: the runs decide neither.
+    REPRODUCED: the interval lies within the margin. DEVIATES: the interval does not contain zero, and the difference
+    exceeds the margin. UNDERPOWERED: neither is the case.
     """
     difference, margin = ours.mean - theirs.mean, rule.margin_for(theirs)
     pooled = _pooled(ours, theirs)
@@ -93,7 +93,7 @@ def judge(ours: Sample, theirs: Sample, rule: Rule) -> Verdict:
     if sd == 0 and theirs.sd is None and (ours.num or 1) < 3:
         reason = "the paper tells no spread, and two equal runs of ours show none; three are the least"
         return Verdict(UNDERPOWERED, difference, margin, reason=reason)
-    margin += 1e-12  # 0.935 - 0.93 is above 0.005
+    margin += 1e-12  # in floating point, 0.935 - 0.93 exceeds 0.005
     half = _half_width(sd, ours.num or 1, theirs, rule.confidence)
     interval = difference - half, difference + half
     if max(map(abs, interval)) <= margin:
@@ -106,10 +106,11 @@ def judge(ours: Sample, theirs: Sample, rule: Rule) -> Verdict:
 
 
 def judge_exactly(ours: float, published: float, allowed: float, unit: float = 0.0) -> Verdict:
-    """The verdict on a number that needs no training: whether the difference is within what is allowed.
+    """The verdict on a number that needs no training: whether the difference is small enough.
 
     Args:
-        unit: half of the last digit that was printed, which is allowed in addition.
+        allowed: the allowed difference.
+        unit: half a unit of the last printed digit. It is allowed in addition.
     """
     difference, margin = ours - published, allowed + unit
     within = abs(difference) <= margin or math.isclose(abs(difference), margin)
@@ -117,7 +118,7 @@ def judge_exactly(ours: float, published: float, allowed: float, unit: float = 0
 
 
 def num_needed(sd: float, theirs: Sample, difference: float, margin: float, confidence: float) -> int | None:
-    """How many runs of ours would decide if difference and spread stayed as they are; None: too many to be told."""
+    """How many of our runs would decide, if difference and spread stay the same. None: more than 1000."""
     room = margin - abs(difference) if abs(difference) <= margin else abs(difference)
     for num in range(2, _MOST_RUNS + 1):
         if _half_width(sd, num, theirs, confidence) <= room:
@@ -126,7 +127,7 @@ def num_needed(sd: float, theirs: Sample, difference: float, margin: float, conf
 
 
 def _pooled(ours: Sample, theirs: Sample) -> tuple[float, int] | None:
-    """The common standard deviation and its degrees of freedom, None where no side has one."""
+    """The common standard deviation and its degrees of freedom. None if no side has a standard deviation."""
     parts = [(side.sd, (side.num or 1) - 1) for side in (ours, theirs) if side.sd is not None]
     freedom = sum(number for _, number in parts)
     if not freedom:

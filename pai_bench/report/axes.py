@@ -7,11 +7,11 @@ from pai_bench.report import names
 from pai_bench.report.configurations import Grid, compression
 from pai_bench.report.figure import Axis
 
-_NARROWEST = 0.1  # range of a linear axis: a tenth of a percent, or of an epoch
+_NARROWEST = 0.1  # the smallest range of a linear axis: 0.1 % or 0.1 epochs
 
 
 def linear(label: str, low: float, high: float, least: float = -math.inf, most: float = math.inf) -> Axis:
-    """A linear axis from one round number to another around a range, but not beyond what is possible."""
+    """A linear axis around a range. It ends at round numbers, or at the limits `least` and `most`."""
     missing = max(0.0, _NARROWEST - (high - low))
     low, high = low - missing / 2, high + missing / 2
     width = high - low
@@ -26,7 +26,7 @@ def linear(label: str, low: float, high: float, least: float = -math.inf, most: 
 
 
 def decades(label: str, values: Sequence[float], written: Callable[[float], str]) -> Axis:
-    """A logarithmic axis over the positive values, with a place for zero where some are zero."""
+    """A logarithmic axis over the positive values. It has a place for zero if some values are zero."""
     positive = [value for value in values if value > 0] or [1.0]
     first, last = math.floor(math.log10(min(positive)) + 1e-9), math.ceil(math.log10(max(positive)) - 1e-9)
     last = max(last, first + 1)
@@ -40,7 +40,7 @@ def decades(label: str, values: Sequence[float], written: Callable[[float], str]
 
 
 def of_compression(grid: Grid) -> Axis:
-    """The axis of compression, with a tick at the levels, as many as there is room for."""
+    """The axis of compression, with ticks at as many levels as there is room for."""
     label = "compression of filters (1 / share kept)" if grid.filters else "compression (1 / density)"
     ratios = [compression(level) for level in grid.levels] or [1.0, 10.0]
     low, high = min(ratios), max(ratios)
@@ -55,7 +55,7 @@ def of_compression(grid: Grid) -> Axis:
 
 
 def counting(label: str, last: int) -> Axis:
-    """An axis of the whole numbers from 1 to the last, with at most nine ticks."""
+    """An axis for the whole numbers from 1 to `last`, with at most nine ticks."""
     step = max(1, math.ceil(last / 8))
     ticks = [1, *(i for i in range(step, last + 1, step) if i > 1)]
     return Axis(label, 0.5, last + 0.5, tuple((float(i), str(i)) for i in ticks))

@@ -1,4 +1,4 @@
-"""Is one method better than another? Differences paired by seed, corrected for how many were looked at."""
+"""Is one method better than another? Differences are paired by seed, and corrected for the number of tests."""
 
 import math
 from collections.abc import Sequence
@@ -9,17 +9,17 @@ from statistics import fmean
 
 from pai_bench.report.configurations import Configuration, Grid, deviation
 
-LEVEL = 0.05  # of significance, two-sided; intervals hold the rest
+LEVEL = 0.05  # of significance, two-sided; the intervals are 95 % intervals
 POWER = 0.8
-FEWEST = 3  # seeds of a test: the spread of two is one number
+FEWEST = 3  # a test needs this many seeds: with two, the spread is a single number
 _MOST_SEEDS = 1000
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Accuracy of one method minus another's, over the seeds that both have.
+    """The accuracy of one method minus that of another one, over the seeds that both have.
 
-    Numbers that so few seeds do not determine are None, and `remark` says why.
+    Numbers that need more seeds are None, and `remark` says why.
     """
 
     first: str
@@ -27,21 +27,21 @@ class Difference:
     seeds: tuple[int, ...]
     mean: float
     sd: float | None = None  # of the paired differences
-    interval: tuple[float, float] | None = None  # 95 %, of Student's t, for this difference alone
+    interval: tuple[float, float] | None = None  # 95 % interval of Student's t, for this difference alone
     p: float | None = None  # of the paired t test, two-sided
-    p_holm: float | None = None  # the same, corrected for all comparisons at the sparsity
-    resolvable: float | None = None  # the true difference that so many seeds find with a probability of 80 %
-    seeds_needed: int | None = None  # to find a true difference as large as the one seen with that probability
+    p_holm: float | None = None  # p, corrected for all comparisons at this sparsity
+    resolvable: float | None = None  # the true difference that this many seeds find with a probability of 80 %
+    seeds_needed: int | None = None  # how many seeds find a true difference of this size with that probability
     remark: str = ""
 
     @property
     def significant(self) -> bool:
-        """Whether it stands at 5 % after the correction."""
+        """Whether the difference is significant at 5 % after the correction."""
         return self.p_holm is not None and self.p_holm < LEVEL
 
 
 def difference(first: Configuration, second: Configuration) -> Difference | None:
-    """The paired difference of two configurations, uncorrected; None where no seed is in both."""
+    """The paired difference of two configurations, uncorrected. None if they have no seed in common."""
     seeds = tuple(seed for seed in first.values if seed in second.values)
     if not seeds:
         return None
@@ -51,7 +51,7 @@ def difference(first: Configuration, second: Configuration) -> Difference | None
         words = "one seed" if len(pairs) == 1 else "two seeds"
         return replace(found, sd=deviation(pairs), remark=f"{words}: no interval and no test")
     sd = deviation(pairs) or 0.0
-    if sd <= 1e-9 * max(1e-12, abs(found.mean)) or sd < 1e-12:  # equal but for rounding
+    if sd <= 1e-9 * max(1e-12, abs(found.mean)) or sd < 1e-12:  # equal except for rounding
         return replace(found, sd=0.0, remark="the same difference for every seed: its spread is unknown, no test")
     from scipy.special import stdtr
 
@@ -84,7 +84,7 @@ def power(effect: float, n: int) -> float:
     from scipy.stats import nct
 
     point, shift = critical(n), effect * math.sqrt(n)
-    # Further out the other tail holds less than a millionth, and scipy's figure for it may be NaN.
+    # For larger shifts the other tail is below one millionth, and scipy may return NaN for it.
     other = nct.cdf(-point, n - 1, shift) if shift < 5 else 0.0
     return float(nct.sf(point, n - 1, shift) + other)
 
@@ -94,15 +94,15 @@ def resolvable(n: int) -> float:
     """The difference that n >= 2 seeds find with a probability of 80 %, over the standard deviation of the pairs."""
     from scipy.optimize import brentq
 
-    high = 2 * critical(n) / math.sqrt(n)  # found with more than 80 %, whatever n
+    high = 2 * critical(n) / math.sqrt(n)  # for any n, this is found with more than 80 %
     return float(brentq(lambda effect: power(effect, n) - POWER, 0, high))
 
 
 def seeds_needed(effect: float) -> int | None:
-    """How many seeds find a difference with a probability of 80 %, three or more; None if a thousand do not.
+    """How many seeds find a difference with a probability of 80 %. At least three; None if a thousand are too few.
 
     Args:
-        effect: as for `power`.
+        effect: as in `power`.
     """
     if effect <= 0 or resolvable(_MOST_SEEDS) > effect:
         return None
@@ -116,7 +116,7 @@ def seeds_needed(effect: float) -> int | None:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P values corrected for their number by Holm's step-down procedure, in the order given."""
+    """P values, corrected for their number by Holm's step-down procedure, in the given order."""
     order = sorted(range(len(p_values)), key=p_values.__getitem__)
     corrected, highest = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(order):
@@ -126,10 +126,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def comparisons(configurations: Sequence[Configuration]) -> list[Difference]:
-    """Every pair of configurations at one sparsity, corrected for the number of tests among them.
+    """Every pair of configurations at one sparsity, corrected for the number of tests.
 
-    A configuration with untrained runs is left out: its trained seeds are those that went well. Fewer than three
-    seeds are not tested.
+    A configuration with untrained runs is left out, because its trained seeds are a favourable choice. Pairs with fewer
+    than three seeds are not tested.
     """
     pairs = combinations([configuration for configuration in configurations if not configuration.untrained], 2)
     found = [pair for first, second in pairs if (pair := difference(first, second)) is not None]
@@ -139,9 +139,9 @@ def comparisons(configurations: Sequence[Configuration]) -> list[Difference]:
 
 
 def best(grid: Grid, level: float) -> set[str]:
-    """The methods to print bold: those with the best mean, where there are others below it.
+    """The methods to print in bold: those with the best mean, if other methods are below it.
 
-    The dense network is no method, and configurations with untrained runs take no part.
+    The dense network does not count as a method. Configurations with untrained runs are left out.
     """
     means = {configuration.method: configuration.mean for configuration in _ranked(grid, level)}
     top = max((mean for mean in means.values() if mean is not None), default=None)
@@ -150,7 +150,7 @@ def best(grid: Grid, level: float) -> set[str]:
 
 
 def not_told_from_best(grid: Grid, level: float, differences: Sequence[Difference]) -> set[str]:
-    """The other methods that a test cannot tell from the best mean after the correction."""
+    """The other methods that a test cannot distinguish from the best mean, after the correction."""
     leading = best(grid, level)
     found = set()
     for d in differences:

@@ -1,4 +1,4 @@
-"""Groups runs that differ in nothing but their seed, and their statistics."""
+"""Groups runs that differ only in their seed, and computes their statistics."""
 
 import math
 from collections import defaultdict
@@ -17,32 +17,31 @@ Row = Mapping[str, Any]
 
 
 def compression(sparsity: float) -> float:
-    """1 / (1 - sparsity), without what the rounding of sparsities to twelve digits adds: 0.966666666667 is 30."""
+    """1 / (1 - sparsity), without the error from rounding sparsities to twelve digits: 0.966666666667 gives 30."""
     return float(f"{1 / (1 - sparsity):.8g}")
 
 
 def deviation(values: Collection[float]) -> float | None:
-    """Standard deviation of a sample (n - 1), None of fewer than two values."""
+    """Standard deviation of a sample (n - 1). None for fewer than two values."""
     if len(values) < 2:
         return None
-    mean = fmean(values)  # statistics.stdev computes with fractions, at fifty times the price
+    mean = fmean(values)  # statistics.stdev computes with fractions, which takes fifty times as long
     return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
 
 def is_dense(row: Row) -> bool:
-    """Whether nothing was pruned: neither in rounds nor by a mask from a file."""
+    """Whether nothing was pruned, neither in rounds nor by a mask from a file."""
     return bool(row["num_rounds"] == 0 and row["mask"] is None)
 
 
-NO_DENSE = "dense"  # the method of dense networks that are missing, whose id nobody knows
+NO_DENSE = "dense"  # stands for the unknown id of a dense network that has no run
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """The runs of a method at a sparsity in a task, one for each seed, sorted by seed.
+    """The runs of a method at a sparsity in a task: one for each seed, sorted by seed.
 
-    Runs that `on_collapse=stop` left untrained, and runs without the accuracy asked for, are in `rows` and not in
-    `values`.
+    Runs that `on_collapse=stop` left untrained, and runs without the wanted accuracy, are in `rows`, not in `values`.
     """
 
     rows: tuple[Row, ...]
@@ -50,33 +49,33 @@ class Configuration:
 
     @cached_property
     def values(self) -> dict[int, float]:
-        """Accuracy, a fraction, of each seed that was trained."""
+        """The accuracy of each trained seed, as a fraction."""
         column = STATISTICS[self.statistic]
         return {row["seed"]: row[column] for row in self.rows if not row["stopped"] and row[column] is not None}
 
     @property
     def n(self) -> int:
-        """How many seeds the statistics are of."""
+        """The number of seeds in the statistics."""
         return len(self.values)
 
     @cached_property
     def mean(self) -> float | None:
-        """Mean accuracy over the seeds, None if there are none."""
+        """Mean accuracy over the seeds. None if there are none."""
         return fmean(self.values.values()) if self.values else None
 
     @cached_property
     def sd(self) -> float | None:
-        """Standard deviation of the sample (n - 1), None of fewer than two seeds."""
+        """Standard deviation of the sample (n - 1). None for fewer than two seeds."""
         return deviation(self.values.values())
 
     @property
     def untrained(self) -> list[int]:
-        """Seeds whose network was not trained: on_collapse=stop."""
+        """Seeds whose network was not trained, because of on_collapse=stop."""
         return [row["seed"] for row in self.rows if row["stopped"]]
 
     @property
     def without_value(self) -> list[int]:
-        """Seeds that were trained and lack the accuracy asked for: there was no validation split."""
+        """Trained seeds that lack the wanted accuracy, because there was no validation split."""
         return [row["seed"] for row in self.rows if not row["stopped"] and row["seed"] not in self.values]
 
     @property
@@ -91,7 +90,7 @@ class Configuration:
 
     @property
     def checksum(self) -> str:
-        """Of the dataset."""
+        """The checksum of the dataset."""
         return str(self.rows[0]["dataset_checksum"])
 
     @property
@@ -101,17 +100,17 @@ class Configuration:
 
     @property
     def given(self) -> bool:
-        """Whether the mask came from a file, so that nobody knows what finding it took."""
+        """Whether the mask came from a file. The cost of finding it is unknown then."""
         return self.rows[0]["mask"] is not None
 
     @property
     def filters(self) -> bool:
-        """Whether the sparsity is one of filters."""
+        """Whether the sparsity counts filters."""
         return self.rows[0]["filter_sparsity"] is not None
 
     @property
     def sparsity(self) -> float:
-        """What was asked for, of the weights or of the filters."""
+        """The target sparsity, of weights or of filters."""
         return float(self.rows[0]["target_sparsity"])
 
     @property
@@ -120,7 +119,7 @@ class Configuration:
         return compression(self.sparsity)
 
     def share(self, happened: str) -> float:
-        """Fraction of all runs, trained or not, with a "collapsed" layer, or "no_signal", or "either"."""
+        """The fraction of all runs, trained or not, with a "collapsed" layer, "no_signal", or "either"."""
         seen = [(bool(row["collapsed_layers"]), not row["output_depends_on_input"]) for row in self.rows]
         chosen = {"collapsed": lambda pair: pair[0], "no_signal": lambda pair: pair[1], "either": any}[happened]
         return fmean(map(chosen, seen))
@@ -131,15 +130,15 @@ class Configuration:
 
     @property
     def effective_sparsity(self) -> float | None:
-        """Mean over all runs; None where of some it could not be told."""
-        found = [row["effective_sparsity"] for row in self.rows]
-        return None if None in found else fmean(found)
+        """Mean over all runs. None if it is unknown for a run."""
+        values = [row["effective_sparsity"] for row in self.rows]
+        return None if None in values else fmean(values)
 
     def search(self, cost: str) -> float:
-        """Mean over all runs of what finding the mask took, in `examples`, `flops` or `seconds`.
+        """The mean cost of finding the mask over all runs, in `examples`, `flops` or `seconds`.
 
-        Training before the mask counts. Its seconds are not recorded apart, and are taken to be as large a part of
-        those of all training as its images are of all images.
+        Training before the mask counts. Its seconds are not recorded separately. They are estimated from the time of
+        all training, in proportion to the number of images.
         """
         if cost != "seconds":
             return self.average(f"score_{cost}") + self.average(f"search_train_{cost}")
@@ -154,13 +153,13 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Grid:
-    """The configurations of runs that may stand in one table, by method and sparsity.
+    """The configurations of one table, by method and sparsity.
 
-    One task, on the same images, pruned by weights or by filters.
+    They have the same task and the same images, and all prune weights or all prune filters.
     """
 
     configurations: dict[tuple[str, float], Configuration]
-    dense: tuple[Configuration, ...]  # of the same task and images
+    dense: tuple[Configuration, ...]  # dense networks of the same task and images
     filters: bool
 
     @property
@@ -170,17 +169,17 @@ class Grid:
 
     @cached_property
     def methods(self) -> list[str]:
-        """Ids of what was pruned, in the order of the configurations."""
+        """The ids of the methods that prune, in the order of the configurations."""
         return list(dict.fromkeys(method for method, _ in self.configurations))
 
     @cached_property
     def levels(self) -> list[float]:
-        """Sparsities, rising."""
+        """The sparsities, in rising order."""
         return sorted({level for _, level in self.configurations})
 
     @cached_property
     def seeds(self) -> list[int]:
-        """Every seed that some configuration has."""
+        """The seeds of all configurations."""
         return sorted(
             {
                 row["seed"]
@@ -190,16 +189,16 @@ class Grid:
         )
 
     def at(self, level: float) -> list[Configuration]:
-        """The configurations at a sparsity, and the dense ones before them."""
+        """The dense configurations, then the configurations at a sparsity."""
         return [
             *self.dense,
             *(configuration for (_, sparsity), configuration in self.configurations.items() if sparsity == level),
         ]
 
     def missing(self) -> list[tuple[str, float, list[int]]]:
-        """Method, sparsity and the seeds that some other configuration of the grid has and this one has not.
+        """Method, sparsity and missing seeds: those that another configuration of the grid has.
 
-        Of a dense network that has no run at all the method is NO_DENSE.
+        If the dense network has no run at all, its method is NO_DENSE.
         """
         expected: dict[tuple[str, float], Configuration | None] = {
             (configuration.method, 0.0): configuration for configuration in self.dense
@@ -208,23 +207,23 @@ class Grid:
         expected |= {place: self.configurations.get(place) for place in product(self.methods, self.levels)}
         found = []
         for (method, level), configuration in expected.items():
-            there = {row["seed"] for row in configuration.rows} if configuration else set()
-            if absent := [seed for seed in self.seeds if seed not in there]:
+            present = {row["seed"] for row in configuration.rows} if configuration else set()
+            if absent := [seed for seed in self.seeds if seed not in present]:
                 found.append((method, level, absent))
         return found
 
 
 def configurations(rows: Iterable[Row], statistic: str = "last") -> list[Configuration]:
-    """Groups rows into configurations: dense first, then by pruner, method and rising sparsity, within each task.
+    """Groups rows into configurations: in each task first dense, then by pruner, method and rising sparsity.
 
     Runs of different tasks, protocols or images never share a configuration.
 
     Args:
-        rows: of `status.read`; at most one for each seed of a configuration.
+        rows: from `status.read`; at most one for each seed of a configuration.
         statistic: "last" epoch, "best" test epoch, or the epoch "selected" on a validation split.
 
     Raises:
-        ConfigError: no trained run has that accuracy.
+        ConfigError: no trained run has this accuracy.
     """
     groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
     for row in rows:
@@ -275,7 +274,7 @@ def grids(configurations: Sequence[Configuration]) -> list[Grid]:
 
 
 def spread(levels: Sequence[float], number: int) -> list[float]:
-    """At most so many of the levels, the first and the last among them, evenly spaced."""
+    """At most `number` of the levels, evenly spaced, with the first and the last."""
     if len(levels) <= number:
         return list(levels)
     return [levels[math.floor(i * (len(levels) - 1) / (number - 1) + 0.5)] for i in range(number)]

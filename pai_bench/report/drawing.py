@@ -1,4 +1,4 @@
-"""Figures drawn with matplotlib: PNG and SVG files, and the SVG inside the page."""
+"""Draws figures with matplotlib: PNG and SVG files, and the SVG inside the page."""
 
 import io
 import json
@@ -16,7 +16,7 @@ _MARKERS = {
 }  # fmt: skip
 _DASHES: dict[str, Any] = {"solid": "-", "dashed": (0, (4, 2)), "dotted": ":"}
 _LEGEND = "legend"  # id of the legend in the SVG
-_ON_COLOUR = "#fafafa"  # text on a dark square, the same on a dark page
+_ON_COLOUR = "#fafafa"  # text on a dark square; it does not follow the style of the page
 _SETTINGS: dict[Any, Any] = {
     "font.size": 8,
     "font.sans-serif": ["DejaVu Sans"],
@@ -27,7 +27,7 @@ _SETTINGS: dict[Any, Any] = {
     "axes.linewidth": 0.7,
     "xtick.major.width": 0.7,
     "ytick.major.width": 0.7,
-    "figure.dpi": 72,  # the unit of the SVG, so that coordinates on the canvas are coordinates in it
+    "figure.dpi": 72,  # the unit of the SVG, so that the canvas and the SVG have the same coordinates
     "figure.facecolor": GROUND,
     "axes.facecolor": GROUND,
     "axes.edgecolor": QUIET,
@@ -42,7 +42,7 @@ _SETTINGS: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Drawing:
-    """One figure in every form.
+    """One figure in all its forms.
 
     The same figure with the same name gives the same bytes.
     """
@@ -55,7 +55,7 @@ class Drawing:
 
 @dataclass
 class _Canvas:
-    """A figure of matplotlib, and what the page must know about it."""
+    """A matplotlib figure, and the facts about it that the page needs."""
 
     figure: Any
     values: list[tuple[Any, float, float, str, str]] = field(default_factory=list)  # axes, x, y, method, text
@@ -63,7 +63,7 @@ class _Canvas:
     legend: Any = None
 
     def belongs(self, artist: Any, method: str) -> None:
-        """Marks what is drawn as part of a method, so that the page can hide it."""
+        """Marks a drawn object as part of a method, so that the page can hide it."""
         name = f"series_{len(self.methods) + 1}"
         artist.set_gid(name)
         self.methods[name] = method
@@ -73,8 +73,8 @@ def draw(figure: Figure, looks: Mapping[str, Look], name: str, with_png: bool = 
     """Draws a figure once.
 
     Args:
-        name: of the figure; ids inside the SVG are derived from it, so two figures of a page need two names.
-        with_png: whether a PNG is wanted too.
+        name: the name of the figure. Ids inside the SVG come from it, so all figures of a page need different names.
+        with_png: whether to make a PNG too.
     """
     import matplotlib
 
@@ -83,7 +83,7 @@ def draw(figure: Figure, looks: Mapping[str, Look], name: str, with_png: bool = 
         svg = _saved(canvas.figure, "svg")
         points = _points(canvas)
         cropped = canvas.legend.get_window_extent().y1 if canvas.legend else 0.0
-        # The layout stands. Solving it again would take as long as drawing.
+        # The layout is done. Computing it again would take as long as drawing.
         canvas.figure.set_layout_engine("none")
         png = _saved(canvas.figure, "png") if with_png else None
     words = "; ".join([figure.title, *(panel.title for panel in figure.panels)])
@@ -94,7 +94,7 @@ def draw(figure: Figure, looks: Mapping[str, Look], name: str, with_png: bool = 
 
 
 def swatch(look: Look, name: str) -> str:
-    """An SVG symbol with that name: a short line with a method's marker, for the legends of the page."""
+    """An SVG symbol with this name for the legends of the page: a short line with the marker of a method."""
     import matplotlib
     from matplotlib.figure import Figure as NewFigure
     from matplotlib.lines import Line2D
@@ -107,13 +107,13 @@ def swatch(look: Look, name: str) -> str:
 
 def _saved(figure: Any, suffix: str) -> bytes:
     buffer = io.BytesIO()
-    # Without the date that matplotlib writes by default.
+    # Without the date, so that the same figure gives the same bytes.
     figure.savefig(buffer, format=suffix, dpi=200, metadata={"Date": None} if suffix == "svg" else None)
     return buffer.getvalue()
 
 
 def _points(canvas: _Canvas) -> list[list[Any]]:
-    """What the pointer finds: values that lie inside of their axes."""
+    """The values that the pointer can find: those inside their axes."""
     height = canvas.figure.bbox.height
     found: list[list[Any]] = []
     for axes, x, y, method, text in canvas.values:
@@ -178,7 +178,7 @@ def _lines(figure: Figure, looks: Mapping[str, Look]) -> _Canvas:
 
 
 def _series(canvas: _Canvas, axes: Any, panel: Lines, series: Series, look: Look) -> None:
-    """Line and markers of a method, and its bands or bars."""
+    """Draws the line and the markers of a method, and its bands or bars."""
     points = [(panel.x.shown(point.x), panel.y.shown(point.y), point.text) for point in series.points]
     style = _style(look, series.markers, linewidth=0.8 if series.bars else 1.5)
     if series.flat:
@@ -247,7 +247,7 @@ def _matrix(canvas: _Canvas, axes: Any, panel: Matrix, turned: bool) -> None:
                 continue
             colour = _ON_COLOUR if (square.value or 0) > 0.65 else INK
             words = axes.text(j + 0.5, i + 0.5, square.written, ha="center", va="center", fontsize=7.5, color=colour)
-            words.set_in_layout(False)  # it lies inside the axes, and measuring all of them takes long
+            words.set_in_layout(False)  # these texts lie inside the axes, and measuring all of them takes long
             if square.text:
                 canvas.values.append((axes, j + 0.5, i + 0.5, "", square.text))
     axes.xaxis.tick_top()

@@ -1,4 +1,4 @@
-"""What lies beside the rows, read only for what is shown: layers' densities, training curves, masks."""
+"""Other files of runs, read only for what the figures show: densities of layers, training curves, masks."""
 
 import csv
 import json
@@ -17,14 +17,14 @@ EPOCHS_SHOWN = 60  # points of a curve
 
 
 class Unreadable:
-    """Names the files that were to be shown and cannot be read, each once."""
+    """Collects the files that cannot be read, each once."""
 
     def __init__(self) -> None:
         self.paths: dict[Path, str] = {}
 
     def note(self, path: Path, error: Exception) -> None:
-        """Remembers a file and why."""
-        gone = isinstance(error, FileNotFoundError)  # safetensors raises it without strerror
+        """Adds a file and the reason."""
+        gone = isinstance(error, FileNotFoundError)  # safetensors raises this error without strerror
         self.paths[path] = "No such file" if gone else f"it cannot be read ({error})"
 
 
@@ -38,13 +38,13 @@ class Measured:
 
 
 def measured(values: Mapping[int, float]) -> Measured:
-    """Mean and sample standard deviation of a value by seed."""
+    """Mean and sample standard deviation of a value, given by seed."""
     return Measured(fmean(values.values()), deviation(values.values()), tuple(values))
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One prunable tensor in a configuration."""
+    """One prunable tensor of a configuration."""
 
     name: str
     size: int
@@ -56,7 +56,7 @@ def _shown(configuration: Configuration) -> list[Mapping[str, Any]]:
 
 
 def layers(configuration: Configuration, directories: Mapping[str, Path], unreadable: Unreadable) -> list[Layer]:
-    """Prunable layers of a configuration's masks, in the order of the network; empty without mask.json."""
+    """The prunable layers in a configuration's masks, in the order of the network. Empty without mask.json."""
     sizes: dict[str, int] = {}
     densities: dict[str, dict[int, float]] = {}
     for row in _shown(configuration):
@@ -73,10 +73,10 @@ def layers(configuration: Configuration, directories: Mapping[str, Path], unread
 def curve(
     configuration: Configuration, directories: Mapping[str, Path], unreadable: Unreadable
 ) -> dict[float, Measured]:
-    """Test accuracy by epoch, over the seeds that have a record of that epoch, from metrics.csv.
+    """Test accuracy by epoch from metrics.csv, over the seeds that have a record of that epoch.
 
-    Of a long training evenly spaced epochs, the first and the last among them. Epochs count all training, that before
-    the mask included.
+    Of a long training it takes evenly spaced epochs, with the first and the last. Epochs count all training, also
+    training before the mask.
     """
     by_epoch: dict[float, dict[int, float]] = {}
     for row in _shown(configuration):
@@ -99,7 +99,7 @@ def curve(
 
 @dataclass(frozen=True)
 class Overlap:
-    """What two masks of one seed have in common."""
+    """The overlap of two masks of one seed."""
 
     first: str  # ids of methods
     second: str
@@ -107,26 +107,26 @@ class Overlap:
     kept_first: int
     kept_second: int
     common: int
-    common_by_chance: float  # expected of masks that are random within layers and keep as many of each
+    common_by_chance: float  # expected for random masks that keep as many weights of each layer
 
     @property
     def jaccard(self) -> float:
-        """What both keep over what either keeps."""
+        """The number of weights that both masks keep, divided by the number that at least one keeps."""
         return self.common / (self.kept_first + self.kept_second - self.common)
 
     @property
     def jaccard_by_chance(self) -> float:
-        """The same with what chance would give in common."""
+        """The Jaccard index that chance would give."""
         return self.common_by_chance / (self.kept_first + self.kept_second - self.common_by_chance)
 
     @property
     def of_smaller(self) -> float:
-        """What both keep over what the one that keeps less keeps."""
+        """The number of weights that both masks keep, divided by the number that the smaller mask keeps."""
         return self.common / min(self.kept_first, self.kept_second)
 
 
 def seed_of_overlaps(configurations: Sequence[Configuration]) -> int | None:
-    """The seed that most of the configurations have, of equals the lowest; None if no two configurations share one."""
+    """The seed that most configurations have; the lowest of equals. None if no two configurations share a seed."""
     counts: dict[int, int] = {}
     for configuration in configurations:
         for row in configuration.rows:
@@ -138,7 +138,7 @@ def seed_of_overlaps(configurations: Sequence[Configuration]) -> int | None:
 def overlaps(
     grid: Grid, level: float, directories: Mapping[str, Path], unreadable: Unreadable
 ) -> tuple[int | None, list[Overlap]]:
-    """The seed whose masks were compared, and every pair of methods at a sparsity; dense networks are left out."""
+    """The compared seed, and the overlap of every pair of methods at a sparsity, without dense networks."""
     import numpy as np
 
     configurations = [configuration for configuration in grid.at(level) if not configuration.dense]
@@ -166,7 +166,7 @@ def overlaps(
 
 
 def _packed(directory: Path, unreadable: Unreadable) -> dict[str, tuple[int, int, Any]]:
-    """Size, number kept and packed bits of each prunable layer of a run's mask; empty if it cannot be read."""
+    """Size, number kept and packed bits of each prunable layer of a run's mask. Empty if the mask cannot be read."""
     import numpy as np
     from safetensors import SafetensorError, safe_open
 

@@ -1,4 +1,4 @@
-"""A figure as data: axes, lines and matrices, in the units that are shown."""
+"""A figure as data: axes, lines and matrices, in the units of the picture."""
 
 import math
 from dataclasses import dataclass
@@ -6,17 +6,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis; a logarithmic one may have a place for zero."""
+    """One axis. A logarithmic axis may have a place for zero."""
 
     label: str
     low: float
     high: float
     ticks: tuple[tuple[float, str], ...]
     log: bool = False
-    zero: float | None = None  # where zero, and what lies below that place, is drawn on a logarithmic axis
+    zero: float | None = None  # on a logarithmic axis: zero and all smaller values are drawn here
 
     def shown(self, value: float) -> float:
-        """What is drawn for a value: the value itself, unless a logarithmic axis does not reach it."""
+        """The value to draw: the value itself, or the end of a logarithmic axis that does not reach it."""
         return max(value, self.zero or self.low) if self.log else value
 
     def place(self, value: float) -> float:
@@ -28,7 +28,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Point:
-    """A value, its band if it has one, and what is said of it."""
+    """A value, its band if it has one, and its description."""
 
     x: float
     y: float
@@ -39,16 +39,16 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """The points of a method, joined by a line."""
+    """The points of a method. A line joins them."""
 
     method: str
     points: tuple[Point, ...]
     markers: bool = True
-    flat: bool = False  # one value from end to end: the dense network's
-    bars: bool = False  # instead of a band
+    flat: bool = False  # a horizontal line: the dense network
+    bars: bool = False  # bars instead of a band
 
     def bands(self) -> list[list[tuple[float, float, float]]]:
-        """x, low and high of neighbouring points that have a band, in pieces where others lie between them."""
+        """x, low and high of the points with a band. Points without a band split them into pieces."""
         pieces: list[list[tuple[float, float, float]]] = [[]]
         for point in self.points:
             if point.low is None or point.high is None:
@@ -70,7 +70,7 @@ class Lines:
 
 @dataclass(frozen=True)
 class Square:
-    """One place of a matrix; value is a share in [0, 1], None where nothing is known."""
+    """One square of a matrix. The value is a share in [0, 1], or None if nothing is known."""
 
     value: float | None
     written: str
@@ -79,7 +79,7 @@ class Square:
 
 @dataclass(frozen=True)
 class Matrix:
-    """Shares by row and column."""
+    """Shares, by row and column."""
 
     title: str
     rows: tuple[str, ...]
@@ -90,10 +90,10 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure: its panels share a legend."""
+    """One figure. Its panels share a legend."""
 
     kind: str
     title: str
     caption: str
     panels: tuple[Lines | Matrix, ...]
-    methods: tuple[str, ...] = ()  # of the legend
+    methods: tuple[str, ...] = ()  # in the legend

@@ -1,23 +1,23 @@
-"""SVG as matplotlib writes it -> SVG inside an HTML page."""
+"""Turns the SVG of matplotlib into SVG for an HTML page."""
 
 from collections.abc import Collection, Mapping
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
-# Colours of a figure that follow the page, which has a light and a dark style. The page has them as variables.
+# These colours of a figure follow the style of the page, light or dark. The page has them as variables.
 INK, QUIET, LINE, RAISED, GROUND = "#1b1b1a", "#63635f", "#e3e3df", "#f7f7f5", "#ffffff"
 _VARIABLES = {INK: "--ink", QUIET: "--quiet", LINE: "--line", RAISED: "--raised", GROUND: "--ground"}
-_SCALE = 1.5  # CSS pixels a point at most: letters of 8 points are 12 pixels high
+_SCALE = 1.5  # at most this many CSS pixels for a point: letters of 8 points are 12 pixels high
 
 
 def figure(svg: bytes, words: str, methods: Mapping[str, str], without: Collection[str], cropped: float) -> str:
     """A figure for the page.
 
     Args:
-        words: say what it shows, for those who cannot see it.
-        methods: by the id of a group. The group gets the attribute data-method, by which page.js hides it.
+        words: a description, for people who cannot see the figure.
+        methods: id of a group -> method. The group gets the attribute data-method, so that page.js can hide it.
         without: ids of groups that the page does not show.
-        cropped: height at the bottom that is left out, in points.
+        cropped: height of the part at the bottom that is cut off, in points.
     """
     root = ElementTree.fromstring(svg)
     _, _, width, height = map(float, root.attrib["viewBox"].split())
@@ -35,7 +35,7 @@ def figure(svg: bytes, words: str, methods: Mapping[str, str], without: Collecti
 
 
 def symbol(svg: bytes, name: str) -> str:
-    """A picture that the page shows in several places, by `<use href="#name">`."""
+    """A symbol that the page shows in several places with `<use href="#name">`."""
     root = ElementTree.fromstring(svg)
     box = root.attrib["viewBox"]
     _cleaned(root, {}, ())
@@ -44,7 +44,7 @@ def symbol(svg: bytes, name: str) -> str:
 
 
 def _cleaned(root: Element, methods: Mapping[str, str], without: Collection[str]) -> None:
-    """Takes away what HTML does not need or may not have twice: name spaces, metadata, ids that nothing refers to."""
+    """Removes what HTML does not need or may not have twice: name spaces, metadata, unused ids."""
     for element in root.iter():
         for child in list(element):
             if child.tag.rpartition("}")[2] in ("metadata", "style") or child.get("id") in without:

@@ -1,4 +1,4 @@
-"""What methods and settings are called, and the colour and marker that a method has everywhere in a report."""
+"""The names of methods and settings in a report, and the colour and marker of each method."""
 
 import math
 from collections import defaultdict
@@ -10,7 +10,7 @@ from typing import Any
 from pai_bench.report import configurations
 from pai_bench.report.configurations import NO_DENSE, Configuration, Grid
 
-# Okabe and Ito's colours, which colour-blind readers tell apart; without their yellow, which is faint on white.
+# The colours of Okabe and Ito, which colour-blind readers can distinguish. Without yellow, which is faint on white.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = ("circle", "square", "triangle", "diamond", "cross", "down", "plus")
 _DASHES = ("solid", "dashed", "dotted")
@@ -21,7 +21,7 @@ _OF_TASK = ("dataset", "model", "training", "on_collapse", "protocol")
 
 @dataclass(frozen=True)
 class Look:
-    """How a method is drawn; the colour of the dense network is that of text."""
+    """How a method is drawn. The dense network has the colour of text."""
 
     label: str
     colour: str
@@ -30,7 +30,7 @@ class Look:
 
 
 def looks(found: Sequence[Configuration], directories: Mapping[str, Path]) -> dict[str, Look]:
-    """The look of each method, by its id: none has the same colour and marker as another, up to 42 of them."""
+    """The look of each method, by its id. Up to 42 methods, no two have the same colour and marker."""
     of_method: dict[str, Configuration] = {}
     for configuration in found:
         of_method.setdefault(configuration.method, configuration)
@@ -41,7 +41,7 @@ def looks(found: Sequence[Configuration], directories: Mapping[str, Path]) -> di
         key=lambda method: labels[method].lower(),
     )
     for index, method in enumerate(pruned):
-        # 6 and 7 have no common divisor, so their combinations come back after 42.
+        # 6 colours and 7 markers have no common divisor, so a combination comes back only after 42 methods.
         colour, marker = _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]
         dash = _DASHES[index // (len(_COLOURS) * len(_MARKERS)) % len(_DASHES)]
         made[method] = Look(labels[method], colour, marker, dash)
@@ -53,7 +53,10 @@ def looks(found: Sequence[Configuration], directories: Mapping[str, Path]) -> di
 
 
 def _method_labels(of_method: Mapping[str, Configuration], directories: Mapping[str, Path]) -> dict[str, str]:
-    """The pruner, and of its allocation, schedule, ablation and settings those by which namesakes differ."""
+    """The label of each method: its pruner, and whatever distinguishes methods with the same pruner.
+
+    That can be the allocation, the schedule, the ablation, or other settings.
+    """
     namesakes: dict[str, list[str]] = defaultdict(list)
     for method, configuration in of_method.items():
         namesakes[configuration.rows[0]["pruner"]].append(method)
@@ -64,33 +67,33 @@ def _method_labels(of_method: Mapping[str, Configuration], directories: Mapping[
         for method, row in rows.items():
             words = [row[part] for part in differing if not (part == "ablation" and row[part] == "none")]
             labels[method] = ", ".join([_label(directories[row["id"]]) or pruner, *words])
-    return _told_apart(labels, {m: directories[of_method[m].rows[0]["id"]] for m in labels}, _OF_METHOD)
+    return _distinguished(labels, {m: directories[of_method[m].rows[0]["id"]] for m in labels}, _OF_METHOD)
 
 
 def tasks(grids: Sequence[Grid], directories: Mapping[str, Path]) -> dict[tuple[str, str], str]:
-    """What tables are called, by task and checksum: dataset and model, and what tells namesakes apart."""
+    """Titles of tables, by task and checksum: dataset and model, and whatever distinguishes equal titles."""
     labels, places = {}, {}
     for grid in grids:
         row = grid.first.rows[0]
         key = (grid.first.task, grid.first.checksum)
         labels[key] = f"{row['dataset']}, {row['model']}"
         places[key] = directories[row["id"]]
-    found = _told_apart(labels, places, _OF_TASK)
+    titles = _distinguished(labels, places, _OF_TASK)
     images: dict[str, set[str]] = defaultdict(set)
     for task, checksum in labels:
         images[task].add(checksum)
     return {
         (task, checksum): f"{label}, images {checksum[:8]}" if len(images[task]) > 1 else label
-        for (task, checksum), label in found.items()
+        for (task, checksum), label in titles.items()
     }
 
 
-def _told_apart(labels: dict[Any, str], directories: Mapping[Any, Path], groups: Sequence[str]) -> dict[Any, str]:
-    """Adds to labels that several have the settings by which their configs differ, or else the end of their ids."""
+def _distinguished(labels: dict[Any, str], directories: Mapping[Any, Path], groups: Sequence[str]) -> dict[Any, str]:
+    """Makes labels unique: adds the settings in which the configs differ, or else the end of the ids."""
     by_label: dict[str, list[Any]] = defaultdict(list)
     for key, label in labels.items():
         by_label[label].append(key)
-    found = dict(labels)
+    unique = dict(labels)
     for label, keys in by_label.items():
         ids = {key: key[0] if isinstance(key, tuple) else key for key in keys}
         if len(set(ids.values())) == 1:
@@ -101,29 +104,29 @@ def _told_apart(labels: dict[Any, str], directories: Mapping[Any, Path], groups:
         shown = [n for n in differing if n.rpartition(".")[2] not in ("_target_", "name", "label")] or differing
         for key in keys:
             words = ", ".join(f"{name}={_short(configs[key].get(name))}" for name in shown[:3])
-            found[key] = f"{label}, {words}" if words else label
-        if len({found[key] for key in keys}) < len(set(ids.values())):
+            unique[key] = f"{label}, {words}" if words else label
+        if len({unique[key] for key in keys}) < len(set(ids.values())):
             for key in keys:
-                found[key] = f"{found[key]}, {ids[key].rpartition('-')[2]}"
-    return found
+                unique[key] = f"{unique[key]}, {ids[key].rpartition('-')[2]}"
+    return unique
 
 
 def _label(directory: Path) -> str | None:
-    """What the yaml of a run's pruner says that people call it."""
+    """The label in the yaml of a run's pruner, or None."""
     pruner = _config(directory).get("pruner")
     label = pruner.get("label") if isinstance(pruner, dict) else None
     return label if isinstance(label, str) and label.isprintable() else None
 
 
 def _config(directory: Path) -> dict[str, Any]:
-    """The config of a run as it lies there; empty if it cannot be read, and then ids tell runs apart."""
+    """The config of a run. Empty if it cannot be read; then ids distinguish the runs."""
     import yaml
 
     try:
-        found = yaml.safe_load((directory / "config.yaml").read_text())
+        config = yaml.safe_load((directory / "config.yaml").read_text())
     except (OSError, ValueError, yaml.YAMLError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return config if isinstance(config, dict) else {}
 
 
 def _flat(config: Mapping[str, Any], groups: Sequence[str]) -> dict[str, Any]:
@@ -166,6 +169,11 @@ def sparsity(level: float) -> str:
     digits = max(0, 1 - math.floor(math.log10(100 * (1 - level)) + 1e-9))
     text = f"{100 * level:.{digits}f}"
     return f"{text.rstrip('0').rstrip('.') if '.' in text else text} %"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: 1 run, 2,000 runs."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def amount(number: float) -> str:

@@ -1,4 +1,4 @@
-"""The page of a report: one HTML file that needs no network and no other file."""
+"""The page of a report: one HTML file. It needs no network and no other file."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,12 +18,12 @@ from pai_bench.report.tables import Table
 
 _HERE = Path(__file__).parent
 _NUMBERS_OF_SEEDS = (3, 5, 10, 20)
-_MOST_COMPARISONS = 150  # on the page, of one grid; comparisons.csv has all
+_MOST_COMPARISONS = 150  # of one grid, on the page; comparisons.csv has all
 
 
 @dataclass(frozen=True)
 class Section:
-    """What a report says of one grid."""
+    """The part of a report about one grid."""
 
     stem: str
     grid: Grid
@@ -36,7 +36,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Heading:
-    """What a report says of itself."""
+    """The facts about a report itself."""
 
     folder: str
     date: str
@@ -62,7 +62,7 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["number"] = tables.number
+    environment.filters |= {"number": tables.number, "counted": names.counted}
     template = environment.get_template("page.html")
     swatches = {method: f"swatch-{index}" for index, method in enumerate(looks)}
     return template.render(
@@ -78,7 +78,7 @@ def render(
 
 
 def _described(section: Section, looks: Mapping[str, Look], directories: Mapping[str, Path]) -> dict[str, Any]:
-    """A section with everything in the words and numbers that the template prints."""
+    """The words and numbers that the template prints for a section."""
     grid = section.grid
     row = grid.first.rows[0]
     every = [*grid.dense, *grid.configurations.values()]
@@ -87,9 +87,9 @@ def _described(section: Section, looks: Mapping[str, Look], directories: Mapping
         "stem": section.stem,
         "table": section.table,
         "facts": [
-            ("training", f"{row['training']}, {row['epochs']} epochs"),
+            ("training", f"{row['training']}, {names.counted(row['epochs'], 'epoch')}"),
             ("seeds", ", ".join(map(str, grid.seeds[:20])) + (" ..." if len(grid.seeds) > 20 else "")),
-            ("runs", f"{sum(len(configuration.rows) for configuration in every):,} in {len(every):,} configurations"),
+            ("runs", f"{sum(len(one.rows) for one in every):,} in {names.counted(len(every), 'configuration')}"),
             ("protocol", str(row["protocol"])),
             ("task", row["task"]),
             ("images", row["dataset_checksum"][:8]),
@@ -108,9 +108,9 @@ def _described(section: Section, looks: Mapping[str, Look], directories: Mapping
 
 
 def _chosen(section: Section) -> tuple[list[tuple[float, Difference]], int]:
-    """The comparisons for the page, by sparsity: all, or if they are many those with the best method and the dense.
+    """The comparisons for the page with their sparsities, and the number of comparisons that are left out.
 
-    The better of two comes first. Also how many are left out.
+    If there are too many, only those with the best method or the dense network stay.
     """
     found = [(level, difference) for level, group in section.differences.items() for difference in group]
     shown = found
@@ -150,7 +150,7 @@ def _compared(level: float, d: Difference, looks: Mapping[str, Look]) -> dict[st
 
 
 def _resolution(section: Section) -> list[dict[str, Any]]:
-    """What so many seeds can tell apart at each sparsity, at the median spread of the paired differences there."""
+    """The differences that given numbers of seeds can find at each sparsity, for the median spread of the pairs."""
     lines = []
     for level, group in section.differences.items():
         tested = sorted(d.sd for d in group if d.p is not None and d.sd is not None)
@@ -182,7 +182,7 @@ def _cost(configuration: Configuration, looks: Mapping[str, Look]) -> dict[str, 
 
 
 def _origin(grid: Grid, directories: Mapping[str, Path]) -> dict[str, list[str]]:
-    """Commands, commits and machines of one run of each method."""
+    """The commands and commits of one run of each method, and the machines of all runs."""
     commands: dict[str, None] = {}
     commits: dict[str, None] = {}
     for configuration in {

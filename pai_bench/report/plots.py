@@ -1,4 +1,4 @@
-"""Configurations -> figures as data."""
+"""Makes figures, as data, from configurations."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ _MOST_IN_MATRIX = 24  # methods
 
 
 def said(configuration: Configuration, label: str) -> str:
-    """A configuration in words: method, compression, mean, standard deviation, number of seeds, and which."""
+    """A configuration in words: method, compression, mean, standard deviation, number of seeds, and the seeds."""
     lines = [label if configuration.dense else f"{label} at {names.compression(configuration.sparsity)}"]
     if configuration.mean is None:
         lines.append("no trained run")
@@ -62,7 +62,7 @@ _BAND = "Lines are means over seeds, bands one sample standard deviation to eith
 
 
 def accuracy(grid: Grid, looks: Mapping[str, Look]) -> Figure | None:
-    """Accuracy against compression, and once more from near the top where some methods fall far below."""
+    """Accuracy against compression. If some methods are far below the best, a second panel shows the upper end."""
     series = []
     for method in grid.methods:
         configurations = [
@@ -92,7 +92,7 @@ def accuracy(grid: Grid, looks: Mapping[str, Look]) -> Figure | None:
         bottom = min([p.low if p.low is not None else p.y for p in near] + [best - 1])
         top = max(p.high if p.high is not None else p.y for p in near)
         y = axes.linear(label, max(bottom, best - 12), top, 0, 100)
-        # The band of a point far below would cover the others.
+        # The band of a point far below would cover the other points.
         visible = [
             replace(s, points=tuple(p if p.y >= y.low else replace(p, low=None, high=None) for p in s.points))
             for s in series
@@ -104,9 +104,9 @@ def accuracy(grid: Grid, looks: Mapping[str, Look]) -> Figure | None:
 
 
 def _legend(grid: Grid, series: Sequence[Series]) -> tuple[str, ...]:
-    there = {line.method for line in series}
+    drawn = {line.method for line in series}
     return tuple(
-        method for method in [*(configuration.method for configuration in grid.dense), *grid.methods] if method in there
+        method for method in [*(configuration.method for configuration in grid.dense), *grid.methods] if method in drawn
     )
 
 
@@ -120,7 +120,7 @@ def layers(grid: Grid, looks: Mapping[str, Look], found: Mapping[tuple[str, floa
     """Density of each layer at some sparsities.
 
     Args:
-        found: what `evidence.layers` found, by method and sparsity.
+        found: the layers of `evidence.layers`, by method and sparsity.
     """
     panels, used = [], []
     levels = spread(grid.levels, evidence.LEVELS_SHOWN)
@@ -161,10 +161,10 @@ def _said_of_layer(layer: Layer, label: str, level: float, index: int) -> str:
 def curves(
     grid: Grid, looks: Mapping[str, Look], found: Mapping[tuple[str, float], Mapping[float, Measured]]
 ) -> Figure | None:
-    """Test accuracy while training, at some sparsities, and that of the dense network.
+    """Test accuracy during training, at some sparsities and of the dense network.
 
     Args:
-        found: what `evidence.curve` found, by method and sparsity.
+        found: the curves of `evidence.curve`, by method and sparsity.
     """
     panels, used = [], []
     levels = spread(grid.levels, evidence.LEVELS_SHOWN)
@@ -238,7 +238,7 @@ def _of(configuration: Configuration, happened: str) -> str:
 
 
 def costs(grid: Grid, looks: Mapping[str, Look]) -> Figure | None:
-    """Accuracy against what finding the mask took, at some sparsities."""
+    """Accuracy against the cost of finding the mask, at some sparsities."""
     if not grid.configurations:
         return None
     levels = sorted({grid.levels[len(grid.levels) // 2], grid.levels[-1]})
@@ -250,7 +250,7 @@ def costs(grid: Grid, looks: Mapping[str, Look]) -> Figure | None:
             if not (configuration.dense or configuration.given) and configuration.mean is not None
         ]
         for cost, unit in COSTS.items():
-            series = [Series(c.method, (_costing(c, cost, looks),), bars=True) for c in configurations]
+            series = [Series(c.method, (_cost_point(c, cost, looks),), bars=True) for c in configurations]
             if series:
                 x = axes.decades(f"{unit} to find the mask", [line.points[0].x for line in series], names.amount)
                 low, high = _extent(series)
@@ -267,7 +267,7 @@ def costs(grid: Grid, looks: Mapping[str, Look]) -> Figure | None:
     return Figure("cost", "Accuracy against the cost of the mask", caption, tuple(panels), _legend(grid, used))
 
 
-def _costing(configuration: Configuration, cost: str, looks: Mapping[str, Look]) -> Point:
+def _cost_point(configuration: Configuration, cost: str, looks: Mapping[str, Look]) -> Point:
     spent = configuration.search(cost)
     return _point(
         spent,
@@ -279,15 +279,15 @@ def _costing(configuration: Configuration, cost: str, looks: Mapping[str, Look])
 def overlap(
     grid: Grid, looks: Mapping[str, Look], found: Mapping[float, tuple[int | None, Sequence[Overlap]]]
 ) -> Figure | None:
-    """Jaccard index of the masks of pairs of methods above the diagonal, and what chance gives below it.
+    """The Jaccard index of the masks of two methods. Above the diagonal: the index; below it: what chance gives.
 
     Args:
-        found: what `evidence.overlaps` found, by sparsity.
+        found: the overlaps of `evidence.overlaps`, by sparsity.
     """
     panels = []
     for level, (seed, pairs) in found.items():
-        there = {method for pair in pairs for method in (pair.first, pair.second)}
-        methods = [method for method in grid.methods if method in there][:_MOST_IN_MATRIX]
+        compared = {method for pair in pairs for method in (pair.first, pair.second)}
+        methods = [method for method in grid.methods if method in compared][:_MOST_IN_MATRIX]
         if not methods:
             continue
         by_pair = {frozenset((pair.first, pair.second)): pair for pair in pairs}
@@ -333,7 +333,7 @@ KINDS = ("accuracy", "layers", "curves", "collapse", "cost", "overlap")
 
 @dataclass(frozen=True)
 class Shown:
-    """What was read from run directories for the figures of a grid, and goes into files too."""
+    """Data from run directories for the figures of a grid. It goes into CSV files too."""
 
     layers: Mapping[tuple[str, float], Sequence[Layer]]
     curves: Mapping[tuple[str, float], Mapping[float, Measured]]
@@ -341,7 +341,7 @@ class Shown:
 
 
 def look_up(grid: Grid, directories: Mapping[str, Path], kinds: Sequence[str], unreadable: Unreadable) -> Shown:
-    """Reads what the figures of some kinds show, and no more."""
+    """Reads the data that some kinds of figures need, and nothing else."""
     levels = spread(grid.levels, evidence.LEVELS_SHOWN)
     configurations = {key: configuration for key, configuration in grid.configurations.items() if key[1] in levels}
     with_dense = {**{(configuration.method, 0.0): configuration for configuration in grid.dense}, **configurations}
@@ -357,7 +357,7 @@ def look_up(grid: Grid, directories: Mapping[str, Path], kinds: Sequence[str], u
 
 
 def figures(grid: Grid, looks: Mapping[str, Look], shown: Shown, kinds: Sequence[str]) -> list[Figure]:
-    """The figures of a grid, in the order of KINDS, leaving out those that have nothing to show."""
+    """The figures of a grid, in the order of KINDS. Empty figures are left out."""
     made = {
         "accuracy": lambda: accuracy(grid, looks),
         "layers": lambda: layers(grid, looks, shown.layers),

@@ -1,4 +1,4 @@
-"""The rows of a results folder, and a word on every run directory that has none to give."""
+"""The rows of a results folder, and a reason for every run directory that has no row."""
 
 import json
 import math
@@ -28,23 +28,23 @@ _NUMBERS_OR_NULL = ("test_top1_at_best_validation", "filter_sparsity", "effectiv
 
 @dataclass
 class Results:
-    """What a results folder holds."""
+    """The content of a results folder."""
 
     folder: Path
     rows: list[Row] = field(default_factory=list)
     directories: dict[str, Path] = field(default_factory=dict)  # by the id of a row
-    refused: dict[str, str] = field(default_factory=dict)  # the name of a run directory -> why its row is left out
-    unfinished: dict[str, status.RunState] = field(default_factory=dict)  # by the name of the run directory
+    refused: dict[str, str] = field(default_factory=dict)  # name of a run directory -> why its row is left out
+    unfinished: dict[str, status.RunState] = field(default_factory=dict)  # by the name of a run directory
 
 
 def read(folder: Path, wanted: Callable[[Row], bool] = lambda row: True) -> Results:
     """The rows below a folder, sorted by id.
 
     Args:
-        wanted: which rows to take.
+        wanted: chooses rows.
 
     Raises:
-        DataError: there is no such folder, or no run in it.
+        DataError: there is no such folder, or it has no runs.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder; give a results folder")
@@ -72,7 +72,7 @@ def read(folder: Path, wanted: Callable[[Row], bool] = lambda row: True) -> Resu
             continue
         place = tuple(row[key] for key in ("task", "dataset_checksum", "method", "target_sparsity", "seed"))
         if place in seen:
-            one_name = row["mask"] is not None and directory.name == row["id"]  # that of the masks
+            one_name = row["mask"] is not None and directory.name == row["id"]  # the name of the masks
             reason = f"{seen[place]} is of another mask with the same mask_name; name them apart"
             same = f"{seen[place]} holds the same run; remove one of the two"
             results.refused[directory.name] = f"{path}: {reason if one_name else same}"
@@ -105,7 +105,7 @@ def _fault(row: Any) -> str | None:
                 return f"its {name} is {value!r}"
             if isinstance(value, float) and not math.isfinite(value):
                 return f"its {name} is {value!r}"
-    for name in ("id", "task", "method"):  # of which names of files are made
+    for name in ("id", "task", "method"):  # these become parts of file names
         if not re.fullmatch(r"\w[\w.-]*", row[name]):
             return f"its {name} is {row[name]!r}"
     if not "".join(row[name] for name in _WORDS).isprintable():

@@ -1,4 +1,4 @@
-"""Tables of a report: for people as Markdown, LaTeX and on the page, in percent; for programs as CSV, in fractions."""
+"""Tables of a report. For people: Markdown, LaTeX and the page, in percent. For programs: CSV, in fractions."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,15 +16,15 @@ UNTOLD, UNTRAINED, ASTERISK = "†", "‡", "*"
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry of a table; None stands for what there is none of."""
+    """One entry of a table. None: there is no such value."""
 
     mean: float | None  # percent
     sd: float | None
     n: int
     bold: bool = False
     marks: str = ""
-    few: bool = False  # fewer seeds than some other configuration has
-    run: bool = True  # whether there is any run at all
+    few: bool = False  # whether it has fewer seeds than some other configuration
+    run: bool = True  # whether there is a run at all
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def _notes(grid: Grid, entries: Sequence[Entry], statistic: str, looks: Mapping[
         notes.append(f"{ASTERISK} In some seed a layer keeps nothing or the output does not depend on the image.")
     without = sum(len(configuration.without_value) for configuration in [*grid.configurations.values(), *grid.dense])
     if without:
-        notes.append(f"{without} runs have no validation split and do not count.")
+        notes.append(f"Without a validation split, and not counted: {names.counted(without, 'run')}.")
     few = [
         f"{looks[method].label}{f' at {names.compression(level)}' if level else ''} without {_list(absent)}"
         for method, level, absent in grid.missing()
@@ -117,7 +117,7 @@ def _notes(grid: Grid, entries: Sequence[Entry], statistic: str, looks: Mapping[
     if not grid.dense:
         notes.append("There is no run of the dense network.")
     if few:
-        rest = f", and {len(few) - 8} more configurations" if len(few) > 8 else ""
+        rest = f", and {names.counted(len(few) - 8, 'more configuration')}" if len(few) > 8 else ""
         notes.append(f"Seeds that are missing: {'; '.join(few[:8])}{rest}.")
     return tuple(notes)
 
@@ -204,7 +204,7 @@ def latex(table: Table, looks: Mapping[str, Look]) -> str:
 
 
 def as_csv(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    """Rows as CSV with a header; None is an empty field, a sequence is joined by spaces."""
+    """Rows as CSV with a header. None gives an empty field; a sequence is joined by spaces."""
     joined = [{k: " ".join(map(str, v)) if isinstance(v, (list, tuple)) else v for k, v in row.items()} for row in rows]
     return csv_text(joined, columns)
 
@@ -219,7 +219,7 @@ CONFIGURATION_COLUMNS = (
 
 
 def configuration_row(configuration: Configuration, looks: Mapping[str, Look]) -> dict[str, Any]:
-    """A configuration as a line of configurations.csv. The interval is that of the mean, 95 %, of Student's t."""
+    """A configuration as a line of configurations.csv. The interval is the 95 % interval of the mean (Student's t)."""
     row = configuration.rows[0]
     half = critical(configuration.n) * configuration.sd / configuration.n**0.5 if configuration.sd is not None else None
     mean = configuration.mean

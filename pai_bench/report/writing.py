@@ -1,4 +1,4 @@
-"""A results folder -> a report. Read `write` downwards."""
+"""Makes a report from a results folder. Begin to read at `write`."""
 
 import os
 import re
@@ -18,24 +18,24 @@ from pai_bench.report.page import Section
 from pai_bench.report.reading import Results, Row
 from pai_bench.system import files
 
-# What the report in a folder consists of, and the line by which such a list is known.
+# The file that lists the files of a report, and the first line of that file.
 _MANIFEST, _MAGIC = ".pai_bench_report", "files of a report of pai_bench"
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a report is of; an empty list of names stands for all."""
+    """What goes into a report. An empty list means all."""
 
     statistic: str = "last"
     task: list[str] = field(default_factory=list)
     dataset: list[str] = field(default_factory=list)
     model: list[str] = field(default_factory=list)
-    pruner: list[str] = field(default_factory=list)  # dense networks are always taken
+    pruner: list[str] = field(default_factory=list)  # dense networks are always included
     figures: list[str] = field(default_factory=lambda: list(plots.KINDS))
     images: bool = True  # PNG and SVG files beside the page
 
     def wants(self, row: Row) -> bool:
-        """Whether a row is to be in the report."""
+        """Whether a row belongs in the report."""
         by_name = all(
             not wanted or row[key] in wanted
             for key, wanted in (("task", self.task), ("dataset", self.dataset), ("model", self.model))
@@ -44,7 +44,7 @@ class Options:
 
     def command(self, folder: Path, output: Path, task: str | None = None, kind: str | None = None) -> str:
         """The command line that makes this report, or one figure of it."""
-        # A figure made alone leaves the whole report alone.
+        # A single figure goes to another folder, so that it does not replace the report.
         words = ["python", "scripts/report.py", str(folder), "-o", f"{output}-{kind}" if kind else str(output)]
         if self.statistic != "last":
             words += ["--statistic", self.statistic]
@@ -61,22 +61,22 @@ class Options:
 
 @dataclass(frozen=True)
 class Report:
-    """What was written, for the terminal."""
+    """What was written: the facts for the terminal."""
 
     num_runs: int
     num_configurations: int
     num_tasks: int
-    problems: tuple[str, ...]  # rows left out and files that cannot be read
+    problems: tuple[str, ...]  # rows that were left out, and files that cannot be read
     unfinished: tuple[str, ...]
     page: Path
 
 
 def write(folder: Path, output: Path, options: Options) -> Report:
-    """Writes tables, figures and a page on the runs of a results folder.
+    """Writes tables, figures and a page about the runs of a results folder.
 
     Raises:
-        ConfigError: a library is missing, the output cannot be written, an option is wrong, or no run has the accuracy
-            asked for.
+        ConfigError: a library is missing, the output cannot be written, an option is wrong, or no run has the wanted
+            accuracy.
         DataError: there are no runs.
     """
     _check(folder, output, options)
@@ -121,7 +121,7 @@ def write(folder: Path, output: Path, options: Options) -> Report:
 
 @dataclass(frozen=True)
 class _About:
-    """What every section of a report is made with."""
+    """What every section of a report needs."""
 
     folder: Path
     output: Path
@@ -131,7 +131,7 @@ class _About:
 
 
 def _section(grid: Grid, title: str, stem: str, about: _About, unreadable: Unreadable) -> Section:
-    """What a report says of a grid, with its figures drawn."""
+    """The section of a report about one grid, with its figures."""
     options, looks = about.options, about.looks
     title += ", by filters" if grid.filters else ""
     differences = {level: comparison.comparisons(grid.at(level)) for level in grid.levels}
@@ -146,7 +146,7 @@ def _section(grid: Grid, title: str, stem: str, about: _About, unreadable: Unrea
 
 
 def _tables_and_figures(sections: Sequence[Section], looks: Mapping[str, Look]) -> dict[str, str | bytes]:
-    """Contents of the tables for people and of the pictures, by the name of the file."""
+    """The contents of the tables for people and of the pictures, by file name."""
     contents: dict[str, str | bytes] = {}
     for section in sections:
         contents[f"tables/{section.stem}.md"] = tables.markdown(section.table, looks)
@@ -161,7 +161,7 @@ def _tables_and_figures(sections: Sequence[Section], looks: Mapping[str, Look]) 
 def _csv_files(
     found: Sequence[Configuration], sections: Sequence[Section], looks: Mapping[str, Look]
 ) -> dict[str, str]:
-    """Contents of the CSV files, by name."""
+    """The contents of the CSV files, by file name."""
     makers: dict[str, tuple[Callable[[Section], list[dict[str, Any]]], Sequence[str]]] = {
         "comparisons": (lambda s: tables.comparison_rows(s.grid, s.differences, looks), tables.COMPARISON_COLUMNS),
         "missing": (lambda s: tables.missing_rows(s.grid, looks), tables.MISSING_COLUMNS),
@@ -180,7 +180,7 @@ def _csv_files(
 
 
 def _put(output: Path, contents: Mapping[str, str | bytes]) -> None:
-    """Writes the files of a report, and removes those of an earlier report that it does not have."""
+    """Writes the files of a report, and removes the other files of an earlier report."""
     _prepare(output)
     try:
         for name, content in contents.items():
@@ -202,7 +202,7 @@ def _check(folder: Path, output: Path, options: Options) -> None:
 
 
 def _prepare(folder: Path) -> None:
-    """Makes the output folder and those in it."""
+    """Makes the output folder and the folders in it."""
     try:
         for inner in (folder, folder / "tables", folder / "figures"):
             inner.mkdir(parents=True, exist_ok=True)
@@ -213,7 +213,7 @@ def _prepare(folder: Path) -> None:
 
 
 def _forget(output: Path, written: Sequence[str]) -> None:
-    """Removes what an earlier report wrote into the folder and this one did not."""
+    """Removes the files of an earlier report that this report did not write."""
     manifest = output / _MANIFEST
     magic, *earlier = manifest.read_text().splitlines() or [""] if manifest.is_file() else [""]
     for name in set(earlier) - set(written) if magic == _MAGIC else ():
@@ -223,7 +223,7 @@ def _forget(output: Path, written: Sequence[str]) -> None:
 
 
 def _stem(grid: Grid, among: Sequence[Grid]) -> str:
-    """What files of a grid are called: the task, and what tells it from others of the same task."""
+    """The beginning of a grid's file names: the task, and whatever distinguishes grids of the same task."""
     others = [other for other in among if other.first.task == grid.first.task]
     words = [grid.first.task]
     if len({other.first.checksum for other in others}) > 1:

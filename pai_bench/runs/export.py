@@ -1,4 +1,4 @@
-"""What other programs can use of a finished run: its mask, and the physically smaller network, checked and measured."""
+"""Exports of a finished run for other programs: its mask, and the physically smaller network, checked and measured."""
 
 import io
 import statistics
@@ -27,19 +27,19 @@ def trained(directory: Path, trusted: bool = False) -> tuple[nn.Module, Shape]:
     """The network of a finished run with its final weights, in eval mode on the CPU, and the shape of its images.
 
     Raises:
-        DataError: the directory holds no finished run, or one without its weights.
+        DataError: the directory holds no finished run, or a run that did not keep its weights.
     """
     from safetensors.torch import load_file
 
     model, shape, _ = _built(directory, trusted)
     if not (directory / "model.safetensors").is_file():
         raise DataError(f"{directory}: there is no model.safetensors, so {weights_again(directory)}")
-    model.load_state_dict(load_file(directory / "model.safetensors"))  # of half precision too
+    model.load_state_dict(load_file(directory / "model.safetensors"))  # converts half precision too
     return model, shape
 
 
 def initial(directory: Path, trusted: bool = False) -> tuple[nn.Module, Shape]:
-    """The network of a finished run with its initialization, in eval mode on the CPU, and the shape of its images.
+    """The network of a finished run with its initial weights, in eval mode on the CPU, and the shape of its images.
 
     Raises:
         DataError: the directory holds no finished run.
@@ -53,7 +53,7 @@ def initial(directory: Path, trusted: bool = False) -> tuple[nn.Module, Shape]:
 
 
 def _built(directory: Path, trusted: bool) -> tuple[nn.Module, Shape, RunConfig]:
-    """The network of a finished run as its seed draws it, in eval mode, the shape of its images, and its config."""
+    """The network of a finished run, initialized by its seed, in eval mode; the shape of its images; its config."""
     row = status.finished(directory)
     if row is None:
         raise DataError(f"{directory}: there is no whole result.json: it is not the directory of a finished run")
@@ -65,16 +65,16 @@ def _built(directory: Path, trusted: bool) -> tuple[nn.Module, Shape, RunConfig]
 
 
 def export_mask(directory: Path, output: Path, weights: Literal["initial", "final"], trusted: bool = False) -> Mask:
-    """Writes the mask of a run for other programs, and returns it; the ending says in which format.
+    """Writes the mask of a run for other programs, and returns it. The file's ending chooses the format.
 
-    .safetensors and .npz hold bool arrays by parameter name; .pt holds a state dict with NAME_mask and NAME_orig, which
-    loads into a network that torch.nn.utils.prune has prepared.
+    .safetensors and .npz hold bool arrays by parameter name. .pt holds a state dict with NAME_mask and NAME_orig; it
+    can be loaded into a network that torch.nn.utils.prune has prepared.
 
     Args:
-        weights: which weights the state dict holds: the initialization, or those that the run ended with.
+        weights: which weights the state dict holds: those before training, or those at the end of the run.
 
     Raises:
-        DataError: the directory holds no finished run, or one without the weights that are asked for.
+        DataError: the directory holds no finished run, or the run did not keep these weights.
         ConfigError: the initialization came from a file that is gone or has changed.
     """
     from safetensors.torch import load_file
@@ -96,7 +96,7 @@ def export_mask(directory: Path, output: Path, weights: Literal["initial", "fina
 
 
 def _as_torch_prunes(state: State, mask: Mask) -> State:
-    """A state dict as that of a network under torch.nn.utils.prune."""
+    """The state dict that the network would have under torch.nn.utils.prune."""
     pruned: State = {}
     for name, value in state.items():
         if name in mask:
@@ -107,28 +107,28 @@ def _as_torch_prunes(state: State, mask: Mask) -> State:
 
 
 def latencies(models: list[nn.Module], shape: Shape, batch_size: int, repeats: int) -> list[float]:
-    """Median seconds of a forward pass of each network on a batch of random images, taken in turn."""
+    """Median seconds of a forward pass of each network on a batch of random images. The networks take turns."""
     images = torch.randn(batch_size, *shape)
     times: list[list[float]] = [[] for _ in models]
     with torch.inference_mode():
         for repeat in range(repeats + 2):
-            for model, taken in zip(models, times, strict=True):
+            for model, seconds in zip(models, times, strict=True):
                 started = time.perf_counter()
                 model(images)
                 if repeat >= 2:  # the first calls choose algorithms
-                    taken.append(time.perf_counter() - started)
-    return [statistics.median(taken) for taken in times]
+                    seconds.append(time.perf_counter() - started)
+    return [statistics.median(seconds) for seconds in times]
 
 
 def export(directory: Path, output: Path, batch_size: int, repeats: int, trusted: bool = False) -> list[dict[str, Any]]:
-    """Writes the smaller network of a run as a torch.export program for batches of any size.
+    """Writes the smaller network of a run as a torch.export program, for batches of any size.
 
     Returns:
-        parameters, multiply-adds and latency of the masked network and of the small one.
+        Parameters, multiply-adds and latency of the masked network and of the small network.
 
     Raises:
-        DataError: the directory holds no finished run, or one without its weights.
-        UserError: the small network does not give the same outputs.
+        DataError: the directory holds no finished run, or a run that did not keep its weights.
+        UserError: the outputs of the small network differ from those of the masked network.
     """
     model, shape = trained(directory, trusted)
     nonzero = {name: parameter != 0 for name, parameter in model.named_parameters()}

@@ -1,4 +1,4 @@
-"""One process at a time writes a run directory: a claim that its owner keeps alive by a heartbeat."""
+"""Only one process at a time writes a run directory. It holds a claim, and keeps it alive by a heartbeat."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from pai_bench.errors import OwnedError
 from pai_bench.system import files
 from pai_bench.system.slurm_job import job_id, restarts
 
-DEAD_AFTER_SECONDS = 180.0  # of silence, of an owner on another machine
+DEAD_AFTER_SECONDS = 180.0  # an owner on another machine counts as dead after this time without a heartbeat
 
 
 _NAME = "owner.json"
@@ -45,7 +45,7 @@ def _started(pid: int) -> str | None:
 
 
 def _holder(path: Path) -> dict[str, Any]:
-    """What a claim file says of its owner; empty if it says nothing."""
+    """What a claim file says about its owner. Empty if it cannot be read."""
     try:
         return files.read_json(path, **_CLAIM)
     except (OSError, ValueError):
@@ -53,7 +53,7 @@ def _holder(path: Path) -> dict[str, Any]:
 
 
 def _machine() -> str:
-    """Where process ids mean the same: a boot of a machine and, within it, a container."""
+    """A name for the place in which process ids are unique: one boot of a machine and, within it, one container."""
     try:
         return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"
     except OSError:
@@ -62,14 +62,14 @@ def _machine() -> str:
 
 def _is_alive(holder: dict[str, Any], age: float, dead_after_seconds: float) -> bool:
     if holder and holder["job"] and holder["job"] == job_id() and holder["restarts"] < restarts():
-        return False  # this very job, before it was put back into the queue
+        return False  # the owner is this job itself, before it went back into the queue
     if holder and holder["machine"] == _machine():
         return bool(_started(holder["pid"]) == holder["started"])
     return age < dead_after_seconds
 
 
 def claimed(directory: Path) -> bool:
-    """Whether a process that lives holds a directory, as far as reading alone can tell."""
+    """Whether a living process holds a directory, as far as one can tell without writing."""
     path = directory / _NAME
     try:
         age = time.time() - path.stat().st_mtime
@@ -79,13 +79,13 @@ def claimed(directory: Path) -> bool:
 
 
 class Claim:
-    """The right to write a directory, held until it is released or its process ends.
+    """The right to write a directory. It is held until it is released or its process ends.
 
-    A process of the same machine that no longer exists has lost its claim at once; one of another machine when its
-    heartbeat has been silent for `dead_after_seconds`. No file locks are needed, which network file systems may lack.
+    A process of the same machine loses its claim as soon as it ends. A process of another machine loses its claim
+    after `dead_after_seconds` without a heartbeat. File locks are not used: some network file systems lack them.
 
     Raises:
-        OwnedError: another process holds it.
+        OwnedError: another process holds the claim.
     """
 
     def __init__(
@@ -100,16 +100,16 @@ class Claim:
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
 
     def release(self) -> None:
-        """Gives the directory free."""
+        """Releases the directory."""
         self._stop.set()
         if _holder(self.path).get("token") == self._token:
             self.path.unlink(missing_ok=True)
 
     def taken(self) -> bool:
-        """Whether another process has taken the directory over.
+        """Whether another process has taken over the directory.
 
         Raises:
-            OSError, ValueError: the file system does not tell.
+            OSError, ValueError: the claim file cannot be read.
         """
         try:
             return bool(files.read_json(self.path, token=str)["token"] != self._token)
@@ -134,9 +134,10 @@ class Claim:
         raise OwnedError(f"{self.path.parent}: other processes keep claiming it; try again")
 
     def _clear(self, dead: Path) -> None:
-        """Removes a claim whose owner is dead: of all who find it dead, the one that creates a second file does.
+        """Removes a claim whose owner is dead.
 
-        That one may die over it, too; its file is cleared in the same way.
+        Several processes may find it dead at once. Only the one that creates a second file may remove it. If that
+        process dies before it is done, its second file is removed in the same way.
         """
         token = _holder(dead).get("token")
         clearing = self.path.with_name(f"{_NAME}.{token or 'torn'}.cleared")
@@ -156,7 +157,7 @@ class Claim:
                 path.unlink(missing_ok=True)
 
     def _create(self, path: Path) -> bool:
-        """Creates a claim file, whole, if there is none."""
+        """Creates a whole claim file, and returns True, unless there is one."""
         content = {
             "host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid()), "since": time.time(),
             "machine": _machine(), "job": job_id(), "restarts": restarts(), "token": self._token,
@@ -172,12 +173,12 @@ class Claim:
         return True
 
     def _alive(self, path: Path) -> bool:
-        """Whether the process that made a claim file lives, as far as can be told."""
+        """Whether the process that made a claim file is alive, as far as one can tell."""
         holder, age = _holder(path), self._age(path)
         return path.exists() and _is_alive(holder, age, self._dead_after_seconds)
 
     def _age(self, path: Path) -> float:
-        """Seconds since a file was touched, by the clock of its file system."""
+        """Seconds since a file was touched, by the clock of the file system."""
         probe = self.path.with_name(f"{_NAME}.tmp-{self._token}-clock")
         try:
             probe.touch()
@@ -195,4 +196,4 @@ class Claim:
                     return
                 os.utime(self.path)
             except (OSError, ValueError):
-                continue  # a file system that stalls; the next beat tries again
+                continue  # the file system stalls; the next beat tries again

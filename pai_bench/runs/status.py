@@ -1,4 +1,4 @@
-"""How runs stand, by what lies in their directories. Imports no torch: a login node asks too."""
+"""The states of runs, read from their directories. Imports no torch, because this also runs on login nodes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ CHECKPOINT = "checkpoint.pt"
 
 
 def finished(directory: Path) -> dict[str, Any] | None:
-    """The result row of a finished run, or None: there is none, or what is there is no row."""
+    """The result row of a finished run, or None if there is no valid row."""
     try:
         return _row(directory)
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -24,7 +24,7 @@ def finished(directory: Path) -> dict[str, Any] | None:
 
 
 def finished_and_clean(directory: Path) -> dict[str, Any] | None:
-    """The result row of a finished run, or None if it was ended between that and the last of its records."""
+    """The result row of a finished run, or None if the run ended between writing the row and tidying up."""
     return None if (directory / CHECKPOINT).is_file() else finished(directory)
 
 
@@ -33,26 +33,27 @@ def _row(directory: Path) -> dict[str, Any]:
 
 
 def noted(directory: Path) -> dict[str, Any]:
-    """What status.json says: its state, and of attempt, updated, started, job, error and exit_code what makes sense.
+    """The valid entries of status.json: always state; maybe attempt, updated, started, job, error and exit_code.
 
     Raises:
-        OSError: there is none, or it cannot be read.
-        ValueError: it is damaged.
+        OSError: the file is missing, or cannot be read.
+        ValueError: the file is damaged.
     """
     kinds: dict[str, type | tuple[type, ...]] = {
         "attempt": int, "updated": (int, float), "started": (int, float), "job": str, "error": str, "exit_code": int,
     }  # fmt: skip
-    found = files.read_json(directory / STATUS, state=str)
-    return {"state": found["state"]} | {key: found[key] for key in kinds if isinstance(found.get(key), kinds[key])}
+    content = files.read_json(directory / STATUS, state=str)
+    valid = {key: content[key] for key in kinds if isinstance(content.get(key), kinds[key])}
+    return {"state": content["state"]} | valid
 
 
 @dataclass(frozen=True)
 class RunState:
-    """How a run stands, by what lies in its directory."""
+    """The state of a run, read from its directory."""
 
-    # finished, running, queued, preempted, failed, killed (ended without a word), broken (damaged records) or missing
+    # finished, running, queued, preempted, failed, killed (ended without a record), broken (damaged records) or missing
     name: str
-    job: str | None = None  # of SLURM
+    job: str | None = None  # the SLURM job
     error: str | None = None
     exit_code: int = 0
     attempt: int = 0
@@ -60,7 +61,7 @@ class RunState:
 
 
 def state(directory: Path) -> RunState:
-    """How a run stands. Nothing but its directory is asked, so a job that is gone may still be called queued."""
+    """The state of a run. Only its directory is read, so a run may count as queued although its job is gone."""
     damaged: list[str] = []
 
     def content(read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -91,11 +92,11 @@ def state(directory: Path) -> RunState:
 
 
 def mark_queued(directory: Path, job: str, since: float, text: str) -> None:
-    """Notes that a job which waits in a queue will do this run.
+    """Writes down that a job in the queue will do this run.
 
     Args:
-        text: its config.yaml.
-        since: when it was submitted, in seconds since 1970.
+        text: the content of config.yaml.
+        since: when the job was submitted, in seconds since 1970.
     """
     directory.mkdir(parents=True, exist_ok=True)
     if not (directory / "config.yaml").is_file():
@@ -107,7 +108,7 @@ def read(root: Path) -> list[dict[str, Any]]:
     """The result rows of every finished run below a folder, sorted by id.
 
     Raises:
-        DataError: one of them cannot be read.
+        DataError: a row cannot be read.
     """
     rows: list[dict[str, Any]] = []
     for path in root.glob(f"*/{RESULT}"):

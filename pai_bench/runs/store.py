@@ -1,4 +1,4 @@
-"""What a run leaves on disk: one directory for each run, whose result.json is written last and once."""
+"""What a run leaves on disk: one directory. Its result.json is written last, and once."""
 
 import hashlib
 import io
@@ -33,7 +33,7 @@ _PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "wandb",
 
 
 def _version(package: str) -> str | None:
-    """What is installed of a package that a run may do without."""
+    """The installed version of a package, or None: some packages are optional."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -41,7 +41,7 @@ def _version(package: str) -> str | None:
 
 
 def provenance() -> dict[str, Any]:
-    """What is needed to tell where a number came from: code, versions, machine and command line."""
+    """Where the numbers of a run come from: commit, versions, machine and command line."""
     home = Path(__file__).parent
 
     def git(*arguments: str) -> str | None:
@@ -64,11 +64,11 @@ def provenance() -> dict[str, Any]:
 
 
 def save_checkpoint(directory: Path, state: dict[str, Any], curve_bytes: int = 0) -> None:
-    """Writes a checkpoint beside the previous one, which stays until the next: one of the two is always whole.
+    """Writes a checkpoint, and keeps the previous one beside it. So one of the two is always whole.
 
     Args:
-        directory: of the run; its name goes into the checkpoint.
-        curve_bytes: how long the curve is by now.
+        directory: the directory of the run. Its name goes into the checkpoint.
+        curve_bytes: the present size of the curve file.
     """
     buffer = io.BytesIO()
     torch.save(state | {"run": directory.name, "curve_bytes": curve_bytes}, buffer)
@@ -80,7 +80,7 @@ def save_checkpoint(directory: Path, state: dict[str, Any], curve_bytes: int = 0
 
 
 def load_checkpoint(directory: Path) -> dict[str, Any] | None:
-    """The newest whole checkpoint of this run, on the CPU, or None. Any other is passed over, and the log says so."""
+    """The newest whole checkpoint of this run, on the CPU, or None. Damaged ones are skipped, with a warning."""
     for path in (directory / CHECKPOINT, directory / _PREVIOUS):
         if not path.is_file():
             continue
@@ -94,10 +94,10 @@ def load_checkpoint(directory: Path) -> dict[str, Any] | None:
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:
-    """What a checkpoint holds.
+    """The content of a checkpoint.
 
     Raises:
-        ValueError: it is damaged, or not one of the run in whose directory it lies.
+        ValueError: it is damaged, or belongs to another run.
     """
     content = path.read_bytes()
     start = len(_MAGIC) + hashlib.sha256().digest_size
@@ -107,7 +107,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
         run, _ = state["run"], state["curve_bytes"]
-    except Exception as error:  # whatever torch says of what is no checkpoint
+    except Exception as error:  # torch raises many kinds of errors for a file that is no checkpoint
         raise ValueError(f"{path}: it is no checkpoint of a run ({type(error).__name__})") from error
     if run != path.parent.name:
         raise ValueError(f"{path}: it is a checkpoint of another run, {run}")
@@ -115,10 +115,10 @@ def _checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _check_curve(path: Path, num_bytes: int) -> None:
-    """Refuses a curve whose beginning, up to a checkpoint, is not what the run wrote.
+    """Refuses a curve that is damaged before the end of a checkpoint.
 
     Raises:
-        ValueError: it is too short or damaged.
+        ValueError: the curve is too short or damaged.
     """
     content = path.read_bytes()[:num_bytes] if path.is_file() else b""
     if len(content) < num_bytes:
@@ -132,7 +132,7 @@ def _check_curve(path: Path, num_bytes: int) -> None:
 
 
 def final_weights(state: State, half: bool) -> State:
-    """A state dict as it is kept on disk: as it is, or with kernels and matrices, but not norms, in half precision."""
+    """A state dict for the disk. With `half`, kernels and matrices, but not norms, are in half precision."""
     if not half:
         return state
     return {
@@ -141,44 +141,43 @@ def final_weights(state: State, half: bool) -> State:
 
 
 class RunDirectory:
-    """The directory of one run that is not finished yet, claimed for this process.
+    """The directory of a run that is not finished, claimed for this process.
 
     Args:
-        path: created if it is missing.
+        path: the directory; it is created if it is missing.
 
     Raises:
-        ConfigError: it cannot be created or written to.
+        ConfigError: the directory cannot be created or written to.
         OwnedError: another process is working on it.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._claim: Claim | None = None
-        # Lines that the curve had beyond the checkpoint.
+        # How many lines the curve had beyond the checkpoint. The run will write them again.
         self.num_repeated = 0
         try:
             path.mkdir(parents=True, exist_ok=True)
             claim = self._claim = Claim(path)
             previous = self._status = self._previous()
-            # Finished just before it could be claimed, or by a process that died before it had tidied up.
+            # Another process may have finished the run between our check and our claim, or died before it tidied up.
             self.row = finished(path)
             if self.row is None and (path / RESULT).is_file():
                 (path / RESULT).replace(path / DAMAGED)
                 log.warning("%s is damaged, and is now %s; the run is done again", path / RESULT, DAMAGED)
             (path / QUEUED).unlink(missing_ok=True)
-            # What the run goes on from, or None: it starts.
+            # The checkpoint from which the run goes on. None: the run starts from the beginning.
             self.checkpoint = load_checkpoint(path) if self.row is None else None
             if self.row is not None:
                 self._tidy()
                 return
             if self.checkpoint is None:
-                # An attempt that ended early left half a record; nothing of it is true of this attempt.
+                # Files of an earlier attempt without a checkpoint say nothing about this attempt.
                 for left in path.iterdir():
                     if left.is_dir():
                         shutil.rmtree(left)
-                    elif left.name != DAMAGED and not left.name.startswith(
-                        claim.path.name
-                    ):  # other processes try to claim it too
+                    # Other processes may be trying to claim the directory: their files stay.
+                    elif left.name != DAMAGED and not left.name.startswith(claim.path.name):
                         left.unlink(missing_ok=True)
                 (path / "curve.jsonl").touch()
             else:
@@ -204,7 +203,7 @@ class RunDirectory:
         self.status("running")
 
     def _previous(self) -> dict[str, Any]:
-        """What status.json says of earlier attempts; nothing where there were none, or where it is damaged."""
+        """What status.json says about earlier attempts. Empty if there were none, or if the file is damaged."""
         try:
             return noted(self.path)
         except FileNotFoundError:
@@ -214,10 +213,10 @@ class RunDirectory:
         return {}
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
-        """Writes a checkpoint that knows how far the curve had come.
+        """Writes a checkpoint, with the present size of the curve file.
 
         Raises:
-            OwnedError: another process has taken the run over.
+            OwnedError: another process has taken over the run.
         """
         self.check()
         with (self.path / "curve.jsonl").open("rb") as curve:
@@ -225,10 +224,10 @@ class RunDirectory:
             save_checkpoint(self.path, state, os.fstat(curve.fileno()).st_size)
 
     def check(self) -> None:
-        """Makes sure that this process may still write here.
+        """Checks that this process may still write to the directory.
 
         Raises:
-            OwnedError: another process has taken the run over.
+            OwnedError: another process has taken over the run.
             UserError: the directory has vanished.
         """
         if not self.path.is_dir():
@@ -236,34 +235,34 @@ class RunDirectory:
         try:
             taken = self._claim is not None and self._claim.taken()
         except (OSError, ValueError):
-            return  # a file system that stalls tells nothing
+            return  # the file system stalls, so nothing is known
         if taken:
             raise OwnedError(f"{self.path}: another process has taken this run over, so this one ends")
 
     @property
     def lost(self) -> bool:
-        """Whether another process has taken the directory over."""
+        """Whether another process has taken over the directory."""
         return self._claim is not None and self._claim.lost
 
     def start_log(self) -> logging.Handler:
-        """Sends everything that this package logs to run.log too."""
+        """Makes this package write its log to run.log too."""
         handler = logging.FileHandler(self.path / "run.log")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger("pai_bench").addHandler(handler)
         return handler
 
     def close(self) -> None:
-        """Gives the directory free for other processes."""
+        """Releases the directory for other processes."""
         if self._claim is not None:
             self._claim.release()
 
     def status(self, state: str, **details: Any) -> None:
-        """Replaces status.json: state is running, finished, failed or preempted; times are seconds since 1970."""
+        """Replaces status.json. The state is running, finished, failed or preempted. Times are seconds since 1970."""
         self._status |= {"state": state, "updated": time.time(), **details}
         files.write_json(self.path / STATUS, self._status)
 
     def discard(self) -> None:
-        """Removes the directory: a run that was refused leaves nothing behind."""
+        """Removes the directory. A run that was refused leaves nothing behind."""
         shutil.rmtree(self.path)
 
     def record(self, metrics: dict[str, float], epoch: float) -> None:
@@ -288,7 +287,7 @@ class RunDirectory:
         files.write_atomically(self.path / name, files.tensor_bytes(tensors))
 
     def finish(self, row: dict[str, Any]) -> None:
-        """Writes metrics.csv and then result.json, whose appearance is what makes the run finished."""
+        """Writes metrics.csv and then result.json. The run is finished as soon as result.json exists."""
         self.check()
         epochs = [line for line in self.curve() if "test/top1" in line]
         keys = list(dict.fromkeys(key for line in epochs for key in line))
@@ -299,14 +298,14 @@ class RunDirectory:
         self._tidy()
 
     def _tidy(self) -> None:
-        """What follows the result. The newest checkpoint goes last: where it lies beside a result, this is undone."""
+        """Tidies up after the result is written. A checkpoint beside a result means that this is not done yet."""
         self.status("finished", exit_code=0)
         for name in (_PREVIOUS, CHECKPOINT):
             (self.path / name).unlink(missing_ok=True)
 
 
 class NullRunDirectory:
-    """The run directory for a process that leaves the writing to another."""
+    """The run directory of a process that does not write: rank 0 of its run does."""
 
     lost, num_repeated = False, 0
 
@@ -314,11 +313,11 @@ class NullRunDirectory:
         self.path, self.checkpoint = path, checkpoint
 
     def start_log(self) -> logging.Handler:
-        """Nowhere."""
+        """A handler that drops everything."""
         return logging.NullHandler()
 
     def curve(self) -> list[dict[str, float]]:
-        """Nothing."""
+        """No lines."""
         return []
 
     def _nothing(self, *_: Any, **__: Any) -> None: ...

@@ -1,4 +1,4 @@
-"""The closing summary of a run: what a person wants to see when it is over."""
+"""The summary that a run prints at its end."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ _BAR = 24
 
 
 def already(row: dict[str, Any], directory: Path, wants_weights: bool = False) -> str:
-    """A line on a run that needs not be done again; and on final weights that it was asked for and has not."""
+    """A line about a run that is finished. It says so if final weights are wanted but were not kept."""
     accuracy = f"{100 * row['test_top1']:.2f} % test accuracy"
     missing = wants_weights and not (directory / "model.safetensors").is_file()
     rest = f"; {weights_again(directory)}" if missing else ""
@@ -15,7 +15,7 @@ def already(row: dict[str, Any], directory: Path, wants_weights: bool = False) -
 
 
 def weights_again(directory: Path) -> str:
-    """How to get final weights that a finished run has not kept."""
+    """How to get the final weights of a finished run that did not keep them."""
     return (
         "its final weights were not kept; to have them, run it again with save_model=true: remove "
         f"{directory / 'result.json'}, or give another results_dir="
@@ -40,7 +40,7 @@ def _layers(layers: list[dict[str, Any]]) -> list[str]:
     width = max(len(layer["name"]) for layer in layers)
     lines = []
     for layer in layers:
-        # The bar is the square root of the density: at 98 % sparsity a linear one would be empty nearly everywhere.
+        # The bar shows the square root of the density. A linear bar would be empty for most layers at 98 % sparsity.
         bar = "#" * round(_BAR * layer["density"] ** 0.5)
         mark = "  collapsed" if layer["kept"] == 0 else ""
         share = f"{100 * layer['density']:7.2f} %"
@@ -85,7 +85,7 @@ def closing(row: dict[str, Any], layers: list[dict[str, Any]], directory: Path) 
     lines.append(f"  {_count(dense)} multiply-adds an image, {_count(masked)} if zeros were free")
     if row["macs_trained"] < dense:
         gain = f": a step took 1/{row['compact_speedup']:.3g} of the time" if row["compact_speedup"] else ""
-        lines.append(f"  {_count(row['macs_trained'])} were trained, without idle channels{gain}")
+        lines.append(f"  {_count(row['macs_trained'])} were trained, without dead channels{gain}")
     lines += ["", *_layers(layers), ""] if row["num_kept"] < row["num_prunable"] else [""]
     if row["collapsed_layers"]:
         lines.append(f"  LAYER COLLAPSE: nothing is kept in {', '.join(row['collapsed_layers'])}")

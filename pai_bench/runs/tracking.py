@@ -1,4 +1,4 @@
-"""Weights & Biases, or nothing. A mirror of the run directory: its failures end no run."""
+"""Weights & Biases, or no tracker. It mirrors the run directory. Its failures never end a run."""
 
 import hashlib
 import logging
@@ -19,15 +19,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Run:
-    """What a tracker is told about a run when it starts."""
+    """What a tracker gets to know about a run at its start."""
 
     id: str
     group: str
     directory: Path
     config: dict[str, Any]
     tags: list[str]
-    # For a run that goes on: the curve up to its checkpoint, and how many lines an earlier attempt had beyond that.
-    # They are going to be recorded once more, word for word.
+    # Of a run that goes on: the curve up to its checkpoint, and the number of lines that an earlier attempt wrote after
+    # the checkpoint. The run records these lines once more, unchanged.
     curve: list[dict[str, float]] | None = None
     num_repeated: int = 0
 
@@ -36,20 +36,20 @@ class Tracker(Protocol):
     """Receives what a run records."""
 
     def record(self, metrics: dict[str, float], epoch: float) -> None:
-        """Metrics at a time in epochs."""
+        """Receives metrics at a time, in epochs."""
 
     def mask(self, file: Path) -> None:
-        """The mask, once it is written."""
+        """Receives the file of the mask."""
 
     def finish(self, row: dict[str, Any], exit_code: int) -> None:
-        """The end of the run: its result row (empty after a failure) and exit code."""
+        """Receives the result row (empty after a failure) and the exit code, at the end of the run."""
 
     @property
     def delivers(self) -> bool:
-        """Whether what it is told, and was told, gets to where others can see it."""
+        """Whether everything so far has reached a place where others can see it."""
 
 
-class _Nothing:
+class _NoTracker:
     delivers = False
 
     def record(self, metrics: dict[str, float], epoch: float) -> None: ...
@@ -58,20 +58,20 @@ class _Nothing:
 
 
 def none(run: Run) -> Tracker:
-    """Keeps no record beside the run directory."""
-    return _Nothing()
+    """Records nothing: the run directory is the only record."""
+    return _NoTracker()
 
 
 class _WandB:
-    """Calls into the W&B client; after the first failure it says so once and stays silent."""
+    """Calls the W&B client. After the first failure it warns once and does nothing more."""
 
     def __init__(self, client: Any, run: Any, name: str) -> None:
         self._client, self._run, self._name = client, run, name
-        self._num_known = 0  # records to come that W&B has already
+        self._num_known = 0  # how many of the next records W&B has already
 
     def go_on(self, curve: list[dict[str, float]], num_repeated: int, online: bool) -> None:
-        """Makes what W&B has of an earlier attempt and what it is going to get one curve, nothing missing or twice."""
-        if not online:  # what it has lies in another folder, whole but for its last second
+        """Joins the records of an earlier attempt and those of this one: W&B gets every record exactly once."""
+        if not online:  # the earlier attempt has its own folder, which misses its last second at most
             self._num_known = num_repeated
             return
         known = self._run.starting_step  # every record is a step
@@ -118,7 +118,7 @@ class _WandB:
 
 
 def _fitting(name: str, length: int = 128) -> str:
-    """A name as W&B takes it: without some characters and not too long; names that differ still do."""
+    """The name in a form that W&B accepts: fewer characters, not too long. Different names stay different."""
     plain = re.sub(r"[^\w.-]", "_", name, flags=re.ASCII)
     return plain if len(plain) <= length else f"{plain[: length - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
@@ -141,17 +141,17 @@ def wandb(
     tags: list[str],
     timeout_seconds: Positive,
 ) -> Tracker:
-    """A W&B run with the id of the run, in its directory; offline unless told otherwise.
+    """A W&B run with the id of the run, in its directory. It is offline by default.
 
-    WANDB_MODE, if set, overrides `mode`. Online without a key or a network the run goes offline, with a warning, and
-    `wandb sync` sends it later.
+    WANDB_MODE, if set, overrides `mode`. A run that should be online, but has no key or no network, goes offline with
+    a warning. `wandb sync` sends it later.
 
     Args:
         mode: "offline", "online" or "disabled".
         timeout_seconds: how long the start and the end of a run wait for a server that does not answer.
     """
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    # Beside the run, so that a sync from another machine finds the artifacts.
+    # In the run directory, so that a sync from another machine finds the artifacts.
     os.environ["WANDB_DATA_DIR"] = os.environ["WANDB_ARTIFACT_DIR"] = str(run.directory / "wandb")
     try:
         import wandb as client
@@ -172,27 +172,16 @@ def wandb(
             x_save_requirements=False,
             x_transaction_log_flush_interval=1,  # its 15 s would lose the last epochs of a run that is killed
         )
-        keep = "allow" if run.curve is not None else None  # None: what W&B has of a run of this id is replaced
+        keep = "allow" if run.curve is not None else None  # None replaces what W&B has under this id
         start: dict[str, Any] = {
             "id": _fitting(run.id), "name": _fitting(run.id), "group": _fitting(run.group), "project": project,
             "entity": entity, "resume": keep, "config": run.config, "dir": str(run.directory), "job_type": "train",
             "tags": [_fitting(tag, 64) for tag in [*run.tags, *tags] if tag], "reinit": "create_new",
             "settings": settings,
         }  # fmt: skip
-        try:
-            started = client.init(**start | {"mode": wanted})
-        except client.errors.Error as error:
-            if wanted != "online":
-                raise
-            log.warning("W&B is unreachable (%s), going offline; `wandb sync` sends it later", type(error).__name__)
-            client.teardown()
-            started = client.init(**start | {"mode": "offline"})
-        started.define_metric("epoch")
-        started.define_metric("*", step_metric="epoch")
-        started.define_metric("prune/round")
-        started.define_metric("prune/*", step_metric="prune/round")
-        started.define_metric("layer/*", step_metric="prune/round")
-        if started.id != start["id"] and not started.disabled:  # an agent of a sweep has given it another
+        started = _started(client, start, wanted)
+        _define_axes(started)
+        if started.id != start["id"] and not started.disabled:  # an agent of a sweep gives its own id
             log.warning("W&B calls this run %s, as an agent of a sweep says; wandb.json keeps that", started.id)
             files.write_json(run.directory / "wandb.json", {"id": started.id, "sweep": started.sweep_id})
         tracker = _WandB(client, started, run.id)
@@ -201,4 +190,25 @@ def wandb(
         return tracker
     except Exception as error:
         log.warning("W&B cannot start (%s: %s); the run directory is the only record", type(error).__name__, error)
-        return _Nothing()
+        return _NoTracker()
+
+
+def _define_axes(started: Any) -> None:
+    """Makes the epoch the x-axis of all metrics, and the round that of the metrics of pruning and of layers."""
+    started.define_metric("epoch")
+    started.define_metric("*", step_metric="epoch")
+    started.define_metric("prune/round")
+    started.define_metric("prune/*", step_metric="prune/round")
+    started.define_metric("layer/*", step_metric="prune/round")
+
+
+def _started(client: Any, start: dict[str, Any], mode: str) -> Any:
+    """The W&B run that `start` describes. It is offline, with a warning, if no server answers."""
+    try:
+        return client.init(**start | {"mode": mode})
+    except client.errors.Error as error:
+        if mode != "online":
+            raise
+        log.warning("W&B is unreachable (%s), going offline; `wandb sync` sends it later", type(error).__name__)
+        client.teardown()
+        return client.init(**start | {"mode": "offline"})

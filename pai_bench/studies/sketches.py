@@ -1,11 +1,11 @@
 """Masks as sketches of a matrix product: probabilities, closed formulas of the error, bounds, and random masks.
 
-A linear model Xw = sum_i X_i w_i keeps the coordinates that a mask marks. Draw s of them with replacement, with
-probabilities p, and multiply those drawn c times by c / (s p). That is a sketch of the product, and its expected error
-is known.
+A mask keeps some coordinates of a linear model Xw = sum_i X_i w_i. Draw s coordinates with replacement and with
+probabilities p, and multiply a coordinate that was drawn c times by c / (s p). This is a sketch of the product. Its
+expected error is known.
 
 Reference: Bar and Giryes 2023, arXiv:2305.17559, "Pruning at Initialization - A Sketching Perspective". The formulas
-are those of the literature on sampling matrix products, each checked by simulation.
+come from the literature on sampling matrix products. Each was checked by simulation.
 """
 
 from typing import Any
@@ -23,22 +23,22 @@ Array = NDArray[np.float64]
 
 
 def optimal_probabilities(x: Array, w: Array) -> Array:
-    """Those (d,) with the least expected error: p_i proportional to ||X_i|| |w_i|, for X (n, d) and w (d,)."""
+    """The probabilities (d,) with the least expected error: p_i ~ ||X_i|| |w_i|, for X (n, d) and w (d,)."""
     return _normalized(np.linalg.norm(x, axis=0) * np.abs(w))
 
 
 def data_free_probabilities(w: Array) -> Array:
-    """p_i proportional to |w_i|: what the optimum tends to when all columns of X have about the same norm."""
+    """p_i proportional to |w_i|: nearly the optimum if all columns of X have about the same norm."""
     return _normalized(np.abs(w))
 
 
 def uniform_probabilities(num_coordinates: int) -> Array:
-    """The same for every coordinate."""
+    """The same probability for every coordinate."""
     return np.full(num_coordinates, 1 / num_coordinates)
 
 
 def mixture(p: Array, share: float) -> Array:
-    """(1 - share) p + share / d: bounds the rescaling 1 / p, whose expectation diverges for p from Gaussian weights."""
+    """(1 - share) p + share / d. It bounds the rescaling 1 / p, whose mean is infinite for p from Gaussian weights."""
     return (1 - share) * p + share / len(p)
 
 
@@ -54,16 +54,17 @@ def _normalized(sizes: Array) -> Array:
 
 
 def sketch_error(x: Array, w: Array, p: Array, s: int) -> float:
-    """E||X(m * w) - Xw||^2 for m_i = c_i / (s p_i), c the counts of s draws with replacement from p.
+    """E||X(m * w) - Xw||^2 for m_i = c_i / (s p_i). c counts how often each coordinate is drawn in s draws from p.
 
-    It is (1/s) (sum_i ||X_i||^2 w_i^2 / p_i - ||Xw||^2), whatever p was made from: with p from the initial weights and
-    w the trained ones it is the error of a mask found at initialization. What p cannot draw is a bias, its error added.
+    It is (1/s) (sum_i ||X_i||^2 w_i^2 / p_i - ||Xw||^2) for any p. With p from the initial weights and w the trained
+    weights, it is the error of a mask found at initialization. Coordinates that p cannot draw give a bias; the square
+    of its norm is added.
 
     Args:
         x: (n, d).
-        w: (d,), the weights that the mask is applied to.
-        p: (d,), sums to one.
-        s: number of draws.
+        w: (d,), the weights to which the mask is applied.
+        p: (d,), with sum one.
+        s: the number of draws.
 
     Reference: Drineas, Kannan and Mahoney 2006 (SIAM J. Comput. 36, 132), for matrix products drawn this way.
     """
@@ -74,9 +75,9 @@ def sketch_error(x: Array, w: Array, p: Array, s: int) -> float:
 
 
 def bernoulli_error(x: Array, w: Array, p: Array, s: float) -> float:
-    """The same for independent coins: i is kept with pi_i = min(1, s p_i) and multiplied by 1 / pi_i.
+    """The same error for independent draws: i is kept with probability pi_i = min(1, s p_i), and scaled by 1 / pi_i.
 
-    It is sum_i ||X_i||^2 w_i^2 (1 / pi_i - 1), plus the bias of what is never kept.
+    It is sum_i ||X_i||^2 w_i^2 (1 / pi_i - 1), plus the squared bias of coordinates that are never kept.
     """
     inclusion = np.minimum(1, s * p)
     kept = inclusion > 0
@@ -86,10 +87,10 @@ def bernoulli_error(x: Array, w: Array, p: Array, s: float) -> float:
 
 
 def uniform_mask_error(x: Array, w: Array, k: int) -> float:
-    """E||X(m * w) - Xw||^2 for a binary mask that keeps k of the d coordinates, every set of k being as likely.
+    """E||X(m * w) - Xw||^2 for a binary mask that keeps k of the d coordinates. All sets of k are equally likely.
 
-    With q = (d-k)/d, the chance that one is pruned, and r = q (d-k-1)/(d-1), that two are, it is
-    (q - r) sum_i ||X_i||^2 w_i^2 + r ||Xw||^2.
+    It is (q - r) sum_i ||X_i||^2 w_i^2 + r ||Xw||^2. Here q = (d-k)/d is the probability that one given coordinate is
+    pruned, and r = q (d-k-1)/(d-1) the probability that two given coordinates are pruned.
     """
     d = len(w)
     q = (d - k) / d
@@ -99,29 +100,35 @@ def uniform_mask_error(x: Array, w: Array, k: int) -> float:
 
 
 def optimal_bound(x: Array, w: Array, s: int) -> float:
-    """(1/s) (sum_i ||X_i|| |w_i|)^2, above the error of the optimal p; 1/b times it, if p_i >= b times the optimum."""
+    """An upper bound on the error of the optimal p: (1/s) (sum_i ||X_i|| |w_i|)^2.
+
+    If p_i >= b times the optimum, 1/b times this is an upper bound for p.
+    """
     return float((np.linalg.norm(x, axis=0) @ np.abs(w)) ** 2 / s)
 
 
 def norm_bound(x: Array, w: Array, s: int) -> float:
-    """(1/s) ||X||_F^2 ||w||^2, above `optimal_bound`; p from ||X_i||^2 and p from w_i^2 stay ||Xw||^2 / s below it."""
+    """(1/s) ||X||_F^2 ||w||^2, an upper bound on `optimal_bound`.
+
+    The errors of p ~ ||X_i||^2 and of p ~ w_i^2 are ||Xw||^2 / s below it.
+    """
     return float((x**2).sum() * (w @ w) / s)
 
 
 def trained_bound(x: Array, initial: Array, trained: Array, s: int) -> float:
-    """Above the error of p optimal for the initial weights (d,), applied to trained ones (d,), by the largest growth.
+    """An upper bound on the error of p that is optimal for the initial weights (d,), for the trained weights (d,).
 
-    ((1+g)^2 / s) (sum_i ||X_i|| |w0_i|)^2, where 1 + g is the largest |w*_i| / |w0_i|.
+    It is ((1+g)^2 / s) (sum_i ||X_i|| |w0_i|)^2, where 1 + g is the largest growth |w*_i| / |w0_i|.
     """
     growth = float((np.abs(trained) / np.abs(initial)).max())
     return growth**2 * optimal_bound(x, initial, s)
 
 
 def movement_bound(x: Array, initial: Array, trained: Array, s: int) -> float:
-    """Above the same error, by how far the weights moved.
+    """Another upper bound on the error of `trained_bound`, by how far the weights moved.
 
-    (2/s) S^2 + (2/s) S sum_i ||X_i|| (w*_i - w0_i)^2 / |w0_i| with S = sum_i ||X_i|| |w0_i|. For Gaussian w0 its
-    expectation is infinite: that of 1 / |w0_i| is.
+    It is (2/s) S^2 + (2/s) S sum_i ||X_i|| (w*_i - w0_i)^2 / |w0_i| with S = sum_i ||X_i|| |w0_i|. For Gaussian w0 its
+    expectation is infinite, because the expectation of 1 / |w0_i| is infinite.
     """
     norms = np.linalg.norm(x, axis=0)
     total = norms @ np.abs(initial)
@@ -130,7 +137,7 @@ def movement_bound(x: Array, initial: Array, trained: Array, s: int) -> float:
 
 
 def expected_distinct(p: Array, s: float) -> float:
-    """How many different coordinates s draws with replacement reach: sum_i 1 - (1 - p_i)^s, below s for s > 1."""
+    """The expected number of different coordinates in s draws with replacement: sum_i 1 - (1 - p_i)^s."""
     with np.errstate(divide="ignore"):
         return float(-np.expm1(s * np.log1p(-p)).sum())
 
@@ -139,7 +146,7 @@ def draws_for(p: Array, distinct: float) -> int:
     """The number of draws, at least one, whose expected number of different coordinates is closest to `distinct`.
 
     Raises:
-        ConfigError: p has no more coordinates than that, so that no number of draws is enough.
+        ConfigError: p has so few coordinates that no number of draws is enough.
     """
     if distinct > np.count_nonzero(p) - 0.5:
         raise ConfigError(
@@ -156,9 +163,9 @@ def draws_for(p: Array, distinct: float) -> int:
 
 
 def pair_inclusion(p: Array) -> Array:
-    """The probabilities (d,) of being among two coordinates drawn without replacement, each draw in proportion to p.
+    """The probability (d,) of each coordinate to be drawn in two draws without replacement, each in proportion to p.
 
-    p_i (1 + sum_{j != i} p_j / (1 - p_j)), which is not 2 p_i: dividing by k p would not be unbiased.
+    It is p_i (1 + sum_{j != i} p_j / (1 - p_j)), and not 2 p_i. So dividing by k p would give a biased result.
     """
     odds = p / (1 - p)
     inclusion: Array = p * (1 + odds.sum() - odds)
@@ -169,9 +176,9 @@ def pair_inclusion(p: Array) -> Array:
 
 
 def draw_sketches(p: Array, s: int, num_masks: int, rng: Generator) -> Array:
-    """Rescaled masks (num_masks, d): counts of s draws with replacement from p, divided by s p; unbiased."""
+    """Rescaled masks (num_masks, d): the counts of s draws with replacement from p, divided by s p. Unbiased."""
     d = len(p)
-    if s < d:  # a tenth of the time of the multinomial where draws are few
+    if s < d:  # for few draws this takes a tenth of the time of the multinomial
         drawn = rng.choice(d, size=(num_masks, s), p=p) + d * np.arange(num_masks)[:, None]
         counts = np.bincount(drawn.ravel(), minlength=num_masks * d).reshape(num_masks, d)
     else:
@@ -181,7 +188,7 @@ def draw_sketches(p: Array, s: int, num_masks: int, rng: Generator) -> Array:
 
 
 def draw_bernoulli(p: Array, s: float, num_masks: int, rng: Generator) -> Array:
-    """Rescaled masks (num_masks, d) of independent coins: kept with pi = min(1, s p), and then 1 / pi; unbiased."""
+    """Rescaled masks (num_masks, d): independently 1 / pi with probability pi = min(1, s p), else 0. Unbiased."""
     inclusion = np.minimum(1, s * p)
     kept = rng.random((num_masks, len(p))) < inclusion
     masks: Array = np.divide(kept, inclusion, out=np.zeros(kept.shape), where=inclusion > 0)
@@ -191,11 +198,11 @@ def draw_bernoulli(p: Array, s: float, num_masks: int, rng: Generator) -> Array:
 def draw_distinct(p: Array, k: int, num_masks: int, rng: Generator, beta: float = 1.0) -> NDArray[np.bool_]:
     """Binary masks (num_masks, d) of exactly k coordinates, drawn without replacement in proportion to p^beta.
 
-    By Gumbel top-k: the k largest of beta log p plus Gumbel noise. beta 0 is uniform over the coordinates that p can
-    draw, and a large beta is top-k.
+    The method is Gumbel top-k: the k largest values of beta log p plus Gumbel noise. beta=0 draws uniformly from the
+    coordinates with p > 0; a large beta gives top-k.
 
     Raises:
-        ConfigError: p can draw fewer than k.
+        ConfigError: p can draw fewer than k coordinates.
     """
     if k > np.count_nonzero(p):
         raise ConfigError(f"{k} coordinates kept: only {np.count_nonzero(p)} can be drawn; lower the density")
@@ -208,13 +215,13 @@ def draw_distinct(p: Array, k: int, num_masks: int, rng: Generator, beta: float 
 
 
 def top(sizes: Array, k: int) -> NDArray[np.bool_]:
-    """The binary mask (d,) of the k largest; of equal ones the first."""
+    """The binary mask (d,) of the k largest sizes. Of equal sizes, the first ones are kept."""
     mask = np.zeros(len(sizes), bool)
     mask[np.argsort(-sizes, kind="stable")[:k]] = True
     return mask
 
 
 def errors(x: Array, w: Array, masks: NDArray[Any]) -> Array:
-    """||X(m * w) - Xw||^2 (num_masks,) of masks (num_masks, d), for X (n, d) and w (d,)."""
+    """||X(m * w) - Xw||^2 (num_masks,) for masks (num_masks, d), X (n, d) and w (d,)."""
     squared: Array = ((masks @ (x * w).T - x @ w) ** 2).sum(1)
     return squared

@@ -1,10 +1,11 @@
 """A study: the sketching error of masks in linear regression on real digits.
 
-How much worse are probabilities taken from the initial weights, with or without the data, when the mask is applied to
-the trained weights? And what does the rescaling do?
+The mask is found from the initial weights, with or without the data, and applied to the trained weights. How much worse
+is it than a mask found from the trained weights? And what does the rescaling do?
 
 Reference: Bar and Giryes 2023, arXiv:2305.17559, "Pruning at Initialization - A Sketching Perspective".
-Deviates: own protocol throughout. No official code exists and the details of the published experiments are not known.
+Deviates: the whole protocol is our own. There is no official code, and the details of the published experiments are not
+known.
 """
 
 from collections.abc import Sequence
@@ -21,11 +22,11 @@ from pai_bench.studies.sketches import Array
 Row = dict[str, Any]
 
 _NUM_IMAGES, _NUM_HELD_OUT = 1797, 200
-_LEAST_MASKS = 500  # behind every Monte-Carlo mean
-_CHUNK = 2000  # masks held in memory at a time
+_LEAST_MASKS = 500  # every Monte-Carlo mean takes at least this many masks
+_CHUNK = 2000  # masks in memory at a time
 
-# Name: what a legend calls it, colour (of Okabe and Ito, told apart by the colour-blind) and marker. In the order of
-# tables and legends. A sketch is rescaled by c / (s p); a mask is binary.
+# Name: label in the legend, colour (of Okabe and Ito, which colour-blind readers can distinguish) and marker. In the
+# order of tables and legends. A sketch is rescaled by c / (s p); a mask is binary.
 SELECTIONS = {
     "sketch_initial_no_data": ("initial weights:  p ∝ |w⁰ᵢ|", "#56B4E9", "o"),
     "sketch_initial": ("initial weights and data:  p ∝ ‖Xᵢ‖ |w⁰ᵢ|", "#0072B2", "s"),
@@ -41,7 +42,7 @@ SELECTIONS = {
 
 @dataclass(frozen=True)
 class Regression:
-    """One linear regression, and the weights that gradient descent starts from and ends with."""
+    """One linear regression, with the weights before and after gradient descent."""
 
     train: Array  # (n, d), divided by sqrt(n): squared norms are means over images
     held_out: Array  # (200, d), divided by sqrt(200)
@@ -56,16 +57,17 @@ class Regression:
 
 
 def regression(seed: int, num_features: int, num_images: int) -> Regression:
-    """Is the image the digit `seed mod 10`? Asked of random ReLU features of scikit-learn's 8x8 digits.
+    """A regression on random ReLU features of scikit-learn's 8x8 digits: is the image the digit `seed mod 10`?
 
-    The features are those of a two-layer network with a frozen Gaussian first layer, without biases, scaled to a mean
-    square of one on the training images, and without those that no training image activates. The weights are those of
-    its second layer, N(0, 1/d) at first. The target is one column of the one-hot labels, centred and scaled to variance
-    one, so that it is as large as the initial output. The trained weights are the limit of gradient descent on the
-    squared error, w0 + X^+ (y - X w0). The seed decides the column, the images, the features and the initial weights.
+    The network has two layers. The first layer is Gaussian, fixed, and has no biases. Its outputs are the features,
+    without those that no training image activates, and scaled to a mean square of one on the training images. The
+    weights of the second layer are N(0, 1/d) at first. The target is one column of the one-hot labels, centred and
+    scaled to variance one, so that it is as large as the initial output. The trained weights are the limit of gradient
+    descent on the squared error, w0 + X^+ (y - X w0). The seed decides the column, the images, the features and the
+    initial weights.
 
     Raises:
-        ConfigError: so few images that the digit is not among them.
+        ConfigError: there are so few images that the digit is not among them.
     """
     from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 
@@ -90,7 +92,7 @@ def regression(seed: int, num_features: int, num_images: int) -> Regression:
 
 
 def probabilities(problem: Regression) -> dict[str, Array]:
-    """What the selections that draw draw from, by name; all but the oracle could be known before training."""
+    """The probabilities of the random selections, by name. All except the oracle can be known before training."""
     free = sketches.data_free_probabilities(problem.initial)
     uniform = sketches.uniform_probabilities(len(free))
     return {
@@ -107,34 +109,35 @@ def probabilities(problem: Regression) -> dict[str, Array]:
 def study(densities: Sequence[float], num_seeds: int, num_draws: int, num_features: int, num_images: int) -> list[Row]:
     """Relative errors ||X(m * w*) - Xw*||^2 / ||Xw*||^2 of every selection, by density, seed and split.
 
-    A mask that keeps nothing has error one. Density counts coordinates kept at least once: sketches take the number of
-    draws whose expected density is closest, binary masks keep exactly round(density d).
+    A mask that keeps nothing has error one. Density counts each kept coordinate once. A sketch takes the number of
+    draws with the closest expected density; a binary mask keeps exactly round(density d).
 
     Args:
         densities: each in (0, 1).
-        num_seeds: regressions, of seeds 0, 1, ...
-        num_draws: coordinates drawn in all for the Monte-Carlo mean of a sketch: num_draws / s masks, if they are more
-            than 500. Binary masks are always 500. The two splits share their masks.
+        num_seeds: the number of regressions, with seeds 0, 1, ...
+        num_draws: the number of drawn coordinates, in all masks together, for the Monte-Carlo mean of a sketch. This
+            gives num_draws / s masks, but at least 500. There are always 500 binary masks. Both splits use the same
+            masks.
         num_features: d.
-        num_images: training images; 200 others are held out.
+        num_images: the number of training images; 200 other images are held out.
 
     Returns:
         Rows with `selection`, `density`, `seed`, `movement` of the weights, `split` ("train", "held_out"), `draws` (s
-        for a sketch, the number kept for a mask), `kept` (the expected fraction kept), `closed_form` (None where there
-        is no formula), `monte_carlo`, its `standard_error` (0 for the two masks that are not random) and `masks`.
-        The Monte Carlo of a sketch from initial weights alone has heavy tails: draws of a coordinate with tiny p_i are
-        rare and carry much of the expectation. With few draws it tends to lie below the closed form, and its standard
-        error is too small.
+        for a sketch, the number kept for a mask), `kept` (the expected fraction kept), `closed_form` (None if there is
+        no formula), `monte_carlo`, its `standard_error` (0 for the two masks that are not random) and `masks`.
+        The Monte-Carlo mean of a sketch from initial weights alone has heavy tails: coordinates with a tiny p_i are
+        drawn rarely, but carry much of the expectation. With few draws the mean tends to lie below the closed form, and
+        its standard error is too small.
 
     Raises:
-        ConfigError: a density is out of reach, or there are too few seeds, draws, features or images.
+        ConfigError: a density cannot be reached, or there are too few seeds, draws, features or images.
     """
     check(densities, num_seeds, num_draws, num_features, num_images)
     rows: list[Row] = []
     for seed in range(num_seeds):
         problem = regression(seed, num_features, num_images)
         for density in dict.fromkeys(densities):
-            # A stream of its own, so that a density's numbers do not depend on which others are asked for.
+            # Each density has its own stream, so that its numbers do not depend on the other densities.
             rng = np.random.default_rng([seed, round(density * 1e9)])
             for selection in SELECTIONS:
                 known = {"selection": selection, "density": density, "seed": seed, "movement": problem.movement}
@@ -144,10 +147,10 @@ def study(densities: Sequence[float], num_seeds: int, num_draws: int, num_featur
 
 
 def check(densities: Sequence[float], num_seeds: int, num_draws: int, num_features: int, num_images: int) -> None:
-    """Refuses what `study` cannot do, before anything is computed.
+    """Refuses settings that `study` cannot use, before anything is computed.
 
     Raises:
-        ConfigError: a density is out of reach, or there are too few seeds, draws, features or images; or scikit-learn
+        ConfigError: a density cannot be reached, there are too few seeds, draws, features or images, or scikit-learn
             is missing.
     """
     check_installed("the study needs images of", "sklearn", "digits")

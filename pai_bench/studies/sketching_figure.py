@@ -12,12 +12,12 @@ from pai_bench.system.files import csv_text
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """All rows, one to a line; an error without a formula is an empty field."""
+    """Writes all rows, one in each line. An error without a formula gives an empty field."""
     path.write_text(csv_text(rows, list(rows[0])))
 
 
 def medians(rows: Sequence[Row], selection: str, split: str, column: str) -> dict[float, tuple[float, float, float]]:
-    """Quartiles over seeds (lower, median, upper) of a column, by density, increasing; empty if a value is missing."""
+    """Quartiles (lower, median, upper) of a column over seeds, by rising density. Empty if a value is missing."""
     found: dict[float, list[float]] = {}
     for row in rows:
         if row["selection"] == selection and row["split"] == split:
@@ -29,7 +29,7 @@ def medians(rows: Sequence[Row], selection: str, split: str, column: str) -> dic
 
 
 def table(rows: Sequence[Row], split: str) -> str:
-    """Medians over seeds for the terminal: the closed form, then the Monte Carlo, by selection and density."""
+    """A table for the terminal: medians over seeds of the closed form and of the Monte-Carlo mean."""
     densities = sorted({row["density"] for row in rows})
     width = max(len(selection) for selection in sketching.SELECTIONS) + 2
     lines = ["density".ljust(width) + "".join(f"{density:>18g}" for density in densities)]
@@ -50,12 +50,12 @@ def _short(value: float) -> str:
 def figure(rows: Sequence[Row], path: Path, split: str = "train") -> None:
     """Draws error against density, log-log: sketches on the left, binary masks on the right.
 
-    Lines are closed forms and markers Monte Carlo, both medians over seeds; bands are the middle half of the seeds.
-    Where there is no closed form the line is dashed and joins the markers.
+    Lines are closed forms, and markers are Monte-Carlo means; both are medians over seeds. Bands are the middle half of
+    the seeds. If there is no closed form, a dashed line joins the markers.
 
     Args:
-        rows: of `study`.
-        path: its suffix, such as .png or .svg, says in which format.
+        rows: the rows of `study`.
+        path: the file; its ending, such as .png or .svg, chooses the format.
         split: "train" or "held_out".
     """
     import matplotlib
@@ -90,7 +90,7 @@ def figure(rows: Sequence[Row], path: Path, split: str = "train") -> None:
 
 
 def _panel(axes: Any, rows: Sequence[Row], split: str, kind: str, title: str) -> None:
-    """One kind of selection: lines, markers, bands, and a legend below."""
+    """Draws one kind of selection: lines, markers, bands, and a legend below."""
     from matplotlib.lines import Line2D
     from matplotlib.ticker import NullLocator
 

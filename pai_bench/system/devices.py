@@ -1,4 +1,4 @@
-"""The device of a run: which one, what precision it offers, how much memory was used."""
+"""The device of a run: which one it is, which precisions it offers, how much memory was used."""
 
 import logging
 import os
@@ -28,7 +28,7 @@ AUTOCAST = {"float32": None, "tfloat32": None, "bfloat16": torch.bfloat16, "floa
 def pick(name: str, world: World) -> torch.device:
     """The device that a setting names; "auto" is a GPU if there is one.
 
-    Of several processes of a run each has its own GPU; of several runs each takes the GPU with the fewest others.
+    If a run has several processes, each has its own GPU. A run of one process takes the GPU with the fewest other runs.
 
     Raises:
         ConfigError: there is no such device here.
@@ -39,33 +39,33 @@ def pick(name: str, world: World) -> torch.device:
     if device.type == "cuda" and world.size > 1:
         if device.index is not None:
             raise ConfigError(f"device={name}: each of {world.size} processes needs its own GPU; use device=cuda")
-        # A launcher may show every process nothing but its own.
+        # Some launchers show each process only its own GPU.
         device = torch.device("cuda", world.local_rank if torch.cuda.device_count() > 1 else 0)
-    elif device == torch.device("cuda"):  # some of torch's functions take no GPU without a number
+    elif device == torch.device("cuda"):  # some functions of torch need the GPU's number
         device = torch.device("cuda", _least_used() if torch.cuda.device_count() > 1 else 0)
     if device.type == "cuda" and device.index >= torch.cuda.device_count():
         raise ConfigError(f"device={name}: torch {torch.__version__} finds none here; use device=auto or device=cpu")
     return device
 
 
-_taken: dict[int, FileLock] = {}  # the GPU of this process and its lock, held until the process ends
+_lock_of_gpu: dict[int, FileLock] = {}  # the GPU of this process, and its lock: held until the process ends
 
 
 def _least_used() -> int:
-    """The GPU with the fewest processes of ours on this machine. The same at every call from one process."""
-    if not _taken:
+    """The GPU with the fewest of our processes on this machine. One process gets the same answer at every call."""
+    if not _lock_of_gpu:
         folder = files.private_folder(Path(tempfile.gettempdir()) / f"pai_bench-{os.getuid()}")
         names = [str(torch.cuda.get_device_properties(index).uuid) for index in range(torch.cuda.device_count())]
         with FileLock(folder / "gpus.lock"):
             numbers = [sum(not _free(lock) for lock in folder.glob(f"gpu-{name}-*.lock")) for name in names]
             index = numbers.index(min(numbers))
-            _taken[index] = FileLock(folder / f"gpu-{names[index]}-{secrets.token_hex(4)}.lock")
-            _taken[index].acquire()
-    return next(iter(_taken))
+            _lock_of_gpu[index] = FileLock(folder / f"gpu-{names[index]}-{secrets.token_hex(4)}.lock")
+            _lock_of_gpu[index].acquire()
+    return next(iter(_lock_of_gpu))
 
 
 def _free(path: Path) -> bool:
-    """Whether nobody holds a lock; its file is removed then."""
+    """Whether no process holds this lock. If so, its file is removed."""
     try:
         with FileLock(path, blocking=False):
             path.unlink(missing_ok=True)
@@ -75,24 +75,24 @@ def _free(path: Path) -> bool:
 
 
 def num_cores(device: torch.device) -> int:
-    """The cores that fall to this process: those it may use, shared among the GPUs or processes of this machine."""
+    """How many cores this process should use: the allowed ones, divided among the GPUs or processes of this machine."""
     allowed = len(os.sched_getaffinity(0))
     if "SLURM_CPUS_PER_TASK" in os.environ:
         return min(allowed, int(os.environ["SLURM_CPUS_PER_TASK"]))
     sharing = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    if device.type == "cuda":  # a run has one GPU, and leaves the other ones to other runs
+    if device.type == "cuda":  # a run uses one GPU; the other GPUs are for other runs
         sharing = max(sharing, torch.cuda.device_count())
     return max(allowed // sharing, 1)
 
 
 def prepare(device: torch.device, precision: str) -> None:
-    """Sets how everything that this process computes from now on is rounded, and where; once, at the start of a run.
+    """Sets the GPU and the rounding of everything that this process computes. Called once, at the start of a run.
 
-    float32 is IEEE everywhere. tfloat32 lets a GPU round the factors of matrix products and convolutions to ten bits,
-    where it has units for that; elsewhere it is float32. Convolutions take whichever algorithm is fastest.
+    float32 is IEEE everywhere. With tfloat32, a GPU that has the units for it rounds the factors of matrix products
+    and convolutions to ten bits; other hardware computes in float32. Convolutions use the fastest algorithm.
     """
     if device.type == "cuda" and device.index is not None:
-        # What names no GPU would open a context on the first, whichever the run is on.
+        # Calls that name no GPU would open a context on the first GPU, even if the run uses another one.
         torch.cuda.set_device(device)
     tf32 = precision == "tfloat32" and device.type == "cuda"
     _set_flags(_Flags(tf32, tf32, benchmark=True, deterministic=False))
@@ -100,13 +100,13 @@ def prepare(device: torch.device, precision: str) -> None:
 
 @contextmanager
 def reproducible(device: torch.device) -> Iterator[None]:
-    """Runs a block in IEEE precision, by algorithms that give the same result every time: for scores.
+    """Runs a block in IEEE precision and with deterministic algorithms. Scores are computed in such a block.
 
-    What has no such algorithm is named in the log, once.
+    The log names, once, each operation that has no deterministic algorithm.
     """
     before = _flags()
     _set_flags(_Flags(False, False, benchmark=False, deterministic=True))
-    # On a CPU every algorithm is deterministic, and torch would fill each new tensor with NaN.
+    # A CPU needs no strict mode: all its algorithms are deterministic. In that mode torch fills new tensors with NaN.
     strict, strictly = device.type == "cuda", torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     try:
@@ -115,7 +115,7 @@ def reproducible(device: torch.device) -> Iterator[None]:
                 torch.use_deterministic_algorithms(True, warn_only=True)
             yield
         for warning in caught or []:
-            _tell(warning)
+            _log_operation(warning)
     finally:
         if strict:
             torch.use_deterministic_algorithms(strictly, warn_only=warn_only)
@@ -123,7 +123,7 @@ def reproducible(device: torch.device) -> Iterator[None]:
 
 
 class _Flags(NamedTuple):
-    """What torch keeps for the whole process."""
+    """Settings that torch keeps for the whole process."""
 
     matmul_tf32: bool
     cudnn_tf32: bool
@@ -141,23 +141,23 @@ def _set_flags(flags: _Flags) -> None:
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = flags.benchmark, flags.deterministic
 
 
-_told: set[str] = set()  # operations
+_logged_operations: set[str] = set()
 
 
-def _tell(warning: warnings.WarningMessage) -> None:
-    """Logs that an operation is not deterministic, once for each operation; hands on any other warning."""
+def _log_operation(warning: warnings.WarningMessage) -> None:
+    """Logs once for each operation that it is not deterministic. Passes on any other warning."""
     message = str(warning.message)
     if "determinis" not in message:
         warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-    elif (operation := message.split()[0]) not in _told:
-        _told.add(operation)
+    elif (operation := message.split()[0]) not in _logged_operations:
+        _logged_operations.add(operation)
         log.info(
             "%s has no deterministic algorithm here; scores can differ between runs in their last digits", operation
         )
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context in which a forward pass runs in a precision of training."""
+    """The context in which forward passes use a training precision."""
     dtype = AUTOCAST[precision]
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
@@ -179,7 +179,7 @@ def check_precision(precision: str, device: torch.device) -> None:
 
 
 def describe(device: torch.device) -> str:
-    """The hardware behind a device, in words."""
+    """The name of the hardware of a device."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
@@ -187,25 +187,25 @@ def describe(device: torch.device) -> str:
 
 
 def wait(device: torch.device) -> None:
-    """Waits until a device has done what it was asked to."""
+    """Waits until a device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def release() -> None:
-    """Gives memory that no tensor holds any more back to the GPU: after a run, so that the next one finds it whole."""
+    """Gives the memory that no tensor uses back to the GPU. Called after a run, so that the next run can use it."""
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()
 
 
 def start_memory(device: torch.device) -> None:
-    """Starts counting peak memory anew, where the device can."""
+    """Resets the count of peak memory, on devices that can."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory held: allocated on a GPU since `start_memory`, resident in this process since its start else."""
+    """Peak memory in bytes: of a GPU since `start_memory`; on a CPU that of this process since it started."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024

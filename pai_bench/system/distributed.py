@@ -1,4 +1,4 @@
-"""Several processes for one run: what they have to agree on. In a run of one process nothing here does anything."""
+"""What the processes of one run must agree on. In a run of one process these functions do nothing."""
 
 import logging
 import os
@@ -23,15 +23,15 @@ from pai_bench.system.world import World, world
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-_PATIENCE_SECONDS = 5.0
+_SILENT_SECONDS = 5.0  # how long the first process waits for the others before it says so
 
 
 def start(device: torch.device) -> None:
-    """Joins the processes of this run, once.
+    """Connects the processes of this run. Later calls do nothing.
 
     Raises:
-        ConfigError: SLURM does not say where the first of them runs.
-        PreemptedError: a signal has come while it waited for the others.
+        ConfigError: SLURM does not say where the first process runs.
+        PreemptedError: a signal came while this process waited for the others.
     """
     here = world()
     if here.size == 1 or distributed.is_initialized():
@@ -57,10 +57,10 @@ def start(device: torch.device) -> None:
 
 
 def _meet(here: World, join: Callable[[], None]) -> None:
-    """Joins the other processes in a thread, so that this one can say for whom it waits, and end on a signal.
+    """Joins the other processes in a thread. The main thread can then log that it waits, and end at a signal.
 
     Raises:
-        PreemptedError: a signal has come.
+        PreemptedError: a signal came.
     """
     failed: list[Exception] = []
 
@@ -72,8 +72,8 @@ def _meet(here: World, join: Callable[[], None]) -> None:
 
     thread = threading.Thread(target=work, name="meet", daemon=True)
     thread.start()
-    # The first process usually waits for some other; these speak up where the first is not there.
-    patience, level = (_PATIENCE_SECONDS, logging.WARNING) if here.rank == 0 else (6 * _PATIENCE_SECONDS, logging.ERROR)
+    # Usually the first process waits for another one, and says so. The others speak up later: the first may be missing.
+    patience, level = (_SILENT_SECONDS, logging.WARNING) if here.rank == 0 else (6 * _SILENT_SECONDS, logging.ERROR)
     said, started = False, time.monotonic()
     while thread.is_alive():
         thread.join(0.2)
@@ -93,7 +93,7 @@ def _alone() -> bool:
 
 
 def agree(action: Callable[[], T]) -> T:
-    """What an action of the first process returned or raised, in every process."""
+    """Runs an action in the first process. Every process then returns, or raises, what the action gave there."""
     if _alone():
         return action()
     outcome: list[Any] = [None]
@@ -112,7 +112,7 @@ def agree(action: Callable[[], T]) -> T:
 
 
 def total(tensor: Tensor) -> Tensor:
-    """The sum of a tensor over the processes."""
+    """The sum of a tensor over all processes."""
     if not _alone():
         tensor = tensor.clone()
         distributed.all_reduce(tensor)
@@ -120,7 +120,7 @@ def total(tensor: Tensor) -> Tensor:
 
 
 class _Total(torch.autograd.Function):
-    """`total`, with its gradient: every process's summand reaches the sum in all of them."""
+    """`total` with a gradient. Each summand enters the sum in every process, so the gradients are summed too."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ class _Total(torch.autograd.Function):
 
 
 def from_first(value: Mask | Weights | Selection) -> Any:
-    """The tensors of the first process, in place of those that every process has computed."""
+    """The tensors of the first process, instead of those that this process has computed."""
     if _alone():
         return value
     if isinstance(value, Selection):
@@ -147,7 +147,7 @@ def from_first(value: Mask | Weights | Selection) -> Any:
 
 
 def wrapped(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model, with gradients that are averaged over the processes."""
+    """The model, with gradients averaged over the processes."""
     if _alone():
         return model
     devices = [device] if device.type == "cuda" else None
@@ -156,10 +156,10 @@ def wrapped(model: nn.Module, device: torch.device) -> nn.Module:
 
 @contextmanager
 def synchronised_norms(model: nn.Module) -> Iterator[None]:
-    """Inside the block, batch norms in train mode take their statistics over the batch of all processes.
+    """Inside the block, batch norms in train mode compute their statistics over the batches of all processes.
 
-    So the number of processes changes a result by no more than rounding. The modules stay what they are: scores and
-    dependencies look at their types.
+    So the number of processes changes a result only by rounding errors. The modules keep their types, because scores
+    and other libraries look at the types.
     """
     norms = [] if _alone() else [module for module in model.modules() if isinstance(module, _BatchNorm)]
     for module in norms:
@@ -197,7 +197,7 @@ def _synchronised(module: _BatchNorm, x: Tensor) -> Tensor:
 
 
 def _fused(module: _BatchNorm, x: Tensor) -> Tensor:
-    """As `_synchronised`, by torch's own operation for GPUs: one collective forwards, one backwards, no wait."""
+    """Like `_synchronised`, by torch's operation for GPUs: one collective forward, one backward, no waiting."""
     from torch.nn.modules._functions import SyncBatchNorm
 
     rate = 0.0 if module.momentum is None else module.momentum

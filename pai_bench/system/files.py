@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from pai_bench.errors import UserError
 
-if TYPE_CHECKING:  # what only asks for states imports no torch
+if TYPE_CHECKING:  # programs that only read the states of runs must not import torch
     from torch import Tensor
 
 
 def valid(value: Any) -> Any:
-    """JSON has no NaN and no infinity: null stands for them."""
+    """The value with None in place of NaN and infinity, which JSON does not have."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
@@ -30,7 +30,7 @@ def valid(value: Any) -> Any:
 
 
 def moment(seconds: float) -> str:
-    """Seconds since 1970 as a date and time of day here, also of a number that is none."""
+    """Seconds since 1970 as a local date and time; "?" if the number is no valid time."""
     try:
         return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
     except (ValueError, OverflowError, OSError):
@@ -38,12 +38,12 @@ def moment(seconds: float) -> str:
 
 
 def csv_cell(value: Any) -> Any:
-    """A value of a CSV file such that no spreadsheet takes a text for a formula."""
+    """The value for a CSV file. A text that a spreadsheet would take for a formula gets a quote in front."""
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def csv_text(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    """Rows as a CSV file with the names of its columns; what is None or absent is an empty field."""
+    """Rows as the text of a CSV file with a header. A value that is None or absent gives an empty field."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(map(csv_cell, columns))
@@ -55,11 +55,11 @@ def private_folder(path: Path) -> Path:
     """A folder that only this user can enter, made if it is missing.
 
     Raises:
-        UserError: there is something else of that name, or it is open to others.
+        UserError: the name belongs to something else, or others can write to the folder.
     """
     path.mkdir(mode=0o700, exist_ok=True)
-    found = path.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+    entry = path.lstat()
+    if not stat.S_ISDIR(entry.st_mode) or entry.st_uid != os.getuid() or entry.st_mode & 0o022:
         raise UserError(
             f"{path}: it is a link, or others can write to it; remove it, or set TMPDIR to a folder of yours"
         )
@@ -81,28 +81,28 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def tensor_bytes(tensors: Mapping[str, "Tensor"], notes: str = "") -> bytes:
-    """Tensors by name in the safetensors format, with a text kept beside them.
+    """Tensors by name in the safetensors format, with a text beside them.
 
     Raises:
-        MemoryError: there is too little of it.
+        MemoryError: there is too little memory.
     """
     from safetensors.torch import save
 
-    there = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    # safetensors ends the process where it gets no memory for its two copies; Python can be asked and says no.
-    bytearray(2 * sum(tensor.nbytes for tensor in there.values()))
-    return save(there, {"notes": notes} if notes else None)
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # safetensors makes two copies, and kills the process if it gets no memory for them. Python raises MemoryError.
+    bytearray(2 * sum(tensor.nbytes for tensor in on_cpu.values()))
+    return save(on_cpu, {"notes": notes} if notes else None)
 
 
 def read_json(path: Path, **needed: type | tuple[type, ...]) -> dict[str, Any]:
-    """The dictionary that a JSON file holds. Whatever else it holds, the error names the file.
+    """The dictionary in a JSON file. Every error names the file.
 
     Args:
         needed: keys that it must have, and the types of their values.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is damaged, or something else.
+        OSError: the file cannot be read.
+        ValueError: the file is damaged, or holds something else.
     """
     try:
         value = json.loads(path.read_text())

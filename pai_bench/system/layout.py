@@ -1,4 +1,4 @@
-"""Memory layout: how the weights of a network and its images lie in memory. Everybody who needs to know asks here."""
+"""Memory layout: how the weights of a network and its images lie in memory. All code that needs this asks here."""
 
 import torch
 from torch import Tensor, nn
@@ -7,14 +7,14 @@ _NARROW = 16  # input channels
 
 
 def suitable(net: nn.Module, device: torch.device, channels_last: bool) -> torch.memory_format:
-    """The layout in which a network is best trained on a device.
+    """The best layout for training a network on a device.
 
-    On a CPU, oneDNN computes the gradient of a 1x1 convolution with a stride wrongly when it reads few channels that
-    are laid out channels last: it writes outside its memory, and the process crashes or hangs (seen with up to 7 input
-    channels, torch 2.4 to 2.15). A network with such a layer keeps its channels first.
+    On a CPU, oneDNN computes one gradient wrongly: that of a 1x1 convolution with a stride, with few input channels and
+    in the channels-last layout. It writes outside its memory, and the process crashes or hangs (seen with up to 7 input
+    channels, torch 2.4 to 2.15). A network with such a layer stays channels first.
 
     Args:
-        channels_last: whether to lay out channels last where that is safe.
+        channels_last: use the channels-last layout if it is safe.
     """
     if not channels_last or (device.type == "cpu" and any(map(_is_unsafe, net.modules()))):
         return torch.contiguous_format
@@ -31,10 +31,10 @@ def _is_unsafe(layer: nn.Module) -> bool:
 
 
 def laid_out(tensor: Tensor, layout: torch.memory_format) -> Tensor:
-    """The tensor itself if it has exactly the strides of a layout, else a copy that has them.
+    """The tensor itself if it has exactly the strides of a layout, else a copy with these strides.
 
-    `Tensor.contiguous` does not do: where a dimension has one entry (grey images, 1x1 kernels) torch takes a tensor for
-    both layouts at once and returns it as it is, but a convolution goes by the strides, and hands its layout on.
+    `Tensor.contiguous` is not enough. If a dimension has one entry (grey images, 1x1 kernels), torch finds that the
+    tensor has both layouts, and returns it unchanged. But a convolution chooses its layout by the strides.
     """
     if tensor.stride() == strides(tensor.shape, layout):
         return tensor
@@ -44,7 +44,7 @@ def laid_out(tensor: Tensor, layout: torch.memory_format) -> Tensor:
 
 @torch.no_grad()
 def lay_out_(net: nn.Module, layout: torch.memory_format) -> None:
-    """Gives every parameter and buffer of a network exactly the strides of a layout, in place. Drops no gradient."""
+    """Gives every parameter and buffer of a network exactly the strides of a layout, in place. Gradients are kept."""
     for tensor in (*net.parameters(), *net.buffers()):
         tensor.data = laid_out(tensor.data, layout)
         if tensor.grad is not None:
@@ -52,26 +52,27 @@ def lay_out_(net: nn.Module, layout: torch.memory_format) -> None:
 
 
 def layout_of(net: nn.Module) -> torch.memory_format:
-    """The layout that the weights of a network have; images that it is given should have the same.
+    """The layout of the weights of a network. Its input images should have the same layout.
 
-    Channels last is told by any kernel that lies so and not otherwise.
+    It is channels last if any kernel is channels last.
     """
-    told = any(_lies_channels_last(parameter) for parameter in net.parameters())
-    return torch.channels_last if told else torch.contiguous_format
+    channels_last = any(_is_channels_last(parameter) for parameter in net.parameters())
+    return torch.channels_last if channels_last else torch.contiguous_format
 
 
-def _lies_channels_last(tensor: Tensor) -> bool:
+def _is_channels_last(tensor: Tensor) -> bool:
+    # A kernel of one channel and one pixel has the same strides in both layouts, so it decides nothing.
     return tensor.ndim == 4 and (
         tensor.stride() == strides(tensor.shape, torch.channels_last) != strides(tensor.shape, torch.contiguous_format)
     )
 
 
 def strides(shape: torch.Size, layout: torch.memory_format) -> tuple[int, ...]:
-    """The strides, in entries, of a fresh tensor of a shape; a layout matters to tensors of four dimensions alone."""
+    """The strides, in entries, of a new tensor of a shape. The layout matters only for tensors of four dimensions."""
     if layout == torch.channels_last and len(shape) == 4:
         _, channels, height, width = shape
         return (channels * height * width, 1, channels * width, channels)
-    found = [1]
+    result = [1]
     for size in reversed(shape[1:]):
-        found.insert(0, found[0] * max(size, 1))
-    return tuple(found[: len(shape)])
+        result.insert(0, result[0] * max(size, 1))
+    return tuple(result[: len(shape)])

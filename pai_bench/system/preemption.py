@@ -1,6 +1,6 @@
-"""Notice that the machine is wanted for something else: SIGTERM, SIGUSR1, SIGUSR2, or Ctrl-C.
+"""Signals that ask a run to stop: SIGTERM, SIGUSR1, SIGUSR2, or Ctrl-C.
 
-The first signal is noted, and the run ends at its next step with a checkpoint. A second SIGTERM or Ctrl-C ends the
+After the first signal, the run writes a checkpoint at its next step and ends. A second SIGTERM or Ctrl-C ends the
 process at once.
 """
 
@@ -19,24 +19,24 @@ from pai_bench.errors import PreemptedError
 from pai_bench.system import second_signal
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-_ENDING = (signal.SIGTERM, signal.SIGINT)  # what ends a process that has been asked once
+_ENDING = (signal.SIGTERM, signal.SIGINT)  # the second of these ends the process
 
 _received: list[str] = []
-_watching: list[int] = []  # the process that does
-_asked: list[float] = []  # when SIGTERM or Ctrl-C came first
+_watching: list[int] = []  # the id of the process that watches
+_asked: list[float] = []  # when SIGTERM or Ctrl-C came
 _last_words: list[Callable[[], None]] = []
-_pipe: list[int] = []  # by which the process of `second_signal` learns of signals
+_pipe: list[int] = []  # tells the process of `second_signal` about signals
 
 
 def watch() -> None:
-    """Makes this process note the first signal instead of dying of it; runs look at `requested` between steps."""
+    """Makes this process remember the first signal instead of ending at it. Runs read `requested` between steps."""
     owner = os.getpid()
     if _watching == [owner]:
         return
     _watching[:] = [owner]
 
     def note(number: int, _: FrameType | None) -> None:
-        if os.getpid() != owner:  # a worker process has inherited the handler: it dies as it would have
+        if os.getpid() != owner:  # a worker process has inherited the handler; it ends at the signal, as usual
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
@@ -56,7 +56,7 @@ def watch() -> None:
 
 
 def _die(number: int) -> None:
-    """Ends this process by a signal, after its last words."""
+    """Calls the functions of `last_words`, then ends this process by a signal."""
     for ending in _ENDING:
         signal.signal(ending, signal.SIG_DFL)
     for say in _last_words:
@@ -66,7 +66,7 @@ def _die(number: int) -> None:
 
 
 def _end_though_it_hangs() -> None:
-    """Starts the process that ends this one at a second signal which Python does not get to handle."""
+    """Starts another process, which ends this one if Python cannot handle the second signal."""
     reading, writing = os.pipe()
     _pipe.append(writing)
     os.set_blocking(writing, False)
@@ -79,7 +79,7 @@ def _end_though_it_hangs() -> None:
 
 
 def _forget() -> None:
-    """In a forked worker: its signals are not those of the process that watches."""
+    """Run in a forked worker: the signals of a worker must not reach the process that watches its parent."""
     if _pipe:
         signal.set_wakeup_fd(-1)
         os.close(_pipe.pop())
@@ -90,7 +90,7 @@ os.register_at_fork(after_in_child=_forget)
 
 @contextmanager
 def last_words(say: Callable[[], None]) -> Iterator[None]:
-    """Inside the block, a second signal lets `say` be called before the process ends."""
+    """Inside the block, a second signal calls `say` before the process ends."""
     _last_words.append(say)
     try:
         yield
@@ -99,7 +99,7 @@ def last_words(say: Callable[[], None]) -> Iterator[None]:
 
 
 def end_with_parent() -> None:
-    """Makes this worker process end within a second of its parent, also where the parent is killed."""
+    """Makes this worker process end within a second after its parent, even if the parent is killed."""
     parent = os.getppid()
 
     def wait() -> None:
@@ -111,7 +111,7 @@ def end_with_parent() -> None:
 
 
 def leave_alone(worker: int = 0) -> None:
-    """Gives a worker process back the usual SIGTERM, by which its parent ends it, and makes it ignore the notices."""
+    """Makes a worker process end at SIGTERM, which its parent sends, and ignore the other signals."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
@@ -123,10 +123,10 @@ def requested() -> str | None:
 
 
 def check() -> None:
-    """Ends what has not begun.
+    """Stops a run that has not begun yet.
 
     Raises:
-        PreemptedError: a signal has come.
+        PreemptedError: a signal came.
     """
     if name := requested():
         raise PreemptedError(f"{name} came before the run began; the same command starts it")

@@ -1,7 +1,7 @@
-"""Ends a process that goes on after a second SIGTERM or Ctrl-C, however it hangs.
+"""Ends a process that hangs after a second SIGTERM or Ctrl-C.
 
-Runs as a process of its own: Python cannot handle a signal while C code spins, and no other thread gets a turn then.
-`preemption.watch` starts it. It reads the numbers of the signals that its parent gets, a byte each.
+This is a process of its own. While C code runs, Python handles no signal, and no other Python thread can run.
+`preemption.watch` starts it. It reads the numbers of the signals that its parent receives, one byte each.
 """
 
 import os
@@ -10,12 +10,13 @@ import signal
 import sys
 import time
 
-SAME_NOTICE_SECONDS = 1.0  # launchers tell a process and then its whole group: that is one notice
-_LEAVE_SECONDS = 0.5  # for a parent that does not hang to end by itself
+# A launcher signals a process and then its whole group. Signals this close together count as one.
+SAME_NOTICE_SECONDS = 1.0
+_LEAVE_SECONDS = 0.5  # a parent that does not hang ends by itself within this time
 
 
 def _outlives(seconds: float) -> bool:
-    """Whether the parent is still there after so long; its end closes the pipe."""
+    """Whether the parent is still there after this time. Its end closes the pipe."""
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
         if select.select([0], [], [], left)[0] and not os.read(0, 1):

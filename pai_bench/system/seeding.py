@@ -1,4 +1,4 @@
-"""One seed, split into independent named streams, so that two runs can differ in one of them alone."""
+"""One seed, split into independent named streams. So two runs can differ in one stream only."""
 
 import hashlib
 from collections.abc import Iterator
@@ -15,17 +15,17 @@ def stream_seed(seed: int, *name: str | int) -> int:
 
 
 def generator(seed: int, *name: str | int) -> Generator:
-    """A CPU generator for the stream `name`: numbers are drawn on the CPU so that they are equal on every device."""
+    """A generator for the stream `name`. It draws on the CPU, so the numbers are the same for every device."""
     return Generator().manual_seed(stream_seed(seed, *name))
 
 
 def states(device: torch.device) -> list[Tensor]:
-    """The states of torch's global generators that a run uses: the CPU's, then its GPU's if it has one."""
+    """The states of torch's global generators that a run uses: that of the CPU, then that of its GPU if it has one."""
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
 
 
 def set_states(states: list[Tensor], device: torch.device) -> None:
-    """Puts the global generators back to what `states` returned, on this GPU or another one; without one the CPU's."""
+    """Restores the states that `states` returned. Without a GPU, only the generator of the CPU is restored."""
     torch.set_rng_state(states[0])
     if len(states) > 1 and device.type == "cuda":
         torch.cuda.set_rng_state(states[1], device)
@@ -33,11 +33,11 @@ def set_states(states: list[Tensor], device: torch.device) -> None:
 
 @contextmanager
 def seeded(seed: int, *name: str | int) -> Iterator[None]:
-    """Runs a block with torch's global generators at the stream `name`, and restores them afterwards."""
+    """Runs a block with torch's global generators seeded for the stream `name`. Restores them afterwards."""
     before, number = torch.get_rng_state(), stream_seed(seed, *name)
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     try:
-        torch.default_generator.manual_seed(number)  # torch.manual_seed takes a hundred times as long
+        torch.default_generator.manual_seed(number)  # torch.manual_seed takes 100 times as long
         if cuda:
             torch.cuda.manual_seed_all(number)
         yield

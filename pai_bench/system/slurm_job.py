@@ -1,4 +1,4 @@
-"""The SLURM job that this process belongs to, and how it goes back into the queue."""
+"""The SLURM job of this process, and its way back into the queue."""
 
 import logging
 import os
@@ -7,11 +7,14 @@ import subprocess
 log = logging.getLogger(__name__)
 
 
-REQUEUES = "PAI_BENCH_REQUEUES"  # in a job's environment: how often it may be put back into the queue
+REQUEUES = "PAI_BENCH_REQUEUES"  # environment variable of a job: how often it may go back into the queue
 
 
 def requeue() -> bool:
-    """Puts this job back into the queue, if it asked for that and is neither cancelled nor on its way there already."""
+    """Puts this job back into the queue, and returns whether it did.
+
+    It does so only if the job asked for it, and is neither cancelled nor requeued already.
+    """
     allowed, done = int(os.environ.get(REQUEUES, 0)), int(os.environ.get("SLURM_RESTART_COUNT", 0))
     job = job_id()
     if job is None or not allowed or int(os.environ.get("SLURM_PROCID", 0)) > 0:
@@ -24,7 +27,7 @@ def requeue() -> bool:
             ["scontrol", "--oneliner", "show", "job", job], capture_output=True, text=True, check=True, timeout=60
         ).stdout
         state = next((word.removeprefix("JobState=") for word in shown.split() if word.startswith("JobState=")), "")
-        if state != "RUNNING":  # cancelled, or on its way back already
+        if state != "RUNNING":  # the job is cancelled, or requeued already
             return False
         log.info("job %s goes back into the queue", job)
         subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=True, timeout=60)
@@ -36,7 +39,7 @@ def requeue() -> bool:
 
 
 def job_id() -> str | None:
-    """The SLURM job of this process, like 12 or 12_3; the id of an array alone would mean every task of it."""
+    """The id of the SLURM job of this process, like 12 or 12_3. The id of an array alone would mean all its tasks."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 

@@ -1,4 +1,4 @@
-"""Who this process is among those of its run. Imports no torch."""
+"""The rank of this process among the processes of its run. Imports no torch."""
 
 import os
 from dataclasses import dataclass, field
@@ -8,16 +8,16 @@ from pai_bench.errors import ConfigError
 
 @dataclass(frozen=True)
 class World:
-    """The processes of this run; rank 0 writes its files."""
+    """The processes of this run, and the place of this one. Rank 0 writes the files of the run."""
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0  # on this machine
-    variable: str = field(default="", compare=False)  # of the environment, that says how many there are
+    variable: str = field(default="", compare=False)  # the environment variable that gives the size
 
 
 def world() -> World:
-    """Who this process is, by the environment that torchrun or srun gave it.
+    """The place of this process, from the environment variables of torchrun or srun.
 
     Raises:
         ConfigError: the environment contradicts itself.
@@ -31,10 +31,10 @@ def world() -> World:
 
 
 def _world(rank: str, size: str, local_rank: str) -> World:
-    found = World(_number(rank), _number(size), _number(local_rank, 0), size)
-    if not 0 <= found.rank < found.size:
-        raise ConfigError(f"{rank}={found.rank}, {size}={found.size}: no launcher sets them so; unset both")
-    return found
+    result = World(_number(rank), _number(size), _number(local_rank, 0), size)
+    if not 0 <= result.rank < result.size:
+        raise ConfigError(f"{rank}={result.rank}, {size}={result.size}: no launcher sets them so; unset both")
+    return result
 
 
 def _number(variable: str, default: int | None = None) -> int:

@@ -130,7 +130,7 @@ class CompactNetwork:
             with mode(network, training=False), torch.no_grad():
                 outputs.append(copy.deepcopy(network).double()(image))
         if not torch.allclose(outputs[0], outputs[1], rtol=1e-8, atol=1e-8 * float(outputs[0].abs().max())):
-            raise ConfigError("without its idle channels it computes something else")
+            raise ConfigError("without its dead channels it computes something else")
 
 
 def is_long(model: nn.Module, input_shape: Shape, num_images: int, device: torch.device) -> bool:
@@ -151,7 +151,7 @@ def find(model: nn.Module, mask: Mask, input_shape: Shape) -> CompactNetwork | N
     left, full = (sum(cost.multiply_adds(net, input_shape).values()) for net in (found.model, model))
     if left > _WORTH * full:
         return None
-    log.debug("without the channels that the mask leaves idle, %.3g of the multiply-adds are left", left / full)
+    log.debug("without dead channels, %.3g of the multiply-adds are left", left / full)
     return found
 
 

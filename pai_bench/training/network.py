@@ -107,12 +107,11 @@ class TrainedNetwork:
             self.compact_speedup = self._measured_speedup(found)
         if self.device.type == "cuda" and (self.compact_speedup or compact.FASTER) < compact.FASTER:
             log.info(
-                "training.compact=auto: the whole network is trained: it takes %.2f times as long as without the "
-                "channels that the mask leaves idle",
+                "training.compact=auto: the whole network is trained: it takes %.2f times as long as the compact one",
                 self.compact_speedup,
             )
             return
-        log.info("training without the channels that the mask leaves idle")
+        log.info("training without dead channels")
         self._compact, self._small = found, small
         small.optimizer.apply_mask(found.mask(self.mask))
 
