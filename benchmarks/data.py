@@ -55,10 +55,14 @@ def batches(setting: Setting) -> Iterator[Row]:
     )
     took = times.seconds("ours")
     yield Row(
-        "images/s of resident CIFAR batches over DataLoader and PIL", times.ratio("published", "ours") * many / few,
-        target=15, goal=40, time=took, lower_bound=setting.rates.lower_bound(moved=size * (1 + 4)),
+        "images/s of resident CIFAR batches over DataLoader and PIL",
+        times.ratio("published", "ours") * many / few,
+        target=15,
+        goal=40,
+        time=took,
+        lower_bound=setting.rates.lower_bound(moved=size * (1 + 4)),
         note=f"{many / took:,.0f} images/s over {few / times.seconds('published'):,.0f}; the time is for {many:,}",
-    )  # fmt: skip
+    )
 
 
 def _photograph(path: Path, seed: int) -> None:
@@ -95,9 +99,15 @@ def photographs(setting: Setting) -> Iterator[Row]:
 def _photographs(setting: Setting, root: Path, number: int, size: int) -> Iterator[Row]:
     paths = sorted((root / "train").rglob("*.JPEG"))
     common = (
-        "dataset=imagenet", "dataset.subset=true", f"dataset.root={root}", f"dataset.size={size}", "num_workers=0",
-        f"data_dir={root.parent}", "model=resnet50", "training=imagenet",
-    )  # fmt: skip
+        "dataset=imagenet",
+        "dataset.subset=true",
+        f"dataset.root={root}",
+        f"dataset.size={size}",
+        "num_workers=0",
+        f"data_dir={root.parent}",
+        "model=resnet50",
+        "training=imagenet",
+    )
     stores = {"as they are": (), "from a store of short side 256": ("dataset.store=256", "download=true")}
     loaded: dict[str, Data] = {
         name: assembly.load_data(compose.compose([*common, *more]), setting.device) for name, more in stores.items()
@@ -113,8 +123,11 @@ def _photographs(setting: Setting, root: Path, number: int, size: int) -> Iterat
     for name, target in zip(stores, (1.3, 3.0), strict=True):
         took = times.seconds(name)
         yield Row(
-            f"crops of photographs {name}, one core, over PIL", times.ratio("published", name), target=target,
-            time=took / number, lower_bound=times.seconds(f"decode {name}") / number,
+            f"crops of photographs {name}, one core, over PIL",
+            times.ratio("published", name),
+            target=target,
+            time=took / number,
+            lower_bound=times.seconds(f"decode {name}") / number,
             note=f"{number / took:,.0f} images/s over {number / times.seconds('published'):,.0f}; "
             "the lower bound is the decoder alone",
-        )  # fmt: skip
+        )

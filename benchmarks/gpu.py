@@ -40,9 +40,14 @@ def images(setting: Setting) -> Iterator[Row]:
         cases.append(("resnet50", "bfloat16", {"num_train": 2560, "size": 224, "num_classes": 1000}))
     for net, precision, shape in cases:
         of = parts(
-            setting.device, f"model={net}", *WHOLE, *small, f"training.precision={precision}", "training.lr=0.01",
+            setting.device,
+            f"model={net}",
+            *WHOLE,
+            *small,
+            f"training.precision={precision}",
+            "training.lr=0.01",
             **shape,
-        )  # fmt: skip
+        )
         mask = random_mask(of, 0.1)
         training, number = trainer(of), shape["num_train"]
 
@@ -55,11 +60,15 @@ def images(setting: Setting) -> Iterator[Row]:
         busy = _busy(epoch, setting.device)
         judged = setting.device.type == "cuda" and net == "resnet20" and precision == "bfloat16"
         yield Row(
-            f"training of {net}, {precision}, batch {of.run.training.batch_size}", number / took, "images/s",
-            target=100_000 if judged else None, goal=250_000 if judged else None, time=took,
+            f"training of {net}, {precision}, batch {of.run.training.batch_size}",
+            number / took,
+            "images/s",
+            target=100_000 if judged else None,
+            goal=250_000 if judged else None,
+            time=took,
             lower_bound=setting.rates.lower_bound(flops=counted, precision=precision),
             note="" if busy is None else f"the device works {100 * busy:.0f} % of an epoch",
-        )  # fmt: skip
+        )
         if net == "resnet20" and precision == "float32":
             yield _published(setting, net, number, number / took)
 
@@ -78,9 +87,10 @@ def _published(setting: Setting, net: str, number: int, ours: float) -> Row:
     epoch()
     took = seconds(epoch, setting.device)
     return Row(
-        f"training of {net}, float32, over a DataLoader of {workers} processes", ours * took / number,
+        f"training of {net}, float32, over a DataLoader of {workers} processes",
+        ours * took / number,
         note=f"{number / took:,.0f} images/s",
-    )  # fmt: skip
+    )
 
 
 def _busy(function: Any, device: torch.device) -> float | None:
@@ -110,9 +120,10 @@ def replicas(setting: Setting) -> Iterator[Row]:
         if crowd > 1:
             rate = _together(setting, crowd, max(cores // crowd, 1))
             yield Row(
-                f"{crowd} runs of resnet20 at once, images/s of all over one run alone", rate / alone,
+                f"{crowd} runs of resnet20 at once, images/s of all over one run alone",
+                rate / alone,
                 note=f"{rate:,.0f} images/s over {alone:,.0f}",
-            )  # fmt: skip
+            )
 
 
 def _together(setting: Setting, number: int, num_threads: int) -> float:

@@ -45,9 +45,13 @@ def selection(setting: Setting) -> Iterator[Row]:
         times = in_turn(variants, 1 if setting.quick else 5)
         yield Row(
             f"threshold of {number:,} scores, {100 * density:g} % kept, over torch.kthvalue",
-            times.ratio("kthvalue", "ours"), target=2.5, goal=8, exact=bool(found["ours"] == found["kthvalue"]),
-            time=times.seconds("ours"), lower_bound=setting.rates.lower_bound(moved=values.nbytes),
-        )  # fmt: skip
+            times.ratio("kthvalue", "ours"),
+            target=2.5,
+            goal=8,
+            exact=bool(found["ours"] == found["kthvalue"]),
+            time=times.seconds("ours"),
+            lower_bound=setting.rates.lower_bound(moved=values.nbytes),
+        )
 
 
 class _Brighter(nn.Module):
@@ -80,9 +84,15 @@ _SYNFLOW: dict[tuple[str, bool], list[tuple[float | None, float | None]]] = {
 
 def _synflow_parts(setting: Setting, net: str, dtype: str, rounds: int) -> Parts:
     return parts(
-        setting.device, f"model={net}", "pruner=synflow", "sparsity=0.99", "training=cifar",
-        f"pruner.dtype={dtype}", f"schedule.rounds={rounds}", "schedule.rounding=up",
-    )  # fmt: skip
+        setting.device,
+        f"model={net}",
+        "pruner=synflow",
+        "sparsity=0.99",
+        "training=cifar",
+        f"pruner.dtype={dtype}",
+        f"schedule.rounds={rounds}",
+        "schedule.rounding=up",
+    )
 
 
 def _size(model: nn.Module, dtype: str) -> int:
@@ -126,14 +136,17 @@ def synflow(setting: Setting) -> Iterator[Row]:
         for dtype, (target, goal) in zip(runs, _SYNFLOW[net, setting.full], strict=True):
             number, what = checks[dtype]
             yield Row(
-                f"SynFlow {net}, {rounds} rounds, {dtype}, over the published loop", times.ratio("published", dtype),
-                target=target, goal=goal, exact=number == 0 and masks.kept(found[dtype].mask) == counts[-1],
+                f"SynFlow {net}, {rounds} rounds, {dtype}, over the published loop",
+                times.ratio("published", dtype),
+                target=target,
+                goal=goal,
+                exact=number == 0 and masks.kept(found[dtype].mask) == counts[-1],
                 time=times.seconds(dtype),
                 lower_bound=setting.rates.lower_bound(
                     flops=found[dtype].flops, precision=dtype, moved=rounds * 5 * _size(model, dtype)
                 ),
                 note=f"{number} of {counts[-1]:,} kept weights {what}",
-            )  # fmt: skip
+            )
 
 
 def resnet50(setting: Setting) -> Iterator[Row]:
@@ -141,9 +154,16 @@ def resnet50(setting: Setting) -> Iterator[Row]:
     # Few rounds reach no high sparsity: they would cut every path at once.
     rounds, size, sparsity = (2, 64, 0.5) if setting.quick else (100 if setting.full else 10, 224, 0.9)
     of = parts(
-        setting.device, "model=resnet50", "pruner=synflow", f"sparsity={sparsity}", f"schedule.rounds={rounds}",
-        "training=imagenet", size=size, num_classes=1000, num_train=2,
-    )  # fmt: skip
+        setting.device,
+        "model=resnet50",
+        "pruner=synflow",
+        f"sparsity={sparsity}",
+        f"schedule.rounds={rounds}",
+        "training=imagenet",
+        size=size,
+        num_classes=1000,
+        num_train=2,
+    )
     training, found = trainer(of), []
     took = seconds(lambda: found.append(pruned(of, training)), setting.device)
     (result,) = found
@@ -153,10 +173,14 @@ def resnet50(setting: Setting) -> Iterator[Row]:
         flops=result.flops, precision="float64", moved=rounds * 5 * _size(training.model, "float64")
     )
     yield Row(
-        f"SynFlow resnet50 at {size}, float64, one round", took / rounds, "s",
-        exact=finite and masks.kept(result.mask) == num_kept, time=took / rounds, lower_bound=bound / rounds,
+        f"SynFlow resnet50 at {size}, float64, one round",
+        took / rounds,
+        "s",
+        exact=finite and masks.kept(result.mask) == num_kept,
+        time=took / rounds,
+        lower_bound=bound / rounds,
         note=f"finite, {masks.kept(result.mask):,} of {masks.total(result.mask):,} kept",
-    )  # fmt: skip
+    )
 
 
 def gradients(setting: Setting) -> Iterator[Row]:
@@ -192,10 +216,16 @@ def _snip(setting: Setting, net: str, of: Parts) -> Row:
         for name, gradient in found["plain"].items()
     )
     return Row(
-        f"SNIP {net}, {len(labels)} images, time over a forward and backward pass", times.ratio("ours", "plain"),
-        target=1.15, goal=1.03, at_most=True, exact=exact,
-        time=times.seconds("ours"), lower_bound=setting.rates.lower_bound(flops=counted), note="scores equal |w g|",
-    )  # fmt: skip
+        f"SNIP {net}, {len(labels)} images, time over a forward and backward pass",
+        times.ratio("ours", "plain"),
+        target=1.15,
+        goal=1.03,
+        at_most=True,
+        exact=exact,
+        time=times.seconds("ours"),
+        lower_bound=setting.rates.lower_bound(flops=counted),
+        note="scores equal |w g|",
+    )
 
 
 def _grasp(setting: Setting, net: str, of: Parts) -> Row:
@@ -221,11 +251,15 @@ def _grasp(setting: Setting, net: str, of: Parts) -> Row:
         for name, values in found["ours"].items()
     )
     return Row(
-        f"GraSP {net}, {len(labels)} images, over two forward passes", times.ratio("published", "ours"),
-        target=1.2, goal=1.5, exact=difference < 1e-3,
-        time=times.seconds("ours"), lower_bound=setting.rates.lower_bound(flops=counted),
+        f"GraSP {net}, {len(labels)} images, over two forward passes",
+        times.ratio("published", "ours"),
+        target=1.2,
+        goal=1.5,
+        exact=difference < 1e-3,
+        time=times.seconds("ours"),
+        lower_bound=setting.rates.lower_bound(flops=counted),
         note=f"scores differ by {difference:.0e} of the largest" if difference else "scores are equal",
-    )  # fmt: skip
+    )
 
 
 def memory(setting: Setting) -> Iterator[Row]:
@@ -240,9 +274,12 @@ def memory(setting: Setting) -> Iterator[Row]:
         peaks = pool.map(_peak, names, [str(setting.device)] * len(names))
         for name, (own, grown) in zip(names, peaks, strict=True):
             yield Row(
-                f"memory of a round of {name} on resnet20", grown / MEGABYTE, "MB", at_most=True,
+                f"memory of a round of {name} on resnet20",
+                grown / MEGABYTE,
+                "MB",
+                at_most=True,
                 note=f"the network itself is {own / MEGABYTE:.1f} MB",
-            )  # fmt: skip
+            )
 
 
 def _peak(pruner: str, device_name: str) -> tuple[int, int]:

@@ -50,9 +50,16 @@ def synthetic(place: DataSettings, *, size: int, num_classes: int, num_train: in
     train, test = pixels(num_train, size), pixels(2, size)
     labels = np.arange(num_train) % num_classes
     return Resident(
-        (train, labels), (test, labels[:2]), num_classes, place,
-        validation=0.0, mean=MEAN, std=STD, padding=4, flip=True,
-    )  # fmt: skip
+        (train, labels),
+        (test, labels[:2]),
+        num_classes,
+        place,
+        validation=0.0,
+        mean=MEAN,
+        std=STD,
+        padding=4,
+        flip=True,
+    )
 
 
 def parts(device: torch.device, *overrides: str, size: int = 32, num_classes: int = 10, num_train: int = 256) -> Parts:
@@ -78,10 +85,19 @@ def pruned(of: Parts, training: Trainer) -> Pruned:
     model = training.model
     initial = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     return prune(
-        model, of.pruner, of.allocate, of.rounds, ablation=of.run.ablation, initial=initial,
-        input_shape=of.data.input_shape, draw=of.data.draw, training=training, loss=F.cross_entropy,
-        seed=of.run.seed, record=ignore,
-    )  # fmt: skip
+        model,
+        of.pruner,
+        of.allocate,
+        of.rounds,
+        ablation=of.run.ablation,
+        initial=initial,
+        input_shape=of.data.input_shape,
+        draw=of.data.draw,
+        training=training,
+        loss=F.cross_entropy,
+        seed=of.run.seed,
+        record=ignore,
+    )
 
 
 def subnetwork(of: Parts, model: nn.Module, mask: Mask) -> Subnetwork:

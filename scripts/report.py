@@ -22,16 +22,22 @@ def main() -> None:
     parser.add_argument("results", type=Path, help="a results folder")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the folder to write to; made if need be")
     parser.add_argument(
-        "--statistic", choices=list(configurations.STATISTICS), default="last",
+        "--statistic",
+        choices=list(configurations.STATISTICS),
+        default="last",
         help="which accuracy: of the last epoch, the best test epoch, or the epoch selected on a validation split",
-    )  # fmt: skip
+    )
     for name, what in (("task", "ids of tasks"), ("dataset", "names"), ("model", "names")):
         parser.add_argument(f"--{name}", nargs="+", default=[], metavar="NAME", help=f"{what}; all if not given")
     parser.add_argument("--pruner", nargs="+", default=[], metavar="NAME", help="and dense networks; all if not given")
     parser.add_argument(
-        "--figures", nargs="+", choices=plots.KINDS, default=list(plots.KINDS), metavar="KIND",
+        "--figures",
+        nargs="+",
+        choices=plots.KINDS,
+        default=list(plots.KINDS),
+        metavar="KIND",
         help=f"some of {', '.join(plots.KINDS)}; all if not given",
-    )  # fmt: skip
+    )
     parser.add_argument("--no-images", action="store_true", help="the page and the tables, no PNG and SVG files")
     given = parser.parse_args()
     with terminal.one_line_errors():

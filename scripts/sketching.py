@@ -36,14 +36,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, required=True, help="the folder to write to; made if need be")
     parser.add_argument(
-        "--densities", type=float, nargs="+", default=[0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.8], metavar="F",
+        "--densities",
+        type=float,
+        nargs="+",
+        default=[0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.8],
+        metavar="F",
         help="fractions of weights kept, each weight counted once (%(default)s)",
-    )  # fmt: skip
+    )
     parser.add_argument("--seeds", type=int, default=10, metavar="N", help="regressions (%(default)s)")
     parser.add_argument(
-        "--draws", type=int, default=100_000, metavar="N",
+        "--draws",
+        type=int,
+        default=100_000,
+        metavar="N",
         help="coordinates drawn, in all masks together, for each Monte-Carlo mean (%(default)s)",
-    )  # fmt: skip
+    )
     parser.add_argument("--features", type=int, default=1000, metavar="D", help="random features (%(default)s)")
     parser.add_argument("--images", type=int, default=100, metavar="N", help="training images (%(default)s)")
     arguments = parser.parse_args()

@@ -111,11 +111,19 @@ def pruned_as(model: nn.Module, input_shape: Shape, *overrides: str) -> Pruned:
     """What a config makes of a model, where the score looks at no images and the rounds come before training."""
     cfg = composed(*overrides)
     return prune(
-        model, cfg.pruner, cfg.allocation,
-        cfg.schedule(cfg.sparsity, TrainingLength(1, 1)), ablation=Ablation(),
-        initial=drawn(model), input_shape=input_shape, draw=lambda examples, generator, dtype: [], training=Untrained(),
-        loss=F.cross_entropy, seed=0, record=lambda metrics, epoch: None,
-    )  # fmt: skip
+        model,
+        cfg.pruner,
+        cfg.allocation,
+        cfg.schedule(cfg.sparsity, TrainingLength(1, 1)),
+        ablation=Ablation(),
+        initial=drawn(model),
+        input_shape=input_shape,
+        draw=lambda examples, generator, dtype: [],
+        training=Untrained(),
+        loss=F.cross_entropy,
+        seed=0,
+        record=lambda metrics, epoch: None,
+    )
 
 
 @pytest.fixture(params=["chain", "residual"])
@@ -151,8 +159,14 @@ def run_cli(tmp_path: Path) -> RunCli:
         command = [sys.executable, str(ROOT / "run.py"), *arguments, f"results_dir={tmp_path / 'results'}"]
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "HYDRA"))}
         return subprocess.run(
-            command, cwd=tmp_path, env=environment | {"OMP_NUM_THREADS": "1"} | (env or {}),
-            capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL, check=False,
-        )  # fmt: skip
+            command,
+            cwd=tmp_path,
+            env=environment | {"OMP_NUM_THREADS": "1"} | (env or {}),
+            capture_output=True,
+            text=True,
+            timeout=300,
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
 
     return run

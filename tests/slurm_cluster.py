@@ -82,10 +82,15 @@ class Cluster:
         self.daemons: list[subprocess.Popen[bytes]] = []
         try:
             self._start(
-                "munged", "--foreground", "--force", f"--key-file={key}", f"--socket={self.root}/munge.socket",
-                f"--pid-file={self.root}/munged.pid", f"--log-file={self.root}/munged.log",
+                "munged",
+                "--foreground",
+                "--force",
+                f"--key-file={key}",
+                f"--socket={self.root}/munge.socket",
+                f"--pid-file={self.root}/munged.pid",
+                f"--log-file={self.root}/munged.log",
                 f"--seed-file={self.root}/munged.seed",
-            )  # fmt: skip
+            )
             until(lambda: (self.root / "munge.socket").exists())
             self._start("slurmctld", "-D", "-f", f"{self.root}/slurm.conf")
             until(lambda: "UP" in self.run("scontrol", "ping", check=False))

@@ -31,9 +31,16 @@ def resident(device: torch.device, num_train: int = 43) -> Resident:
         return pixels, np.arange(number) % 4
 
     return Resident(
-        images(num_train), images(8), 4, DataSettings(Path(), False, device, 0), validation=0.0, mean=None, std=None,
-        padding=2, flip=True,
-    )  # fmt: skip
+        images(num_train),
+        images(8),
+        4,
+        DataSettings(Path(), False, device, 0),
+        validation=0.0,
+        mean=None,
+        std=None,
+        padding=2,
+        flip=True,
+    )
 
 
 def test_a_batch_by_a_tensor_of_positions_is_the_batch_of_the_epoch() -> None:
@@ -184,9 +191,13 @@ def test_compact_networks_are_captured_too(monkeypatch: pytest.MonkeyPatch) -> N
     devices.prepare(device, "float32")
     torch.manual_seed(0)
     net = nn.Sequential(  # wide enough for channels by eights
-        nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 16, 3, padding=1), nn.ReLU(), nn.Flatten(),
+        nn.Conv2d(3, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(32, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
         nn.Linear(16 * 12 * 12, 4),
-    )  # fmt: skip
+    )
     mask = masks.full(net.to(device))
     mask["2.weight"][:, 8:] = False
     with devices.reproducible(device):

@@ -586,8 +586,11 @@ def test_a_stored_config_is_the_same_run_again(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(composition.rerunnable(cfg))
     printed = subprocess.run(
         [sys.executable, str(ROOT / "run.py"), "-cp", str(tmp_path), "-cn", "config", "--cfg", "job", "--resolve"],
-        capture_output=True, text=True, check=True, cwd=tmp_path,
-    ).stdout  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    ).stdout
     again = checks.complete(composition.resolved(OmegaConf.create(printed)))
     assert again == cfg
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml"]

@@ -34,8 +34,11 @@ def start(results: Path, *settings: str, processes: int = 2) -> "subprocess.Pope
     settings = tuple(word for word in settings if word not in flags)
     return subprocess.Popen(
         [*command, str(ROOT / "run.py"), *flags, *SETTINGS, *settings, f"results_dir={results}"],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def run(results: Path, *settings: str, processes: int = 2) -> str:

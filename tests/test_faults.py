@@ -66,8 +66,11 @@ def test_a_results_folder_that_vanishes(tmp_path: Path) -> None:
     long = [word for word in TINY if "epochs=2" not in word] + ["training.epochs=100"]
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "run.py"), *long, *RUNS["synflow"], f"results_dir={results}"],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     while process.poll() is None and not list(results.glob("*/checkpoint.pt")):
         time.sleep(0.02)
     shutil.rmtree(results, ignore_errors=True)
@@ -108,11 +111,28 @@ def test_memory_for_tensors_is_asked_for_before_safetensors_ends_the_process() -
 def streamed(photographs: Path, results: Path, *more: str) -> list[str]:
     """The command of a run whose images are decoded by worker processes."""
     return [
-        sys.executable, str(ROOT / "run.py"), "dataset=imagenet", f"data_dir={photographs}", "dataset.subset=true",
-        "dataset.size=32", "dataset.resize=36", "model=resnet20", "model.widths=[4,6]", "model.blocks=[1,1]",
-        "training=digits", "training.batch_size=2", "training.epochs=12", "tracker=none", f"results_dir={results}",
-        "save_model=true", "save_scores=true", "pruner=snip", "sparsity=0.5", "pruner.scoring_data.total=8", *more,
-    ]  # fmt: skip
+        sys.executable,
+        str(ROOT / "run.py"),
+        "dataset=imagenet",
+        f"data_dir={photographs}",
+        "dataset.subset=true",
+        "dataset.size=32",
+        "dataset.resize=36",
+        "model=resnet20",
+        "model.widths=[4,6]",
+        "model.blocks=[1,1]",
+        "training=digits",
+        "training.batch_size=2",
+        "training.epochs=12",
+        "tracker=none",
+        f"results_dir={results}",
+        "save_model=true",
+        "save_scores=true",
+        "pruner=snip",
+        "sparsity=0.5",
+        "pruner.scoring_data.total=8",
+        *more,
+    ]
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
@@ -168,9 +188,16 @@ def test_a_killed_decoder_is_named_and_the_run_goes_on(photographs: Path, tmp_pa
 
 def test_a_killed_process_of_a_sweep_loses_nothing_that_is_done(run_cli: RunCli, tmp_path: Path) -> None:
     command = [
-        sys.executable, str(ROOT / "run.py"), "-m", "hydra/launcher=parallel", "hydra.launcher.n_jobs=2", *TINY,
-        *RUNS["synflow"], "seed=range(6)", f"results_dir={tmp_path / 'results'}",
-    ]  # fmt: skip
+        sys.executable,
+        str(ROOT / "run.py"),
+        "-m",
+        "hydra/launcher=parallel",
+        "hydra.launcher.n_jobs=2",
+        *TINY,
+        *RUNS["synflow"],
+        "seed=range(6)",
+        f"results_dir={tmp_path / 'results'}",
+    ]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     running: list[int] = []
@@ -318,9 +345,13 @@ cli.main()
 
 def without(code: str, words: list[str], tmp_path: Path) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-c", code, *words, f"results_dir={tmp_path}"], cwd=ROOT, capture_output=True, text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False,
-    )  # fmt: skip
+        [sys.executable, "-c", code, *words, f"results_dir={tmp_path}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        check=False,
+    )
 
 
 def test_a_run_without_a_tracker_needs_no_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,10 +388,19 @@ def test_final_weights_are_kept_whole_or_in_half_precision(tmp_path: Path) -> No
 
 def test_workers_of_a_sweep_end_with_it(tmp_path: Path) -> None:
     command = [
-        sys.executable, str(ROOT / "run.py"), "-m", "hydra/launcher=parallel", "hydra.launcher.n_jobs=2",
-        "model=lenet300", "training.epochs=5000", "tracker=none", "pruner=magnitude", "sparsity=0.5", "seed=0,1",
+        sys.executable,
+        str(ROOT / "run.py"),
+        "-m",
+        "hydra/launcher=parallel",
+        "hydra.launcher.n_jobs=2",
+        "model=lenet300",
+        "training.epochs=5000",
+        "tracker=none",
+        "pruner=magnitude",
+        "sparsity=0.5",
+        "seed=0,1",
         f"results_dir={tmp_path}",
-    ]  # fmt: skip
+    ]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None and len(list(tmp_path.glob("*/checkpoint.pt"))) < 2:

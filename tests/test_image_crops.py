@@ -28,10 +28,14 @@ def test_imagenet_gives_crops_of_224_pixels(photographs: Path) -> None:
     assert images.shape == (4, 3, 224, 224) and labels.tolist() == [0, 0, 1, 1]
     from torchvision import transforms
 
-    usual = transforms.Compose([
-        transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(),
-        transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
-    ])  # fmt: skip
+    usual = transforms.Compose(
+        [
+            transforms.Resize(256),
+            transforms.CenterCrop(224),
+            transforms.ToTensor(),
+            transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        ]
+    )
     image = usual(Image.open(photographs / "imagenet" / "val" / "n02" / "1.JPEG").convert("RGB"))
     # resizing a tensor and resizing a PIL image round differently, by a level or two of 255
     assert (images[3] - image).abs().max() < 2.5 / 255 / 0.224

@@ -408,9 +408,15 @@ def _checksum(originals: Path) -> str:
 
 def test_prepare_data_builds_a_store(originals: Path) -> None:
     command = [
-        sys.executable, str(ROOT / "scripts" / "prepare_data.py"), "imagenet", "dataset.subset=true", *SMALL,
-        f"dataset.root={originals}", "--data-dir", str(originals.parent / "data"),
-    ]  # fmt: skip
+        sys.executable,
+        str(ROOT / "scripts" / "prepare_data.py"),
+        "imagenet",
+        "dataset.subset=true",
+        *SMALL,
+        f"dataset.root={originals}",
+        "--data-dir",
+        str(originals.parent / "data"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert "copying 12 images into" in done.stdout

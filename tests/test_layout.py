@@ -119,16 +119,29 @@ def test_convolutions_of_a_whole_run_see_one_layout(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     data = Resident(
-        images(22, channels), images(9, channels), 3, DataSettings(tmp_path, False, CPU, 0), validation=0.0, mean=None,
-        std=None, padding=1, flip=True,
-    )  # fmt: skip
+        images(22, channels),
+        images(9, channels),
+        3,
+        DataSettings(tmp_path, False, CPU, 0),
+        validation=0.0,
+        mean=None,
+        std=None,
+        padding=1,
+        flip=True,
+    )
     examples = [f"pruner.scoring_data.{of}" for of in ("per_class=3", "total=null", f"batch_size={batch_size}")]
     cfg = composed(
-        f"pruner={pruner}", "sparsity=0.9", "model=resnet8_thin", f"model.widths=[{widths[0]},{widths[1]}]",
-        "model.blocks=[1,1]", f"training.batch_size={batch_size}", "training.epochs=2", "schedule=one_shot",
+        f"pruner={pruner}",
+        "sparsity=0.9",
+        "model=resnet8_thin",
+        f"model.widths=[{widths[0]},{widths[1]}]",
+        "model.blocks=[1,1]",
+        f"training.batch_size={batch_size}",
+        "training.epochs=2",
+        "schedule=one_shot",
         "diagnostics=gradient_flow",
         *(examples if pruner != "synflow" else []),
-    )  # fmt: skip
+    )
     monkeypatch.setattr(assembly, "load_data", lambda *_: data)
     monkeypatch.setattr("pai_bench.training.compact.LONG", {})  # so that a smaller network is looked for
     parts = assembly.assembled(cfg, CPU)

@@ -88,9 +88,14 @@ def test_synflow_keeps_every_layer_where_one_shot_pruning_collapses() -> None:
     """Tanaka et al. 2020, figure 1, on a small scale: a dozen weights left, and SynFlow has emptied no layer."""
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10),
-    )  # fmt: skip
+        nn.Conv2d(3, 64, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(64, 64, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(64, 10),
+    )
     for parameter in model.parameters():
         nn.init.zeros_(parameter) if parameter.ndim == 1 else nn.init.kaiming_normal_(parameter)
     weights = {name: weight.detach().clone() for name, weight in model.named_parameters()}
@@ -140,10 +145,16 @@ def test_erk_densities_of_resnet20() -> None:
     mask = allocation.erk(scores, masks.full(model), keep, Generator(), kernel=True).mask
     found = masks.densities(mask)
     expected = {
-        "conv.weight": 0.983, "stages.0.0.conv1.weight": 0.280, "stages.1.0.conv1.weight": 0.199,
-        "stages.1.1.conv1.weight": 0.129, "stages.1.0.shortcut.0.weight": 1.0, "stages.2.0.conv1.weight": 0.094,
-        "stages.2.1.conv1.weight": 0.0617, "stages.2.0.shortcut.0.weight": 0.813, "fc.weight": 1.0,
-    }  # fmt: skip
+        "conv.weight": 0.983,
+        "stages.0.0.conv1.weight": 0.280,
+        "stages.1.0.conv1.weight": 0.199,
+        "stages.1.1.conv1.weight": 0.129,
+        "stages.1.0.shortcut.0.weight": 1.0,
+        "stages.2.0.conv1.weight": 0.094,
+        "stages.2.1.conv1.weight": 0.0617,
+        "stages.2.0.shortcut.0.weight": 0.813,
+        "fc.weight": 1.0,
+    }
     for name, density in expected.items():
         assert found[name] == pytest.approx(density, abs=0.002), name
 

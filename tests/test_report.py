@@ -21,19 +21,46 @@ def row(method: str = "snip", seed: int = 0, accuracy: float | None = 0.9, spars
     dense = method == "dense"
     target = 0.0 if dense else sparsity
     made = {
-        "task": "digits-resnet20-0000aaaa", "method": f"{method}-1111bbbb", "protocol": 1, "seed": seed,
-        "group": "", "dataset": "digits", "model": "resnet20", "pruner": method.split("@")[0],
-        "allocation": "global", "schedule": "none" if dense else "one_shot", "ablation": "none",
-        "training": "digits", "target_sparsity": target, "sparsity": target, "density": 1 - target,
-        "filter_sparsity": None, "effective_sparsity": target, "num_rounds": 0 if dense else 1, "epochs": 2,
-        "collapsed_layers": [], "output_depends_on_input": True, "stopped": None, "mask": None, "weights": None,
+        "task": "digits-resnet20-0000aaaa",
+        "method": f"{method}-1111bbbb",
+        "protocol": 1,
+        "seed": seed,
+        "group": "",
+        "dataset": "digits",
+        "model": "resnet20",
+        "pruner": method.split("@")[0],
+        "allocation": "global",
+        "schedule": "none" if dense else "one_shot",
+        "ablation": "none",
+        "training": "digits",
+        "target_sparsity": target,
+        "sparsity": target,
+        "density": 1 - target,
+        "filter_sparsity": None,
+        "effective_sparsity": target,
+        "num_rounds": 0 if dense else 1,
+        "epochs": 2,
+        "collapsed_layers": [],
+        "output_depends_on_input": True,
+        "stopped": None,
+        "mask": None,
+        "weights": None,
         "test_top1": accuracy,
-        "best_test_top1": None if accuracy is None else accuracy + 0.01, "test_top1_at_best_validation": None,
-        "macs_masked": 1000, "score_examples": 0 if dense else 100, "search_train_examples": 0,
-        "train_examples": 400, "score_flops": 10**9, "search_train_flops": 0, "train_flops": 10**12,
-        "prune_seconds": 0.5, "train_seconds": 8.0, "total_seconds": 10.0, "hardware": "a cpu",
+        "best_test_top1": None if accuracy is None else accuracy + 0.01,
+        "test_top1_at_best_validation": None,
+        "macs_masked": 1000,
+        "score_examples": 0 if dense else 100,
+        "search_train_examples": 0,
+        "train_examples": 400,
+        "score_flops": 10**9,
+        "search_train_flops": 0,
+        "train_flops": 10**12,
+        "prune_seconds": 0.5,
+        "train_seconds": 8.0,
+        "total_seconds": 10.0,
+        "hardware": "a cpu",
         "dataset_checksum": "cafe" * 16,
-    } | others  # fmt: skip
+    } | others
     name = f"{made['task']}-{made['method']}-s{made['target_sparsity']:g}-seed{seed}-{made['dataset_checksum'][:4]}"
     return {"id": name, **made}
 
@@ -149,8 +176,12 @@ def test_a_statistic_that_no_run_has_is_an_error() -> None:
 
 def test_missing_configurations_and_seeds_are_found() -> None:
     runs = [
-        row("dense", 0), row("snip", 0), row("snip", 1), row("snip", 0, sparsity=0.99), row("synflow", 1),
-    ]  # fmt: skip
+        row("dense", 0),
+        row("snip", 0),
+        row("snip", 1),
+        row("snip", 0, sparsity=0.99),
+        row("synflow", 1),
+    ]
     assert only(runs).missing() == [
         ("dense-1111bbbb", 0.0, [1]),
         ("snip-1111bbbb", 0.99, [1]),
@@ -470,11 +501,19 @@ def test_no_two_methods_look_alike(tmp_path: Path) -> None:
 
 def test_sparsities_are_written_with_the_digits_they_need() -> None:
     assert [names.compression(s) for s in (0.9, 0.98, 0.966666666667, 0.9999, 1 - 1 / 12345)] == [
-        "10×", "50×", "30×", "10,000×", "12,345×",
-    ]  # fmt: skip
+        "10×",
+        "50×",
+        "30×",
+        "10,000×",
+        "12,345×",
+    ]
     assert [names.sparsity(s) for s in (0.5, 0.98, 0.966666666667, 0.996666666667, 0.9999)] == [
-        "50 %", "98 %", "96.7 %", "99.67 %", "99.99 %",
-    ]  # fmt: skip
+        "50 %",
+        "98 %",
+        "96.7 %",
+        "99.67 %",
+        "99.99 %",
+    ]
 
 
 # Reading --------------------------------------------------------------------------------------------------------------
@@ -483,10 +522,17 @@ def test_sparsities_are_written_with_the_digits_they_need() -> None:
 def test_broken_rows_are_named_and_the_others_read(tmp_path: Path) -> None:
     directory(tmp_path, row(seed=0))
     for seed, text in enumerate(
-        ["{", "[]", json.dumps(row(seed=9) | {"test_top1": "high"}), json.dumps({"id": "x"}),
-         json.dumps(row(seed=9)).replace("0.5", "NaN"), json.dumps(row(seed=9, task="../../evil")),
-         json.dumps(row(seed=9, dataset="\ud800"))], 1
-    ):  # fmt: skip
+        [
+            "{",
+            "[]",
+            json.dumps(row(seed=9) | {"test_top1": "high"}),
+            json.dumps({"id": "x"}),
+            json.dumps(row(seed=9)).replace("0.5", "NaN"),
+            json.dumps(row(seed=9, task="../../evil")),
+            json.dumps(row(seed=9, dataset="\ud800")),
+        ],
+        1,
+    ):
         path = directory(tmp_path, row(seed=seed))
         (path / "result.json").write_text(text)
     results = reading.read(tmp_path)

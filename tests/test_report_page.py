@@ -97,10 +97,13 @@ def test_a_report_is_whole(tmp_path: Path) -> None:
     assert (report.num_runs, report.num_configurations, report.num_tasks, report.problems) == (20, 7, 1, ())
     stem = "digits-resnet20-0000aaaa"
     assert {str(path.relative_to(output)) for path in output.rglob("*.*")} == {
-        "index.html", ".pai_bench_report", f"tables/{stem}.md", f"tables/{stem}.tex",
+        "index.html",
+        ".pai_bench_report",
+        f"tables/{stem}.md",
+        f"tables/{stem}.tex",
         *(f"{name}.csv" for name in ("configurations", "comparisons", "missing", "layers", "curves", "overlaps")),
         *(f"figures/{stem}-{kind}.{suffix}" for kind in plots.KINDS for suffix in ("png", "svg")),
-    }  # fmt: skip
+    }
     page = Page((output / "index.html").read_text())
     local = {reference for reference in page.references if not reference.startswith("#")}
     assert local and all((output / reference).is_file() for reference in local)
@@ -367,9 +370,10 @@ def test_csv_files_hold_fractions_that_add_up(tmp_path: Path) -> None:
     assert float(snip["mean"]) == pytest.approx(np.mean([0.93, 0.935, 0.931])) and snip["seeds"] == "0 1 2"
     assert float(snip["ci_high"]) - float(snip["mean"]) == pytest.approx(4.302652730 * float(snip["sd"]) / 3**0.5)
     (versus,) = (
-        c for c in table(output, "comparisons")
+        c
+        for c in table(output, "comparisons")
         if {c["first"], c["second"]} == {"snip", "synflow"} and c["sparsity"] == "0.9"
-    )  # fmt: skip
+    )
     sign = 1 if versus["first"] == "snip" else -1
     assert sign * float(versus["difference"]) == pytest.approx(np.mean([0.03, 0.028, 0.026]))
     assert [c["seeds"] for c in table(output, "missing")] == ["2"]
@@ -476,8 +480,9 @@ def test_real_runs_make_a_report_and_the_page_on_results_names_every_column(run_
     report = write(folder, output)
     assert (report.num_runs, report.num_configurations, report.num_tasks, report.problems) == (2, 2, 1, ())
     assert {(c["label"], c["pruned"], c["n"]) for c in table(output, "configurations")} == {
-        ("SNIP", "weights", "1"), ("Magnitude (filters)", "filters", "1"),
-    }  # fmt: skip
+        ("SNIP", "weights", "1"),
+        ("Magnitude (filters)", "filters", "1"),
+    }
     assert len(list((output / "tables").glob("*-filters.md"))) == 1
     path = next(folder.glob("*snip*"))
     documented = (ROOT / "docs" / "results.md").read_text()

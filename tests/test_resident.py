@@ -195,9 +195,10 @@ def test_scoring_images_are_made_when_they_are_asked_for_and_are_the_same_again(
     made: list[int] = []
     normalise = resident.Normalisation.__call__
     monkeypatch.setattr(
-        resident.Normalisation, "__call__", lambda self, pixels, *rest: (
-            made.append(len(pixels)), normalise(self, pixels, *rest))[1],
-    )  # fmt: skip
+        resident.Normalisation,
+        "__call__",
+        lambda self, pixels, *rest: (made.append(len(pixels)), normalise(self, pixels, *rest))[1],
+    )
 
     def invert(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return (images + torch.randint(9, images.shape, generator=noise)).byte(), labels
@@ -236,8 +237,9 @@ def test_random_labels_make_no_image() -> None:
     assert [len(labels) for labels in labels_of(relabelled)] == [5, 5, 2]
     assert not all(map(torch.equal, labels_of(batches), labels_of(relabelled)))
     blind = Drawn(lambda number: pytest.fail("an image was made"), labels_of(batches))
-    assert all(map(torch.equal, labels_of(ablations.random_labels(blind, Generator().manual_seed(1))),
-                   labels_of(relabelled)))  # fmt: skip
+    assert all(
+        map(torch.equal, labels_of(ablations.random_labels(blind, Generator().manual_seed(1))), labels_of(relabelled))
+    )
 
 
 @pytest.mark.parametrize(

@@ -277,8 +277,7 @@ def test_a_preempted_run_ends_with_75_and_goes_on(
 ) -> None:
     env = os.environ | {"OMP_NUM_THREADS": "1"}  # another number of threads gives other roundings
     command = [sys.executable, str(ROOT / "run.py"), *TINY, *RUNS["gradual"], f"results_dir={tmp_path / 'results'}"]
-    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True)  # fmt: skip
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not list((tmp_path / "results").glob("*/status.json")):
         time.sleep(0.02)
     process.send_signal(number)

@@ -61,9 +61,19 @@ def test_one_run_leaves_a_whole_record(run_cli: RunCli, tmp_path: Path) -> None:
         "wandb.json",
     }
     assert sorted(path.name for path in directory.iterdir()) == [
-        "config.yaml", "curve.jsonl", "mask.json", "mask.safetensors", "metrics.csv", "model.safetensors",
-        "provenance.json", "result.json", "run.log", "scores.safetensors", "status.json", "wandb",
-    ]  # fmt: skip
+        "config.yaml",
+        "curve.jsonl",
+        "mask.json",
+        "mask.safetensors",
+        "metrics.csv",
+        "model.safetensors",
+        "provenance.json",
+        "result.json",
+        "run.log",
+        "scores.safetensors",
+        "status.json",
+        "wandb",
+    ]
 
     row = read(directory, "result.json")
     mask, scores = load_file(directory / "mask.safetensors"), load_file(directory / "scores.safetensors")
@@ -220,8 +230,11 @@ def test_wandb_is_offline_and_has_curves_sparsity_and_the_mask(run_cli: RunCli, 
     (folder,) = (only_run(tmp_path) / "wandb").glob("offline-run-*")
     inspected = subprocess.run(
         [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", str(folder)],
-        capture_output=True, text=True, timeout=60, check=True,
-    ).stdout  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    ).stdout
     assert folder.name.endswith(only_run(tmp_path).name)
     for text in (
         "train/loss",
@@ -237,10 +250,14 @@ def test_wandb_is_offline_and_has_curves_sparsity_and_the_mask(run_cli: RunCli, 
 
 def test_a_broken_tracker_ends_no_run(run_cli: RunCli, tmp_path: Path) -> None:
     done = run_cli(
-        *SMALL, "pruner=magnitude", "sparsity=0.75", "tracker.mode=online", "training.epochs=1",
+        *SMALL,
+        "pruner=magnitude",
+        "sparsity=0.75",
+        "tracker.mode=online",
+        "training.epochs=1",
         "tracker.timeout_seconds=3",
         env={"WANDB_API_KEY": "x" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     assert "W&B" in done.stdout and "offline" in done.stdout
     assert list((only_run(tmp_path) / "wandb").glob("offline-run-*"))
@@ -267,9 +284,16 @@ def test_prepare_data_takes_a_folder_and_says_what_is_ready(tmp_path: Path) -> N
 
 def test_a_ticket_is_found_by_training_and_its_cost_stands_in_the_row(run_cli: RunCli, tmp_path: Path) -> None:
     done = run_cli(
-        *SMALL, "tracker=none", "pruner=magnitude", "sparsity=0.5", "schedule=rewind", "schedule.levels=2",
-        "schedule.rewind_epoch=null", "schedule.rewind_step=3", "diagnostics=gradient_flow",
-    )  # fmt: skip
+        *SMALL,
+        "tracker=none",
+        "pruner=magnitude",
+        "sparsity=0.5",
+        "schedule=rewind",
+        "schedule.levels=2",
+        "schedule.rewind_epoch=null",
+        "schedule.rewind_step=3",
+        "diagnostics=gradient_flow",
+    )
     assert done.returncode == 0, done.stderr
     row = read(only_run(tmp_path), "result.json")
     # 12 steps an epoch: two epochs, back to step 3, again to the end, back, and to the end.
@@ -335,9 +359,14 @@ def test_the_densities_of_one_run_with_the_positions_of_another(run_cli: RunCli,
 
 def test_a_filter_pruned_run_is_exported_as_a_smaller_network(run_cli: RunCli, tmp_path: Path) -> None:
     done = run_cli(
-        *SMALL, "tracker=none", "pruner=filter_biased_loss", "sparsity=0.5", "schedule.rounds=2", "save_model=true",
+        *SMALL,
+        "tracker=none",
+        "pruner=filter_biased_loss",
+        "sparsity=0.5",
+        "schedule.rounds=2",
+        "save_model=true",
         "pruner.scoring_data.total=128",
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     directory = only_run(tmp_path)
     row = read(directory, "result.json")

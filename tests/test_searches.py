@@ -128,9 +128,11 @@ def test_a_search_by_force_or_iterative_snip_is_the_authors_loop_bit_for_bit(
         assert threshold > 0  # or all that are zero would stay
         kept = {name: (s >= threshold).double() for name, s in scores.items()}
     functions = {
-        ("force", False): force.score, ("force", True): force.score_true_logit,
-        ("iterative SNIP", False): snip.score, ("iterative SNIP", True): snip.score_true_logit,
-    }  # fmt: skip
+        ("force", False): force.score,
+        ("force", True): force.score_true_logit,
+        ("iterative SNIP", False): snip.score,
+        ("iterative SNIP", True): snip.score_true_logit,
+    }
     pruner = Pruner(
         functions[method, official_loss], "train", ScoringData(None, 12, 12, False), regrow=method == "force"
     )

@@ -86,10 +86,14 @@ def test_a_sweep_with_a_failure_a_kill_and_a_time_limit(cluster: Cluster, run_cl
         "training.lr": [0.1, 0.1, 0.1, 0.1, 0.1, 1e30, 0.1, 0.1],
     }
     sweep = [
-        "-m", *LAUNCHER, *[word for word in TINY if "epochs=2" not in word], "pruner=snip", "sparsity=0.8",
+        "-m",
+        *LAUNCHER,
+        *[word for word in TINY if "epochs=2" not in word],
+        "pruner=snip",
+        "sparsity=0.8",
         "hydra.launcher.signal_delay_s=50",
         f"hydra.sweeper.paired=[{json.dumps(pairs).replace(chr(34), '')}]",
-    ]  # fmt: skip
+    ]
     done = run_cli(*sweep, "hydra.launcher.additional_parameters={hold:true}", env=cluster.env)
     assert done.returncode == 0, done.stderr
     assert "8 runs submitted as SLURM job " in done.stdout
@@ -130,8 +134,12 @@ def test_a_sweep_with_a_failure_a_kill_and_a_time_limit(cluster: Cluster, run_cl
 
     retried = subprocess.run(
         [*status, "--retry", *LAUNCHER, "hydra.launcher.wait=true"],
-        env=cluster.env | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False, cwd=tmp_path,
-    )  # fmt: skip
+        env=cluster.env | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
     assert "2 runs submitted" in retried.stdout and "1 done, 0 skipped, 1 failed" in retried.stdout, retried.stderr
     assert retried.returncode == 1
     assert epochs(killed) == LONG + 1 and state(killed)["attempt"] == 2
@@ -188,9 +196,14 @@ def test_an_exported_array_needs_no_python_where_it_is_submitted(
 ) -> None:
     folder = tmp_path / "sweep"
     done = run_cli(
-        "-m", *LAUNCHER, *TINY, "pruner=snip,magnitude", "sparsity=0.5,0.8", f"hydra.launcher.export={folder}",
+        "-m",
+        *LAUNCHER,
+        *TINY,
+        "pruner=snip,magnitude",
+        "sparsity=0.5,0.8",
+        f"hydra.launcher.export={folder}",
         env=os.environ | {"PATH": str(Path(sys.executable).parent)},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "results").exists()
     env = cluster.env | {"PATH": f"{Path(sys.executable).parent}:{cluster.env['PATH']}", "OMP_NUM_THREADS": "1"}

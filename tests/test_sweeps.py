@@ -85,9 +85,11 @@ def test_pairs_in_rows_need_not_name_the_same_settings() -> None:
 
 
 SCALE = sweeps.Scale(
-    replace={"model": "small", "training": "short"}, keep={"model": ["tiny"]},
-    at_most={"seed": 0, "schedule.levels": 2}, points={"sparsity": [0.5, 0.9]},
-)  # fmt: skip
+    replace={"model": "small", "training": "short"},
+    keep={"model": ["tiny"]},
+    at_most={"seed": 0, "schedule.levels": 2},
+    points={"sparsity": [0.5, 0.9]},
+)
 
 
 def test_a_scale_makes_the_runs_of_an_experiment_smaller() -> None:
@@ -132,8 +134,11 @@ def test_exclusions_leave_combinations_out() -> None:
     swept = {"pruner": ["snip", "grasp"], "sparsity": ["0.5", "0.90", "0.99"]}
     found = sweeps.jobs(swept, (), [{"pruner": "grasp", "sparsity": [0.9, 0.99]}])
     assert [(job["pruner"], job["sparsity"]) for job in found] == [
-        ("snip", "0.5"), ("snip", "0.90"), ("snip", "0.99"), ("grasp", "0.5"),
-    ]  # fmt: skip
+        ("snip", "0.5"),
+        ("snip", "0.90"),
+        ("snip", "0.99"),
+        ("grasp", "0.5"),
+    ]
 
 
 def test_a_setting_that_plays_no_part_is_dropped_and_its_runs_are_one() -> None:
@@ -232,9 +237,12 @@ def test_an_experiment_runs_without_m(spelled: str, run_cli: RunCli, tmp_path: P
 
 def test_pairs_and_exclusions_on_the_command_line(run_cli: RunCli, tmp_path: Path) -> None:
     done = run_cli(
-        "-m", *TINY, "pruner=snip,magnitude", "hydra.sweeper.paired=[{sparsity:[0.5,0.8],seed:[1,2]}]",
+        "-m",
+        *TINY,
+        "pruner=snip,magnitude",
+        "hydra.sweeper.paired=[{sparsity:[0.5,0.8],seed:[1,2]}]",
         "hydra.sweeper.exclude=[{pruner:snip,seed:2}]",
-    )  # fmt: skip
+    )
     assert done.returncode == 0 and "3 done, 0 skipped, 0 failed" in done.stdout, done.stderr
     names = sorted(path.name.split("resnet20-")[1][:-9] for path in (tmp_path / "results").iterdir())
     assert names == ["magnitude-s0.5-seed1", "magnitude-s0.8-seed2", "snip-s0.5-seed1"]
@@ -270,10 +278,23 @@ def test_a_preempted_sweep_of_several_processes_ends_every_run_in_order(tmp_path
     results = tmp_path / "results"
     long = [word for word in TINY if "epochs=2" not in word] + ["training.epochs=200"]
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "run.py"), "-m", "hydra/launcher=parallel", "hydra.launcher.n_jobs=2", *long,
-         "pruner=snip", "sparsity=0.5", "seed=range(4)", f"results_dir={results}"],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            str(ROOT / "run.py"),
+            "-m",
+            "hydra/launcher=parallel",
+            "hydra.launcher.n_jobs=2",
+            *long,
+            "pruner=snip",
+            "sparsity=0.5",
+            "seed=range(4)",
+            f"results_dir={results}",
+        ],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     while process.poll() is None and len(list(results.glob("*/checkpoint.pt"))) < 2:
         time.sleep(0.05)
     process.terminate()

@@ -104,8 +104,11 @@ def test_runs_are_sent_later_from_their_directories(run_cli: RunCli, server: Ser
         sent = subprocess.run(
             [sys.executable, str(ROOT / "scripts" / "wandb_sync.py"), str(tmp_path / "results"), "tracker.project=new"],
             env=os.environ | server.env | {"WANDB_MODE": "offline"},  # as clusters set it
-             capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
         assert sent.returncode == 0, sent.stderr
         assert len(server.history) == 2
         for directory in (tmp_path / "results").iterdir():
@@ -121,8 +124,12 @@ def test_what_could_not_be_sent_is_said(run_cli: RunCli, server: Server, tmp_pat
     server.refuse = True
     sent = subprocess.run(
         [sys.executable, str(ROOT / "scripts" / "wandb_sync.py"), str(tmp_path / "results")],
-        env=os.environ | server.env, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+        env=os.environ | server.env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert sent.returncode == 1
     assert "NOT SENT" in sent.stdout and "error: 1 of 1 runs was not sent" in sent.stderr
 
@@ -181,8 +188,9 @@ def test_an_agent_of_a_sweep_that_names_the_run_otherwise_is_told_and_kept(run_c
 
 
 def test_a_damaged_run_keeps_no_other_from_being_sent(run_cli: RunCli, server: Server, tmp_path: Path) -> None:
-    done = run_cli("-m", "model=lenet300", "training.epochs=1", "tracker=none", "pruner=magnitude", "sparsity=0.5",
-                   "seed=range(4)")  # fmt: skip
+    done = run_cli(
+        "-m", "model=lenet300", "training.epochs=1", "tracker=none", "pruner=magnitude", "sparsity=0.5", "seed=range(4)"
+    )
     assert done.returncode == 0, done.stderr
     first, second, third, fourth = sorted((tmp_path / "results").iterdir())
     (first / "result.json").write_text("[]")
@@ -190,8 +198,12 @@ def test_a_damaged_run_keeps_no_other_from_being_sent(run_cli: RunCli, server: S
     (third / "config.yaml").write_bytes(b"\x00: [")
     sent = subprocess.run(
         [sys.executable, str(ROOT / "scripts" / "wandb_sync.py"), str(tmp_path / "results")],
-        env=os.environ | server.env, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+        env=os.environ | server.env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert sent.returncode == 4 and "error: 3 of 4 runs were not sent" in sent.stderr, sent.stderr
     for path in (first / "result.json", second / "curve.jsonl", third / "config.yaml"):
         assert f"{path.parent.name}: NOT SENT, {path}: it " in sent.stdout

@@ -59,11 +59,20 @@ class FewImages:
 
 
 RECIPE = Recipe(
-    epochs=3, batch_size=8, lr=0.1, optimizer=partial(sgd, momentum=0.9, nesterov=True), weight_decay=5e-4,
+    epochs=3,
+    batch_size=8,
+    lr=0.1,
+    optimizer=partial(sgd, momentum=0.9, nesterov=True),
+    weight_decay=5e-4,
     decay_norm_and_bias=False,
-    lr_schedule="step", lr_milestones=[2], lr_gamma=0.1, warmup_epochs=0, label_smoothing=0.1,
-    temperature=1.0, precision="float32",
-)  # fmt: skip
+    lr_schedule="step",
+    lr_milestones=[2],
+    lr_gamma=0.1,
+    warmup_epochs=0,
+    label_smoothing=0.1,
+    temperature=1.0,
+    precision="float32",
+)
 
 
 def half(model: nn.Module) -> masks.Mask:
@@ -415,8 +424,12 @@ def test_every_epoch_is_recorded_from_before_the_first() -> None:
     evaluated = {f"{split}/{name}" for split in ("validation", "test") for name in ("loss", "top1", "top5")}
     assert set(lines[0][1]) == evaluated
     assert set(lines[1][1]) == evaluated | {
-        "train/loss", "train/top1", "lr", "train/images_per_second", "recipe_epoch",
-    }  # fmt: skip
+        "train/loss",
+        "train/top1",
+        "lr",
+        "train/images_per_second",
+        "recipe_epoch",
+    }
     assert training.num_examples == 80
 
 
@@ -586,9 +599,15 @@ def test_every_process_takes_the_gpu_with_the_fewest_others(tmp_path: Path, monk
 
 def test_a_whole_run_with_adamw(run_cli: RunCli, tmp_path: Path) -> None:
     done = run_cli(
-        "pruner=magnitude", "sparsity=0.5", "model=lenet300", "training.epochs=1", "tracker=none",
-        "training.optimizer=adamw", "training.optimizer.beta2=0.98", "training.lr=1e-3",
-    )  # fmt: skip
+        "pruner=magnitude",
+        "sparsity=0.5",
+        "model=lenet300",
+        "training.epochs=1",
+        "tracker=none",
+        "training.optimizer=adamw",
+        "training.optimizer.beta2=0.98",
+        "training.lr=1e-3",
+    )
     assert done.returncode == 0, done.stderr
     (config_file,) = tmp_path.glob("results/*/config.yaml")
     assert "adamw" in config_file.read_text() and "beta2: 0.98" in config_file.read_text()

@@ -364,12 +364,21 @@ def write(tmp_path: Path) -> Write:
             directory.mkdir(parents=True, exist_ok=True)
             (directory / "config.yaml").write_text(composition.rerunnable(cfg))
             content = {
-                "id": run_id, "group": cfg.group, "seed": seed, "target_sparsity": cfg.sparsity,
+                "id": run_id,
+                "group": cfg.group,
+                "seed": seed,
+                "target_sparsity": cfg.sparsity,
                 **{key: getattr(cfg, key).name for key in ("dataset", "model", "pruner", "ablation")},
-                "search_train_examples": 0, "collapsed_layers": [], "num_prunable": 14_000_000,
-                "macs_dense": 100, "macs_masked": 42,
-                "test_top1": value - 0.004, "best_test_top1": value, "test_top1_at_best_validation": None, **row,
-            }  # fmt: skip
+                "search_train_examples": 0,
+                "collapsed_layers": [],
+                "num_prunable": 14_000_000,
+                "macs_dense": 100,
+                "macs_masked": 42,
+                "test_top1": value - 0.004,
+                "best_test_top1": value,
+                "test_top1_at_best_validation": None,
+                **row,
+            }
             (directory / "result.json").write_text(json.dumps(content))
             rows.append(content)
         return rows

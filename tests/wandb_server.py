@@ -104,9 +104,15 @@ class _Handler(BaseHTTPRequestHandler):
                 run["config"] = json.loads(given["config"])
             project = {"id": "p", "name": run.get("project", ""), "entity": entity}
             bucket = {
-                "id": name, "name": name, "displayName": name, "description": "", "sweepName": None,
-                "config": json.dumps(run.get("config", {})), "historyLineCount": 0, "project": project,
-            }  # fmt: skip
+                "id": name,
+                "name": name,
+                "displayName": name,
+                "description": "",
+                "sweepName": None,
+                "config": json.dumps(run.get("config", {})),
+                "historyLineCount": 0,
+                "project": project,
+            }
             return {"upsertBucket": {"bucket": bucket, "inserted": new}}
         if operation == "RunResumeStatus":
             name = given["name"]
@@ -114,11 +120,19 @@ class _Handler(BaseHTTPRequestHandler):
                 return {"model": {"id": "p", "name": given.get("project"), "entity": entity, "bucket": None}}
             run, lines = self.server.runs[name], self.server.history.get(name, [])
             bucket = {
-                "id": name, "name": name, "displayName": name, "tags": run.get("tags") or [],
-                "summaryMetrics": json.dumps(run.get("summary", {})), "config": json.dumps(run.get("config", {})),
-                "historyLineCount": len(lines), "historyTail": json.dumps([json.dumps(line) for line in lines[-1:]]),
-                "logLineCount": 0, "eventsLineCount": 0, "eventsTail": "[]", "wandbConfig": json.dumps({"t": 1}),
-            }  # fmt: skip
+                "id": name,
+                "name": name,
+                "displayName": name,
+                "tags": run.get("tags") or [],
+                "summaryMetrics": json.dumps(run.get("summary", {})),
+                "config": json.dumps(run.get("config", {})),
+                "historyLineCount": len(lines),
+                "historyTail": json.dumps([json.dumps(line) for line in lines[-1:]]),
+                "logLineCount": 0,
+                "eventsLineCount": 0,
+                "eventsTail": "[]",
+                "wandbConfig": json.dumps({"t": 1}),
+            }
             return {"model": {"id": "p", "name": given.get("project"), "entity": entity, "bucket": bucket}}
         if operation == "CreateRunFiles":
             url = f"http://{self.headers['Host']}/files/{given['run']}"

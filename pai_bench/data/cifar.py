@@ -42,9 +42,17 @@ def cifar10(
 
     train, test = _read(CIFAR10, "cifar10", place, verify)
     return Resident(
-        train, test, 10, place,
-        validation=validation, mean=mean, std=std, padding=padding, padding_mode=padding_mode, flip=flip,
-    )  # fmt: skip
+        train,
+        test,
+        10,
+        place,
+        validation=validation,
+        mean=mean,
+        std=std,
+        padding=padding,
+        padding_mode=padding_mode,
+        flip=flip,
+    )
 
 
 def cifar100(
@@ -63,9 +71,17 @@ def cifar100(
 
     train, test = _read(CIFAR100, "cifar100", place, verify)
     return Resident(
-        train, test, 100, place,
-        validation=validation, mean=mean, std=std, padding=padding, padding_mode=padding_mode, flip=flip,
-    )  # fmt: skip
+        train,
+        test,
+        100,
+        place,
+        validation=validation,
+        mean=mean,
+        std=std,
+        padding=padding,
+        padding_mode=padding_mode,
+        flip=flip,
+    )
 
 
 def _read(kind: type[Any], name: str, place: DataSettings, verify: bool) -> tuple[Images, Images]:

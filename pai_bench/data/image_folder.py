@@ -45,6 +45,14 @@ def image_folder(
     num_classes, train, test = paired_class_folders(folder / "train", test_folder)
     images = decoded(folder.resolve().name, {"train": train, "test": test}, size, place.data_dir)
     return Resident(
-        images["train"], images["test"], num_classes, place,
-        validation=validation, mean=mean, std=std, padding=padding, padding_mode=padding_mode, flip=flip,
-    )  # fmt: skip
+        images["train"],
+        images["test"],
+        num_classes,
+        place,
+        validation=validation,
+        mean=mean,
+        std=std,
+        padding=padding,
+        padding_mode=padding_mode,
+        flip=flip,
+    )

@@ -66,10 +66,13 @@ def _decoded(crops: _Crops, batches: list[range], num_workers: int, device: torc
     pieces = [batch[start : start + _PIECE] for batch in batches for start in range(0, len(batch), _PIECE)]
     # Without a generator of its own, the loader would draw the seeds of its workers from torch's global generator.
     loader = DataLoader(
-        crops, batch_sampler=pieces,  # type: ignore[arg-type]  # a range is as good as a list
-        num_workers=min(num_workers, len(pieces)), pin_memory=device.type == "cuda", generator=Generator(),
+        crops,
+        batch_sampler=pieces,  # type: ignore[arg-type]  # a range is as good as a list
+        num_workers=min(num_workers, len(pieces)),
+        pin_memory=device.type == "cuda",
+        generator=Generator(),
         worker_init_fn=preemption.leave_alone,
-    )  # fmt: skip
+    )
     try:
         decoded = iter(loader)
         for batch in batches:

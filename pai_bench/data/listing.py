@@ -123,10 +123,15 @@ def _write_cache(file: Path, classes: list[str], files: Files, times: dict[str, 
         return
     content = io.BytesIO()
     np.savez(
-        content, names=files.names, sizes=files.sizes, modified=files.modified, labels=files.labels,
-        times=np.array(list(times.values())), classes=np.array([os.fsencode(name) for name in classes]),
+        content,
+        names=files.names,
+        sizes=files.sizes,
+        modified=files.modified,
+        labels=files.labels,
+        times=np.array(list(times.values())),
+        classes=np.array([os.fsencode(name) for name in classes]),
         folders=np.array([os.fsencode(name) for name in times]),
-    )  # fmt: skip
+    )
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, content.getvalue())

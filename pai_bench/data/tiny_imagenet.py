@@ -56,9 +56,17 @@ def tiny_imagenet(
         )
     images = decoded("tiny_imagenet", splits, None, place.data_dir)
     return Resident(
-        images["train"], images["test"], _NUM_CLASSES, place,
-        validation=validation, mean=mean, std=std, padding=padding, padding_mode=padding_mode, flip=flip,
-    )  # fmt: skip
+        images["train"],
+        images["test"],
+        _NUM_CLASSES,
+        place,
+        validation=validation,
+        mean=mean,
+        std=std,
+        padding=padding,
+        padding_mode=padding_mode,
+        flip=flip,
+    )
 
 
 def _download(data_dir: Path) -> None:

@@ -158,8 +158,10 @@ def alive(jobs: Sequence[str]) -> set[str] | None:
         # One by one: for a list of jobs, squeue fails as a whole if one of them is long gone.
         done = subprocess.run(
             ["squeue", "--noheader", "--array", "--format=%i", f"--jobs={array}"],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         if done.returncode != 0:
             if "Invalid job id" in done.stderr:
                 continue
@@ -227,8 +229,12 @@ def export(jobs: Sequence[Sequence[str]], folder: Path, *, max_requeues: int, **
         try:
             text = _make_sbatch_string(
                 command='exec srun --unbuffered --kill-on-bad-exit=1 python run.py "${ARGS[@]}"',
-                folder=folder, use_srun=False, stderr_to_stdout=True, map_count=len(part), **native,
-            )  # fmt: skip
+                folder=folder,
+                use_srun=False,
+                stderr_to_stdout=True,
+                map_count=len(part),
+                **native,
+            )
         except TypeError as error:
             raise ConfigError(f"hydra.launcher: {error}") from error
         script.write_text(text.replace("export SUBMITIT_EXECUTOR=slurm\n", ""))

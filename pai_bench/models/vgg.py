@@ -40,9 +40,13 @@ class VGG(nn.Module):
         if self.flatten:
             num_features = 512 * (input_shape[1] // 32) * (input_shape[2] // 32)
             hidden = [
-                nn.Linear(num_features, 1024), nn.ReLU(inplace=True), nn.Dropout(),
-                nn.Linear(1024, 1024), nn.ReLU(inplace=True), nn.Dropout(),
-            ]  # fmt: skip
+                nn.Linear(num_features, 1024),
+                nn.ReLU(inplace=True),
+                nn.Dropout(),
+                nn.Linear(1024, 1024),
+                nn.ReLU(inplace=True),
+                nn.Dropout(),
+            ]
             self.classifier: nn.Module = nn.Sequential(*hidden, nn.Linear(1024, num_classes))
         else:
             self.classifier = nn.Linear(512, num_classes)

@@ -182,15 +182,24 @@ def _table(path: Path, paper: dict[str, Any], entry: dict[str, Any], where: str)
     if (given := entry.get("tolerance")) is not None:
         numbers = isinstance(given, dict) and all(isinstance(v, int | float) and v >= 0 for v in given.values())
         _require(
-            numbers and set(given) <= {"absolute", "relative"}, where,
+            numbers and set(given) <= {"absolute", "relative"},
+            where,
             f"tolerance={given}: give absolute, relative or both as numbers of 0 or more",
-        )  # fmt: skip
+        )
         tolerance = Tolerance(**given)
     table = Table(
-        paper=path.stem, title=paper["paper"], arxiv=paper.get("arxiv"), name=entry["name"], quantity=quantity,
-        evidence=evidence, source=entry["source"], recipe=None if recipe is None else tuple(recipe),
-        no_recipe=entry.get("no_recipe"), tolerance=tolerance, note=entry.get("note"),
-    )  # fmt: skip
+        paper=path.stem,
+        title=paper["paper"],
+        arxiv=paper.get("arxiv"),
+        name=entry["name"],
+        quantity=quantity,
+        evidence=evidence,
+        source=entry["source"],
+        recipe=None if recipe is None else tuple(recipe),
+        no_recipe=entry.get("no_recipe"),
+        tolerance=tolerance,
+        note=entry.get("note"),
+    )
     _require(
         table.is_accuracy == (tolerance is None), where, "tolerance: numbers that need no training have one, others not"
     )
@@ -208,10 +217,11 @@ def _numbers(table: Table, entry: dict[str, Any], where: str) -> list[Number]:
     columns = header[num_settings:]
     _require(bool(columns), where, f"values: {header} has no columns of numbers")
     _require(
-        (columns == ["value"]) if across is None else all(map(_is_number, columns)), where,
+        (columns == ["value"]) if across is None else all(map(_is_number, columns)),
+        where,
         f"values: with across={across} the columns after the settings are "
         + ("the one called value" if across is None else "numbers"),
-    )  # fmt: skip
+    )
     num_runs = entry.get("num_runs")
     _require(
         num_runs is None or (isinstance(num_runs, int) and num_runs >= 1), where, f"num_runs={num_runs}: give 1 or more"
@@ -255,18 +265,27 @@ def _number(table: Table, words: dict[str, str], cell: str, num_runs: int | None
     if table.is_accuracy:
         _require(0 <= value <= 1, where, f"values: {cell} is no accuracy in percent")
     return Number(
-        table, settings, f"{target}={words[target]}" if target else None, density, int(layer) if layer else None,
-        value, float(deviation) / scale if deviation else None, num_runs, _half_digit(mean) / scale,
-    )  # fmt: skip
+        table,
+        settings,
+        f"{target}={words[target]}" if target else None,
+        density,
+        int(layer) if layer else None,
+        value,
+        float(deviation) / scale if deviation else None,
+        num_runs,
+        _half_digit(mean) / scale,
+    )
 
 
 def _density(target: str, text: str, where: str) -> float:
     _require(_is_number(text), where, f"values: {target}={text} is no number")
     given = float(text)
     density = {
-        "density": given, "sparsity": 1 - given, "compression": 1 / given if given else math.inf,
+        "density": given,
+        "sparsity": 1 - given,
+        "compression": 1 / given if given else math.inf,
         "log10_compression": 10**-given,
-    }[target]  # fmt: skip
+    }[target]
     _require(0 < density <= 1, where, f"values: {target}={text} leaves nothing, or more than there is")
     return density
 

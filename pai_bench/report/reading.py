@@ -94,9 +94,11 @@ def _fault(row: Any) -> str | None:
     if not isinstance(row, dict):
         return "it holds no row"
     for names, accepted in (
-        (_WORDS, str), (_NUMBERS, (int, float)), (_WORDS_OR_NULL, (str, type(None))),
+        (_WORDS, str),
+        (_NUMBERS, (int, float)),
+        (_WORDS_OR_NULL, (str, type(None))),
         (_NUMBERS_OR_NULL, (int, float, type(None))),
-    ):  # fmt: skip
+    ):
         for name in names:
             if name not in row:
                 return f"it has no {name}"

@@ -159,9 +159,15 @@ class Claim:
     def _create(self, path: Path) -> bool:
         """Creates a whole claim file, and returns True, unless there is one."""
         content = {
-            "host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid()), "since": time.time(),
-            "machine": _machine(), "job": job_id(), "restarts": restarts(), "token": self._token,
-        }  # fmt: skip
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started": _started(os.getpid()),
+            "since": time.time(),
+            "machine": _machine(),
+            "job": job_id(),
+            "restarts": restarts(),
+            "token": self._token,
+        }
         temporary = path.with_name(f"{path.name}.tmp-{self._token}")
         temporary.write_text(json.dumps(content))
         try:

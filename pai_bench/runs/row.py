@@ -150,13 +150,17 @@ def layers(pruned: Pruned, reached: Mask | None, multiply_adds: dict[str, int]) 
     densities, dead = masks.densities(pruned.mask), paths.dead_units(reached or {})
     return [
         {
-            "name": name, "shape": list(kept.shape), "size": kept.numel(), "kept": int(kept.sum()),
-            "density": densities[name], "effective": int(reached[name].sum()) if reached else None,
+            "name": name,
+            "shape": list(kept.shape),
+            "size": kept.numel(),
+            "kept": int(kept.sum()),
+            "density": densities[name],
+            "effective": int(reached[name].sum()) if reached else None,
             "dead_units": dead.get(name),
             "multiply_adds": multiply_adds.get(name, 0),
         }
         for name, kept in pruned.mask.items()
-    ]  # fmt: skip
+    ]
 
 
 def mask_report(pruned: Pruned, layers: list[dict[str, Any]]) -> dict[str, Any]:

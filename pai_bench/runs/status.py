@@ -40,8 +40,13 @@ def noted(directory: Path) -> dict[str, Any]:
         ValueError: the file is damaged.
     """
     kinds: dict[str, type | tuple[type, ...]] = {
-        "attempt": int, "updated": (int, float), "started": (int, float), "job": str, "error": str, "exit_code": int,
-    }  # fmt: skip
+        "attempt": int,
+        "updated": (int, float),
+        "started": (int, float),
+        "job": str,
+        "error": str,
+        "exit_code": int,
+    }
     content = files.read_json(directory / STATUS, state=str)
     valid = {key: content[key] for key in kinds if isinstance(content.get(key), kinds[key])}
     return {"state": content["state"]} | valid

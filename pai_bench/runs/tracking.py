@@ -174,11 +174,19 @@ def wandb(
         )
         keep = "allow" if run.curve is not None else None  # None replaces what W&B has under this id
         start: dict[str, Any] = {
-            "id": _fitting(run.id), "name": _fitting(run.id), "group": _fitting(run.group), "project": project,
-            "entity": entity, "resume": keep, "config": run.config, "dir": str(run.directory), "job_type": "train",
-            "tags": [_fitting(tag, 64) for tag in [*run.tags, *tags] if tag], "reinit": "create_new",
+            "id": _fitting(run.id),
+            "name": _fitting(run.id),
+            "group": _fitting(run.group),
+            "project": project,
+            "entity": entity,
+            "resume": keep,
+            "config": run.config,
+            "dir": str(run.directory),
+            "job_type": "train",
+            "tags": [_fitting(tag, 64) for tag in [*run.tags, *tags] if tag],
+            "reinit": "create_new",
             "settings": settings,
-        }  # fmt: skip
+        }
         started = _started(client, start, wanted)
         _define_axes(started)
         if started.id != start["id"] and not started.disabled:  # an agent of a sweep gives its own id

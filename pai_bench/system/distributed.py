@@ -81,9 +81,14 @@ def _meet(here: World, join: Callable[[], None]) -> None:
         if not said and thread.is_alive() and time.monotonic() - started > patience:
             said = True
             log.log(
-                level, "process %d of %d waits for the others at %s:%s; if there are none, unset %s",
-                here.rank, here.size, os.environ["MASTER_ADDR"], os.environ.get("MASTER_PORT", "?"), here.variable,
-            )  # fmt: skip
+                level,
+                "process %d of %d waits for the others at %s:%s; if there are none, unset %s",
+                here.rank,
+                here.size,
+                os.environ["MASTER_ADDR"],
+                os.environ.get("MASTER_PORT", "?"),
+                here.variable,
+            )
     if failed:
         raise failed[0]
 
@@ -206,7 +211,14 @@ def _fused(module: _BatchNorm, x: Tensor) -> Tensor:
         if module.momentum is None:
             rate = 1 / float(module.num_batches_tracked)
     result: Tensor = SyncBatchNorm.apply(  # type: ignore[no-untyped-call]
-        x, module.weight, module.bias, module.running_mean, module.running_var, module.eps, rate,
-        distributed.group.WORLD, distributed.get_world_size(),
-    )  # fmt: skip
+        x,
+        module.weight,
+        module.bias,
+        module.running_mean,
+        module.running_var,
+        module.eps,
+        rate,
+        distributed.group.WORLD,
+        distributed.get_world_size(),
+    )
     return result

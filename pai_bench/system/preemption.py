@@ -73,8 +73,11 @@ def _end_though_it_hangs() -> None:
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     subprocess.Popen(
         [sys.executable, "-I", "-S", second_signal.__file__, str(os.getpid())],
-        stdin=reading, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
+        stdin=reading,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     os.close(reading)
 
 
