@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from pai_bench.runs import store
+from pai_bench.runs.provenance import provenance
 from pai_bench.system import devices
 
 Variant = Callable[[], float]  # does something once and returns the seconds that count
@@ -102,7 +102,7 @@ def rates(device: torch.device, quick: bool = False) -> Rates:
 
 def machine(device: torch.device, measured: Rates) -> dict[str, str]:
     """What the figures were taken on, in words."""
-    versions = store.provenance()
+    versions = provenance()
     commit = str(versions["commit"])[:12] + (" with changes" if versions["dirty"] else "")
 
     def gigaflops(found: dict[str, float]) -> str:

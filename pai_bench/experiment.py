@@ -19,9 +19,11 @@ from pai_bench.errors import ConfigError, UserError
 from pai_bench.masks import masks
 from pai_bench.pruning.rounds import Pruned
 from pai_bench.runs import row as rows
-from pai_bench.runs import status, store, tracking
+from pai_bench.runs import status, tracking
 from pai_bench.runs.attempt import attempt
 from pai_bench.runs.checkpoints import Checkpoints, RunProgress, TrainingStart
+from pai_bench.runs.directory import NullRunDirectory, RunDirectory, final_weights
+from pai_bench.runs.provenance import provenance
 from pai_bench.runs.summary import already, closing
 from pai_bench.search import find_mask, find_mask_without_ablation
 from pai_bench.system import devices, distributed, seeding
@@ -30,7 +32,7 @@ from pai_bench.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
-Files = store.RunDirectory | store.NullRunDirectory
+Files = RunDirectory | NullRunDirectory
 
 
 def run(config: RunConfig) -> dict[str, Any]:
@@ -44,18 +46,18 @@ def run(config: RunConfig) -> dict[str, Any]:
     devices.check_precision(config.training.precision, device)
     devices.prepare(device, config.training.precision)
     distributed.start(device)
-    claimed: list[store.RunDirectory] = []
+    claimed: list[RunDirectory] = []
 
     def claim() -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
         """The row if there is one, or what the run goes on from; in the first process, for all."""
         if (row := status.finished_and_clean(config.directory)) is not None:
             _check_same_images(config, row)
             return row, None
-        claimed.append(store.RunDirectory(config.directory))
+        claimed.append(RunDirectory(config.directory))
         return claimed[0].row, claimed[0].checkpoint
 
     row, checkpoint = distributed.agree(claim)
-    files: Files = claimed[0] if claimed else store.NullRunDirectory(config.directory, checkpoint)
+    files: Files = claimed[0] if claimed else NullRunDirectory(config.directory, checkpoint)
     try:
         if row is not None:
             log.info("%s", already(row, config.directory, config.keeps_weights))
@@ -174,7 +176,7 @@ def _target(parts: Parts, model: nn.Module, given: tuple[Mask, Mask] | None) -> 
 def _note_provenance(parts: Parts, files: Files) -> None:
     """Writes where the numbers come from."""
     of_run = {"dataset_checksum": parts.data.checksum, "device": str(parts.device)}
-    files.write_json("provenance.json", store.provenance() | of_run)
+    files.write_json("provenance.json", provenance() | of_run)
 
 
 @contextmanager
@@ -276,7 +278,7 @@ def _keep_mask(
 def _keep_weights(run: RunConfig, files: Files, model: nn.Module) -> None:
     """Writes the final weights, if they are asked for."""
     if run.keeps_weights:
-        weights = store.final_weights(model.state_dict(), half=run.save_model == "half")
+        weights = final_weights(model.state_dict(), half=run.save_model == "half")
         files.write_tensors("model.safetensors", weights)
 
 

@@ -28,7 +28,9 @@ from pai_bench.masks import masks
 from pai_bench.published import pages
 from pai_bench.published.verdicts import Rule
 from pai_bench.report.tables import as_csv
-from pai_bench.runs import export, ownership, status, store
+from pai_bench.runs import export, ownership, status
+from pai_bench.runs.directory import RunDirectory
+from pai_bench.runs.provenance import _PACKAGES, provenance
 from pai_bench.runs.summary import already
 from pai_bench.studies import sketching_figure
 from pai_bench.system import files, seeding
@@ -285,7 +287,7 @@ def test_one_function_writes_csv_files() -> None:
 
 
 def test_metrics_of_a_run_are_no_formulas(tmp_path: Path) -> None:
-    run = store.RunDirectory(tmp_path / "run")
+    run = RunDirectory(tmp_path / "run")
     run.record({"test/top1": -0.5, "=cmd": 1.0}, 1.0)
     run.finish({"id": "run", "test_top1": 0.5, "sparsity": 0.0})
     run.close()
@@ -360,8 +362,8 @@ def test_a_run_without_a_tracker_needs_no_wandb(monkeypatch: pytest.MonkeyPatch)
             raise importlib.metadata.PackageNotFoundError(package)
         return "1"
 
-    monkeypatch.setattr(store, "version", version)
-    assert store.provenance()["versions"] == dict.fromkeys(store._PACKAGES, "1") | {"wandb": None}
+    monkeypatch.setattr("pai_bench.runs.provenance.version", version)
+    assert provenance()["versions"] == dict.fromkeys(_PACKAGES, "1") | {"wandb": None}
 
 
 def test_final_weights_are_kept_whole_or_in_half_precision(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from pai_bench.config import composition
 from pai_bench.errors import ConfigError, PreemptedError
 from pai_bench.launch import cli, compose
 from pai_bench.masks import mask_files, masks
-from pai_bench.runs import store
+from pai_bench.runs.directory import RunDirectory
 from pai_bench.runs.export import export_mask, initial, trained
 from pai_bench.system import preemption
 
@@ -531,15 +531,15 @@ def test_a_preempted_run_goes_on_with_its_mask(
         f"results_dir={tmp_path}/results",
         "checkpoint_minutes=0",
     )
-    record = store.RunDirectory.record
+    record = RunDirectory.record
 
-    def interrupted(self: store.RunDirectory, metrics: dict[str, float], epoch: float) -> None:
+    def interrupted(self: RunDirectory, metrics: dict[str, float], epoch: float) -> None:
         record(self, metrics, epoch)
         if epoch == 1:
             monkeypatch.setattr(preemption, "_received", ["SIGTERM"])
 
     with monkeypatch.context() as patched:
-        patched.setattr(store.RunDirectory, "record", interrupted)
+        patched.setattr(RunDirectory, "record", interrupted)
         with pytest.raises(PreemptedError):
             experiment.run(cfg)
     monkeypatch.setattr(preemption, "_received", [])

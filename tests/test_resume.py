@@ -24,7 +24,8 @@ from safetensors.torch import load_file
 from pai_bench import experiment
 from pai_bench.data import resident
 from pai_bench.errors import OwnedError
-from pai_bench.runs import ownership, status, store
+from pai_bench.runs import checkpoint_file, ownership, status
+from pai_bench.runs.directory import RunDirectory
 from pai_bench.system import files
 
 TINY = [
@@ -212,15 +213,15 @@ def test_a_run_that_dies_in_the_middle_of_a_write_ends_as_if_it_had_not(
 def test_a_run_that_dies_between_its_last_step_and_its_result(
     name: str, whole: Callable[[str], dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = store.RunDirectory.write_tensors
+    real = RunDirectory.write_tensors
 
-    def dying(self: store.RunDirectory, file: str, tensors: Any) -> None:
+    def dying(self: RunDirectory, file: str, tensors: Any) -> None:
         if file == "model.safetensors":
             os._exit(99)
         real(self, file, tensors)
 
     with monkeypatch.context() as patched:
-        patched.setattr(store.RunDirectory, "write_tensors", dying)
+        patched.setattr(RunDirectory, "write_tensors", dying)
         pid = in_child(lambda: experiment.run(config_of(name, tmp_path, "checkpoint_minutes=0")))
         assert os.WEXITSTATUS(os.waitpid(pid, 0)[1]) == 99
     pid = in_child(lambda: experiment.run(config_of(name, tmp_path)))
@@ -231,7 +232,7 @@ def test_a_run_that_dies_between_its_last_step_and_its_result(
 def test_a_run_that_dies_after_its_result_is_tidied_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = config_of("synflow", tmp_path, "checkpoint_minutes=0")
     with monkeypatch.context() as patched:
-        patched.setattr(store.RunDirectory, "_tidy", lambda self: os._exit(99))
+        patched.setattr(RunDirectory, "_tidy", lambda self: os._exit(99))
         assert os.WEXITSTATUS(os.waitpid(in_child(lambda: experiment.run(cfg)), 0)[1]) == 99
     directory = directory_of(tmp_path)
     row = json.loads((directory / "result.json").read_text())
@@ -243,13 +244,13 @@ def test_a_run_that_dies_after_its_result_is_tidied_up(tmp_path: Path, monkeypat
 
 
 def test_who_claims_a_run_just_after_its_end_leaves_it_as_it_is(tmp_path: Path) -> None:
-    first = store.RunDirectory(tmp_path / "run")
+    first = RunDirectory(tmp_path / "run")
     first.record({"test/top1": 0.5}, 1.0)
     row = {"id": "run", "test_top1": 0.5, "sparsity": 0.0}
     first.finish(row)
     first.close()
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.name != "status.json"}
-    second = store.RunDirectory(tmp_path / "run")
+    second = RunDirectory(tmp_path / "run")
     assert second.row == row
     second.close()
     after = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.name != "status.json"}
@@ -257,18 +258,18 @@ def test_who_claims_a_run_just_after_its_end_leaves_it_as_it_is(tmp_path: Path) 
 
 
 def test_a_torn_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    store.save_checkpoint(tmp_path, {"a": torch.ones(3)})
-    store.save_checkpoint(tmp_path, {"a": torch.zeros(3)})
-    loaded = store.load_checkpoint(tmp_path)
+    checkpoint_file.save_checkpoint(tmp_path, {"a": torch.ones(3)})
+    checkpoint_file.save_checkpoint(tmp_path, {"a": torch.zeros(3)})
+    loaded = checkpoint_file.load_checkpoint(tmp_path)
     assert loaded is not None and not loaded["a"].any()
     content = (tmp_path / "checkpoint.pt").read_bytes()
     for damaged in (content[:-10], content[:50], b"", content[:-1] + b"x"):
         (tmp_path / "checkpoint.pt").write_bytes(damaged)
-        loaded = store.load_checkpoint(tmp_path)
+        loaded = checkpoint_file.load_checkpoint(tmp_path)
         assert loaded is not None and loaded["a"].all()
     assert "checkpoint.pt: it is damaged" in caplog.text
     (tmp_path / "checkpoint.previous.pt").write_bytes(b"pai_bench")
-    assert store.load_checkpoint(tmp_path) is None
+    assert checkpoint_file.load_checkpoint(tmp_path) is None
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
@@ -384,7 +385,7 @@ def test_a_requeued_job_takes_over_from_what_it_was(tmp_path: Path, monkeypatch:
 
 
 def test_a_file_system_that_stalls_does_not_lose_the_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files = store.RunDirectory(tmp_path / "run")
+    files = RunDirectory(tmp_path / "run")
     claim = ownership.Claim(tmp_path, heartbeat_seconds=0.05)
 
     def stale(self: Path, *_: Any, **__: Any) -> str:
@@ -405,9 +406,9 @@ def test_a_file_system_that_stalls_does_not_lose_the_claim(tmp_path: Path, monke
 def test_a_checkpoint_beyond_the_end_of_its_curve_is_passed_over(tmp_path: Path) -> None:
     """A machine that crashed may have lost the end of the curve."""
     (tmp_path / "curve.jsonl").write_text('{"epoch": 1.0}\n' * 2)
-    store.save_checkpoint(tmp_path, {}, curve_bytes=15)
-    store.save_checkpoint(tmp_path, {}, curve_bytes=45)
-    loaded = store.load_checkpoint(tmp_path)
+    checkpoint_file.save_checkpoint(tmp_path, {}, curve_bytes=15)
+    checkpoint_file.save_checkpoint(tmp_path, {}, curve_bytes=45)
+    loaded = checkpoint_file.load_checkpoint(tmp_path)
     assert loaded is not None and loaded["curve_bytes"] == 15
 
 
@@ -472,7 +473,7 @@ RECORDS = ("result.json", "status.json", "queued.json", "owner.json", "curve.jso
 def test_a_damaged_record_is_named_and_holds_no_run_up(
     name: str, kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    first = store.RunDirectory(tmp_path / "run")
+    first = RunDirectory(tmp_path / "run")
     first.record({"test/top1": 0.5}, 1.0)
     first.save_checkpoint({"a": torch.ones(1)})
     first.close()
@@ -486,7 +487,7 @@ def test_a_damaged_record_is_named_and_holds_no_run_up(
     else:
         assert found.name == "killed"
     caplog.clear()
-    second = store.RunDirectory(path.parent)
+    second = RunDirectory(path.parent)
     assert (second.checkpoint is None) == (name == "curve.jsonl")
     second.finish({"id": "run", "test_top1": 0.5, "sparsity": 0.0})
     second.close()
@@ -500,16 +501,16 @@ def test_a_damaged_record_is_named_and_holds_no_run_up(
 def test_a_checkpoint_of_something_else_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("this", "other"):
         (tmp_path / name).mkdir()
-        store.save_checkpoint(tmp_path / name, {"a": 1})
+        checkpoint_file.save_checkpoint(tmp_path / name, {"a": 1})
     shutil.copy(tmp_path / "other" / "checkpoint.pt", tmp_path / "this" / "checkpoint.pt")
-    assert store.load_checkpoint(tmp_path / "this") is None
+    assert checkpoint_file.load_checkpoint(tmp_path / "this") is None
     assert "it is a checkpoint of another run, other" in caplog.text
     torch.save({"state": torch.ones(1)}, tmp_path / "this" / "checkpoint.pt")
-    assert store.load_checkpoint(tmp_path / "this") is None
+    assert checkpoint_file.load_checkpoint(tmp_path / "this") is None
     for payload in (b"no pickle", pickle.dumps([1, 2])):
-        whole = store._MAGIC + hashlib.sha256(payload).digest() + payload
+        whole = checkpoint_file.MAGIC + hashlib.sha256(payload).digest() + payload
         (tmp_path / "this" / "checkpoint.pt").write_bytes(whole)
-        assert store.load_checkpoint(tmp_path / "this") is None
+        assert checkpoint_file.load_checkpoint(tmp_path / "this") is None
 
 
 def test_a_sweep_counts_a_run_whose_records_are_damaged(run_cli: RunCli, tmp_path: Path) -> None:

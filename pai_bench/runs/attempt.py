@@ -9,7 +9,7 @@ import torch
 
 from pai_bench.config.schema import RunConfig
 from pai_bench.errors import ConfigError, LostWorkerError, OwnedError, PreemptedError, UserError
-from pai_bench.runs.store import NullRunDirectory, RunDirectory
+from pai_bench.runs.directory import NullRunDirectory, RunDirectory
 from pai_bench.system import preemption
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ import torch
 from pai_bench.core import Mask
 from pai_bench.errors import PreemptedError
 from pai_bench.pruning.rounds import Pruned
-from pai_bench.runs.store import NullRunDirectory, RunDirectory
+from pai_bench.runs.directory import NullRunDirectory, RunDirectory
 from pai_bench.system import preemption
 from pai_bench.system.world import world
 from pai_bench.training.trainer import Trainer

@@ -161,17 +161,6 @@ def wandb(
         if wanted == "online" and not _has_key(host):
             log.warning("tracker.mode=online: no W&B key for %s, going offline; run `wandb login` first", host)
             wanted = "offline"
-        settings = client.Settings(
-            console="off",
-            disable_git=True,
-            silent=True,
-            init_timeout=timeout_seconds,
-            finish_timeout=timeout_seconds,
-            finish_timeout_raises=True,
-            x_disable_machine_info=wanted == "offline",
-            x_save_requirements=False,
-            x_transaction_log_flush_interval=1,  # its 15 s would lose the last epochs of a run that is killed
-        )
         keep = "allow" if run.curve is not None else None  # None replaces what W&B has under this id
         start: dict[str, Any] = {
             "id": _fitting(run.id),
@@ -185,7 +174,7 @@ def wandb(
             "job_type": "train",
             "tags": [_fitting(tag, 64) for tag in [*run.tags, *tags] if tag],
             "reinit": "create_new",
-            "settings": settings,
+            "settings": _settings(client, timeout_seconds, wanted == "offline"),
         }
         started = _started(client, start, wanted)
         _define_axes(started)
@@ -199,6 +188,21 @@ def wandb(
     except Exception as error:
         log.warning("W&B cannot start (%s: %s); the run directory is the only record", type(error).__name__, error)
         return _NoTracker()
+
+
+def _settings(client: Any, timeout_seconds: float, offline: bool) -> Any:
+    """The settings of the W&B client: it is silent, looks at nothing but the run, and loses nothing."""
+    return client.Settings(
+        console="off",
+        disable_git=True,
+        silent=True,
+        init_timeout=timeout_seconds,
+        finish_timeout=timeout_seconds,
+        finish_timeout_raises=True,
+        x_disable_machine_info=offline,
+        x_save_requirements=False,
+        x_transaction_log_flush_interval=1,  # its 15 s would lose the last epochs of a run that is killed
+    )
 
 
 def _define_axes(started: Any) -> None:

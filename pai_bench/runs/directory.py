@@ -1,24 +1,17 @@
 """What a run leaves on disk: one directory. Its result.json is written last, and once."""
 
-import hashlib
-import io
 import json
 import logging
 import os
-import platform
 import shutil
 import socket
-import subprocess
-import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pai_bench.core import Mask, Scores, State
 from pai_bench.errors import ConfigError, OwnedError, UserError
+from pai_bench.runs.checkpoint_file import PREVIOUS, load_checkpoint, save_checkpoint
 from pai_bench.runs.ownership import Claim
 from pai_bench.runs.status import CHECKPOINT, QUEUED, RESULT, STATUS, finished, noted
 from pai_bench.system import files
@@ -26,109 +19,8 @@ from pai_bench.system.slurm_job import job_id
 
 log = logging.getLogger(__name__)
 
-_PREVIOUS = "checkpoint.previous.pt"
+
 DAMAGED = f"{RESULT}.damaged"
-_MAGIC = b"pai_bench checkpoint 3\n"
-_PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "wandb", "numpy")
-
-
-def _version(package: str) -> str | None:
-    """The installed version of a package, or None: some packages are optional."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def provenance() -> dict[str, Any]:
-    """Where the numbers of a run come from: commit, versions, machine and command line."""
-    home = Path(__file__).parent
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(["git", *arguments], cwd=home, capture_output=True, text=True, timeout=10, check=True)
-        except (OSError, subprocess.SubprocessError):
-            return None
-        return done.stdout.strip()
-
-    changes = git("status", "--porcelain")
-    return {
-        "commit": git("rev-parse", "HEAD"),
-        "dirty": None if changes is None else bool(changes),
-        "python": platform.python_version(),
-        "versions": {package: _version(package) for package in _PACKAGES},
-        "platform": platform.platform(),
-        "host": socket.gethostname(),
-        "command": sys.argv,
-    }
-
-
-def save_checkpoint(directory: Path, state: dict[str, Any], curve_bytes: int = 0) -> None:
-    """Writes a checkpoint, and keeps the previous one beside it. So one of the two is always whole.
-
-    Args:
-        directory: the directory of the run. Its name goes into the checkpoint.
-        curve_bytes: the present size of the curve file.
-    """
-    buffer = io.BytesIO()
-    torch.save(state | {"run": directory.name, "curve_bytes": curve_bytes}, buffer)
-    payload = buffer.getvalue()
-    current = directory / CHECKPOINT
-    if current.is_file():
-        current.replace(directory / _PREVIOUS)
-    files.write_atomically(current, _MAGIC + hashlib.sha256(payload).digest() + payload)
-
-
-def load_checkpoint(directory: Path) -> dict[str, Any] | None:
-    """The newest whole checkpoint of this run, on the CPU, or None. Damaged ones are skipped, with a warning."""
-    for path in (directory / CHECKPOINT, directory / _PREVIOUS):
-        if not path.is_file():
-            continue
-        try:
-            state = _checkpoint(path)
-            _check_curve(directory / "curve.jsonl", state["curve_bytes"])
-            return state
-        except ValueError as error:
-            log.warning("%s; an earlier checkpoint, or the start, takes its place", error)
-    return None
-
-
-def _checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint.
-
-    Raises:
-        ValueError: it is damaged, or belongs to another run.
-    """
-    content = path.read_bytes()
-    start = len(_MAGIC) + hashlib.sha256().digest_size
-    payload = content[start:]
-    if content[:start] != _MAGIC + hashlib.sha256(payload).digest():
-        raise ValueError(f"{path}: it is damaged")
-    try:
-        state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-        run, _ = state["run"], state["curve_bytes"]
-    except Exception as error:  # torch raises many kinds of errors for a file that is no checkpoint
-        raise ValueError(f"{path}: it is no checkpoint of a run ({type(error).__name__})") from error
-    if run != path.parent.name:
-        raise ValueError(f"{path}: it is a checkpoint of another run, {run}")
-    return dict(state)
-
-
-def _check_curve(path: Path, num_bytes: int) -> None:
-    """Refuses a curve that is damaged before the end of a checkpoint.
-
-    Raises:
-        ValueError: the curve is too short or damaged.
-    """
-    content = path.read_bytes()[:num_bytes] if path.is_file() else b""
-    if len(content) < num_bytes:
-        raise ValueError(f"{path}: it ends before the checkpoint does")
-    try:
-        whole = all("epoch" in json.loads(line) for line in content.splitlines())
-    except (ValueError, TypeError, RecursionError):
-        whole = False
-    if not whole:
-        raise ValueError(f"{path}: it is damaged")
 
 
 def final_weights(state: State, half: bool) -> State:
@@ -300,7 +192,7 @@ class RunDirectory:
     def _tidy(self) -> None:
         """Tidies up after the result is written. A checkpoint beside a result means that this is not done yet."""
         self.status("finished", exit_code=0)
-        for name in (_PREVIOUS, CHECKPOINT):
+        for name in (PREVIOUS, CHECKPOINT):
             (self.path / name).unlink(missing_ok=True)
 
 
