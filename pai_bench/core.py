@@ -110,14 +110,14 @@ class Subnetwork:
 
     model: nn.Module
     mask: Mask
-    initial: Weights  # of every parameter in a search; where nothing but weights is asked for, of those alone
+    initial: Weights  # initial values of every parameter; outside a search, of the prunable weights
     input_shape: Shape
-    coupled: Mask = field(default_factory=dict)  # other parameters that are held at zero: norms of pruned filters
-    num_kept: Callable[[], int] = field(default=lambda: 1)  # how many units the round will leave; scores seldom ask
-    # What a score wants to find again in the next round of the same search, while masks narrow and nothing else moves
-    # the weights. It may be empty in any round, so what is found there saves work and changes nothing.
+    coupled: Mask = field(default_factory=dict)  # masks of other parameters: norms and biases of pruned filters
+    num_kept: Callable[[], int] = field(default=lambda: 1)  # weights this round keeps; only PHEW needs it
+    # A score may keep values here between the rounds of a search. It is emptied whenever weights change other than by
+    # pruning. Results must not depend on it.
     cache: dict[str, Any] = field(default_factory=dict)
-    moved: Weights | None = None  # the values that weights had when they were last kept; None: they count as initial
+    moved: Weights | None = None  # the values that weights had when they were last kept; None: the initial values
 
     @property
     def weights(self) -> Weights:
@@ -135,7 +135,7 @@ class Subnetwork:
         return {name: p.detach().clone().requires_grad_() for name, p in named if name not in self.mask}
 
     def free(self, vector: Weights) -> Weights:
-        """A vector over parameters with zeros where they are pruned or held: the directions that training can take."""
+        """A vector over parameters, with zeros where they are pruned: the directions that training can take."""
         fixed = self.mask | self.coupled
         return {name: value * fixed[name] if name in fixed else value for name, value in vector.items()}
 
@@ -175,8 +175,8 @@ class Selection:
     """Which of the candidates stay, and what an allocation has to say about them."""
 
     mask: Mask
-    scale: Weights | None = None  # by what kept weights are to be multiplied; its values for pruned ones play no part
-    num_tied: int = 0  # candidates that share the score of a threshold, some of which stay: the order decided
+    scale: Weights | None = None  # rescaling of the kept weights; entries of pruned weights are ignored
+    num_tied: int = 0  # candidates with the score of the threshold, if the order decided which of them stay
 
 
 class Allocate(Protocol):

@@ -42,7 +42,9 @@ def test_cifar_reads_the_original_layout(name: str, num_train: int, tmp_path: Pa
     pixels = cifar_files(tmp_path, name)
     data = load(f"dataset={name}", "dataset.verify=false", data_dir=tmp_path)
     assert data.num_examples == {"train": num_train, "validation": 0, "test": 20}
-    mean, std = (torch.tensor(composed(f"dataset={name}").dataset[key]).view(3, 1, 1) for key in ("mean", "std"))
+    mean, std = (
+        torch.tensor(composed(f"dataset={name}").dataset.settings[key]).view(3, 1, 1) for key in ("mean", "std")
+    )
     last = pixels["test_batch" if name == "cifar10" else "test"].reshape(20, 3, 32, 32)
     torch.testing.assert_close(all_images(data, "test"), (torch.as_tensor(last) / 255 - mean) / std)
 

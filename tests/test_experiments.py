@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from conftest import CONF, ROOT, RunCli, options
 
+from pai_bench.core import ScoringData
 from pai_bench.launch import compose
 from pai_bench.runs import status
 
@@ -114,22 +115,22 @@ def test_scores_of_figure_6_see_what_those_of_the_paper_saw() -> None:
     of = {(cfg.dataset.name, cfg.pruner.name): cfg for cfg in cfgs}
     assert len(of) == len(cfgs) == 12
     for method in ("snip", "grasp"):
-        pruner = of["cifar100", method]["pruner"]
-        seen = {"per_class": 10, "total": None, "balanced": False, "batch_size": 256, "augment": True}
-        assert (pruner["mode"], pruner["scoring_data"]) == ("eval", seen)
-    assert of["cifar100", "grasp"]["pruner"]["score"]["temperature"] == 200
-    assert of["cifar100", "snip"]["schedule"]["name"] == "one_shot"
-    assert of["cifar100", "synflow"]["schedule"]["rounds"] == 100
-    recipe = of["cifar100", "snip"]["training"]
-    assert (recipe["epochs"], recipe["lr"], recipe["lr_milestones"], recipe["lr_gamma"]) == (
+        pruner = of["cifar100", method].pruner
+        seen = ScoringData(per_class=10, total=None, balanced=False, batch_size=256, augment=True)
+        assert (pruner.mode, pruner.scoring_data) == ("eval", seen)
+    assert of["cifar100", "grasp"].pruner.score.settings["temperature"] == 200
+    assert of["cifar100", "snip"].schedule.name == "one_shot"
+    assert of["cifar100", "synflow"].schedule.settings["rounds"] == 100
+    recipe = of["cifar100", "snip"].training
+    assert (recipe.epochs, recipe.lr, recipe.lr_milestones, recipe.lr_gamma) == (
         160,
         0.01,
         [60, 120],
         0.2,
     )
-    assert (recipe["weight_decay"], recipe["batch_size"], recipe["optimizer"]["nesterov"]) == (0.0005, 128, True)
-    tiny = of["tiny_imagenet", "snip"]["training"]
-    assert (tiny["epochs"], tiny["lr"], tiny["lr_milestones"], tiny["lr_gamma"]) == (
+    assert (recipe.weight_decay, recipe.batch_size, recipe.optimizer.settings["nesterov"]) == (0.0005, 128, True)
+    tiny = of["tiny_imagenet", "snip"].training
+    assert (tiny.epochs, tiny.lr, tiny.lr_milestones, tiny.lr_gamma) == (
         100,
         0.01,
         [30, 60, 80],
@@ -146,7 +147,7 @@ def test_figure_1_shares_its_runs_with_figure_6() -> None:
 def test_images_go_with_the_dataset_and_only_to_the_scores_that_look_at_them() -> None:
     cfgs = runs("force_curves", "model=vgg19", "sparsity=0.99", "seed=0")
     totals = {
-        (c["dataset"]["name"], c["pruner"]["name"]): (c["pruner"]["scoring_data"] or {}).get("total") for c in cfgs
+        (cfg.dataset.name, cfg.pruner.name): cfg.pruner.scoring_data and cfg.pruner.scoring_data.total for cfg in cfgs
     }
     for dataset, total in (("cifar10", 128), ("cifar100", 1280), ("tiny_imagenet", 2560)):
         assert [totals[dataset, name] for name in ("snip", "iter_snip_official", "force_official")] == [total] * 3
@@ -160,7 +161,7 @@ def test_rounds_of_papers_round_as_their_code() -> None:
     assert (found["iter_snip_official"], found["force_official"], found["snip"]) == ("down", "down", None)
     assert {tuple(cfg.training.lr_milestones) for cfg in force} == {(149, 249)}
     (synflow,) = runs("synflow_fig6", "model=vgg16", "dataset=cifar10", "pruner=synflow", "compression=10", "seed=0")
-    assert (synflow["schedule"]["rounds"], synflow["schedule"]["rounding"]) == (100, "up")
+    assert (synflow.schedule.settings["rounds"], synflow.schedule.settings["rounding"]) == (100, "up")
 
 
 def test_grasp_draws_as_often_as_its_code() -> None:
@@ -169,7 +170,7 @@ def test_grasp_draws_as_often_as_its_code() -> None:
         for cfg in runs(name, *narrowed):
             dataset, model, score = cfg.dataset.name, cfg.model.name, cfg.pruner.score
             twice = 2 if (dataset, model) == ("cifar100", "resnet32_double") else 1
-            assert score["draws"] == (10 if dataset == "tiny_imagenet" else twice)
+            assert score.settings["draws"] == (10 if dataset == "tiny_imagenet" else twice)
 
 
 def test_sanity_checks_score_as_the_released_code() -> None:
@@ -179,17 +180,19 @@ def test_sanity_checks_score_as_the_released_code() -> None:
     for cfg in scored:
         assert cfg.pruner.mode == "train" and cfg.pruner.scoring_data.augment is True
         assert (cfg.pruner.scoring_data.per_class, cfg.pruner.scoring_data.total) == (10, None)
-        settings = cfg.pruner.score
+        settings = cfg.pruner.score.settings
         assert settings.get("class_halves", True) and settings.get("redraw_linear", True)
     pixels = [cfg for cfg in scored if "pixels" in cfg.ablation.name]
     assert [cfg.ablation.name for cfg in pixels] == ["random_pixels_official"] * 2
     (random,) = [cfg for cfg in cfgs if cfg.pruner.name == "random"]
-    assert random["allocation"]["surplus"] == "next"
+    assert random.allocation.settings["surplus"] == "next"
 
 
 def test_a_schedule_that_an_experiment_names_takes_the_place_of_the_pruners_own() -> None:
     cfgs = runs("missing_mark_early", "model=resnet20", "pruner=synflow", "seed=0", "density=0.107374")
-    assert {(c["schedule"]["_target_"].rpartition(".")[2], c["schedule"]["rounds"]) for c in cfgs} == {("early", 100)}
+    assert {(cfg.schedule.target.rpartition(".")[2], cfg.schedule.settings["rounds"]) for cfg in cfgs} == {
+        ("early", 100)
+    }
     assert sorted(cfg.schedule.settings["step"] for cfg in cfgs)[:2] == [0, 250]
 
 

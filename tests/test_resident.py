@@ -1,5 +1,6 @@
 """Datasets held on the device: batches, augmentation, validation, scoring batches, settings."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -304,6 +305,7 @@ def test_a_reflected_border_is_that_of_torchvision() -> None:
 
 def test_black_borders_rename_no_run() -> None:
     plain = composed("dataset=cifar10", "training=cifar")
-    without = {**plain, "dataset": {k: v for k, v in plain["dataset"].items() if k != "padding_mode"}}
+    settings = {key: value for key, value in plain.dataset.settings.items() if key != "padding_mode"}
+    without = replace(plain, dataset=replace(plain.dataset, settings=settings))
     reflected = composed("dataset=cifar10", "training=cifar", "dataset.padding_mode=reflect")
     assert plain.id == without.id != reflected.id

@@ -93,7 +93,7 @@ def _require(condition: bool, setting: str, value: object, remedy: str) -> None:
 
 
 def _check_values(run: RunConfig) -> None:
-    """Refuses values that only others make wrong, and those whose range no type can say."""
+    """Refuses values that are wrong beside other values, and values whose range is no type."""
     _check_tracker(run.tracker)
     device = re.fullmatch(r"auto|cpu|cuda|cuda:[0-9]{1,2}", run.device)
     _require(device is not None, "device", run.device, "give auto, cpu, cuda or cuda:<n>")
@@ -307,7 +307,7 @@ def identified(run: RunConfig, key: Literal["mask", "weights"], checksum: str) -
 
 
 def _is_gone(run: RunConfig, key: Literal["mask", "weights"]) -> bool:
-    """Whether this is the config of a run whose file is gone: it has its name, and asks for the file when it runs."""
+    """Whether a file is gone whose checksum the config has noted. The run has its name; to run, it needs the file."""
     return getattr(run.checksums, key) is not None and not Path(getattr(run, key)).is_file()
 
 

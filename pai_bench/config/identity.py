@@ -51,30 +51,30 @@ def _without(settings: dict[str, Any], *keys: str) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key not in keys}
 
 
-def _counted(cfg: dict[str, Any], without: set[str]) -> dict[str, Any]:
+def _counted(settings: dict[str, Any], without: set[str]) -> dict[str, Any]:
     """The settings that can change a result, less those named."""
-    counted = dict(cfg)
-    counted["dataset"] = _without(cfg["dataset"], "root")
-    counted["training"] = _without(cfg["training"], "compact")
-    counted["pruner"] = _without(cfg["pruner"], "label")
-    if isinstance(cfg["allocation"].get("mask"), str):  # what a file holds counts, not where it lies
-        found = digest_of_file("allocation.mask", cfg["allocation"]["mask"], "a mask.safetensors")
-        counted["allocation"] = cfg["allocation"] | {"mask": found}
-    counted |= cfg["checksums"]
-    counted["mask_file"] = _without(cfg["mask_file"], "zeros") if cfg["mask"] is not None else None
+    counted = dict(settings)
+    counted["dataset"] = _without(settings["dataset"], "root")
+    counted["training"] = _without(settings["training"], "compact")
+    counted["pruner"] = _without(settings["pruner"], "label")
+    if isinstance(settings["allocation"].get("mask"), str):  # what a file holds counts, not where it lies
+        found = digest_of_file("allocation.mask", settings["allocation"]["mask"], "a mask.safetensors")
+        counted["allocation"] = settings["allocation"] | {"mask": found}
+    counted |= settings["checksums"]
+    counted["mask_file"] = _without(settings["mask_file"], "zeros") if settings["mask"] is not None else None
     counted = _without(counted, "checksums", "mask_name")
     for group in ("training", "allocation", "schedule", "ablation"):
         counted[group] = _without(counted[group], "name")  # a label; what they do is in their settings
-    if cfg["training"]["lr_schedule"] == "cosine":
+    if settings["training"]["lr_schedule"] == "cosine":
         counted["training"] = _without(counted["training"], "lr_milestones", "lr_gamma")
-    if cfg["pruner"]["score"] is None:  # nothing is scored and nothing allocated
-        counted = _without(counted, "allocation") | {"pruner": {"name": cfg["pruner"]["name"]}}
+    if settings["pruner"]["score"] is None:  # nothing is scored and nothing allocated
+        counted = _without(counted, "allocation") | {"pruner": {"name": settings["pruner"]["name"]}}
     meaning: dict[str, Any] = _meaning(_without(counted, *without))
     return meaning
 
 
-def _hash(cfg: dict[str, Any], without: set[str]) -> str:
-    return hashlib.sha256(json.dumps(_counted(cfg, without), sort_keys=True).encode()).hexdigest()[:8]
+def _hash(settings: dict[str, Any], without: set[str]) -> str:
+    return hashlib.sha256(json.dumps(_counted(settings, without), sort_keys=True).encode()).hexdigest()[:8]
 
 
 def digest_of_file(setting: str, path: str, wanted: str) -> str:
@@ -89,10 +89,15 @@ def digest_of_file(setting: str, path: str, wanted: str) -> str:
         raise ConfigError(f"{setting}={path}: it cannot be read ({error.strerror}); give {wanted}") from error
 
 
-def _named(cfg: dict[str, Any], *ending: str) -> str:
-    names = [cfg["dataset"]["name"], cfg["model"]["name"], cfg["pruner"]["name"], f"s{cfg['sparsity']:.6g}"]
-    if any(cfg["ablation"][hook] is not None for hook in _HOOKS):
-        names.append(cfg["ablation"]["name"])
+def _named(settings: dict[str, Any], *ending: str) -> str:
+    names = [
+        settings["dataset"]["name"],
+        settings["model"]["name"],
+        settings["pruner"]["name"],
+        f"s{settings['sparsity']:.6g}",
+    ]
+    if any(settings["ablation"][hook] is not None for hook in _HOOKS):
+        names.append(settings["ablation"]["name"])
     return _safe("-".join([*names, *ending]))
 
 
@@ -100,61 +105,63 @@ def _safe(name: str) -> str:
     return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
 
 
-def run_id(cfg: dict[str, Any]) -> str:
+def run_id(settings: dict[str, Any]) -> str:
     """The name of a run: directory, W&B id and resume key. A function of all that can change its result, and no more.
 
     Args:
-        cfg: what `complete` returned.
+        settings: of a checked config.
     """
-    return _named(cfg, f"seed{cfg['seed']}", _hash(cfg, NOT_IDENTITY))
+    return _named(settings, f"seed{settings['seed']}", _hash(settings, NOT_IDENTITY))
 
 
-def group_id(cfg: dict[str, Any]) -> str:
+def group_id(settings: dict[str, Any]) -> str:
     """The name shared by the runs that differ in nothing but their seed."""
-    return _named(cfg, _hash(_told_apart_by_name(cfg), NOT_IDENTITY | {"seed"}))
+    return _named(settings, _hash(_told_apart_by_name(settings), NOT_IDENTITY | {"seed"}))
 
 
-def task_id(cfg: dict[str, Any]) -> str:
+def task_id(settings: dict[str, Any]) -> str:
     """The name of what runs have in common whose methods can be compared: dataset, model, training and protocol."""
-    without = NOT_IDENTITY | _of_method(cfg) | _POINT
-    return _safe(f"{cfg['dataset']['name']}-{cfg['model']['name']}-{_hash(cfg, without)}")
+    without = NOT_IDENTITY | _of_method(settings) | _POINT
+    return _safe(f"{settings['dataset']['name']}-{settings['model']['name']}-{_hash(settings, without)}")
 
 
-def method_id(cfg: dict[str, Any]) -> str:
+def method_id(settings: dict[str, Any]) -> str:
     """The name of a method, whatever it is applied to: pruner, allocation, schedule and ablation."""
-    return _safe(f"{cfg['pruner']['name']}-{_hash(_told_apart_by_name(cfg), set(cfg) - _of_method(cfg))}")
+    return _safe(
+        f"{settings['pruner']['name']}-{_hash(_told_apart_by_name(settings), set(settings) - _of_method(settings))}"
+    )
 
 
-def _of_method(cfg: dict[str, Any]) -> set[str]:
-    """The settings that make a method; weights that come with a mask of a name are a part of what it names."""
-    return _OF_METHOD | {"weights"} if cfg["mask_name"] else _OF_METHOD
+def _of_method(settings: dict[str, Any]) -> set[str]:
+    """The settings that make a method. A mask with a name stands for its weights too."""
+    return _OF_METHOD | {"weights"} if settings["mask_name"] else _OF_METHOD
 
 
-def _told_apart_by_name(cfg: dict[str, Any]) -> dict[str, Any]:
-    """The config where a name stands for the mask and weights of each seed, if the user gave one.
+def _told_apart_by_name(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings in which a `mask_name`, if there is one, stands for the mask and weights of every seed.
 
     Whether weights are given still counts: the same mask on the weights of the seed is the usual control.
     """
-    if not cfg["mask_name"]:
-        return cfg
-    return cfg | {"checksums": {"mask": None, "weights": None if cfg["weights"] is None else "given"}}
+    if not settings["mask_name"]:
+        return settings
+    return settings | {"checksums": {"mask": None, "weights": None if settings["weights"] is None else "given"}}
 
 
 def differences(
-    cfg: dict[str, Any], other: dict[str, Any], ignored: Collection[str] = ()
+    settings: dict[str, Any], other: dict[str, Any], ignored: Collection[str] = ()
 ) -> dict[str, tuple[Any, Any]]:
-    """The settings in which two runs differ that can change a result, seeds aside: none where their group is one.
+    """The settings in which two runs differ, if they can change a result. Seeds do not count. Empty within a group.
 
     Args:
-        cfg: what `complete` returned.
-        other: the same of another run.
+        settings: of a checked config.
+        other: those of another run.
         ignored: groups and settings, by their first name, that are not looked at.
 
     Returns:
         Of each dotted setting the values here and there, None where it is not set.
     """
     without = NOT_IDENTITY | {"seed", *ignored}
-    ours, theirs = _leaves(_counted(cfg, without)), _leaves(_counted(other, without))
+    ours, theirs = _leaves(_counted(settings, without)), _leaves(_counted(other, without))
     keys = sorted(ours.keys() | theirs.keys())
     return {key: (ours.get(key), theirs.get(key)) for key in keys if ours.get(key) != theirs.get(key)}
 

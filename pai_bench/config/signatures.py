@@ -91,7 +91,7 @@ def settings_of(target: str) -> dict[str, Setting]:
 
 @lru_cache
 def _defined(name: str, module: str) -> tuple[ast.expr | ast.ClassDef, str] | None:
-    """What a name of an annotation stands for, a type or a TypedDict, and the module that says so."""
+    """The definition of a name in an annotation (a type or a TypedDict), and the module where it is defined."""
     tree = _tree(module)
     for node in tree.body if tree is not None else []:
         if isinstance(node, ast.ClassDef) and node.name == name:
