@@ -182,8 +182,12 @@ def random_batch(data: Data, model: nn.Module, seed: int, stream: str) -> Batch:
     return layout.laid_out(images, layout.layout_of(model)), labels
 
 
-def diagnostics(parts: Parts, model: nn.Module) -> Diagnose | None:
-    """The measurements that the config asks for, on the same 128 training images every time, in eval mode."""
+def diagnostics(parts: Parts, model: nn.Module, initial: Weights) -> Diagnose | None:
+    """The measurements that the config asks for, on the same 128 training images every time, in eval mode.
+
+    Args:
+        initial: the initial values of every parameter.
+    """
     measure = parts.run.diagnostics
     if measure is None:
         return None
@@ -192,7 +196,7 @@ def diagnostics(parts: Parts, model: nn.Module) -> Diagnose | None:
     def diagnose(mask: Mask) -> dict[str, float]:
         weights = {name: mask[name] for name in masks.prunable(model)}
         coupled = {name: tensor for name, tensor in mask.items() if name not in weights}
-        net = Subnetwork(model, weights, {}, parts.data.input_shape, coupled)
+        net = Subnetwork(model, weights, initial, parts.data.input_shape, coupled)
         with mode(model, training=False):
             metrics: dict[str, float] = measure(net, [batch], F.cross_entropy)
         return metrics

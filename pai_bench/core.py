@@ -110,7 +110,7 @@ class Subnetwork:
 
     model: nn.Module
     mask: Mask
-    initial: Weights  # initial values of every parameter; outside a search, of the prunable weights
+    initial: Weights  # initial values of every parameter
     input_shape: Shape
     coupled: Mask = field(default_factory=dict)  # masks of other parameters: norms and biases of pruned filters
     num_kept: Callable[[], int] = field(default=lambda: 1)  # weights this round keeps; only PHEW needs it

@@ -60,7 +60,10 @@ def run(config: RunConfig) -> dict[str, Any]:
     files: Files = claimed[0] if claimed else NullRunDirectory(config.directory, checkpoint)
     try:
         if row is not None:
-            log.info("%s", already(row, config.directory, config.keeps_weights))
+            log.info(
+                "%s",
+                already(row, config),
+            )
             return row
         with attempt(config, device, files):
             return _run(config, device, files)
@@ -87,7 +90,7 @@ def _run(config: RunConfig, device: torch.device, files: Files) -> dict[str, Any
 
         # The mask.
         initial = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-        trainer, checkpoints = _taken_up(parts, model, record, files, started)
+        trainer, checkpoints = _taken_up(parts, model, initial, record, files, started)
         if _ablates_scores(config) and checkpoints.progress.without_ablation is None:
             find_mask_without_ablation(parts, model, initial, checkpoints)
         checkpoints.trainer = trainer
@@ -215,7 +218,7 @@ def _recorded(files: Files, tracker: tracking.Tracker) -> Record:
 
 
 def _taken_up(
-    parts: Parts, model: nn.Module, record: Record, files: Files, started: float
+    parts: Parts, model: nn.Module, initial: Weights, record: Record, files: Files, started: float
 ) -> tuple[Trainer, Checkpoints]:
     """The trainer and the checkpoints of the run, as far as an earlier attempt has come."""
     run, earlier = parts.run, files.checkpoint
@@ -226,7 +229,7 @@ def _taken_up(
         every_minutes=run.checkpoint_minutes,
         started=started - (earlier["seconds"] if earlier else 0.0),
     )
-    trainer = trainer_for(parts, model, record, diagnostics(parts, model), checkpoints.offer)
+    trainer = trainer_for(parts, model, record, diagnostics(parts, model, initial), checkpoints.offer)
     if earlier is not None:
         pruned = checkpoints.progress.pruned
         if pruned is not None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -379,12 +380,12 @@ def test_final_weights_are_kept_whole_or_in_half_precision(tmp_path: Path) -> No
                 DataError, match=r"final weights were not kept; .*remove .*result.json, or give another res"
             ):
                 export.trained(path.parent)
-            assert "final weights were not kept" in already(row, path.parent, wants_weights=True)
+            assert "final weights were not kept" in already(row, replace(cfg, save_model=True))
         else:
             model, _ = export.trained(path.parent)
             assert next(model.parameters()).dtype == torch.float32
             assert sum(int(weight.count_nonzero()) for weight in masks.prunable(model).values()) == row["num_kept"]
-            assert "not kept" not in already(row, path.parent, wants_weights=True)
+            assert "not kept" not in already(row, replace(cfg, save_model=True))
     assert 0 == sizes["false"] < sizes["half"] < 0.52 * sizes["true"]
 
 

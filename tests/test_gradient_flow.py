@@ -1,16 +1,19 @@
 """Measures of gradient flow and Fisher information, against explicit derivatives, and norms under gradient flow."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from conftest import Chain
 from scored import assert_close, subnetwork, taken
+from test_train import FewImages
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from pai_bench import assembly
 from pai_bench.analysis import signal
 from pai_bench.analysis.mode import mode
-from pai_bench.core import (
-    Batches,
-)
+from pai_bench.core import Batches, Loss, Subnetwork
 from pai_bench.errors import UserError
 from pai_bench.masks import masks
 from pai_bench.pruners import (
@@ -166,3 +169,21 @@ def test_filter_norms_before_batch_norm_are_conserved_by_the_flow(chain: nn.Modu
     for name in ("conv1.weight", "conv2.weight"):
         sums, sizes = signed[name].flatten(1).sum(1).abs(), signed[name].flatten(1).abs().sum(1)
         assert (sums < 1e-3 * sizes).all()
+
+
+def test_a_measurement_sees_the_masked_network_and_its_initial_weights() -> None:
+    model = Chain().train()
+    initial = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    mask = {name: torch.rand(weight.shape) < 0.5 for name, weight in masks.prunable(model).items()}
+    masks.apply_(model, mask)
+
+    def changed(net: Subnetwork, batches: Batches, loss: Loss) -> dict[str, float]:
+        assert not model.training and [len(labels) for _, labels in batches] == [40]
+        return {name: int((net.weights[name] != net.initial[name]).sum()) for name in net.mask}
+
+    run = SimpleNamespace(diagnostics=changed, seed=0)
+    diagnose = assembly.diagnostics(SimpleNamespace(run=run, data=FewImages()), model, initial)  # type: ignore[arg-type]
+    assert diagnose is not None and model.training
+    assert diagnose(mask) == {name: int((~kept).sum()) for name, kept in mask.items()}
+    run.diagnostics = None
+    assert assembly.diagnostics(SimpleNamespace(run=run, data=FewImages()), model, initial) is None  # type: ignore[arg-type]

@@ -147,7 +147,7 @@ def test_convolutions_of_a_whole_run_see_one_layout(
     parts = assembly.assembled(cfg, CPU)
     model = parts.build("init")
     with threads(num_threads):
-        trainer = assembly.trainer_for(parts, model, lambda *_: None, assembly.diagnostics(parts, model))
+        trainer = assembly.trainer_for(parts, model, lambda *_: None, assembly.diagnostics(parts, model, {}))
         with _Convolutions() as scoring:
             initial = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
             found = partial(search.search, parts, trainer, initial, cfg.ablation)

@@ -407,3 +407,18 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
         files.write_atomically(target, "text")  # type: ignore[arg-type]
     assert json.loads(target.read_text()) == {"a": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_a_finished_run_says_what_it_did_not_record(run_cli: RunCli) -> None:
+    words = [
+        "model=resnet8_thin",
+        "training=smoke",
+        "training.epochs=0",
+        "tracker=none",
+        "pruner=magnitude",
+        "sparsity=0.5",
+    ]
+    assert run_cli(*words).returncode == 0
+    plain, more = run_cli(*words), run_cli(*words, "diagnostics=gradient_flow")
+    assert "is finished already" in plain.stdout and "diagnostics" not in plain.stdout
+    assert "diagnostics=gradient_flow was not recorded; to have it, run it again: remove " in more.stdout

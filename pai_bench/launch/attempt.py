@@ -30,7 +30,7 @@ def _done_before(completed: RunConfig) -> bool:
     row = status.finished_and_clean(directory)
     if row is None or not completed.name_decides_images or world().size > 1:
         return False
-    log.info("%s", already(row, directory, completed.keeps_weights))
+    log.info("%s", already(row, completed))
     return True
 
 

@@ -67,6 +67,7 @@ def names(of: Outcome) -> dict[str, Any]:
         "schedule": run.schedule.name,
         "ablation": run.ablation.name,
         "training": run.training.name,
+        "diagnostics": run.diagnostics.name if run.diagnostics else None,
         "mask": run.checksums.mask,
         "weights": run.checksums.weights,
     }

@@ -3,23 +3,29 @@
 from pathlib import Path
 from typing import Any
 
+from pai_bench.config.schema import RunConfig
+
 _BAR = 24
 
 
-def already(row: dict[str, Any], directory: Path, wants_weights: bool = False) -> str:
-    """A line about a run that is finished. It says so if final weights are wanted but were not kept."""
-    accuracy = f"{100 * row['test_top1']:.2f} % test accuracy"
-    missing = wants_weights and not (directory / "model.safetensors").is_file()
-    rest = f"; {weights_again(directory)}" if missing else ""
-    return f"{directory} is finished already: {accuracy}, sparsity {row['sparsity']:.6g}{rest}"
+def already(row: dict[str, Any], run: RunConfig) -> str:
+    """A line about a run that is finished. It says so if weights or diagnostics are wanted that were not kept."""
+    line = f"{run.directory} is finished already: {100 * row['test_top1']:.2f} % test accuracy"
+    line += f", sparsity {row['sparsity']:.6g}"
+    if run.keeps_weights and not (run.directory / "model.safetensors").is_file():
+        line += f"; {weights_again(run.directory)}"
+    if run.diagnostics is not None and row.get("diagnostics") != run.diagnostics.name:
+        line += f"; diagnostics={run.diagnostics.name} was not recorded; to have it, {_again(run.directory)}"
+    return line
 
 
 def weights_again(directory: Path) -> str:
     """How to get the final weights of a finished run that did not keep them."""
-    return (
-        "its final weights were not kept; to have them, run it again with save_model=true: remove "
-        f"{directory / 'result.json'}, or give another results_dir="
-    )
+    return f"its final weights were not kept; to have them, {_again(directory, ' with save_model=true')}"
+
+
+def _again(directory: Path, how: str = "") -> str:
+    return f"run it again{how}: remove {directory / 'result.json'}, or give another results_dir="
 
 
 def _duration(seconds: float) -> str:
