@@ -284,7 +284,7 @@ def test_one_function_writes_csv_files() -> None:
     writers = [
         path for path in (ROOT / "pai_bench").rglob("*.py") if re.search(r"csv\.(Dict)?[wW]riter", path.read_text())
     ]
-    assert writers == [ROOT / "pai_bench" / "files.py"]
+    assert writers == [ROOT / "pai_bench" / "system" / "files.py"]
 
 
 def test_metrics_of_a_run_are_no_formulas(tmp_path: Path) -> None:

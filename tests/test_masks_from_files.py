@@ -394,7 +394,7 @@ WRONG: dict[str, tuple[str, Any, list[str], str]] = {
     "compression": ("x.pt", {"w": ONE}, ["compression=10"], "compression=10: mask=x.pt has a sparsity of its own"),
     "two targets": ("x.pt", {"w": ONE}, ["mask_name=a", "sparsity=0", "density=1"], "they say the same thing"),
     "far target": ("x.pt", {"w": ONE}, ["mask_name=a", "density=0.99"], "density=0.99: mask=x.pt has sparsity 0, "),
-    "no target": ("x.pt", {"w": ONE}, ["mask_name=a", "sparsity=1"], "sparsity=1.0: give a fraction in"),
+    "no target": ("x.pt", {"w": ONE}, ["mask_name=a", "sparsity=1"], "sparsity=1: give a fraction in"),
     "pruner": ("x.pt", {"w": ONE}, ["pruner=snip"], "mask=x.pt: a pruner would compute another mask"),
     "schedule": ("x.pt", {"w": ONE}, ["schedule=rewind"], "mask=x.pt: schedule=rewind would compute another mask"),
     "scores": ("x.pt", {"w": ONE}, ["ablation=invert_scores"], "ablation=invert_scores: mask=x.pt comes without"),

@@ -12,6 +12,7 @@ from conftest import ROOT, composed
 from test_resume import directory_of, in_child
 
 from pai_bench import experiment
+from pai_bench.errors import PreemptedError
 from pai_bench.runs import status
 from pai_bench.system import preemption, second_signal
 
@@ -150,6 +151,6 @@ def test_ctrl_c_in_a_process_that_notes_no_signals_is_a_preemption(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(experiment, "assembled", interrupted)
-    with pytest.raises(experiment.PreemptedError, match="interrupted"):
+    with pytest.raises(PreemptedError, match="interrupted"):
         experiment.run(composed(*SMALL, f"results_dir={tmp_path}"))
     assert status.state(directory_of(tmp_path)).name == "preempted"

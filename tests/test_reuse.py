@@ -141,7 +141,7 @@ def test_one_entry_of_scores_serves_all_that_comes_after_them(tmp_path: Path, mo
     after = ["ablation=shuffle_mask", "ablation=invert_scores", "ablation=reinit", "allocation=uniform"]
     with monkeypatch.context() as patched:
         patched.setattr("pai_bench.data.resident.Resident.draw", no_images)
-        patched.setattr(experiment, "_carries_signal", lambda *_: True)
+        patched.setattr(experiment, "_has_signal", lambda *_: True)
         rows = [run(tmp_path / "a", *SNIP, setting) for setting in after]
     assert [row["cache_hit"] for row in rows] == ["scores"] * len(after)
     assert len(list((tmp_path / "a" / ".cache").iterdir())) == 1

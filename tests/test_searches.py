@@ -89,7 +89,7 @@ def test_a_search_by_synflow_is_the_authors_loop_bit_for_bit(dtype: Literal["flo
         threshold = sizes.sort().values[int((1 - density ** (i / 100)) * number) - 1]
         parts = (sizes > threshold).split([w.numel() for w in weights.values()])
         factors = {name: part.view(w.shape).to(w.dtype) for (name, w), part in zip(weights.items(), parts, strict=True)}
-    pruner = Pruner(synflow.score, "eval", None, getattr(torch, dtype))
+    pruner = Pruner(synflow.score, "eval", None, dtype)
     seen, found = search(copy.deepcopy(model), pruner, density, 100, "up", lambda *_: [])
     assert masks.kept(found) == sum(int(factor.sum()) for factor in factors.values()) == 63
     for ours, mask in zip([*seen, found], [*expected, {n: f.bool() for n, f in factors.items()}], strict=True):

@@ -119,9 +119,10 @@ def fine_tune(sparsity: float, length: TrainingLength, *, levels: Count, epochs:
             "schedule=fine_tune: the learning rate of training.lr_schedule=cosine ends at zero; "
             "set training.lr_schedule=step, or use schedule=lr_rewind"
         )
-    if epochs > min(length.epochs, length.last_rate_epochs):
+    last = min(length.epochs, length.last_rate_epochs)
+    if epochs > last:
         raise ConfigError(
-            f"schedule.epochs={epochs}: the last learning rate holds for {length.last_rate_epochs:g} epochs; "
+            f"schedule.epochs={epochs}: the last learning rate holds for {last:g} epochs; "
             "give at most that, or use schedule=lr_rewind"
         )
     end = float(length.epochs)
