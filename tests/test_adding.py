@@ -273,7 +273,7 @@ def test_an_optimizer_and_a_recipe(added: Added) -> None:
 def test_a_curve(added: Added) -> None:
     _, directory = added.run("pruner=magnitude sparsity=0.9 diagnostics=layer_norms", "training.epochs=1")
     weights, lines = weights_of(directory), lines_of(directory)
-    evaluated = [line for line in lines if "test/top1" in line]
+    evaluated = [line for line in lines if "test_top1" in line]
     assert len(evaluated) == 2
     for name in kept_of(directory):
         assert evaluated[-1][f"norm/{name}"] == pytest.approx(float(weights[name].norm()))

@@ -68,15 +68,15 @@ def test_two_processes_give_the_mask_and_the_accuracy_of_one(settings: list[str]
     assert [rows[0][key] for key in exact] == [rows[1][key] for key in exact]
     curves = [[json.loads(line) for line in (path / "curve.jsonl").read_text().splitlines()] for path in (one, two)]
     assert [line["epoch"] for line in curves[0]] == [line["epoch"] for line in curves[1]]
-    evaluated = [next(line for line in curve if "test/top1" in line) for curve in curves]
-    for key in ("test/loss", "test/top1", "test/top5", "validation/top1"):  # untrained: only the order of sums differs
+    evaluated = [next(line for line in curve if "test_top1" in line) for curve in curves]
+    for key in ("test_loss", "test_top1", "test_top5", "validation_top1"):  # untrained: only the order of sums differs
         assert evaluated[1][key] == pytest.approx(evaluated[0][key], rel=1e-6)
     masks = [load_file(path / "mask.safetensors") for path in (one, two)]
     weights = [load_file(path / "model.safetensors") for path in (one, two)]
     assert all(torch.equal(masks[0][name], masks[1][name]) for name in masks[0])
     for name, value in weights[0].items():
         torch.testing.assert_close(weights[1][name], value, rtol=1e-3, atol=1e-3, msg=name)
-    for key in ("test/top1", "test/loss", "train/loss", "train/top1"):
+    for key in ("test_top1", "test_loss", "train_loss", "train_top1"):
         assert curves[1][-1][key] == pytest.approx(curves[0][-1][key], abs=0.003), key
 
 

@@ -229,7 +229,7 @@ def test_many_processes_write_into_one_results_folder(tmp_path: Path) -> None:
     assert sorted(row["seed"] for row in rows) == list(range(PROCESSES))
     for directory in tmp_path.iterdir():
         curve = [json.loads(line) for line in (directory / "curve.jsonl").read_text().splitlines()]
-        assert [line["epoch"] for line in curve if "test/top1" in line] == [0, 1, 2]
+        assert [line["epoch"] for line in curve if "test_top1" in line] == [0, 1, 2]
         assert not list(directory.glob("*.tmp-*")) and not (directory / "owner.json").exists()
 
 
@@ -289,10 +289,10 @@ def test_one_function_writes_csv_files() -> None:
 
 def test_metrics_of_a_run_are_no_formulas(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
-    run.record({"test/top1": -0.5, "=cmd": 1.0}, 1.0)
+    run.record({"test_top1": -0.5, "=cmd": 1.0}, 1.0)
     run.finish({"id": "run", "test_top1": 0.5, "sparsity": 0.0})
     run.close()
-    assert (tmp_path / "run" / "metrics.csv").read_text() == "epoch,test/top1,'=cmd\n1.0,-0.5,1.0\n"
+    assert (tmp_path / "run" / "metrics.csv").read_text() == "epoch,test_top1,'=cmd\n1.0,-0.5,1.0\n"
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def outcome_of(directory: Path) -> dict[str, Any]:
 
 
 def evaluated(outcome: dict[str, Any]) -> list[dict[str, float]]:
-    return [line for line in outcome["curve"] if "test/top1" in line]
+    return [line for line in outcome["curve"] if "test_top1" in line]
 
 
 def test_a_mask_of_filters_holds_their_norms_too(tmp_path: Path) -> None:

@@ -355,7 +355,7 @@ def directory(parent: Path, run: dict[str, Any], mask: dict[str, Any] | None = N
     (path / "mask.json").write_text(json.dumps({"layers": layers}))
     norms = {"norm.weight": np.ones(2, bool)}  # held at zero too where filters are pruned
     save_file({name: m.astype(bool) for name, m in mask.items()} | norms, path / "mask.safetensors")
-    lines = ["epoch,test/loss,test/top1", *(f"{epoch},1.5,{accuracy}" for epoch, accuracy in curve)]
+    lines = ["epoch,test_loss,test_top1", *(f"{epoch},1.5,{accuracy}" for epoch, accuracy in curve)]
     (path / "metrics.csv").write_text("\n".join(lines) + "\n")
     return path
 

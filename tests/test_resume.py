@@ -245,7 +245,7 @@ def test_a_run_that_dies_after_its_result_is_tidied_up(tmp_path: Path, monkeypat
 
 def test_who_claims_a_run_just_after_its_end_leaves_it_as_it_is(tmp_path: Path) -> None:
     first = RunDirectory(tmp_path / "run")
-    first.record({"test/top1": 0.5}, 1.0)
+    first.record({"test_top1": 0.5}, 1.0)
     row = {"id": "run", "test_top1": 0.5, "sparsity": 0.0}
     first.finish(row)
     first.close()
@@ -474,7 +474,7 @@ def test_a_damaged_record_is_named_and_holds_no_run_up(
     name: str, kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = RunDirectory(tmp_path / "run")
-    first.record({"test/top1": 0.5}, 1.0)
+    first.record({"test_top1": 0.5}, 1.0)
     first.save_checkpoint({"a": torch.ones(1)})
     first.close()
     path = tmp_path / "run" / name

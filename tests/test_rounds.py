@@ -149,16 +149,16 @@ def test_pruning_early_in_training_goes_on_from_there(step: int) -> None:
     assert trainer.clock == step and equal(trainer.model, trained_to(step / 5), pruned.mask)
     trainer.finish(pruned.mask_with_coupled, 3)
     assert trainer.clock == 15
-    assert [epoch for epoch, metrics in lines if "test/top1" in metrics] == [0, 1, 2, 3]
+    assert [epoch for epoch, metrics in lines if "test_top1" in metrics] == [0, 1, 2, 3]
 
 
 def test_gradual_pruning_masks_within_epochs_and_ends_with_an_evaluation_of_the_pruned_network() -> None:
     rounds = schedules.gradual(0.8, LENGTH, start_epoch=0.0, end_epoch=3.0, every_steps=2)
     pruned, trainer, lines = searched(rounds)
     assert len(rounds) == 8 and pruned.sparsities == sorted(pruned.sparsities)
-    evaluated = len([1 for _, metrics in lines if "test/top1" in metrics])
+    evaluated = len([1 for _, metrics in lines if "test_top1" in metrics])
     trainer.finish(pruned.mask_with_coupled, 3)
-    assert len([1 for _, metrics in lines if "test/top1" in metrics]) == evaluated + 1
+    assert len([1 for _, metrics in lines if "test_top1" in metrics]) == evaluated + 1
 
 
 def test_momentum_of_pruned_weights_is_dropped() -> None:

@@ -95,15 +95,15 @@ def test_one_run_leaves_a_whole_record(run_cli: RunCli, tmp_path: Path) -> None:
 
     curve = [json.loads(line) for line in (directory / "curve.jsonl").read_text().splitlines()]
     rounds = [line for line in curve if "prune/round" in line]
-    epochs = [line for line in curve if "test/top1" in line]
+    epochs = [line for line in curve if "test_top1" in line]
     assert [line["prune/round"] for line in rounds] == [1, 2, 3, 4, 5]
     assert [line["epoch"] for line in epochs] == [0, 1, 2]
     assert rounds[-1]["layer/fc.weight/density"] == pytest.approx(float(mask["fc.weight"].float().mean()))
-    assert epochs[-1]["test/top1"] == row["test_top1"]
+    assert epochs[-1]["test_top1"] == row["test_top1"]
     with (directory / "metrics.csv").open() as file:
         table = list(csv.DictReader(file))
     assert [float(line["epoch"]) for line in table] == [0, 1, 2]
-    assert float(table[-1]["test/top1"]) == row["test_top1"]
+    assert float(table[-1]["test_top1"]) == row["test_top1"]
 
     status, provenance = read(directory, "status.json"), read(directory, "provenance.json")
     assert (status["state"], status["attempt"], status["exit_code"]) == ("finished", 1, 0)
@@ -143,7 +143,7 @@ def test_an_unfinished_run_starts_over(run_cli: RunCli, tmp_path: Path) -> None:
     directory = only_run(tmp_path)
     (directory / "result.json").unlink()
     assert run_cli(*SMALL, "tracker=none", "pruner=random", "sparsity=0.5").returncode == 0
-    epochs = [line for line in (directory / "curve.jsonl").read_text().splitlines() if "test/top1" in line]
+    epochs = [line for line in (directory / "curve.jsonl").read_text().splitlines() if "test_top1" in line]
     assert len(epochs) == 3
     assert read(directory, "status.json")["attempt"] == 2
 
@@ -237,8 +237,8 @@ def test_wandb_is_offline_and_has_curves_sparsity_and_the_mask(run_cli: RunCli, 
     ).stdout
     assert folder.name.endswith(only_run(tmp_path).name)
     for text in (
-        "train/loss",
-        "test/top1",
+        "train_loss",
+        "test_top1",
         "prune/sparsity",
         "layer/fc.weight/density",
         "num_kept",
@@ -302,8 +302,8 @@ def test_a_ticket_is_found_by_training_and_its_cost_stands_in_the_row(run_cli: R
     curve = [json.loads(line) for line in (only_run(tmp_path) / "curve.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in curve] == sorted(line["epoch"] for line in curve)
     assert [line["recipe_epoch"] for line in curve if "recipe_epoch" in line] == [1, 2] * 3
-    assert row["test_top1"] == curve[-1]["test/top1"] and row["best_test_epoch"] in (1, 2)
-    assert row["best_test_top1"] == max(line["test/top1"] for line in curve[-2:])
+    assert row["test_top1"] == curve[-1]["test_top1"] and row["best_test_epoch"] in (1, 2)
+    assert row["best_test_top1"] == max(line["test_top1"] for line in curve[-2:])
     flow = ("loss", "parameter_norm", "gradient_norm", "weight_gradient", "weight_hessian_gradient")
     for line in curve:
         prefixes = ("before/", "after/") if "prune/round" in line else ("",)

@@ -43,7 +43,7 @@ def state(directory: Path) -> dict[str, object]:
 
 def epochs(directory: Path) -> int:
     path = directory / "curve.jsonl"
-    return path.read_text().count("test/top1") if path.is_file() else 0
+    return path.read_text().count("test_top1") if path.is_file() else 0
 
 
 def freeze(*directories: Path) -> None:

@@ -28,7 +28,7 @@ def server() -> Iterator[Server]:
     started.stop()
 
 
-def epochs(lines: list[dict[str, Any]], key: str = "test/top1") -> list[float]:
+def epochs(lines: list[dict[str, Any]], key: str = "test_top1") -> list[float]:
     return [line["epoch"] for line in lines if key in line]
 
 

@@ -421,13 +421,13 @@ def test_every_epoch_is_recorded_from_before_the_first() -> None:
     )
     training.until(masks.full(model), 2)
     assert [epoch for epoch, _ in lines] == [0.0, 1.0, 2.0]
-    evaluated = {f"{split}/{name}" for split in ("validation", "test") for name in ("loss", "top1", "top5")}
+    evaluated = {f"{split}_{name}" for split in ("validation", "test") for name in ("loss", "top1", "top5")}
     assert set(lines[0][1]) == evaluated
     assert set(lines[1][1]) == evaluated | {
-        "train/loss",
-        "train/top1",
+        "train_loss",
+        "train_top1",
         "lr",
-        "train/images_per_second",
+        "train_images_per_second",
         "recipe_epoch",
     }
     assert training.num_examples == 80

@@ -85,7 +85,7 @@ def curve(
             with path.open(newline="") as file:
                 lines = csv.reader(file)
                 header = next(lines, [])
-                epoch, accuracy = header.index("epoch"), header.index("test/top1")
+                epoch, accuracy = header.index("epoch"), header.index("test_top1")
                 for line in lines:
                     if line[accuracy]:
                         by_epoch.setdefault(float(line[epoch]), {})[row["seed"]] = float(line[accuracy])

@@ -181,7 +181,7 @@ class RunDirectory:
     def finish(self, row: dict[str, Any]) -> None:
         """Writes metrics.csv and then result.json. The run is finished as soon as result.json exists."""
         self.check()
-        epochs = [line for line in self.curve() if "test/top1" in line]
+        epochs = [line for line in self.curve() if "test_top1" in line]
         keys = list(dict.fromkeys(key for line in epochs for key in line))
         temporary = self.path / "metrics.csv.tmp"
         temporary.write_text(files.csv_text(epochs, keys))

@@ -100,7 +100,7 @@ def state(of: Outcome) -> dict[str, Any]:
 
 def results(of: Outcome) -> dict[str, Any]:
     """Losses and accuracies of the last training."""
-    evaluated = [line for line in of.curve[of.start.num_lines :] if "test/top1" in line]
+    evaluated = [line for line in of.curve[of.start.num_lines :] if "test_top1" in line]
     return accuracies(evaluated, of.start.age_epochs)
 
 
@@ -188,18 +188,18 @@ def accuracies(evaluated: list[dict[str, Any]], start: float) -> dict[str, Any]:
         start: where the last training began; the network before it counts only if it was not trained.
     """
     trained = [line for line in evaluated if line["epoch"] > start] or evaluated
-    last, best = trained[-1], max(trained, key=lambda line: line["test/top1"])
-    selected = max(trained, key=lambda line: line["validation/top1"]) if "validation/top1" in last else None
+    last, best = trained[-1], max(trained, key=lambda line: line["test_top1"])
+    selected = max(trained, key=lambda line: line["validation_top1"]) if "validation_top1" in last else None
     return {
-        "test_top1": last["test/top1"],
-        "test_top5": last["test/top5"],
-        "test_loss": last["test/loss"],
-        "train_loss": last.get("train/loss"),
-        "best_test_top1": best["test/top1"],
+        "test_top1": last["test_top1"],
+        "test_top5": last["test_top5"],
+        "test_loss": last["test_loss"],
+        "train_loss": last.get("train_loss"),
+        "best_test_top1": best["test_top1"],
         "best_test_epoch": int(best.get("recipe_epoch", 0)),
-        "test_top1_at_best_validation": selected and selected["test/top1"],
+        "test_top1_at_best_validation": selected and selected["test_top1"],
         "selected_epoch": selected and int(selected.get("recipe_epoch", 0)),
-        "validation_top1": last.get("validation/top1"),
+        "validation_top1": last.get("validation_top1"),
     }
 
 

@@ -70,9 +70,9 @@ class Recording:
         progress, recipe = self._progress, self._recipe
         loss_sum, num_correct = sums.tolist()
         metrics = {
-            "train/loss": loss_sum / progress.epoch_images,
-            "train/top1": num_correct / progress.epoch_images,
-            "train/images_per_second": progress.epoch_images / progress.epoch_seconds,
+            "train_loss": loss_sum / progress.epoch_images,
+            "train_top1": num_correct / progress.epoch_images,
+            "train_images_per_second": progress.epoch_images / progress.epoch_seconds,
             "lr": learning_rate(recipe, (progress.clock - 1) / progress.steps_per_epoch),
         }
         sums.zero_()
@@ -82,12 +82,12 @@ class Recording:
             "epoch %3d of %d   train %.4f loss, %5.2f %%   test %.4f loss, %5.2f %%   lr %.4g   %d images/s",
             round(progress.epoch),
             recipe.epochs,
-            metrics["train/loss"],
-            100 * metrics["train/top1"],
-            metrics["test/loss"],
-            100 * metrics["test/top1"],
+            metrics["train_loss"],
+            100 * metrics["train_top1"],
+            metrics["test_loss"],
+            100 * metrics["test_top1"],
             metrics["lr"],
-            metrics["train/images_per_second"],
+            metrics["train_images_per_second"],
         )
 
     def divergence(self, loss: float) -> UserError:
@@ -115,7 +115,7 @@ class Recording:
                 result = evaluate(step.infer, images, step.device, recipe.precision, recipe.temperature)
                 if result.num_not_finite:
                     raise self._not_finite(split, result)
-                metrics |= {f"{split}/loss": result.loss, f"{split}/top1": result.top1, f"{split}/top5": result.top5}
+                metrics |= {f"{split}_loss": result.loss, f"{split}_top1": result.top1, f"{split}_top5": result.top5}
         diagnose = self._observers.diagnose
         return metrics | (diagnose(network.mask) if diagnose is not None else {})
 
