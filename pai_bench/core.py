@@ -259,6 +259,9 @@ class Pruner:
     label: str | None = None  # what tables and figures call the method; None: its name
 
 
+HOOKS = ("batches", "images", "scores", "mask", "weights")  # the functions of an ablation
+
+
 @dataclass(frozen=True)
 class Ablation:
     """What is broken on purpose to test a claim: hooks, each of which does nothing where it is None."""

@@ -16,7 +16,7 @@ from pai_bench.config.composition import rerunnable
 from pai_bench.config.schema import RunConfig, plain
 from pai_bench.core import Data, Mask, Record, Weights
 from pai_bench.errors import ConfigError, UserError
-from pai_bench.masks import masks
+from pai_bench.masks import mask_files, masks
 from pai_bench.pruning.rounds import Pruned
 from pai_bench.runs import row as rows
 from pai_bench.runs import status, tracking
@@ -287,8 +287,6 @@ def _keep_weights(run: RunConfig, files: Files, model: nn.Module) -> None:
 
 def _given_target(run: RunConfig, mask: Mask) -> float:
     """The sparsity of a given mask over all prunable weights, by the number that its name has if it is that one's."""
-    from pai_bench.masks import mask_files
-
     found = mask_files.sparsity({name: tensor.cpu().numpy() for name, tensor in mask.items()})
     nominal = run.mask_name is not None and run.mask_file.missing == "refuse"
     return run.sparsity if nominal and mask_files.agree(run.sparsity, found) else found

@@ -14,8 +14,8 @@ from test_rounds import MAGNITUDE, SHAPE, searched, top, topk
 from torch import Generator
 from torch.nn import functional as F
 
-from pai_bench.config.schema import HOOKS
 from pai_bench.core import (
+    HOOKS,
     Ablation,
     Batches,
     DataSettings,

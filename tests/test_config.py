@@ -6,7 +6,6 @@ import re
 import runpy
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,9 @@ import fuzz_overrides
 import pytest
 from conftest import CONF, ROOT, RunCli, composed, options
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
 from test_resume import TINY
 
-from pai_bench.config import checks, composition, identity, signatures
+from pai_bench.config import composition, signatures
 from pai_bench.config.schema import plain
 from pai_bench.core import Call
 from pai_bench.errors import ConfigError
@@ -442,165 +440,6 @@ def test_a_wrong_sweep_value_is_refused_too(run_cli: RunCli, tmp_path: Path) -> 
     assert done.returncode == 2
     assert "multirun" in done.stderr and len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "results").exists()
-
-
-# Identity -------------------------------------------------------------------------------------------------------------
-
-
-def test_a_run_keeps_its_name() -> None:
-    """Changing these names orphans every stored result: raise `protocol` knowingly, and never by accident."""
-    assert {arguments: composed(*arguments.split()).id for arguments in NAMES} == NAMES
-
-
-def test_a_function_of_ours_goes_by_its_name_wherever_it_lies() -> None:
-    cfg = composed("pruner=snip", "sparsity=0.9")
-    score, allocation = cfg.pruner.score, cfg.allocation
-    moved = replace(
-        cfg,
-        allocation=replace(allocation, target=allocation.target.replace("allocation.", "elsewhere.allocations.")),
-        pruner=replace(cfg.pruner, score=replace(score, target=score.target.replace("pruners.", "scores."))),
-    )
-    assert moved.allocation != allocation and moved.pruner != cfg.pruner and moved.id == cfg.id
-    for other in ("theirs.masks.global_topk", "pai_bench.masks.allocation.uniform"):
-        assert replace(moved, allocation=replace(allocation, target=other)).id != cfg.id
-
-
-def test_no_two_functions_of_a_group_have_one_name() -> None:
-    functions: dict[tuple[str, str], set[str]] = {}
-    for path in CONF.glob("*/*.yaml"):
-        for target in re.findall(r"_target_: (\S+)", path.read_text()):
-            functions.setdefault((path.parent.name, identity.function_name(path.parent.name, target)), set()).add(
-                target
-            )
-    assert len(functions) > 40 and all(len(targets) == 1 for targets in functions.values()), functions
-
-
-NAMES = {
-    "": "digits-resnet20-dense-s0-seed0-9671a6b3",
-    "pruner=synflow sparsity=0.98": "digits-resnet20-synflow-s0.98-seed0-bb307706",
-    "dataset=cifar10 model=vgg16 training=cifar pruner=snip compression=100 seed=2": (
-        "cifar10-vgg16-snip-s0.99-seed2-55714f22"
-    ),
-    "dataset=tiny_imagenet model=resnet18 training=tiny_imagenet pruner=grasp density=0.1": (
-        "tiny_imagenet-resnet18-grasp-s0.9-seed0-8839d6c4"
-    ),
-    "dataset=imagenet model=resnet50 training=imagenet pruner=magnitude sparsity=0.8 allocation=uniform": (
-        "imagenet-resnet50-magnitude-s0.8-seed0-debad1ee"
-    ),
-}
-
-
-@pytest.mark.parametrize(
-    "override",
-    [
-        "device=cpu", "num_workers=0", "results_dir=elsewhere", "data_dir=elsewhere", "download=true", "tracker=none",
-        "tracker.mode=online", "tracker.project=mine", "channels_last=false", "compile=true", "save_scores=true",
-    ],
-)  # fmt: skip
-def test_what_cannot_change_a_result_is_no_part_of_the_name(override: str) -> None:
-    base = ["pruner=snip", "sparsity=0.9"]
-    assert composed(*base, override).id == composed(*base).id
-
-
-@pytest.mark.parametrize(
-    "override",
-    [
-        "seed=1", "sparsity=0.91", "protocol=99", "training.lr=0.2", "training/optimizer=sgd",
-        "training/optimizer=adamw", "training.precision=bfloat16", "model=resnet32",
-        "model.init.norm=uniform", "dataset.validation=0.1", "dataset.padding=2", "pruner=grasp", "pruner.mode=train",
-        "pruner.scoring_data.total=50", "allocation=uniform", "schedule=linear",
-    ],
-)  # fmt: skip
-def test_what_can_change_a_result_changes_the_name(override: str) -> None:
-    base = ["pruner=snip", "sparsity=0.9"]
-    assert composed(*base, override).id != composed(*base).id
-
-
-def test_seeds_share_a_group() -> None:
-    first, second = (composed("pruner=snip", "sparsity=0.9", f"seed={seed}") for seed in (0, 1))
-    assert first.group == second.group
-    assert first.id != second.id
-
-
-@pytest.mark.parametrize(
-    ("overrides", "different"),
-    [
-        (["seed=1", "device=cpu", "training.compact=off"], {}),
-        (["training.epochs=2"], {"training.epochs": (20.0, 2.0)}),
-        (["pruner=random"], {"pruner.name": ("synflow", "random")}),
-        (["sparsity=0.8", "model.init.norm=uniform"], {"sparsity": (0.9, 0.8), "model.init.norm": ("ones", "uniform")}),
-    ],
-)
-def test_runs_are_told_apart_by_their_settings(
-    overrides: list[str], different: dict[str, tuple[object, object]]
-) -> None:
-    cfg, other = composed("pruner=synflow", "sparsity=0.9"), composed("pruner=synflow", "sparsity=0.9", *overrides)
-    found = identity.differences(plain(cfg), plain(other))
-    assert different.items() <= found.items()
-    assert (cfg.group == other.group) == (found == {})
-    assert "training.epochs" not in identity.differences(plain(cfg), plain(other), {"training"})
-
-
-@pytest.mark.parametrize(
-    ("overrides", "same"),
-    [
-        (["seed=1"], {"task", "method"}),
-        (["sparsity=0.95"], {"task", "method"}),
-        (["training.lr=0.2"], {"method"}),
-        (["model.init.norm=uniform"], {"method"}),
-        (["protocol=99"], {"method"}),
-        (["pruner.mode=train"], {"task"}),
-        (["allocation=uniform"], {"task"}),
-        (["schedule=linear"], {"task"}),
-        (["ablation=shuffle_mask"], {"task"}),
-        (["pruner=dense"], {"task"}),
-        (["training.lr=0.2", "ablation=reinit"], set()),
-    ],
-)
-def test_a_run_has_a_task_and_a_method(overrides: list[str], same: set[str]) -> None:
-    base = ["pruner=snip", "sparsity=0.9"]
-    one, other = composed(*base), composed(*base, *overrides)
-    assert {name for name in ("task", "method") if getattr(one, name) == getattr(other, name)} == same
-    assert one.task.startswith("digits-resnet20-")
-    assert one.method.startswith("snip-")
-
-
-def test_a_dense_network_is_one_method_whatever_is_not_used() -> None:
-    assert composed("allocation=uniform").method == composed("sparsity=0.5").method
-
-
-def test_where_a_folder_of_images_lies_is_no_part_of_the_name(tmp_path: Path) -> None:
-    here, there = (composed("dataset=image_folder", f"dataset.root={tmp_path / x / 'birds'}") for x in ("a", "b"))
-    other = composed("dataset=image_folder", f"dataset.root={tmp_path / 'a' / 'fish'}")
-    assert here.id == there.id != other.id
-
-
-@pytest.mark.parametrize("name", ["results/a:b", "vit_small_patch16_224.augreg in21k", "a/b;c,d"])
-def test_a_name_is_good_for_files_and_for_wandb(name: str) -> None:
-    cfg = replace(composed("pruner=snip", "sparsity=0.9"), model=Call("pai_bench.models.vgg.vgg", {}, name))
-    assert re.fullmatch(r"[\w.-]+", cfg.id) and len(cfg.id) < 128
-
-
-def test_a_stored_config_is_the_same_run_again(tmp_path: Path) -> None:
-    cfg = composed("pruner=synflow", "compression=50", "seed=3", "model=vgg16", "training.lr=0.05")
-    (tmp_path / "config.yaml").write_text(composition.rerunnable(cfg))
-    printed = subprocess.run(
-        [sys.executable, str(ROOT / "run.py"), "-cp", str(tmp_path), "-cn", "config", "--cfg", "job", "--resolve"],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=tmp_path,
-    ).stdout
-    again = checks.complete(composition.resolved(OmegaConf.create(printed)))
-    assert again == cfg
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml"]
-
-
-def test_a_printed_config_is_the_same_run_again(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "run.py"), "pruner=snip", "density=0.1", "--cfg", "job", "--resolve"]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
-    again = checks.complete(composition.resolved(OmegaConf.create(printed)))
-    assert again.id == composed("pruner=snip", "density=0.1").id
 
 
 # Start-up -------------------------------------------------------------------------------------------------------------

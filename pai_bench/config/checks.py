@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from pai_bench.config import schema
 from pai_bench.config.identity import digest_of_file
-from pai_bench.config.schema import GROUPS, HOOKS, OPTIONAL_GROUPS, Plain, RunConfig, with_checksum
+from pai_bench.config.schema import GROUPS, OPTIONAL_GROUPS, Plain, RunConfig, with_checksum
 from pai_bench.config.signatures import shown
-from pai_bench.core import Call, Round, TrainingLength
+from pai_bench.core import HOOKS, Call, Round, TrainingLength
 from pai_bench.errors import ConfigError
 from pai_bench.training.recipe import last_rate_epochs
 

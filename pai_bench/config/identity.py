@@ -9,9 +9,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from pai_bench.core import HOOKS
 from pai_bench.errors import ConfigError
 
-_HOOKS = ("batches", "images", "scores", "mask", "weights")
 # What cannot change a result: where things lie (so dataset.root too), how fast they run, what is kept.
 NOT_IDENTITY = {
     "tracker", "results_dir", "data_dir", "download", "save_scores", "save_model", "diagnostics",
@@ -96,7 +96,7 @@ def _named(settings: dict[str, Any], *ending: str) -> str:
         settings["pruner"]["name"],
         f"s{settings['sparsity']:.6g}",
     ]
-    if any(settings["ablation"][hook] is not None for hook in _HOOKS):
+    if any(settings["ablation"][hook] is not None for hook in HOOKS):
         names.append(settings["ablation"]["name"])
     return _safe("-".join([*names, *ending]))
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pai_bench.config import identity, signatures
 from pai_bench.config.signatures import check_call, check_keys, check_value, shown
-from pai_bench.core import Ablation, Call, Count, NonNegative, NonNegativeInt, Pruner, ScoringData
+from pai_bench.core import HOOKS, Ablation, Call, Count, NonNegative, NonNegativeInt, Pruner, ScoringData
 from pai_bench.errors import ConfigError
 from pai_bench.training.recipe import Recipe
 
@@ -121,7 +121,6 @@ class RunConfig:
 
 GROUPS = ("model", "dataset", "allocation", "schedule", "tracker")  # each option names one function
 OPTIONAL_GROUPS = ("diagnostics",)  # so do these, where an option is chosen
-HOOKS = ("batches", "images", "scores", "mask", "weights")
 # Where a config names a function, or null.
 CALLS = (
     *GROUPS,
