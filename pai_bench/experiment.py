@@ -25,7 +25,7 @@ from pai_bench.runs.checkpoints import Checkpoints, RunProgress, TrainingStart
 from pai_bench.runs.directory import NullRunDirectory, RunDirectory, final_weights
 from pai_bench.runs.provenance import provenance
 from pai_bench.runs.summary import already, closing
-from pai_bench.search import find_mask, find_mask_without_ablation
+from pai_bench.search import find_mask, find_mask_without_ablation, shared_training
 from pai_bench.system import devices, distributed, seeding
 from pai_bench.system.world import world
 from pai_bench.training.trainer import Trainer
@@ -94,7 +94,8 @@ def _run(config: RunConfig, device: torch.device, files: Files) -> dict[str, Any
         if _ablates_scores(config) and checkpoints.progress.without_ablation is None:
             find_mask_without_ablation(parts, model, initial, checkpoints)
         checkpoints.trainer = trainer
-        pruned = find_mask(parts, trainer, initial, record, checkpoints, given)
+        training = shared_training(parts, trainer, initial, record, checkpoints)
+        pruned = find_mask(parts, training, initial, record, checkpoints, given)
         effective = paths.effective(model, pruned.mask, parts.data.input_shape)
         layers = rows.layers(pruned, effective, macs)
         _keep_mask(config, files, tracker, pruned, layers)
@@ -103,7 +104,8 @@ def _run(config: RunConfig, device: torch.device, files: Files) -> dict[str, Any
         # Training.
         start = _training_start(parts, trainer, checkpoints.progress, pruned, initial, effective, len(files.curve()))
         stopped = _stops(config, pruned, start)
-        trainer.finish(pruned.mask_with_coupled, trainer.epoch if stopped else config.training.epochs)
+        end = trainer.epoch if stopped else config.training.epochs
+        (trainer if start.overlap is not None else training).finish(pruned.mask_with_coupled, end)
         _keep_weights(config, files, model)
         if world().rank > 0:
             return {}
@@ -121,6 +123,7 @@ def _run(config: RunConfig, device: torch.device, files: Files) -> dict[str, Any
             num_rounds=len(parts.rounds),
             target_sparsity=config.sparsity if given is None else _given_target(config, given[0]),
             cache_hit=checkpoints.progress.cache_hit,
+            reused_examples=checkpoints.progress.reused_examples,
             start=start,
             stopped=stopped,
             curve=files.curve(),

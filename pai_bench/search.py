@@ -1,4 +1,4 @@
-"""How a run finds its mask: by a search, from a cache of an earlier one, or from a file."""
+"""How a run finds its mask: by a search, from what earlier runs have computed, or from a file."""
 
 import copy
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pai_bench.assembly import Parts, trainer_for
+from pai_bench.config import identity
 from pai_bench.config.schema import Plain, plain
 from pai_bench.core import Ablation, Call, Mask, Record, Weights
 from pai_bench.pruning import reuse
@@ -18,13 +19,15 @@ from pai_bench.pruning.given import apply_given_mask
 from pai_bench.pruning.rounds import Pruned, prune
 from pai_bench.runs.checkpoints import Checkpoints
 from pai_bench.system import devices
+from pai_bench.system.cache import Cache, code, fingerprint
 from pai_bench.system.world import world
+from pai_bench.training.reuse import SharedTraining
 from pai_bench.training.trainer import Trainer
 
 
 def find_mask(
     parts: Parts,
-    trainer: Trainer,
+    training: SharedTraining,
     initial: Weights,
     record: Record,
     checkpoints: Checkpoints,
@@ -33,6 +36,7 @@ def find_mask(
     """The mask of the trainer's model, pruned in place. What has been reached is noted in the run's progress.
 
     Args:
+        training: as `shared_training` makes it.
         initial: of every parameter, as the model was drawn.
         given: a mask to use instead of a search, and that of parameters that are pruned with it.
     """
@@ -44,10 +48,10 @@ def find_mask(
 
     if given is not None:
         pruned = progress.pruned or apply_given_mask(
-            trainer.model, *given, ablation=run.ablation, seed=run.seed, record=record
+            training.trainer.model, *given, ablation=run.ablation, seed=run.seed, record=record
         )
     else:
-        pruned, cache_hit = search(parts, trainer, initial, run.ablation, record, progress.pruned, reached)
+        pruned, cache_hit = search(parts, training, initial, run.ablation, record, progress.pruned, reached)
         progress.cache_hit = progress.cache_hit or cache_hit
     reached(pruned)
     return pruned
@@ -69,13 +73,13 @@ def find_mask_without_ablation(parts: Parts, model: nn.Module, initial: Weights,
         progress.search_without_ablation = replace(pruned, scores=None)
         checkpoints.offer()
 
-    found, _ = search(parts, trainer, initial, Ablation(), lambda *_: None, so_far, reached)
+    found, _ = search(parts, SharedTraining(trainer), initial, Ablation(), lambda *_: None, so_far, reached)
     progress.without_ablation, progress.search_without_ablation = found.mask, None
 
 
 def search(
     parts: Parts,
-    trainer: Trainer,
+    training: SharedTraining,
     initial: Weights,
     ablation: Ablation,
     record: Record,
@@ -83,13 +87,13 @@ def search(
     checkpoint: Callable[[Pruned], None],
 ) -> tuple[Pruned, str | None]:
     """Finds a mask; and says what of it an earlier run had computed: "scores", "mask" or nothing."""
-    run, pruner = parts.run, parts.pruner
+    run, pruner, trainer = parts.run, parts.pruner, training.trainer
     settings: dict[str, Any] = {
         "ablation": ablation,
         "initial": initial,
         "input_shape": parts.data.input_shape,
         "draw": parts.data.draw,
-        "training": trainer,
+        "training": training,
         "loss": F.cross_entropy,
         "seed": run.seed,
         "diagnose": trainer.diagnose,
@@ -135,7 +139,49 @@ def search(
     return pruned, cache.used
 
 
-def _cache(parts: Parts, model: nn.Module, ablation: Ablation) -> reuse.ScoreCache | None:
+def shared_training(
+    parts: Parts, trainer: Trainer, initial: Weights, record: Record, checkpoints: Checkpoints
+) -> SharedTraining:
+    """The trainer of a run, which takes over trainings that earlier runs have done on the way to their masks.
+
+    Args:
+        initial: of every parameter, as the model was drawn.
+    """
+    run, progress = parts.run, checkpoints.progress
+    trains_to_the_end = any(this.until_epoch >= run.training.epochs for this in parts.rounds)
+    if not run.cache_gb or world().size > 1 or not trains_to_the_end:
+        return SharedTraining(trainer)
+    called = [run.pruner.score, run.pruner.transfer, run.allocation, run.schedule, run.training.optimizer]
+    determines = {
+        "network": fingerprint(initial),
+        "settings": identity.chain_settings(plain(run)),
+        "images": parts.data.checksum,
+        # These change how numbers are rounded, and what is recorded.
+        "computed": [run.compile, run.channels_last, run.training.compact, plain(run)["diagnostics"]],
+        "code": code(call.target for call in called if isinstance(call, Call)),
+        "machine": [torch.__version__, devices.describe(parts.device)],
+    }
+
+    def taken_over(num_examples: int) -> None:
+        progress.reused_examples += num_examples
+        progress.cache_hit = "training"
+
+    return SharedTraining(
+        trainer,
+        _folder(parts, determines),
+        rounds=lambda: progress.pruned.sparsities if progress.pruned else [],
+        curve=checkpoints.files.curve,
+        record=record,
+        taken_over=taken_over,
+        checkpoint=checkpoints.offer,
+    )
+
+
+def _folder(parts: Parts, determines: dict[str, Any]) -> Cache:
+    return Cache(Path(parts.run.results_dir) / ".cache", round(parts.run.cache_gb * 1e9), determines)
+
+
+def _cache(parts: Parts, model: nn.Module, ablation: Ablation) -> Cache | None:
     """Where scores and masks of this network are kept; None if they are not a function of the network and settings."""
     run, pruner, settings = parts.run, parts.pruner, plain(parts.run)
     trains = any(this.until_epoch > 0 for this in parts.rounds)
@@ -150,17 +196,17 @@ def _cache(parts: Parts, model: nn.Module, ablation: Ablation) -> reuse.ScoreCac
     called = [run.pruner.score, *(getattr(run.ablation, hook) for hook in hooks)]
     called += [] if single else [run.allocation]
     determines = {
-        "network": reuse.fingerprint(model),
+        "network": fingerprint(model.state_dict()),
         "input_shape": parts.data.input_shape,
         "seed": run.seed,
         "pruner": {key: value for key, value in settings["pruner"].items() if key not in ("name", "label", *after)},
         "images": None if pruner.scoring_data is None else [parts.data.checksum, _without_root(settings["dataset"])],
         "ablation": hooks,
-        "code": reuse.code(call.target for call in called if isinstance(call, Call)),
+        "code": code(call.target for call in called if isinstance(call, Call)),
         # Rounding is another on other machines.
         "machine": [torch.__version__, devices.describe(parts.device)],
     }
-    return reuse.ScoreCache(Path(run.results_dir) / ".cache", round(run.cache_gb * 1e9), determines)
+    return _folder(parts, determines)
 
 
 def _without_name(settings: Plain) -> Plain:

@@ -118,6 +118,34 @@ def densities(mask: masks.Mask) -> list[float]:
     return list(masks.densities(mask).values())
 
 
+def test_layer_rates_are_those_of_the_lottery_ticket_papers() -> None:
+    """Conv-2 of Frankle and Carbin: in rounds of 20 %, convolutions and the last layer at half the rate."""
+    candidates = everything((64, 3, 3, 3), (64, 64, 3, 3), (256, 16384), (256, 256), (10, 256))
+    sizes = {name: mask.numel() for name, mask in candidates.items()}
+    rates = [0.1, 0.1, 0.2, 0.2, 0.1]
+    mask = candidates
+    for level in range(1, 16):
+        expected = {name: (1 - rate) ** level * sizes[name] for name, rate in zip(sizes, rates, strict=True)}
+        scores = {name: torch.rand(kept.shape) for name, kept in mask.items()}
+        keep = round(sum(expected.values()))
+        mask = allocation.layer_rates(scores, mask, keep, GENERATOR, convolution=0.5, last=0.5).mask
+        assert masks.kept(mask) == keep
+        for name, kept in mask.items():
+            assert abs(int(kept.sum()) - expected[name]) < 1.5 + level / 2, (level, name)
+
+
+def test_layer_rates_that_cannot_reach_the_sparsity_are_refused() -> None:
+    candidates = everything((10, 10), (10, 10))
+    scores = {name: torch.rand(10, 10) for name in candidates}
+    kept = allocation.layer_rates(scores, candidates, 100, GENERATOR, convolution=1, last=0).mask
+    assert [int(mask.sum()) for mask in kept.values()] == [0, 100]
+    for keep, last in ((99, 0), (40, 0.5)):
+        with pytest.raises(ConfigError, match="layer_rates would prune more than all of a layer"):
+            allocation.layer_rates(scores, candidates, keep, GENERATOR, convolution=1, last=last)
+    whole = allocation.layer_rates(scores, candidates, 200, GENERATOR, convolution=0, last=0).mask
+    assert masks.kept(whole) == 200
+
+
 def test_uniform_plus_spends_the_whole_budget() -> None:
     candidates = everything((64, 3, 3, 3), (128, 64, 3, 3), (128, 128, 3, 3), (100, 128))
     scores = {name: torch.rand(mask.shape, generator=Generator().manual_seed(0)) for name, mask in candidates.items()}

@@ -45,7 +45,7 @@ DOORS = {
     "torchcodec": {"data.decode"},
     "PIL": {"data.decode"},
     "filelock": {"data.resident", "system.devices"},
-    "safetensors": {"runs.export", "system.files", "masks.mask_files", "report.evidence", "pruning.reuse"},
+    "safetensors": {"runs.export", "system.files", "masks.mask_files", "report.evidence", "system.cache"},
     "torch_pruning": {"analysis.graph"},
     "tqdm": {"training.trainer"},
     "submitit": {"launch.slurm"},

@@ -7,17 +7,55 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import CONF, ROOT, composed
+from conftest import CONF, ROOT, composed, options
 from omegaconf import OmegaConf
 
 from pai_bench.config import checks, composition, identity
 from pai_bench.config.schema import plain
 from pai_bench.core import Call
+from pai_bench.launch.compose import compose as launch
+from pai_bench.launch.compose import expand, stored
 
 
 def test_a_run_keeps_its_name() -> None:
     """Changing these names orphans every stored result: raise `protocol` knowingly, and never by accident."""
     assert {arguments: composed(*arguments.split()).id for arguments in NAMES} == NAMES
+
+
+CHANGED = {
+    "model=resnet20 model.widths=[8,16,32]": "resnet20-w8.16.32",
+    "model=resnet56 model.blocks=[2,2,2] model.widths=[8,16,32]": "resnet56-w8.16.32-b2.2.2",
+    "model=lenet300 model.hidden=[100]": "lenet300-h100",
+    "model=vgg16 model.classifier=mlp": "vgg16-classifier_mlp",
+    "model=vgg16 model.norm_last=true model.depth=11": "vgg16-d11-norm_last_true",
+    "model=wrn28_10 model.dropout=0.3": "wrn28_10-dr0.3",
+    "model=resnet50 model.options.zero_init_last=true": "resnet50-zero_init_last_true",
+    # These change no size, or the model has a name of its own.
+    "model=resnet20 model.widths=[16,32,64]": "resnet20",
+    "model=resnet20 model.init.norm=uniform": "resnet20",
+    "model=resnet20 model.name=narrow model.widths=[8,16,32]": "narrow",
+    "model=timm model.name=resnet18": "resnet18",
+}
+
+
+@pytest.mark.parametrize("words", CHANGED)
+def test_a_changed_model_says_so_in_its_name(words: str) -> None:
+    assert launch(words.split()).model.name == CHANGED[words]
+
+
+def test_a_changed_model_keeps_its_name_when_it_runs_again(tmp_path: Path) -> None:
+    run = launch(["model=resnet20", "model.widths=[8,16,32]"])
+    (tmp_path / "config.yaml").write_text(composition.rerunnable(run))
+    assert stored(tmp_path).id == run.id and "resnet20-w8.16.32" in run.id
+    assert launch(["model=resnet20", "model.widths=[8,16,32]", "model.blocks=[3,3,3]"]).id == run.id
+
+
+def test_no_experiment_changes_the_size_of_a_model() -> None:
+    """Published numbers are of networks by their names."""
+    known = {name for path in (CONF / "model").glob("*.yaml") for name in re.findall(r"(?m)^name: (.+)$", path.read_text())}
+    for experiment in options("experiment"):
+        runs, _ = expand([f"experiment={experiment}"], lambda jobs: jobs[:1])
+        assert {run.model.name for run in runs} <= known, experiment
 
 
 def test_a_function_of_ours_goes_by_its_name_wherever_it_lies() -> None:

@@ -16,15 +16,15 @@ from pai_bench import experiment
 from pai_bench.core import Subnetwork
 from pai_bench.masks import masks
 from pai_bench.pruning import reuse
-from pai_bench.pruning.reuse import ScoreCache
 from pai_bench.system import files
+from pai_bench.system.cache import Cache, code, fingerprint
 
 RUN = [word for word in TINY if "save_scores" not in word and "epochs=" not in word] + ["training.epochs=1"]
 
 
 @pytest.fixture(autouse=True)
 def however_quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reuse, "_SECONDS", 0.0)
+    monkeypatch.setattr("pai_bench.system.cache._SECONDS", 0.0)
 
 
 def run(results: Path, *settings: str) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def test_an_entry_without_its_notes_is_computed_again(
     notes: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     torch.manual_seed(0)
-    model, cache = Chain(), ScoreCache(tmp_path, 10**6, {})
+    model, cache = Chain(), Cache(tmp_path, 10**6, {})
     scores = {name: torch.ones_like(weight) for name, weight in masks.prunable(model).items()}
     costs = {"seconds": 2.0, "num_examples": 10, "flops": 7}
     cache.put("scores", {}, scores, costs)
@@ -127,8 +127,20 @@ def test_an_entry_without_its_notes_is_computed_again(
     (path,) = tmp_path.iterdir()
     path.write_bytes(files.tensor_bytes(scores, notes))
     assert reuse.scores(cache, model) is None and f"{path} cannot be read and is computed again" in caplog.text
-    path.write_bytes(files.tensor_bytes({"other": torch.ones(2)}, json.dumps(costs)))
+    other = {"other": torch.ones(2)}
+    path.write_bytes(files.tensor_bytes(other, json.dumps(costs | {"checksum": fingerprint(other)})))
     assert reuse.scores(cache, model) is None and "not those of this network" in caplog.text
+
+
+def test_an_entry_with_a_flipped_bit_is_computed_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cache = Cache(tmp_path, 10**6, {})
+    cache.put("scores", {"number": 0}, {"a": torch.ones(100)}, {})
+    assert taken(cache, 0)
+    (path,) = tmp_path.iterdir()
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert not taken(cache, 0) and "its checksum is another" in caplog.text
 
 
 def test_one_entry_of_scores_serves_all_that_comes_after_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +166,7 @@ def test_costs_wait_for_the_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     clock = [0.0]
     monkeypatch.setattr("pai_bench.pruning.reuse.time.perf_counter", lambda: clock[0])
     monkeypatch.setattr("pai_bench.system.devices.wait", lambda device: clock.append(clock.pop() + 100))
-    model, cache = Chain(), ScoreCache(tmp_path, 10**6, {})
+    model, cache = Chain(), Cache(tmp_path, 10**6, {})
     net = Subnetwork(model, masks.full(model), masks.prunable(model), (3, 8, 8))
     ones = {name: torch.ones_like(weight) for name, weight in net.weights.items()}
     reuse.CachedScore(lambda *_: ones, cache)(net, [], torch.nn.functional.cross_entropy, torch.Generator())
@@ -166,14 +178,14 @@ def test_the_code_of_a_score_is_part_of_the_key(tmp_path: Path, monkeypatch: pyt
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "my_method.py").write_text("def score(): ...")
     __import__("my_method")
-    before = reuse.code(["my_method.score"])
-    assert reuse.code(["my_method.score"]) == before != reuse.code([])
+    before = code(["my_method.score"])
+    assert code(["my_method.score"]) == before != code([])
     (tmp_path / "my_method.py").write_text("def score(): return 1")
-    assert reuse.code(["my_method.score"]) != before
+    assert code(["my_method.score"]) != before
 
 
 def test_the_cache_drops_what_was_used_least_recently(tmp_path: Path) -> None:
-    cache = ScoreCache(tmp_path, 3000, {})
+    cache = Cache(tmp_path, 3000, {})
     tensor = {"a": torch.zeros(1000, dtype=torch.uint8)}
     for number in range(2):
         cache.put("scores", {"number": number}, tensor, {"seconds": 1})
@@ -185,11 +197,11 @@ def test_the_cache_drops_what_was_used_least_recently(tmp_path: Path) -> None:
     cache.put("scores", {"number": 2}, tensor, {"seconds": 1})
     assert sorted(path.name for path in tmp_path.glob("*.tmp-*")) == ["now.tmp-2"]
     assert [taken(cache, number) for number in range(3)] == [True, False, True]
-    ScoreCache(tmp_path, 10, {}).put("scores", {"number": 3}, tensor, {"seconds": 1})
+    Cache(tmp_path, 10, {}).put("scores", {"number": 3}, tensor, {"seconds": 1})
     assert not taken(cache, 3)
 
 
-def taken(cache: ScoreCache, number: int) -> bool:
+def taken(cache: Cache, number: int) -> bool:
     return cache.take("scores", {"number": number}, lambda tensors, notes: True) is not None
 
 

@@ -152,7 +152,7 @@ def test_a_job_runs_the_config_of_its_submission(cluster: Cluster, run_cli: RunC
     assert done.returncode == 0, done.stderr
     (job,) = jobs_of(tmp_path / "results").values()
     submitted = tmp_path / "results" / "slurm" / job / f"{job}_submitted.pkl"
-    cfg = pickle.loads(submitted.read_bytes()).function.cfg
+    cfg = pickle.loads(submitted.read_bytes()).function.cfgs[0]
     assert (cfg.data_dir, cfg.sparsity, cfg.model.settings["widths"]) == ("before", 0.5, [4, 6])
     cluster.run("scancel", job)
 

@@ -31,7 +31,7 @@ def complete(settings: Plain) -> RunConfig:
     run = schema.made(settings | {"sparsity": 0.0})
     _check_values(run)
     asked = {key: settings[key] for key in schema.TARGETS if settings[key] is not None}
-    rounds = _rounds(run, asked)
+    rounds = rounds_of(run, _target(asked) or 0.5)
     _check_mask_stands_alone(run, rounds)
     _check_rounds(run, rounds)
     _check_ablation(run)
@@ -135,7 +135,7 @@ def _check_tracker(tracker: Call) -> None:
 # Settings that exclude each other -------------------------------------------------------------------------------------
 
 
-def _rounds(run: RunConfig, asked: dict[str, float]) -> Sequence[Round]:
+def rounds_of(run: RunConfig, sparsity: float) -> Sequence[Round]:
     """The rounds of the schedule, as far as they can be told without the data: how long an epoch is, nobody knows yet.
 
     Raises:
@@ -144,7 +144,7 @@ def _rounds(run: RunConfig, asked: dict[str, float]) -> Sequence[Round]:
     for steps_per_epoch in (1000, 1_000_000):
         length = TrainingLength(run.training.epochs, steps_per_epoch, last_rate_epochs(run.training))
         try:
-            rounds = run.schedule(_target(asked) or 0.5, length)
+            rounds = run.schedule(sparsity, length)
         except ConfigError:
             if steps_per_epoch == 1000:
                 continue
@@ -156,6 +156,11 @@ def _rounds(run: RunConfig, asked: dict[str, float]) -> Sequence[Round]:
             raise ConfigError(f"schedule._target_={run.schedule.target}: it returns no list of rounds; give another")
         return rounds
     raise AssertionError
+
+
+def trains_to_the_end(run: RunConfig) -> bool:
+    """Whether the search trains whole networks, as for lottery tickets. Runs of one chain can share them."""
+    return any(one.until_epoch >= run.training.epochs for one in rounds_of(run, run.sparsity))
 
 
 def _returns_weights(rounds: Sequence[Round]) -> bool:

@@ -125,6 +125,22 @@ def task_id(settings: dict[str, Any]) -> str:
     return _safe(f"{settings['dataset']['name']}-{settings['model']['name']}-{_hash(settings, without)}")
 
 
+def chain_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """What the runs of a chain have in common: all but how deep they prune, and what is broken after the last round.
+
+    Where a search trains, the runs of a chain train the same networks on their way, as far as they go the same way.
+    """
+    chain: dict[str, Any] = _counted(settings, NOT_IDENTITY | {"sparsity", "density", "compression"})
+    chain["schedule"] = _without(chain["schedule"], "levels")
+    chain["ablation"] = _without(chain["ablation"], "mask", "weights")
+    return chain
+
+
+def chain_id(settings: dict[str, Any]) -> str:
+    """The name shared by the runs of a chain."""
+    return hashlib.sha256(json.dumps(chain_settings(settings), sort_keys=True).encode()).hexdigest()[:8]
+
+
 def method_id(settings: dict[str, Any]) -> str:
     """The name of a method, whatever it is applied to: pruner, allocation, schedule and ablation."""
     return _safe(

@@ -92,6 +92,11 @@ class RunConfig:
         """The name of a method, whatever it is applied to: pruner, allocation, schedule and ablation."""
         return identity.method_id(plain(self))
 
+    @cached_property
+    def chain(self) -> str:
+        """The name shared by runs that differ in nothing but how deep they prune, and what is broken at the end."""
+        return identity.chain_id(plain(self))
+
     @property
     def directory(self) -> Path:
         """Where the run keeps its records."""

@@ -19,6 +19,7 @@ from pai_bench.config import checks, composition, schema
 from pai_bench.config.schema import RunConfig
 from pai_bench.config.signatures import shown
 from pai_bench.errors import ConfigError, UserError
+from pai_bench.launch import names
 
 _OPTIONAL = ("experiment", "scale", "diagnostics")  # a run may leave out these groups
 _NO_EFFECT = ("hydra.run", "hydra.sweep", "hydra.output_subdir", "hydra.job.chdir", "hydra/output")
@@ -292,6 +293,8 @@ def complete(composed: DictConfig, of_hydra: Any) -> RunConfig:
     run = checks.complete(composition.resolved(composed))
     given = {override.key_or_group: override.value() for override in parsed(words)}
     _check_labels(given, choices)
+    if choices.get("experiment") or any(key.startswith("model.") for key in given):
+        run = names.with_changes(run, choices.get("model"), loader_here())
     target = next((key for key in schema.TARGETS if given.get(key) is not None), None)
     if target and "pruner" not in given and not run.prunes:
         raise ConfigError(f"{target}={given[target]} needs pruner=NAME; without one the network stays dense")

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pai_bench.config.checks import trains_to_the_end
 from pai_bench.config.composition import rerunnable
 from pai_bench.config.schema import RunConfig
 from pai_bench.errors import ConfigError, PreemptedError, UserError
@@ -26,8 +27,9 @@ log = logging.getLogger(__name__)
 def submit(cfgs: Sequence[RunConfig], *, folder: str, max_requeues: int, **sbatch: Any) -> dict[str, str]:
     """Submits all runs that are not finished, running or queued. Does not wait for them.
 
-    An array has at most MaxArraySize runs. Each job runs the config as it is now. Later changes of the yaml files have
-    no effect on it.
+    A task of an array does one run, or the runs of one chain of tickets one after another, because they share their
+    trainings. An array has at most MaxArraySize tasks. Each runs its configs as they are now. Later changes of the yaml
+    files have no effect on it.
 
     Args:
         cfgs: the checked configs.
@@ -54,23 +56,33 @@ def submit(cfgs: Sequence[RunConfig], *, folder: str, max_requeues: int, **sbatc
     except ValueError as error:
         raise ConfigError(f"hydra.launcher: {' '.join(str(error).split())}") from error
     submitted: dict[str, str] = {}
-    ids, size = list(wanted), _max_array_size()
-    for start in range(0, len(ids), size):
-        part = ids[start : start + size]
+    tasks, size = _tasks(list(wanted.values())), _max_array_size()
+    for start in range(0, len(tasks), size):
+        part = tasks[start : start + size]
         since = time.time()
         try:
             with redirect_stderr(io.StringIO()):  # the error repeats what sbatch prints
-                jobs = executor.submit_array([Job(wanted[run_id]) for run_id in part])
+                jobs = executor.submit_array([Job(task) for task in part])
         except submitit.core.utils.FailedJobError as error:
             said = " ".join(str(error).split())
             raise UserError(f"SLURM took {len(submitted)} of {len(wanted)} runs, then refused: {said}") from error
-        for run_id, job in zip(part, jobs, strict=True):
-            status.mark_queued(wanted[run_id].directory, job.job_id, since, rerunnable(wanted[run_id]))
-            submitted[run_id] = job.job_id
+        for task, job in zip(part, jobs, strict=True):
+            for cfg in task:
+                status.mark_queued(cfg.directory, job.job_id, since, rerunnable(cfg))
+                submitted[cfg.id] = job.job_id
     arrays = ", ".join(dict.fromkeys(job.partition("_")[0] for job in submitted.values()))
     runs = "1 run" if len(submitted) == 1 else f"{len(submitted)} runs"
-    log.info("%s submitted as SLURM job %s; the output goes to %s", runs, arrays, Path(folder).parent)
+    chained = "" if len(tasks) == len(submitted) else f" in {len(tasks)} task{'' if len(tasks) == 1 else 's'}"
+    log.info("%s submitted%s as SLURM job %s; the output goes to %s", runs, chained, arrays, Path(folder).parent)
     return submitted
+
+
+def _tasks(cfgs: Sequence[RunConfig]) -> list[list[RunConfig]]:
+    """Runs by the task that does them: those of one chain of tickets together, the least sparse first."""
+    tasks: dict[str, list[RunConfig]] = {}
+    for cfg in cfgs:
+        tasks.setdefault(cfg.chain if trains_to_the_end(cfg) else cfg.id, []).append(cfg)
+    return [sorted(task, key=lambda cfg: cfg.sparsity) for task in tasks.values()]
 
 
 def _submitit() -> Any:
@@ -245,10 +257,10 @@ def export(jobs: Sequence[Sequence[str]], folder: Path, *, max_requeues: int, **
 
 
 class Job:
-    """What one task of an array does. It exits with the code of the run, so that SLURM shows the right state."""
+    """What one task of an array does. It exits with the code of a run that failed, so that SLURM shows the state."""
 
-    def __init__(self, cfg: RunConfig) -> None:
-        self.cfg = cfg
+    def __init__(self, cfgs: Sequence[RunConfig]) -> None:
+        self.cfgs = cfgs
 
     def __call__(self) -> None:
         """Called by submitit in the job."""
@@ -256,9 +268,13 @@ class Job:
 
         os.environ.pop(terminal.OUTCOMES, None)  # this file belongs to the process that submitted the job
         terminal.start_process()
-        code = attempt.attempt(self.cfg)
-        if code:
-            raise SystemExit(code)
+        codes = []
+        for cfg in self.cfgs:
+            codes.append(attempt.attempt(cfg))
+            if codes[-1] == PreemptedError.exit_code:  # the task goes back into the queue, and on with this run
+                raise SystemExit(PreemptedError.exit_code)
+        if any(codes):
+            raise SystemExit(next(code for code in codes if code))
 
     def checkpoint(self) -> Any:
         """Called by submitit if a signal comes before the run watches for signals. The job then starts again."""

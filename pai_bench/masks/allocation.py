@@ -10,7 +10,7 @@ from typing import Literal
 
 from torch import Generator
 
-from pai_bench.core import Fraction, Mask, Scores, Selection
+from pai_bench.core import Fraction, Mask, NonNegative, Scores, Selection
 from pai_bench.errors import ConfigError
 from pai_bench.masks import mask_files, masks
 from pai_bench.masks.selection import keep_largest
@@ -137,6 +137,40 @@ def smart_ratio(
             height = depth - index + 1
             shares[name] = (height**2 + height) / (index**2 if shape == "vgg" else 1)
     return by_density(scores, candidates, keep, shares, fixed=linear, surplus=surplus)
+
+
+def layer_rates(
+    scores: Scores, candidates: Mask, keep: int, generator: Generator, *, convolution: NonNegative, last: NonNegative
+) -> Selection:
+    """Prunes the same fraction of what is left of every linear layer, and other fractions of the other layers.
+
+    In rounds of p this gives the densities of the lottery-ticket papers: (1 - p)^k after k rounds, and for a last layer
+    at half the rate (1 - p / 2)^k. The fraction p follows from the sparsity.
+
+    Args:
+        convolution: the fraction pruned of a convolution, over that of a linear layer.
+        last: the same for the last layer.
+
+    Reference: Frankle and Carbin 2019, arXiv:1803.03635, figure 2: the last layer is pruned at half the rate, and
+        convolutions at 0.5 (Conv-2 and Conv-4) or 0.75 (Conv-6) of the rate.
+
+    Raises:
+        ConfigError: these rates cannot reach the sparsity.
+    """
+    _require_weights(candidates, "layer_rates")
+    names = list(candidates)
+    rates = {name: convolution if mask.ndim > 2 else 1.0 for name, mask in candidates.items()} | {names[-1]: last}
+    room = {name: masks.count(mask) for name, mask in candidates.items()}
+    at_full_rate = sum(rates[name] * room[name] for name in names)
+    pruned = sum(room.values()) - keep
+    fraction = pruned / at_full_rate if at_full_rate else math.inf * pruned
+    if pruned and fraction * max(rates.values()) > 1:
+        raise ConfigError(
+            f"{_asked(keep, candidates)}: allocation=layer_rates would prune more than all of a layer; "
+            "lower the sparsity, take more rounds, or give rates nearer to each other"
+        )
+    wanted = {name: room[name] * (1 - fraction * rates[name]) if pruned else room[name] for name in names}
+    return by_count(scores, candidates, _rounded(wanted, room, keep))
 
 
 def densities_of_mask(scores: Scores, candidates: Mask, keep: int, generator: Generator, *, mask: str) -> Selection:

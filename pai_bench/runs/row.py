@@ -37,6 +37,7 @@ class Outcome:
     num_rounds: int
     target_sparsity: float
     cache_hit: str | None  # what of the search an earlier run had computed
+    reused_examples: int  # images of trainings that earlier runs had done
     start: TrainingStart
     stopped: bool  # the network was broken, and was not trained
     curve: list[dict[str, Any]]
@@ -120,6 +121,7 @@ def costs(of: Outcome) -> dict[str, Any]:
         "score_examples": pruned.num_examples,
         "search_train_examples": start.search_examples,
         "train_examples": train_examples,
+        "reused_examples": of.reused_examples,
         "score_flops": pruned.flops,
         "search_train_flops": flops_per_example * start.search_examples,
         "train_flops": flops_per_example * train_examples,

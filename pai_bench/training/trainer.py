@@ -79,6 +79,11 @@ class Trainer:
         return self.progress.epoch
 
     @property
+    def num_epochs(self) -> int:
+        """The length of the recipe."""
+        return self._recipe.epochs
+
+    @property
     def num_examples(self) -> int:
         """Images trained on so far."""
         return self.progress.num_examples
@@ -107,6 +112,11 @@ class Trainer:
     def age_epochs(self) -> float:
         """All training so far, in epochs."""
         return self.progress.age_epochs
+
+    def has_begun(self, mask: Mask) -> bool:
+        """Whether something has been done already since the last mask was found, which is this one."""
+        progress = self.progress
+        return self.network.is_under(mask) and (progress.evaluated or progress.clock != progress.mask_since)
 
     def until(self, mask: Mask, epoch: float) -> None:
         """Trains the masked network until the clock stands at `epoch`, and records an evaluation after every epoch.

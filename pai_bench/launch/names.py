@@ -1,0 +1,56 @@
+"""Names of models that are changed: a ResNet-20 with other widths is no longer called resnet20."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+from pai_bench.config.schema import RunConfig
+
+
+def with_changes(run: RunConfig, option: str | None, loader: ConfigLoaderImpl) -> RunConfig:
+    """The run, with the changed settings of its model in the name of the model, as in resnet20-w8.16.32.
+
+    How the weights are drawn is no part of the name, nor is a change in a model that was given a name of its own.
+
+    Args:
+        option: of the group `model`. None: the model comes from the config of a run, with its name.
+        loader: knows the folders of configs.
+    """
+    if option is None:
+        return run
+    original = _original(loader, option)
+    if run.model.name != original["name"]:
+        return run
+    before, after = dict(_sizes(original)), dict(_sizes(run.model.settings))
+    changes = [_short(key, value, after) for key, value in after.items() if before.get(key) != value]
+    return replace(run, model=replace(run.model, name="-".join([run.model.name, *changes])))
+
+
+@lru_cache(maxsize=64)
+def _original(loader: ConfigLoaderImpl, option: str) -> Mapping[str, Any]:
+    """The settings of a model as its file has them."""
+    found: Any = OmegaConf.to_container(loader.load_configuration(f"model/{option}", [], RunMode.RUN).model)
+    return found
+
+
+def _sizes(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The settings of a model by their last names, without its name and without how its weights are drawn."""
+    for key, value in settings.items():
+        if key == "options":
+            yield from value.items()
+        elif key not in ("name", "_target_", "init"):
+            yield key, value
+
+
+def _short(key: str, value: Any, among: Mapping[str, Any]) -> str:
+    """A setting in few letters: w8.16.32 for widths=[8,16,32], classifier_mlp for a word."""
+    if isinstance(value, str | bool | None):
+        return f"{key}_{value}".lower()
+    lengths = range(1, len(key) + 1)
+    shortest = next((n for n in lengths if sum(other.startswith(key[:n]) for other in among) == 1), len(key))
+    return key[:shortest] + ".".join(f"{one:g}" for one in (value if isinstance(value, list) else [value]))

@@ -1,0 +1,127 @@
+"""A folder of what was costly to compute. The key is a checksum of everything that determines it."""
+
+import hashlib
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from pai_bench.system import files
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+_SECONDS = 1.0  # what takes less time is not worth keeping
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """A checksum of tensors by name."""
+    digest = hashlib.sha256()
+    for name, tensor in tensors.items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def code(targets: Iterable[str]) -> str:
+    """A checksum of this package's source, and of the source of the modules of other functions.
+
+    Args:
+        targets: dotted names of functions.
+    """
+    paths = set(Path(__file__).parents[1].rglob("*.py"))
+    modules = [sys.modules.get(target.rpartition(".")[0]) for target in targets]
+    paths |= {Path(module.__file__) for module in modules if module is not None and module.__file__}
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+class Cache:
+    """A folder of tensors that were costly to compute. If it grows too large, the files that were used least recently are removed.
+
+    Any number of processes may share it.
+
+    Args:
+        limit: the largest size of the folder, in bytes.
+        determines: everything that determines what a run computes, as JSON values.
+    """
+
+    def __init__(self, folder: Path, limit: int, determines: dict[str, Any]) -> None:
+        self.folder, self.limit, self.determines = folder, limit, determines
+        self.used: str | None = None  # the kind of what was found
+
+    def _path(self, kind: str, more: dict[str, Any]) -> Path:
+        text = json.dumps([kind, self.determines, more], sort_keys=True)
+        return self.folder / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"
+
+    def take(self, kind: str, more: dict[str, Any], use: Callable[[dict[str, Tensor], dict[str, Any]], T]) -> T | None:
+        """What `use` makes of cached tensors (on the CPU) and of the notes beside them. None: they are not cached.
+
+        Args:
+            kind: of what was computed, such as "scores", for the log and the name of the file.
+            more: what determines them beside the settings of the cache.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        path = self._path(kind, more)
+        try:
+            with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+                notes = json.loads(file.metadata()["notes"])
+            if notes.pop("checksum") != fingerprint(dict(sorted(tensors.items()))):
+                raise ValueError("its checksum is another")
+            found = use(tensors, notes)
+            path.touch()
+        except FileNotFoundError:
+            return None
+        # The file may be damaged, or lack the notes.
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            log.warning("%s cannot be read and is computed again: %s: %s", path, type(error).__name__, error)
+            return None
+        self.used = kind
+        log.info("the %s of an earlier run with the same network and settings are used: %s", kind, path)
+        return found
+
+    def put(self, kind: str, more: dict[str, Any], tensors: dict[str, Tensor], notes: dict[str, Any]) -> None:
+        """Caches tensors with notes. If the disk or the memory is full, it only warns."""
+        path = self._path(kind, more)
+        if sum(tensor.nbytes for tensor in tensors.values()) > self.limit:
+            return
+        try:
+            checksum = fingerprint(dict(sorted(tensors.items())))
+            content = files.tensor_bytes(tensors, json.dumps(notes | {"checksum": checksum}))
+            self.folder.mkdir(parents=True, exist_ok=True)
+            files.write_atomically(path, content)
+            self._make_room()
+        except (OSError, MemoryError) as error:
+            log.warning("%s cannot be kept for other runs: %s", path, error)
+
+    def worth_keeping(self, seconds: float) -> bool:
+        """Whether what took so long to compute is to be put into the cache."""
+        return seconds >= _SECONDS
+
+    def _make_room(self) -> None:
+        for partial in self.folder.glob("*.tmp-*"):  # left by processes that died while they wrote
+            with suppress(FileNotFoundError):
+                if time.time() - partial.stat().st_mtime > 3600:
+                    partial.unlink()
+        found = []
+        for path in self.folder.glob("*.safetensors"):
+            try:
+                status = path.stat()
+            except FileNotFoundError:  # another process removed it
+                continue
+            found.append((status.st_mtime, status.st_size, path))
+        left = self.limit
+        for _, size, path in sorted(found, reverse=True):
+            left -= size
+            if left < 0:
+                path.unlink(missing_ok=True)
