@@ -106,6 +106,68 @@ def test_what_is_given_of_mean_and_deviation_is_used() -> None:
     assert (shift.flatten(2).std(2) < 1e-3).all() and shift.abs().min() > 1e-3
 
 
+def standardised(**settings: Any) -> tuple[Resident, np.ndarray]:
+    """Twelve images, each standardised by itself, and their bytes. One is of one colour; in one a single byte differs."""
+    images = np.random.default_rng(0).integers(0, 256, (12, 6, 5, 3), dtype=np.uint8)
+    images[3] = 77
+    images[4] = 200
+    images[4, 2, 1, 0] = 201
+    given = images, np.arange(12) % 3
+    place = DataSettings(Path(), False, CPU, 0)
+    defaults = {"validation": 0.0, "mean": None, "std": None, "padding": 2, "flip": True}
+    return Resident(given, given, 3, place, standardize="per_image", **(defaults | settings)), images
+
+
+def by_definition(images: np.ndarray) -> np.ndarray:
+    """(x - mean) / max(deviation, 1 / sqrt(number of values)) of each image, in float64; (N, C, H, W)."""
+    values = images.astype(np.float64)
+    mean, deviation = (values.mean((1, 2, 3), keepdims=True), values.std((1, 2, 3), keepdims=True))
+    return ((values - mean) / np.maximum(deviation, 1 / np.sqrt(values[0].size))).transpose(0, 3, 1, 2)
+
+
+def test_an_image_is_standardised_by_its_own_mean_and_deviation() -> None:
+    data, images = standardised()
+    found, expected = all_images(data, "test").double().numpy(), by_definition(images)
+    assert np.abs(found - expected).max() < 1e-5
+    assert np.abs(found.mean((1, 2, 3))).max() < 1e-6
+    deviations = found.std((1, 2, 3))
+    assert deviations[3] == 0 and 0.9 < deviations[4] < 0.999  # the least divisor is 1 / sqrt(90)
+    assert np.abs(np.delete(deviations, [3, 4]) - 1).max() < 1e-6
+
+
+def test_crops_are_standardised_with_their_padding() -> None:
+    data, images = standardised()
+    black = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)))
+    crops = [black[:, i : i + 6, j : j + 5] for i in range(5) for j in range(5)]
+    allowed = by_definition(np.concatenate([crop for plain in crops for crop in (plain, plain[:, :, ::-1])]))
+    for batch, _ in data.train(5, Generator().manual_seed(0), Generator().manual_seed(1)):
+        for image in batch.double().numpy():
+            assert np.abs(allowed - image).max((1, 2, 3)).min() < 1e-5
+
+
+def test_scores_see_standardised_images_in_their_precision() -> None:
+    data, images = standardised(flip=False)
+    examples = ScoringData(per_class=None, total=12, balanced=False, batch_size=5, augment=False)
+    (drawn,) = [data.draw(examples, Generator().manual_seed(0), torch.float64)]
+    found = torch.cat([batch for batch, _ in drawn]).numpy()
+    distance = np.abs(found[:, None] - by_definition(images)[None]).max((2, 3, 4))
+    assert found.dtype == np.float64 and sorted(distance.argmin(1)) == list(range(12))
+    assert distance.min(1).max() < 1e-12
+
+
+def test_two_normalisations_are_refused() -> None:
+    with pytest.raises(
+        ConfigError, match=r"dataset.standardize=per_image: give dataset.mean=null and dataset.std=null"
+    ):
+        standardised(mean=[0.5] * 3, std=[0.5] * 3)
+    with pytest.raises(
+        ConfigError, match=r"dataset.standardize=per_image: give dataset.mean=null and dataset.std=null"
+    ):
+        composed("dataset=cifar10", "dataset.standardize=per_image")
+    chosen = composed("dataset=cifar10", "dataset.standardize=per_image", "dataset.mean=null", "dataset.std=null")
+    assert chosen.id != composed("dataset=cifar10").id
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

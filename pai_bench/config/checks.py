@@ -107,6 +107,9 @@ def _check_values(run: RunConfig) -> None:
     mean, std = dataset.get("mean"), dataset.get("std")
     many = f"give as many values as dataset.mean={shown(mean)} has"
     _require(len(mean or ()) == len(std or ()), "dataset.std", std, many)
+    if (kind := dataset.get("standardize")) is not None:
+        needs = "give dataset.mean=null and dataset.std=null with it"
+        _require(mean is None and std is None, "dataset.standardize", kind, needs)
     if "store" in dataset:
         size, resize, store = dataset["size"], dataset["resize"], dataset["store"]
         _require(resize >= size, "dataset.resize", resize, f"give dataset.size={size} or more")

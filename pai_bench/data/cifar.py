@@ -8,7 +8,7 @@ import numpy as np
 
 from pai_bench.core import DataSettings, OfColours, PaddingOf32, ProperFraction, StdOfColours
 from pai_bench.data.archives import md5, unpack, unpickle
-from pai_bench.data.resident import Images, Resident, lock
+from pai_bench.data.resident import Images, Resident, Standardize, lock
 from pai_bench.errors import DataError
 
 _UNREADABLE = (  # the errors of pickles that are cut, damaged, or hold something else
@@ -21,8 +21,9 @@ def cifar10(
     place: DataSettings,
     *,
     validation: ProperFraction,
-    mean: OfColours,
-    std: StdOfColours,
+    mean: OfColours | None,
+    std: StdOfColours | None,
+    standardize: Standardize,
     padding: PaddingOf32,
     padding_mode: Literal["reflect"] | None,
     flip: bool,
@@ -49,6 +50,7 @@ def cifar10(
         validation=validation,
         mean=mean,
         std=std,
+        standardize=standardize,
         padding=padding,
         padding_mode=padding_mode,
         flip=flip,
@@ -59,8 +61,9 @@ def cifar100(
     place: DataSettings,
     *,
     validation: ProperFraction,
-    mean: OfColours,
-    std: StdOfColours,
+    mean: OfColours | None,
+    std: StdOfColours | None,
+    standardize: Standardize,
     padding: PaddingOf32,
     padding_mode: Literal["reflect"] | None,
     flip: bool,
@@ -78,6 +81,7 @@ def cifar100(
         validation=validation,
         mean=mean,
         std=std,
+        standardize=standardize,
         padding=padding,
         padding_mode=padding_mode,
         flip=flip,

@@ -20,6 +20,7 @@ from pai_bench.system.layout import laid_out
 # images (N, H, W, C) uint8 and labels (N,) int64
 Images = tuple[np.ndarray, np.ndarray]
 PaddingMode = Literal["reflect"] | None  # None: black
+Standardize = Literal["per_image"] | None  # None: by a mean and a deviation for each channel
 
 
 def lock(directory: Path, name: str) -> FileLock:
@@ -180,6 +181,61 @@ class Normalisation:
         return images.view(*pixels.shape[:2], self._width, len(self._mean)).permute(0, 3, 1, 2)
 
 
+class Standardisation:
+    """Standardises each image by itself: uint8 pixels (B, H, W * C) -> images (B, C, H, W), as TensorFlow does.
+
+    The mean over all values of an image becomes 0. They are divided by their deviation, or by 1 / sqrt(number of values)
+    if that is more. Pixels count from 0 to 255 here.
+    """
+
+    def __init__(self, width: int, channels: int) -> None:
+        self._width, self._channels = width, channels
+
+    def __call__(self, pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The images, laid out channels last."""
+        values = pixels.flatten(1)
+        number = values.shape[1]
+        # Sums of integers are exact, whatever their order.
+        total = values.sum(1, dtype=torch.int64)
+        squares = values.to(torch.int32).square().sum(1, dtype=torch.int64)
+        deviation = (number * squares - total**2).to(torch.float64).sqrt() / number
+        scale = 1 / deviation.clamp(min=1 / math.sqrt(number))
+        # The distance to the mean, times the number of values, is an integer, which float32 holds exactly here.
+        distance = values.to(dtype).mul_(number).sub_(total.to(dtype)[:, None])
+        images = distance.mul_((scale / number).to(dtype)[:, None])
+        return images.view(len(pixels), -1, self._width, self._channels).permute(0, 3, 1, 2)
+
+
+def _normalisation(
+    images: np.ndarray,
+    mean: list[float] | None,
+    std: list[float] | None,
+    standardize: Standardize,
+    device: torch.device,
+) -> Normalisation | Standardisation:
+    """What makes images of pixels; see Resident.
+
+    Args:
+        images: for training, (N, H, W, C) uint8.
+    """
+    _, _, width, channels = images.shape
+    if standardize is not None:
+        if mean is not None or std is not None:
+            raise ConfigError(f"dataset.standardize={standardize}: give dataset.mean=null and dataset.std=null with it")
+        return Standardisation(width, channels)
+    measured = channel_statistics(images) if mean is None or std is None else ([], [])
+    mean, std = measured[0] if mean is None else mean, measured[1] if std is None else std
+    for setting, values in (("mean", mean), ("std", std)):
+        if len(values) != channels:
+            raise ConfigError(f"dataset.{setting}={values}: the images have {channels} channels; give one for each")
+    if 0 in std:
+        raise ConfigError(
+            f"dataset.std: channel {std.index(0)} has one value in all training images, so its measured deviation "
+            "is 0; give dataset.mean and dataset.std"
+        )
+    return Normalisation(mean, std, width, device)
+
+
 class Resident:
     """A core.Data whose images are uint8 tensors on the device.
 
@@ -188,13 +244,14 @@ class Resident:
         place: only its device and its share are used here.
         validation: fraction of the training images for the validation split.
         mean, std: for each channel, of pixels in [0, 1]. None measures them on the training images.
+        standardize: "per_image" brings every image, as it is cropped, to mean 0 and deviation 1 instead.
         padding: pixels around the image before a random crop of the image's size. 0: no crop.
         padding_mode: the values of these pixels. "reflect" mirrors the image without repeating its border. None: black.
         flip: mirror each image with probability 0.5.
 
     Raises:
         ConfigError: mean, std or padding do not fit the images; a split would be empty; there is only one training
-            image; or a channel has the same value everywhere.
+            image; a channel has the same value everywhere; or there are two kinds of normalisation.
     """
 
     def __init__(
@@ -210,6 +267,7 @@ class Resident:
         padding: int,
         flip: bool,
         padding_mode: PaddingMode = None,
+        standardize: Standardize = None,
     ) -> None:
         check_ranges(mean, std)
         _, height, width, channels = train[0].shape
@@ -225,18 +283,8 @@ class Resident:
         for array in (*train, *test):
             digest.update(np.ascontiguousarray(array).data)
         self.checksum = digest.hexdigest()
-        measured = channel_statistics(train[0]) if mean is None or std is None else ([], [])
-        mean, std = measured[0] if mean is None else mean, measured[1] if std is None else std
-        for setting, values in (("mean", mean), ("std", std)):
-            if len(values) != channels:
-                raise ConfigError(f"dataset.{setting}={values}: the images have {channels} channels; give one for each")
-        if 0 in std:
-            raise ConfigError(
-                f"dataset.std: channel {std.index(0)} has one value in all training images, so its measured deviation "
-                "is 0; give dataset.mean and dataset.std"
-            )
         device, self._share = place.device, place.share
-        self._normalise = Normalisation(mean, std, width, device)
+        self._normalise = _normalisation(train[0], mean, std, standardize, device)
         self._padding, self._padding_mode, self._flip, self._device = padding, padding_mode, flip, device
         labels = torch.as_tensor(train[1], dtype=torch.int64)
         train_indices, validation_indices = hold_out(labels, validation)

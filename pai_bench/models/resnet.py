@@ -10,8 +10,8 @@ from pai_bench.errors import ConfigError
 from pai_bench.models.initialization import Init, initialize_
 
 
-def _shortcut(num_in: int, num_out: int, stride: int) -> nn.Module:
-    if stride == 1 and num_in == num_out:
+def _shortcut(num_in: int, num_out: int, stride: int, project: bool) -> nn.Module:
+    if stride == 1 and num_in == num_out and not project:
         return nn.Identity()
     return nn.Sequential(nn.Conv2d(num_in, num_out, 1, stride, bias=False), nn.BatchNorm2d(num_out))
 
@@ -21,15 +21,15 @@ def _conv3x3(num_in: int, num_out: int, stride: int = 1) -> nn.Conv2d:
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions. The shortcut is the identity, or a 1x1 projection if the shape changes."""
+    """Two 3x3 convolutions. The shortcut is the identity; a 1x1 projection if the shape changes, or with `project`."""
 
     expansion = 1
 
-    def __init__(self, num_in: int, num_out: int, stride: int) -> None:
+    def __init__(self, num_in: int, num_out: int, stride: int, project: bool = False) -> None:
         super().__init__()
         self.conv1, self.bn1 = _conv3x3(num_in, num_out, stride), nn.BatchNorm2d(num_out)
         self.conv2, self.bn2 = _conv3x3(num_out, num_out), nn.BatchNorm2d(num_out)
-        self.shortcut = _shortcut(num_in, num_out, stride)
+        self.shortcut = _shortcut(num_in, num_out, stride, project)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, num_in, H, W) -> (B, num_out, H / stride, W / stride)."""
@@ -42,13 +42,13 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, num_in: int, num_out: int, stride: int) -> None:
+    def __init__(self, num_in: int, num_out: int, stride: int, project: bool = False) -> None:
         super().__init__()
         width = num_out // self.expansion
         self.conv1, self.bn1 = nn.Conv2d(num_in, width, 1, bias=False), nn.BatchNorm2d(width)
         self.conv2, self.bn2 = _conv3x3(width, width, stride), nn.BatchNorm2d(width)
         self.conv3, self.bn3 = nn.Conv2d(width, num_out, 1, bias=False), nn.BatchNorm2d(num_out)
-        self.shortcut = _shortcut(num_in, num_out, stride)
+        self.shortcut = _shortcut(num_in, num_out, stride, project)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, num_in, H, W) -> (B, num_out, H / stride, W / stride)."""
@@ -66,6 +66,7 @@ class ResNet(nn.Module):
         widths: list[int],
         blocks: list[int],
         block: type[BasicBlock] | type[Bottleneck] = BasicBlock,
+        every_stage_projects: bool = False,
     ) -> None:
         super().__init__()
         self.conv, self.bn = _conv3x3(num_channels, widths[0]), nn.BatchNorm2d(widths[0])
@@ -74,9 +75,8 @@ class ResNet(nn.Module):
         for stage, (width, num_blocks) in enumerate(zip(widths, blocks, strict=True)):
             strides = [1 if stage == 0 else 2] + [1] * (num_blocks - 1)
             num_out = width * block.expansion
-            stages.append(
-                nn.Sequential(*(block(num_in if i == 0 else num_out, num_out, s) for i, s in enumerate(strides)))
-            )
+            first = block(num_in, num_out, strides[0], every_stage_projects)
+            stages.append(nn.Sequential(first, *(block(num_out, num_out, stride) for stride in strides[1:])))
             num_in = num_out
         self.stages = nn.Sequential(*stages)
         self.fc = nn.Linear(num_in, num_classes)
@@ -93,6 +93,7 @@ def resnet(
     *,
     widths: Counts,
     blocks: Counts,
+    projections: Literal["every_stage"] | None,
     init: Init,
     block: Literal["basic", "bottleneck"] = "basic",
 ) -> nn.Module:
@@ -101,6 +102,10 @@ def resnet(
     ResNet-20 has widths [16, 32, 64] and blocks [3, 3, 3]. ResNet-18 has widths [64, 128, 256, 512] and blocks
     [2, 2, 2, 2]. ResNet-50 has the widths of ResNet-18 and [3, 4, 6, 3] bottlenecks, with four times as many output
     channels.
+
+    Args:
+        projections: which shortcuts are projections: None, those that change the shape; every_stage, the first of each
+            stage, too. It makes a difference for the first stage of basic blocks, which keeps the shape.
 
     Raises:
         ConfigError: `widths` and `blocks` differ in length.
@@ -112,4 +117,6 @@ def resnet(
     if len(widths) != len(blocks):
         raise ConfigError(f"model.widths={widths}: give one for each stage of model.blocks={blocks}")
     kind = Bottleneck if block == "bottleneck" else BasicBlock
-    return initialize_(ResNet(input_shape[0], num_classes, widths, blocks, kind), init)
+    return initialize_(
+        ResNet(input_shape[0], num_classes, widths, blocks, kind, every_stage_projects=projections is not None), init
+    )
