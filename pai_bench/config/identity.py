@@ -36,6 +36,11 @@ def _meaning(value: Any, group: str = "") -> Any:
     return float(value) if type(value) is int else value  # 1 and 1.0 are the same setting
 
 
+def same(value: Any, other: Any) -> bool:
+    """Whether two values of a setting mean the same, as for 1 and 1.0."""
+    return bool(_meaning(value) == _meaning(other))
+
+
 def function_name(group: str, target: str) -> str:
     """What a function is called in a group of the config, wherever it lies: a move renames no run.
 

@@ -3,7 +3,7 @@
 import json
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,20 +97,44 @@ class Recipes:
         Raises:
             ConfigError: the recipe does not compose. Errors of Hydra are possible too.
         """
-        words = overrides(number)
-        if words not in self._composed:
+        return self._at(overrides(number), number)
+
+    def with_any_values(self, number: Number) -> RunConfig:
+        """The config of a number, but for its target, its seed and the settings in `values(number)`.
+
+        Numbers of one recipe share it. If the recipe is an experiment, these settings choose among its runs, and the
+        config is that of `of`.
+
+        Raises:
+            ConfigError: like `of`.
+        """
+        free = set() if _names_experiment(number) else {*values(number), "density"}
+        return self._at(tuple(word for word in overrides(number) if word.partition("=")[0] not in free), number)
+
+    def _at(self, key: tuple[str, ...], number: Number) -> RunConfig:
+        if key not in self._composed:
+            words = list(overrides(number))
             try:
-                self._composed[words] = compose.expand(list(words), lambda jobs: jobs[:1])[0][0]
+                # Only an experiment has several runs to choose from.
+                self._composed[key] = (
+                    compose.expand(words, lambda jobs: jobs[:1])[0][0]
+                    if _names_experiment(number)
+                    else compose.compose(words)
+                )
             except Exception as error:
                 error.add_note(f"in the recipe of {number.table.paper}, {number.table.name}: {' '.join(words)}")
                 raise
-        return self._composed[words]
+        return self._composed[key]
+
+
+def _names_experiment(number: Number) -> bool:
+    return any(word.startswith("experiment=") for word in number.table.recipe or ())
 
 
 def overrides(number: Number) -> tuple[str, ...]:
     """The overrides for one seed of the curve on which a number lies."""
     words = [*(number.table.recipe or ()), *(f"{key}={value}" for key, value in settings(number).items()), "seed=0"]
-    if number.density is not None and not any(word.startswith("experiment=") for word in words):
+    if number.density is not None and not _names_experiment(number):
         words.append(f"density={number.density!r}")
     return tuple(words)
 
@@ -118,6 +142,16 @@ def overrides(number: Number) -> tuple[str, ...]:
 def settings(number: Number) -> dict[str, str]:
     """The settings of a number on the command line. At density 1, every pruner becomes `dense`."""
     return {**number.settings, "pruner": "dense"} if number.density == 1 else dict(number.settings)
+
+
+def values(number: Number) -> dict[str, Any]:
+    """The settings of a number that are no options of groups, such as schedule.levels, as a config has them.
+
+    A dense number has none: a dense network is the same run whatever the settings of the search.
+    """
+    if number.density == 1:
+        return {}
+    return {key: _parsed(word) for key, word in number.settings.items() if "." in key}
 
 
 def compare(numbers: Sequence[Number], rows: Sequence[Row], root: Path, rule: Rule) -> list[Comparison]:
@@ -140,37 +174,41 @@ def compare(numbers: Sequence[Number], rows: Sequence[Row], root: Path, rule: Ru
     recipes = Recipes()
     configs: dict[str, Config] = {}
 
+    def config(name: str) -> Config:
+        if name not in configs:
+            configs[name] = groups[name].config()
+        return configs[name]
+
     def compared(number: Number) -> Comparison:
         if number.table.recipe is None:
             return Comparison(number, NO_EXPERIMENT, reason=number.table.no_recipe or "")
-        wanted = settings(number)
+        network = tuple(settings(number)[key] for key in NETWORK)
         near = {
             name: group
-            for name, group in of_network[tuple(wanted[key] for key in NETWORK)].items()
-            if number.density is None or _same(group.density, number.density)
+            for name, group in of_network[network].items()
+            if (number.density is None or _same(group.density, number.density)) and _has(config(name), values(number))
         }
         if not near:
             return Comparison(number, MISSING)
         matching: dict[str, Group] = {}
         reasons: dict[str, str] = {}  # why the other groups do not match
-        recipe = recipes.of(number)
+        recipe = recipes.with_any_values(number)
         for name, group in near.items():
-            if name not in configs:
-                configs[name] = group.config()
             before_training = not number.table.is_accuracy and not group.rows[0]["search_train_examples"]
             ignored = ("sparsity", *(_AFTER_THE_MASK if before_training else ()))  # sparsities were compared above
             try:
-                different = identity.differences(configs[name], plain(recipe), ignored)
+                different = identity.differences(config(name), plain(recipe), ignored)
             except ConfigError as error:  # a file that the run has used is gone
                 reasons[name] = str(error)
                 continue
             except KeyError as error:
                 reasons[name] = f"its config.yaml has no {error.args[0]}: another version of this program wrote it"
                 continue
+            different = {key: both for key, both in different.items() if key not in values(number)}
             if not different:
                 matching[name] = group
-            elif group.rows[0]["ablation"] in ("none", recipe.ablation.name):  # else it is another experiment
-                reasons[name] = _in_words(different)
+            elif _same_options(config(name), number) and group.rows[0]["ablation"] in ("none", recipe.ablation.name):
+                reasons[name] = _in_words(different)  # else it is another experiment
         if matching:
             return _judged(number, matching, rule)
         if not reasons:
@@ -179,6 +217,24 @@ def compare(numbers: Sequence[Number], rows: Sequence[Row], root: Path, rule: Ru
         return Comparison(number, NOT_COMPARABLE, reason=reason, groups=tuple(reasons))
 
     return [compared(number) for number in numbers]
+
+
+def _has(config: Config, wanted: Mapping[str, Any]) -> bool:
+    """Whether a run has these values. If not, it belongs to another cell of the table, or to none."""
+
+    def value_at(path: str) -> Any:
+        value: Any = config
+        for key in path.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
+
+    return all(identity.same(value_at(path), value) for path, value in wanted.items())
+
+
+def _same_options(config: Config, number: Number) -> bool:
+    """Whether a run that does not match has the options that the number names beside its network."""
+    named = [key for key in number.settings if "." not in key and key not in NETWORK]
+    return all(config[key].get("name") == number.settings[key] for key in named if isinstance(config.get(key), dict))
 
 
 def not_reproduced(comparisons: Sequence[Comparison]) -> list[Comparison]:
@@ -261,6 +317,14 @@ def _in_words(different: Differences) -> str:
     more = len(words) - _MAX_DIFFERENCES
     settings = "setting" if more == 1 else "settings"
     return "; ".join([*words[:_MAX_DIFFERENCES], *([f"and {more} more {settings}"] if more > 0 else [])])
+
+
+def _parsed(word: str) -> Any:
+    """A value of the command line, as a config has it."""
+    try:
+        return float(word)  # YAML takes 1e-3 for a text
+    except ValueError:
+        return yaml.safe_load(word)
 
 
 def _plain(value: Any) -> str:

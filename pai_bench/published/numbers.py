@@ -41,9 +41,13 @@ NETWORK = ("dataset", "model", "pruner")
 
 _OF_PAPER = {"paper", "arxiv", "tables"}
 _OF_TABLE = {
-    "name", "quantity", "evidence", "source", "num_runs", "across", "values", "recipe", "no_recipe", "tolerance",
-    "note",
+    "name", "quantity", "evidence", "source", "num_runs", "across", "values", "file", "recipe", "no_recipe",
+    "tolerance", "note",
 }  # fmt: skip
+# The columns after the settings, in a table with one number a line. The last two may be left out.
+_OF_LINE = ("value", "sd", "num_runs")
+# Large tables take long to read; the loader in C takes a tenth of the time.
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ class Number:
 
 
 def read(*folders: Path) -> list[Number]:
-    """Every number in the yaml files of some folders, in the order of files and tables.
+    """Every number in the yaml files of some folders and the CSV files beside them, in the order of files and tables.
 
     docs/published.md describes the form of the files.
 
@@ -135,7 +139,7 @@ def choose(numbers: Sequence[Number], words: Sequence[str]) -> list[Number]:
 
 def _paper(path: Path) -> list[Number]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _LOADER)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: it cannot be read; {' '.join(str(error).split())}") from error
     _require(isinstance(content, dict), path, f"a mapping with {', '.join(sorted(_OF_PAPER))} is needed")
@@ -146,10 +150,11 @@ def _paper(path: Path) -> list[Number]:
     for number, entry in enumerate(content["tables"], start=1):
         _require(isinstance(entry, dict), path, f"table {number}: a mapping is needed")
         where = f"{path}: {entry.get('name', f'table {number}')}"
-        _check_keys(entry, _OF_TABLE, {"name", "quantity", "evidence", "source", "values"}, where)
-        texts = ("name", "quantity", "evidence", "source", "values", "across", "no_recipe", "note")
+        _check_keys(entry, _OF_TABLE, {"name", "quantity", "evidence", "source"}, where)
+        texts = ("name", "quantity", "evidence", "source", "values", "file", "across", "no_recipe", "note")
         _check_texts(entry, texts, where)
-        found += _numbers(_table(path, content, entry, where), entry, where)
+        table = _table(path, content, entry, where)
+        found += _numbers(table, entry, *_cells(path, entry, where))
     return found
 
 
@@ -206,64 +211,99 @@ def _table(path: Path, paper: dict[str, Any], entry: dict[str, Any], where: str)
     return table
 
 
-def _numbers(table: Table, entry: dict[str, Any], where: str) -> list[Number]:
-    """The numbers in the cells of a table. The first columns are settings; `across` names the setting of the others."""
-    lines = [line for line in csv.reader(entry["values"].splitlines(), skipinitialspace=True) if line]
-    _require(len(lines) > 1, where, "values: a line of names and a line of numbers are the least")
+def _cells(path: Path, entry: dict[str, Any], where: str) -> tuple[list[list[str]], str]:
+    """The lines of a table, split into cells, and where they are read."""
+    name = entry.get("file")
+    _require((name is None) != (entry.get("values") is None), where, "give either values or file, where they are")
+    if name is None:
+        text, where = entry["values"], f"{where}: values"
+    else:
+        where = f"{where}: file={name}"
+        _require(Path(name).name == name, where, "give the name of a file that lies beside this one")
+        try:
+            text = (path.parent / name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{where}: it cannot be read ({error})") from error
+    try:
+        return [line for line in csv.reader(text.splitlines(), skipinitialspace=True, strict=True) if line], where
+    except csv.Error as error:
+        raise ConfigError(f"{where}: its cells cannot be told apart ({error})") from error
+
+
+def _numbers(table: Table, entry: dict[str, Any], lines: list[list[str]], where: str) -> list[Number]:
+    """The numbers in the cells of a table. The first columns are settings.
+
+    `across` names the setting of the other columns. Without it, a line has one number.
+    """
+    _require(len(lines) > 1, where, "a line of names and a line of numbers are the least")
     header, rows = [word.strip() for word in lines[0]], lines[1:]
     across = entry.get("across")
-    # Names of settings come first. Then come values of one more setting, or the word "value".
     num_settings = next((i for i, word in enumerate(header) if word == "value" or _is_number(word)), len(header))
-    columns = header[num_settings:]
-    _require(bool(columns), where, f"values: {header} has no columns of numbers")
-    _require(
-        (columns == ["value"]) if across is None else all(map(_is_number, columns)),
-        where,
-        f"values: with across={across} the columns after the settings are "
-        + ("the one called value" if across is None else "numbers"),
-    )
-    num_runs = entry.get("num_runs")
-    _require(
-        num_runs is None or (isinstance(num_runs, int) and num_runs >= 1), where, f"num_runs={num_runs}: give 1 or more"
-    )
+    names, columns = header[:num_settings], header[num_settings:]
+    _require(bool(columns), where, f"{header} has no columns of numbers")
+    fits = _is_line(columns) if across is None else all(map(_is_number, columns))
+    wanted = "the one called value, and sd and num_runs after it where they are known" if across is None else "numbers"
+    _require(fits, where, f"with across={across} the columns after the settings are {wanted}")
+    _require(len(set(header)) == len(header), where, f"{header} names a column twice")
+    num_runs = _num_runs(entry.get("num_runs"), where)
     found = []
     for row in rows:
-        _require(len(row) == len(header), where, f"values: {row} has {len(row)} cells, its header {len(header)}")
-        for column, cell in zip(columns, row[num_settings:], strict=True):
-            if not cell.strip():
-                continue  # the paper has no number here
-            words = {key: word.strip() for key, word in zip(header, row[:num_settings], strict=False) if word.strip()}
-            if across is not None:
-                words[across] = column
-            found.append(_number(table, words, cell.strip(), num_runs, where))
+        _require(len(row) == len(header), where, f"{row} has {len(row)} cells, its header {len(header)}")
+        cells = [cell.strip() for cell in row]
+        words = {key: word for key, word in zip(names, cells, strict=False) if word}
+        values = cells[num_settings:]
+        if across is None:
+            found.append(_of_line(table, words, dict(zip(columns, values, strict=True)), num_runs, where))
+        else:  # an empty cell: the paper has no number there
+            of_cells = zip(columns, values, strict=True)
+            found += [_number(table, words | {across: at}, cell, num_runs, where) for at, cell in of_cells if cell]
     return found
+
+
+def _is_line(columns: Sequence[str]) -> bool:
+    """Whether the columns are those of a table with one number a line."""
+    return columns[0] == "value" and list(columns) == [name for name in _OF_LINE if name in columns]
+
+
+def _of_line(table: Table, words: dict[str, str], cells: Mapping[str, str], num_runs: int | None, where: str) -> Number:
+    """The number of a line, with a standard deviation and a number of runs of its own where it has them."""
+    deviation, own = cells.get("sd"), cells.get("num_runs")
+    if own:
+        num_runs = _num_runs(int(own) if own.isdecimal() else own, where)
+    return _number(table, words, f"{cells['value']}±{deviation}" if deviation else cells["value"], num_runs, where)
+
+
+def _num_runs(given: Any, where: str) -> int | None:
+    _require(given is None or (isinstance(given, int) and given >= 1), where, f"num_runs={given}: give 1 or more")
+    num_runs: int | None = given
+    return num_runs
 
 
 def _number(table: Table, words: dict[str, str], cell: str, num_runs: int | None, where: str) -> Number:
     targets = [key for key in TARGETS if key in words]
-    _require(len(targets) < 2, where, f"values: {' and '.join(targets)} say the same thing; give one of them")
+    _require(len(targets) < 2, where, f"{' and '.join(targets)} say the same thing; give one of them")
     target = targets[0] if targets else None
     density = _density(target, words[target], where) if target else None
     layer = words.get("layer")
-    _require(layer is None or (layer.isdigit() and int(layer) >= 1), where, f"values: layer={layer}: give 1 or more")
+    _require(layer is None or (layer.isdigit() and int(layer) >= 1), where, f"layer={layer}: give 1 or more")
     settings = {key: word for key, word in words.items() if key not in (*TARGETS, "layer")}
     for key in NETWORK:
-        _require(key in settings, where, f"values: {key} is missing in {words}")
+        _require(key in settings, where, f"{key} is missing in {words}")
     without = table.quantity in WITHOUT_TARGET
     _require(
         (target is None) == without,
         where,
-        f"values: {words} {'has a' if without else 'needs one'} target, one of {', '.join(TARGETS)}",
+        f"{words} {'has a' if without else 'needs one'} target, one of {', '.join(TARGETS)}",
     )
     of_layer = table.quantity == "layer_density"
-    _require((layer is not None) == of_layer, where, f"values: {words} {'needs a' if of_layer else 'has a'} layer")
+    _require((layer is not None) == of_layer, where, f"{words} {'needs a' if of_layer else 'has a'} layer")
     mean, _, deviation = cell.partition("±")
     numbers = _is_number(mean) and (not deviation or (_is_number(deviation) and float(deviation) >= 0))
-    _require(numbers, where, f"values: {cell!r} is no number, nor mean±deviation")
+    _require(numbers, where, f"{cell!r} is no number, nor mean±deviation")
     scale = 100 if table.is_accuracy else 1
     value = float(mean) / scale
     if table.is_accuracy:
-        _require(0 <= value <= 1, where, f"values: {cell} is no accuracy in percent")
+        _require(0 <= value <= 1, where, f"{cell} is no accuracy in percent")
     return Number(
         table,
         settings,
@@ -278,7 +318,7 @@ def _number(table: Table, words: dict[str, str], cell: str, num_runs: int | None
 
 
 def _density(target: str, text: str, where: str) -> float:
-    _require(_is_number(text), where, f"values: {target}={text} is no number")
+    _require(_is_number(text), where, f"{target}={text} is no number")
     given = float(text)
     density = {
         "density": given,
@@ -286,7 +326,7 @@ def _density(target: str, text: str, where: str) -> float:
         "compression": 1 / given if given else math.inf,
         "log10_compression": 10**-given,
     }[target]
-    _require(0 < density <= 1, where, f"values: {target}={text} leaves nothing, or more than there is")
+    _require(0 < density <= 1, where, f"{target}={text} leaves nothing, or more than there is")
     return density
 
 
