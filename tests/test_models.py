@@ -90,7 +90,7 @@ def test_resnet_has_its_depth(depth: int) -> None:
 
 
 def test_every_stage_projects_if_it_is_asked_to() -> None:
-    usual, more = build("model=resnet20"), build("model=resnet20", "model.projections=every_stage")
+    usual, more = build("model=resnet20"), build("model=resnet20_projected")
     added = set(masks.prunable(more)) - set(masks.prunable(usual))
     assert added == {"stages.0.0.shortcut.0.weight"} and set(masks.prunable(usual)) < set(masks.prunable(more))
     assert more.get_parameter(*added).shape == (16, 16, 1, 1)

@@ -217,7 +217,7 @@ def test_the_readme_counts_published_numbers_and_experiments() -> None:
         r"([\d,]+) numbers of (\w+) papers; runs can be compared with ([\d,]+)", README.replace("\n  ", " ")
     )
     assert said
-    assert said[1] == f"{len(published):,}" and said[2] == {7: "seven"}[len(papers)]
+    assert said[1] == f"{len(published):,}" and said[2] == {16: "sixteen"}[len(papers)]
     assert said[3] == f"{sum(number.table.recipe is not None for number in published):,}"
     assert f"{len(options('experiment')) - 1} of the {len(options('experiment'))} files" in README
 

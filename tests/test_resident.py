@@ -107,7 +107,7 @@ def test_what_is_given_of_mean_and_deviation_is_used() -> None:
 
 
 def standardised(**settings: Any) -> tuple[Resident, np.ndarray]:
-    """Twelve images, each standardised by itself, and their bytes. One is of one colour; in one a single byte differs."""
+    """Twelve images, each standardised by itself, and their bytes. One is grey; in one a single byte differs."""
     images = np.random.default_rng(0).integers(0, 256, (12, 6, 5, 3), dtype=np.uint8)
     images[3] = 77
     images[4] = 200

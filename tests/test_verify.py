@@ -1,6 +1,5 @@
 """Numbers of papers: typed without slips and in reach of experiments; verdicts whose statistics hold."""
 
-import copy
 import csv
 import json
 import math
@@ -13,17 +12,20 @@ import tomllib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby, pairwise
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
 
+import published_runs
 import pytest
 from conftest import ROOT
+from published_runs import NUMBERS, written
 from scipy import stats
 
-from pai_bench.config import composition, identity
-from pai_bench.config.schema import made, plain
+from pai_bench.config import identity
+from pai_bench.config.schema import plain
 from pai_bench.errors import ConfigError, DataError
 from pai_bench.launch import compose, terminal
 from pai_bench.published import matching, numbers, pages
@@ -41,7 +43,6 @@ from pai_bench.published.verdicts import (
     sample,
 )
 
-NUMBERS = numbers.read(numbers.PAPERS)
 FIGURE_6 = [n for n in NUMBERS if n.table.name.startswith("Figure 6") and n.table.quantity == "best_test_top1"]
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "tiny_imagenet": 200}
 
@@ -178,15 +179,26 @@ for _number in NUMBERS:
 EXPERIMENTS = sorted({w for words in CURVES for w in words if w.startswith("experiment=")})
 
 
-@pytest.mark.parametrize("words", [w for w in CURVES if not w[0].startswith("experiment=")], ids=" ".join)
-def test_recipes_without_an_experiment_compose(words: tuple[str, ...]) -> None:
-    (cfg,) = compose.expand(list(words))[0]
-    assert 1 - cfg.sparsity == pytest.approx(CURVES[words][0].density)
-
-
 def some(curves: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
     """The first and the last of the curves of each recipe: composing all takes as long as a sweep's submission."""
     return [curves[0], *curves[-1:]] if len(curves) > 1 else curves
+
+
+def options_of(words: tuple[str, ...]) -> tuple[str, ...]:
+    """The words of a recipe that choose options. The others only give values."""
+    return tuple(word for word in words if "." not in word.partition("=")[0] and not word.startswith("density="))
+
+
+# Numbers of one recipe and the same options differ in values alone: the first and the last stand for all.
+PLAIN = {}
+for _words in (words for words in CURVES if not words[0].startswith("experiment=")):
+    PLAIN.setdefault((CURVES[_words][0].table.recipe, options_of(_words)), []).append(_words)
+
+
+@pytest.mark.parametrize("words", [w for alike in PLAIN.values() for w in some(alike)], ids=" ".join)
+def test_recipes_without_an_experiment_compose(words: tuple[str, ...]) -> None:
+    (cfg,) = compose.expand(list(words))[0]
+    assert 1 - cfg.sparsity == pytest.approx(CURVES[words][0].density)
 
 
 SAMPLED = [
@@ -337,59 +349,16 @@ Write = Callable[..., list[dict[str, Any]]]
 LAST_EPOCH = [n for n in NUMBERS if n.table.name == "Figure 6, last epoch"]
 DENSITIES = [n for n in NUMBERS if n.table.name == "Layer densities of VGG-16"]
 SYNFLOW = find("Figure 6", "cifar100", "vgg16", "synflow", "log10_compression=1")
-RECIPES = Recipes()
 
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """Writes finished runs of a number's recipe, at its target, one for each value; settings can be changed."""
-
-    def runs(
-        number: Number, values: list[float], changes: dict[str, Any] | None = None, **row: Any
-    ) -> list[dict[str, Any]]:
-        rows = []
-        for seed, value in enumerate(values):
-            settings = copy.deepcopy(plain(RECIPES.of(number))) | {"seed": seed}
-            if number.density is not None:
-                settings["sparsity"] = round(1 - number.density, 12)
-            for key, changed in (changes or {}).items():
-                *path, last = key.split(".")
-                part = settings
-                for name in path:
-                    part = part[name]
-                part[last] = changed
-            cfg = made(settings)
-            run_id = cfg.id
-            directory = tmp_path / "results" / run_id
-            directory.mkdir(parents=True, exist_ok=True)
-            (directory / "config.yaml").write_text(composition.rerunnable(cfg))
-            content = {
-                "id": run_id,
-                "group": cfg.group,
-                "seed": seed,
-                "target_sparsity": cfg.sparsity,
-                **{key: getattr(cfg, key).name for key in ("dataset", "model", "pruner", "ablation")},
-                "search_train_examples": 0,
-                "collapsed_layers": [],
-                "num_prunable": 14_000_000,
-                "macs_dense": 100,
-                "macs_masked": 42,
-                "test_top1": value - 0.004,
-                "best_test_top1": value,
-                "test_top1_at_best_validation": None,
-                **row,
-            }
-            (directory / "result.json").write_text(json.dumps(content))
-            rows.append(content)
-        return rows
-
-    return runs
+    """Writes finished runs of a number's recipe."""
+    return partial(written, tmp_path)
 
 
 def compared(rows: list[dict[str, Any]], root: Path, chosen: list[Number] = NUMBERS) -> dict[str, matching.Comparison]:
-    """The comparisons for which there were runs, by table and label."""
-    found = matching.compare(chosen, rows, root / "results", Rule())
-    return {f"{c.number.table.name}: {c.number.label}": c for c in found if c.groups}
+    return published_runs.compared(rows, root, chosen)
 
 
 def test_runs_of_the_recipe_are_judged_by_the_papers_statistic(write: Write, tmp_path: Path) -> None:

@@ -184,8 +184,8 @@ class Normalisation:
 class Standardisation:
     """Standardises each image by itself: uint8 pixels (B, H, W * C) -> images (B, C, H, W), as TensorFlow does.
 
-    The mean over all values of an image becomes 0. They are divided by their deviation, or by 1 / sqrt(number of values)
-    if that is more. Pixels count from 0 to 255 here.
+    The mean over all values of an image becomes 0. They are divided by their deviation, or by
+    1 / sqrt(number of values) if that is more. Pixels count from 0 to 255 here.
     """
 
     def __init__(self, width: int, channels: int) -> None:
