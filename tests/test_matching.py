@@ -70,14 +70,15 @@ def test_another_recipe_is_named_and_another_cell_is_not(write: Write, tmp_path:
 
 def test_a_schedule_under_another_name_is_known_by_what_it_does(write: Write, tmp_path: Path) -> None:
     rows = write(REWOUND, [0.9], {"schedule.rewind_weights": False})
-    (comparison,) = compared(rows, tmp_path, NUMBERS).values()
-    assert comparison.number.settings["schedule"] == "lr_rewind" and comparison.ours
+    found = {c.number.settings["schedule"]: c for c in compared(rows, tmp_path, NUMBERS).values()}
+    assert found.keys() == {"rewind", "lr_rewind"} and found["lr_rewind"].ours
+    assert found["rewind"].reason == "schedule.rewind_weights=False, published True"
 
 
 def test_a_recipe_is_composed_once_and_only_where_there_are_runs(
     write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cells = [*of("ResNet-20, iterative pruning", schedule="rewind")[:40:9], REWOUND]
+    cells = [*of("ResNet-20, iterative pruning", schedule="rewind")[1:40:11], REWOUND]
     rows = [row for number in cells for row in write(number, [0.9])]
     composed: list[tuple[str, ...]] = []
 
