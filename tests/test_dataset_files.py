@@ -56,6 +56,14 @@ def test_cifar_checks_the_published_checksums(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_images_of_cifar_are_standardised_on_request(name: str, tmp_path: Path) -> None:
+    cifar_files(tmp_path, name)
+    words = ["dataset.standardize=per_image", "dataset.mean=null", "dataset.std=null", "dataset.verify=false"]
+    images = all_images(load(f"dataset={name}", *words, data_dir=tmp_path), "test").flatten(1)
+    assert images.mean(1).abs().max() < 1e-5 and (images.std(1, correction=0) - 1).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 def test_missing_cifar_says_what_to_run(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=f"dataset={name}: .*prepare_data.py {name}"):
         load(f"dataset={name}", data_dir=tmp_path)
