@@ -87,7 +87,8 @@ def test_accuracies_and_spreads_of_resnet56_are_the_released_ones(
 ) -> None:
     found = [of(table, density, **settings) for density in (0.512, 0.2621, 0.1342, 0.0687, 0.0352)]
     assert all(len(some) == 1 for some in found)
-    for (number,), cell in zip(found, printed.split(", "), strict=True):  # printed with two digits, some of them cut off
+    # Printed with two digits, some of them cut off.
+    for (number,), cell in zip(found, printed.split(", "), strict=True):
         mean, spread = map(float, cell.split(" ± "))
         assert number.sd is not None
         assert [100 * number.value, 100 * number.sd] == pytest.approx([mean, spread], abs=0.0101)
