@@ -89,18 +89,8 @@ def test_resnet_has_its_depth(depth: int) -> None:
     assert len(projections) == 2
 
 
-def test_every_stage_projects_if_it_is_asked_to() -> None:
-    usual, more = build("model=resnet20"), build("model=resnet20_projected")
-    added = set(masks.prunable(more)) - set(masks.prunable(usual))
-    assert added == {"stages.0.0.shortcut.0.weight"} and set(masks.prunable(usual)) < set(masks.prunable(more))
-    assert more.get_parameter(*added).shape == (16, 16, 1, 1)
-    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    assert not torch.equal(more(x), usual(x))
-    bottlenecks = [build("model=resnet50_cifar", *words) for words in ([], ["model.projections=every_stage"])]
-    assert bottlenecks[0].state_dict().keys() == bottlenecks[1].state_dict().keys()  # they always project
-
-
-@pytest.mark.parametrize("name", [name for name in options("model") if name not in ("timm", "vgg16_bn", "wrn28_10")])
+# The network with a planted ticket takes points, and test_planted.py has it.
+@pytest.mark.parametrize("name", sorted(set(options("model")) - {"timm", "vgg16_bn", "wrn28_10", "planted"}))
 def test_model_gives_finite_logits_and_gradients_everywhere(name: str) -> None:
     shape = (3, 64, 64) if name == "resnet50" else shape_of(name)
     model = build(f"model={name}", shape=shape, num_classes=7)

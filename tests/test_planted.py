@@ -1,0 +1,395 @@
+"""Planted tickets: a ticket computes its classes, a host contains it, and a score finds what it found before."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT, Untrained, composed, drawn, options
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from pai_bench.analysis.planted import planted as found_in
+from pai_bench.core import (
+    Ablation,
+    Batches,
+    Data,
+    DataSettings,
+    Loss,
+    Mask,
+    OnDevice,
+    ScoringData,
+    Shard,
+    Subnetwork,
+    TrainingLength,
+)
+from pai_bench.data.planted_circle import planted_circle
+from pai_bench.errors import ConfigError
+from pai_bench.masks import masks
+from pai_bench.models.circle_ticket import BORDERS, circle_ticket, class_lines
+from pai_bench.pruning.rounds import prune
+from pai_bench.system import seeding
+
+CPU = torch.device("cpu")
+PLACE = DataSettings(Path(), False, CPU, 0)
+SHAPE = (2, 1, 1)
+
+# depth, weights of the ticket, of hosts of width 50 and 100, accuracy on fresh data without noise: computed by the
+# construction of the released code.
+KNOWN = [
+    (3, 100, 300, 600, 0.954),
+    (4, 124, 2_800, 10_600, 0.986),
+    (5, 108, 5_300, 20_600, 0.986),
+    (6, 119, 7_800, 30_600, 0.982),
+    (8, 135, 12_800, 50_600, 0.995),
+    (10, 153, 17_800, 70_600, 0.999),
+]
+
+
+def host(depth: int, width: int, seed: int = 0) -> nn.Module:
+    with seeding.seeded(seed, "init"):
+        model: nn.Module = composed("model=planted", f"model.depth={depth}", f"model.width={width}").model(SHAPE, 4)
+    return model
+
+
+def place(model: nn.Module) -> Mask:
+    """The mask of the ticket."""
+    ticket: Any = model.ticket
+    return {name: values != 0 for name, values in ticket.items()}
+
+
+def plane(number: int = 20_000) -> tuple[Tensor, Tensor]:
+    """Fresh points, and their classes without noise."""
+    points = 2 * torch.rand(number, 2, generator=Generator().manual_seed(1), dtype=torch.float64) - 1
+    return points, torch.bucketize(points.square().sum(1), torch.tensor(BORDERS, dtype=torch.float64))
+
+
+def computed(depth: int, points: Tensor) -> Tensor:
+    """The outputs of the ticket alone."""
+    *inner, last = circle_ticket(depth)
+    for layer in inner:
+        points = (points @ layer.weight.T + layer.bias).relu()
+    return points @ last.weight.T + last.bias
+
+
+# The ticket -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("depth", "num_ticket", "num_narrow", "num_wide", "accuracy"), KNOWN)
+def test_a_ticket_has_its_known_size_and_accuracy(
+    depth: int, num_ticket: int, num_narrow: int, num_wide: int, accuracy: float
+) -> None:
+    points, classes = plane()
+    assert (computed(depth, points).argmax(1) == classes).double().mean() == pytest.approx(accuracy, abs=0.01)
+    for width, num_host in ((50, num_narrow), (100, num_wide)):
+        mask = place(host(depth, width))
+        assert (masks.kept(mask), masks.total(mask)) == (num_ticket, num_host)
+
+
+@pytest.mark.parametrize("depth", [3, 4, 5, 6, 9])
+def test_outputs_of_a_ticket_are_the_lines_of_its_classes_over_the_squared_norm(depth: int) -> None:
+    """A chord of x^2 over an interval h lies at most h^2 / 4 above it."""
+    points, _ = plane()
+    squares = points.square().sum(1)
+    points, squares = points[squares < BORDERS[-1]], squares[squares < BORDERS[-1]]
+    slopes, offsets = class_lines()
+    above = (computed(depth, points) - offsets) / slopes - squares[:, None]
+    widest = {3: 2 / 9, 4: 1 / 9, 5: 1 / 9}.get(depth, 2**0.5 / 14)
+    assert above.min() > -1e-9 and above.max() < 2 * widest**2 / 4 + 0.01
+    assert torch.allclose(above, above[:, :1].expand_as(above), atol=1e-9)
+
+
+def test_classes_meet_at_the_borders() -> None:
+    slopes, offsets = class_lines()
+    for border, (low, high) in zip(BORDERS, ((0, 1), (1, 2), (2, 3)), strict=True):
+        values = slopes * border + offsets
+        assert values[low] == pytest.approx(float(values[high])) == pytest.approx(float(values.max()))
+
+
+# The host -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("depth", [3, 4, 5, 6, 10])
+@pytest.mark.parametrize("width", [20, 50])
+def test_under_its_mask_the_host_computes_the_ticket_whatever_the_other_biases(depth: int, width: int) -> None:
+    points, _ = plane(2_000)
+    expected = computed(depth, points)
+    for seed in (0, 1):
+        model = host(depth, width, seed)
+        masks.apply_(model, place(model))
+        with torch.no_grad():
+            outputs = model(points.float().view(-1, *SHAPE)).double() / model.output_scale
+        assert (outputs - expected).abs().max() < 1e-5 * expected.abs().max()
+        assert (outputs.argmax(1) == expected.argmax(1)).double().mean() > 0.999  # float32 may differ on a border
+
+
+def test_a_host_is_drawn_as_the_paper_says_but_for_its_ticket() -> None:
+    model = host(5, 400)
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    std_of_bias = 1.0
+    for layer, mask in zip(layers, place(model).values(), strict=True):
+        std = (2 / layer.in_features) ** 0.5
+        std_of_bias *= std
+        assert layer.weight[~mask].std().item() == pytest.approx(std, rel=0.1)
+        if layer is not layers[-1]:
+            others = layer.bias[~mask.any(1)]
+            assert others.std().item() == pytest.approx(std_of_bias, rel=0.15) and len(others) >= 380
+
+
+def test_units_of_a_ticket_have_places_of_their_own_and_follow_the_seed() -> None:
+    model = host(6, 20)
+    units = [int(mask.any(1).sum()) for mask in place(model).values()]
+    assert units == [4, 2, 3, 20, 4]
+    first, again, other = place(host(6, 50)), place(host(6, 50)), place(host(6, 50, seed=1))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_every_parameter_of_a_host_has_a_gradient() -> None:
+    model = host(5, 100)
+    model(torch.randn(8, *SHAPE)).square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("settings", "shape", "num_classes", "message"),
+    [
+        ([], (3, 32, 32), 10, "model=planted: .*10 classes of inputs of shape 3x32x32; give dataset=planted_circle"),
+        ([], SHAPE, 10, "model=planted: .*give dataset=planted_circle"),
+        (["model.width=19"], SHAPE, 4, "model.width=19: give 20 or more"),
+        (["model.depth=2"], SHAPE, 4, "model.depth=2: give 3 or more"),
+    ],
+    ids=["images", "classes", "width", "depth"],
+)
+def test_a_host_without_room_for_its_ticket_is_refused(
+    settings: list[str], shape: tuple[int, int, int], num_classes: int, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        composed("model=planted", *settings).model(shape, num_classes)
+
+
+# The data -------------------------------------------------------------------------------------------------------------
+
+
+def circle(share: Shard = PLACE.share, **settings: Any) -> Data:
+    defaults = {"num_examples": 1_000, "test_fraction": 0.1, "noise": 0.01, "seed": 0, "validation": 0.0}
+    return planted_circle(DataSettings(Path(), False, CPU, 0, share), **(defaults | settings))
+
+
+def everything(data: Data, split: str) -> tuple[Tensor, Tensor]:
+    images, labels = zip(*data.evaluation(split, 64), strict=True)
+    return torch.cat(images), torch.cat(labels)
+
+
+def test_data_has_the_size_and_the_classes_of_the_paper() -> None:
+    data = composed("dataset=planted_circle", "model=planted").dataset(PLACE)
+    assert data.num_examples == {"train": 9_000, "validation": 0, "test": 1_000}
+    assert (data.input_shape, data.num_classes) == (SHAPE, 4)
+    images, labels = everything(data, "train")
+    squares = images.flatten(1).double().square().sum(1)
+    classes = torch.bucketize(squares, torch.tensor(BORDERS, dtype=torch.float64))
+    wrong = classes != labels
+    assert wrong.double().mean() == pytest.approx(0.01, abs=0.003)
+    assert ((classes - labels)[wrong].abs() == 1).all()  # the second likeliest class is a neighbour
+    # Between its borders, the runner-up of class 1 changes where 5 (r - 0.2) = 10 (0.5 - r).
+    of_one = wrong & (classes == 1)
+    assert torch.equal(labels[of_one], torch.where(squares[of_one] < 0.4, 0, 2))
+    assert images.min() < -0.99 and images.max() > 0.99 and images.dtype == torch.float32
+
+
+def test_the_seed_of_the_data_decides_it_and_no_other_generator_does() -> None:
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    first, again, other = circle(), circle(), circle(seed=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert first.checksum == again.checksum != other.checksum
+    assert torch.equal(everything(first, "test")[0], everything(again, "test")[0])
+    clean, noisy = circle(noise=0.0), circle(noise=1.0)
+    assert torch.equal(everything(clean, "train")[0], everything(noisy, "train")[0])
+    assert (everything(clean, "train")[1] != everything(noisy, "train")[1]).all()
+
+
+def test_an_epoch_shows_every_point_once_and_any_part_of_it_is_the_same() -> None:
+    data = circle(num_examples=101, test_fraction=0.2)
+    assert isinstance(data, OnDevice)
+
+    def epoch(start: int = 0, seed: int = 0, of: Data = data) -> Batches:
+        return list(of.train(16, Generator().manual_seed(seed), Generator(), start))
+
+    batches = epoch()
+    assert [len(labels) for _, labels in batches] == [16] * 5  # a single point is left over, and left out
+    points, of_split = torch.cat([images for images, _ in batches]), everything(data, "train")[0]
+    assert len({tuple(p.flatten().tolist()) for p in points}) == 80
+    assert {tuple(p.flatten().tolist()) for p in points} < {tuple(p.flatten().tolist()) for p in of_split}
+    for (images, labels), (later, later_labels) in zip(batches[2:], epoch(start=2), strict=True):
+        assert torch.equal(images, later) and torch.equal(labels, later_labels)
+    assert not torch.equal(epoch(seed=1)[0][0], batches[0][0])
+    tables = data.tables(Generator().manual_seed(0), Generator())
+    assert torch.equal(data.gather(tables, torch.arange(16, 32))[0], batches[1][0])
+    shares = [epoch(of=circle(Shard(rank, 2), num_examples=101, test_fraction=0.2)) for rank in (0, 1)]
+    for whole, *parts in zip(batches, *shares, strict=True):
+        assert torch.equal(whole[0][0::2], parts[0][0]) and torch.equal(whole[0][1::2], parts[1][0])
+
+
+def test_every_process_evaluates_other_batches() -> None:
+    whole = circle()
+    parts = [list(circle(Shard(rank, 2)).evaluation("test", 30)) for rank in (0, 1)]
+    ordered = [parts[0][0], parts[1][0], parts[0][1], parts[1][1]]
+    assert torch.equal(torch.cat([images for images, _ in ordered]), everything(whole, "test")[0])
+
+
+def test_scoring_points_are_drawn_as_images_are() -> None:
+    data = circle()
+    wanted = ScoringData(per_class=5, total=None, batch_size=19, augment=False)
+
+    def scored_on(**settings: Any) -> Batches:
+        return data.draw(wanted, Generator().manual_seed(3), torch.float64, **settings)
+
+    batches = scored_on()
+    assert [images.shape for images, _ in batches] == [(20, *SHAPE)]  # the single left-over point joins
+    images, labels = batches[0]
+    assert images.dtype == torch.float64 and torch.equal(labels.bincount(), torch.tensor([5] * 4))
+    assert torch.equal(images, images.float().double()) and torch.equal(images, scored_on()[0][0])
+
+    def mirrored(stored: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
+        assert stored.shape == (20, 1, 1, 2) and torch.equal(of, labels)
+        return -stored, of.flip(0)
+
+    ((changed, of_changed),) = scored_on(change=mirrored)
+    assert torch.equal(changed, -images) and torch.equal(of_changed, labels.flip(0))
+    with pytest.raises(ConfigError, match=r"pruner.scoring_data.per_class=9000: class 0 has .* training images"):
+        data.draw(ScoringData(9_000, None, 10, False), Generator(), torch.float32)
+
+
+def test_points_are_held_out_for_validation() -> None:
+    data = circle(validation=0.2)
+    assert data.num_examples == {"train": 720, "validation": 180, "test": 100}
+    train, held = (
+        {tuple(p.flatten().tolist()) for p in everything(data, split)[0]} for split in ("train", "validation")
+    )
+    assert not train & held
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_examples": 4}, "dataset.test_fraction=0.1: of 4 points it leaves none; give more"),
+        ({"num_examples": 3, "test_fraction": 0.9}, "dataset: 0 training image is too few|no training"),
+        ({"validation": 0.0001}, "dataset.validation=0.0001: .* no validation image"),
+    ],
+    ids=["test", "train", "validation"],
+)
+def test_splits_without_points_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        circle(**settings)
+
+
+# Recall ---------------------------------------------------------------------------------------------------------------
+
+
+def no_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    raise AssertionError("recall needs no loss")
+
+
+def measured(model: nn.Module, mask: Mask) -> dict[str, float]:
+    initial = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    loss: Loss = no_loss
+    return found_in(Subnetwork(model, mask, initial, SHAPE), [], loss)
+
+
+def test_recall_and_precision_are_those_of_the_mask() -> None:
+    model = host(5, 50)
+    truth = place(model)
+    assert measured(model, truth) == {"planted/recall": 1.0, "planted/precision": 1.0}
+    whole = measured(model, masks.full(model))
+    assert whole == {"planted/recall": 1.0, "planted/precision": pytest.approx(108 / 5_300)}
+    nothing_found = {name: ~mask for name, mask in truth.items()}
+    assert measured(model, nothing_found) == {"planted/recall": 0.0, "planted/precision": 0.0}
+    last = list(truth)[-1]
+    without = truth | {last: torch.zeros_like(truth[last])}  # its 80 weights
+    assert measured(model, without) == {"planted/recall": pytest.approx(28 / 108), "planted/precision": 1.0}
+
+
+def test_recall_needs_a_planted_ticket_and_its_weights() -> None:
+    model = host(5, 50)
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(2, 4))
+    with pytest.raises(
+        ConfigError, match="diagnostics=planted: no ticket is planted in this model; give model=planted"
+    ):
+        measured(plain, masks.full(plain))
+    model.load_state_dict(host(5, 50, seed=1).state_dict())
+    with pytest.raises(ConfigError, match=r"weights=FILE are not those of the planted ticket in layers\.1\.weight"):
+        measured(model, masks.full(model))
+
+
+# Every score ----------------------------------------------------------------------------------------------------------
+
+# How many of the 124 planted weights a pruner keeps when it keeps 124 of 2,800. A change of a score shows here. Random
+# pruning finds 5.5 on average. The pruners of filters rank channels of convolutions, and here are none.
+FOUND: dict[str, int] = {}
+
+
+def searched(name: str) -> tuple[nn.Module, Mask]:
+    """The mask that a pruner finds before training, with the settings of its yaml, on a host of depth 4."""
+    cfg = composed(f"pruner={name}", "dataset=planted_circle", "model=planted", f"sparsity={1 - 124 / 2_800}")
+    model, data = host(4, 50), cfg.dataset(PLACE)
+    with seeding.seeded(0, "score"):
+        pruned = prune(
+            model,
+            cfg.pruner,
+            cfg.allocation,
+            cfg.schedule(cfg.sparsity, TrainingLength(1, 1)),
+            ablation=Ablation(),
+            initial=drawn(model),
+            input_shape=SHAPE,
+            draw=data.draw,
+            training=Untrained(),
+            loss=F.cross_entropy,
+            seed=0,
+            record=lambda metrics, epoch: None,
+        )
+    return model, pruned.mask
+
+
+@pytest.mark.parametrize("name", sorted(set(options("pruner")) - {"dense"}))
+def test_every_score_finds_what_it_found_before(name: str) -> None:
+    if name.startswith("filter_"):
+        with pytest.raises(ConfigError):
+            searched(name)
+        return
+    model, mask = searched(name)
+    found = sum(masks.count(mask[key] & planted) for key, planted in place(model).items())
+    assert (masks.kept(mask), found) == (124, FOUND[name])
+
+
+def test_the_python_on_the_page_makes_the_mask_of_the_ticket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "planted.md").read_text(), re.S)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    saved = torch.load("ticket.pt", weights_only=True)
+    expected = place(host(5, 100))
+    assert list(saved) == list(expected) and all(torch.equal(saved[name], expected[name]) for name in saved)
+
+
+def test_the_table_on_the_page_has_the_densities_of_the_hosts() -> None:
+    text = (ROOT / "docs" / "planted.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| (\d+) \| ([\d,]+) \| ([\d.]+) \| ([\d,]+) \| ([\d.]+) \|$", text, re.M)
+    said = [tuple(int(cell.replace(",", "")) for cell in (row[0], row[1], row[2], row[4])) for row in rows]
+    assert said == [known[:4] for known in KNOWN]
+    for row in rows:
+        num_ticket = int(row[1])
+        for num_host, density in ((row[2], row[3]), (row[4], row[5])):
+            num = int(num_host.replace(",", ""))
+            assert masks.num_kept(1 - float(density), num) == num_ticket
+
+
+def test_an_untrained_host_with_the_mask_of_its_ticket_needs_no_training() -> None:
+    data = composed("dataset=planted_circle", "model=planted").dataset(PLACE)
+    model = host(5, 100)
+    images, labels = everything(data, "test")
+    with torch.no_grad():
+        before = (model(images).argmax(1) == labels).double().mean()
+        masks.apply_(model, place(model))
+        after = (model(images).argmax(1) == labels).double().mean()
+    assert before < 0.6 and after > 0.96  # a hundredth of the labels is noise
