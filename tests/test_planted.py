@@ -274,11 +274,12 @@ def test_points_are_held_out_for_validation() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_examples": 4}, "dataset.test_fraction=0.1: of 4 points it leaves none; give more"),
-        ({"num_examples": 3, "test_fraction": 0.9}, "dataset: 0 training image is too few|no training"),
+        ({"num_examples": 4}, "dataset.test_fraction=0.1: of 4 points it leaves no test point; give more"),
+        ({"num_examples": 3, "test_fraction": 0.9}, "of 3 points it leaves no training point; give less"),
+        ({"num_examples": 3, "test_fraction": 0.7}, "dataset: 1 training image is too few"),
         ({"validation": 0.0001}, "dataset.validation=0.0001: .* no validation image"),
     ],
-    ids=["test", "train", "validation"],
+    ids=["test", "train", "one", "validation"],
 )
 def test_splits_without_points_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):

@@ -27,8 +27,8 @@ def planted(net: Subnetwork, batches: Batches, loss: Loss) -> dict[str, float]:
         place = values != 0
         if not torch.equal(net.initial[name][place], values[place]):
             raise ConfigError(
-                f"diagnostics=planted: the weights of weights=FILE are not those of the planted ticket in {name}; leave "
-                "weights= out, or give the initial weights of the same seed"
+                f"diagnostics=planted: the weights of weights=FILE are not those of the planted ticket in {name}; "
+                "leave weights= out, or give the initial weights of the same seed"
             )
         num_planted += masks.count(place)
         num_found += masks.count(place & net.mask[name])

@@ -40,8 +40,11 @@ def planted_circle(
     points = (2 * torch.rand(num_examples, 2, dtype=torch.float64, generator=generator) - 1).float()
     labels = _labels(points, torch.rand(num_examples, generator=generator) < noise)
     num_test = round(test_fraction * num_examples)
-    if num_test == 0:
-        raise ConfigError(f"dataset.test_fraction={test_fraction}: of {num_examples} points it leaves none; give more")
+    if num_test in (0, num_examples):
+        part, remedy = ("test", "more") if num_test == 0 else ("training", "less")
+        raise ConfigError(
+            f"dataset.test_fraction={test_fraction}: of {num_examples} points it leaves no {part} point; give {remedy}"
+        )
     train, test = ((points[part], labels[part]) for part in (slice(num_examples - num_test), slice(-num_test, None)))
     return Points(train, test, len(_BORDERS) + 1, place, validation=validation)
 

@@ -43,7 +43,7 @@ class Points:
             "validation": (points[validation_indices], labels[validation_indices]),
             "test": test,
         }
-        self._splits = {name: (p.to(self._device), l.to(self._device)) for name, (p, l) in splits.items()}
+        self._splits = {name: (x.to(self._device), y.to(self._device)) for name, (x, y) in splits.items()}
         self.num_examples = {name: len(labels) for name, (_, labels) in splits.items()}
 
     def _images(self, points: Tensor) -> Tensor:

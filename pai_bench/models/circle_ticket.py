@@ -23,9 +23,9 @@ class Layer:
 def circle_ticket(depth: int) -> list[Layer]:
     """The layers of the ticket. There is a ReLU between two layers.
 
-    Output j is a_j r + b_j, where r approximates |x|^2 and a_j = 5 * 2^j. The largest output changes where r passes 0.2,
-    0.5 and 0.7. At depth 3, each coordinate is squared. From depth 4 on, the first layer takes absolute values. From
-    depth 6 on, layers fold the plane at lines through the origin, so that fewer knots are needed across the last line.
+    Output j is a_j r + b_j, where r approximates |x|^2 and a_j = 5 * 2^j. The largest output changes where r passes
+    0.2, 0.5 and 0.7. At depth 3, each coordinate is squared. From depth 4 on, the first layer takes absolute values.
+    From depth 6 on, layers fold the plane at lines through the origin, so that few knots are needed across the last.
 
     Args:
         depth: the number of layers of units, inputs and outputs included; at least 3.

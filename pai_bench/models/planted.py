@@ -1,4 +1,4 @@
-"""A perceptron into which a winning ticket has been planted, so that the weights that a pruner should find are known."""
+"""A perceptron with a winning ticket planted in it, so that the weights that a pruner should find are known."""
 
 import math
 from typing import Annotated
