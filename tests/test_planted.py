@@ -1,12 +1,13 @@
 """Planted tickets: a ticket computes its classes, a host contains it, and a score finds what it found before."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, Untrained, composed, drawn, options
+from conftest import ROOT, RunCli, Untrained, composed, drawn, options
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
@@ -29,6 +30,7 @@ from pai_bench.errors import ConfigError
 from pai_bench.masks import masks
 from pai_bench.models.circle_ticket import BORDERS, circle_ticket, class_lines
 from pai_bench.pruning.rounds import prune
+from pai_bench.runs import status
 from pai_bench.system import seeding
 
 CPU = torch.device("cpu")
@@ -402,6 +404,22 @@ def test_the_python_on_the_page_makes_the_mask_of_the_ticket(tmp_path: Path, mon
     saved = torch.load("ticket.pt", weights_only=True)
     expected = place(host(5, 100))
     assert list(saved) == list(expected) and all(torch.equal(saved[name], expected[name]) for name in saved)
+
+
+def test_a_run_with_the_mask_of_the_ticket_starts_as_accurate_as_the_ticket(run_cli: RunCli, tmp_path: Path) -> None:
+    torch.save(place(host(4, 50, seed=3)), tmp_path / "ticket.pt")
+    words = ["dataset=planted_circle", "model=planted", "model.depth=4", "model.width=50", "training=planted", "seed=3"]
+    more = ["training.epochs=1", "diagnostics=planted", f"mask={tmp_path / 'ticket.pt'}", "tracker=none"]
+    done = run_cli(*words, *more)
+    assert done.returncode == 0, done.stderr
+    (row,) = status.read(tmp_path / "results")
+    assert (row["model"], row["num_kept"], row["num_effective"]) == ("planted-d4-w50", 124, 124)
+    curve = (tmp_path / "results" / row["id"] / "curve.jsonl").read_text().splitlines()
+    records = [record for record in map(json.loads, curve) if "test_top1" in record]
+    assert [record["epoch"] for record in records] == [0, 1]
+    for record in records:
+        assert (record["planted/recall"], record["planted/precision"]) == (1, 1)
+    assert records[0]["test_top1"] > 0.96
 
 
 def test_the_table_on_the_page_has_the_densities_of_the_hosts() -> None:
