@@ -89,7 +89,7 @@ def test_resnet_has_its_depth(depth: int) -> None:
     assert len(projections) == 2
 
 
-# The network with a planted ticket takes points, and test_planted.py has it.
+# The network with a planted ticket takes points: see test_planted.py.
 @pytest.mark.parametrize("name", sorted(set(options("model")) - {"timm", "vgg16_bn", "wrn28_10", "planted"}))
 def test_model_gives_finite_logits_and_gradients_everywhere(name: str) -> None:
     shape = (3, 64, 64) if name == "resnet50" else shape_of(name)
