@@ -1,0 +1,100 @@
+"""As many runs as fit into a given time: their order, what they take, and how they stop and go on."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import composed
+from test_resume import TINY
+
+from pai_bench.config.schema import RunConfig
+from pai_bench.launch import fitting
+from pai_bench.runs import status
+
+
+def test_the_most_informative_runs_come_first() -> None:
+    """All methods at the middle density with one seed, then more seeds, then other densities, then other networks."""
+    grid = [
+        composed(f"model={model}", f"pruner={pruner}", f"sparsity={sparsity}", f"seed={seed}")
+        for model in ("resnet20", "lenet300")
+        for seed in (1, 0)
+        for sparsity in (0.5, 0.9, 0.99)
+        for pruner in ("snip", "synflow")
+    ]
+    order = [(run.model.name, run.sparsity, run.seed, run.pruner.name) for run in fitting.by_information(grid)]
+    assert order[:6] == [
+        ("resnet20", 0.9, 0, "snip"), ("resnet20", 0.9, 0, "synflow"),
+        ("resnet20", 0.9, 1, "snip"), ("resnet20", 0.9, 1, "synflow"),
+        ("resnet20", 0.5, 0, "snip"), ("resnet20", 0.5, 0, "synflow"),
+    ]  # fmt: skip
+    assert [model for model, *_ in order] == ["resnet20"] * 12 + ["lenet300"] * 12
+    dense = composed("model=resnet20", "seed=0")
+    assert dense in fitting.by_information([*grid, dense])[:3]
+
+
+@pytest.mark.parametrize(
+    ("words", "epochs"),
+    [
+        ([], 20),
+        (["pruner=snip", "sparsity=0.5"], 20),
+        (["pruner=magnitude", "sparsity=0.5", "schedule=rewind", "schedule.levels=3"], 80),
+        (["pruner=magnitude", "sparsity=0.5", "schedule=rewind", "schedule.levels=3", "schedule.rewind_epoch=5"], 65),
+        (["pruner=magnitude", "sparsity=0.5", "schedule=gradual", "schedule.end_epoch=10"], 20),
+    ],
+)
+def test_all_training_of_a_run_is_counted(words: list[str], epochs: float) -> None:
+    assert fitting.epochs_to_train(composed(*words)) == pytest.approx(epochs)
+
+
+def runs(results: Path, *more: str) -> list[RunConfig]:
+    words = [*TINY, "device=cpu", f"results_dir={results}", "pruner=magnitude", "sparsity=0.5", *more]
+    return [composed(*words, f"seed={seed}") for seed in range(3)]
+
+
+def test_runs_are_done_side_by_side_and_only_once(tmp_path: Path) -> None:
+    said: list[str] = []
+    outcomes = fitting.fit(runs(tmp_path), 10, 2, said.append)
+    assert sorted(outcome.run.seed for outcome in outcomes) == [0, 1, 2]
+    assert all(outcome.code == 0 and status.finished(outcome.run.directory) for outcome in outcomes)
+    assert said[0] == "3 runs, 0 done or under way, 3 to do; 2 at once" and said[-1].startswith("3 of 3 done in ")
+    assert any(line.startswith("expected: 3 runs of digits-resnet20") for line in said), said
+    again: list[str] = []
+    assert fitting.fit(runs(tmp_path), 10, 2, again.append) == []
+    assert again == ["3 runs, 3 done or under way, 0 to do; 2 at once"]
+
+
+def test_what_does_not_fit_goes_on_at_the_next_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = runs(tmp_path, "training.epochs=300")
+    real = fitting.wait
+
+    def until_two_have_begun(connections: Any, timeout: float) -> Any:
+        while sum((run.directory / "curve.jsonl").is_file() for run in long) < 2:
+            time.sleep(0.05)
+        return []
+
+    monkeypatch.setattr(fitting, "wait", until_two_have_begun)
+    said: list[str] = []
+    assert fitting.fit(long, 10, 2, said.append) == []
+    assert said[-1].startswith("0 of 3 done in ")
+    states = [status.state(run.directory).name for run in long]
+    assert states == ["preempted", "preempted", "missing"]
+    assert all((run.directory / "checkpoint.pt").is_file() for run in long[:2])
+    monkeypatch.setattr(fitting, "wait", real)
+    left, num_done = fitting.open_runs(long)
+    assert ([run.seed for run in left], num_done) == ([0, 1, 2], 0)
+
+
+def test_a_worker_that_dies_and_a_run_that_fails_are_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    wrong = runs(tmp_path, "training.lr=1e30")
+    said: list[str] = []
+    outcomes = fitting.fit(wrong[:1], 10, 1, said.append)
+    assert [outcome.code for outcome in outcomes] == [1] and "exit code 1" in said[-2]
+    assert "training diverged" in capfd.readouterr().err
+    crew = fitting.Crew(1)
+    (worker,) = crew.workers
+    first, second = runs(tmp_path)[:2]
+    found = crew.do([first, second], time.monotonic() + 600)
+    worker._process.kill()
+    assert [(outcome.run.seed, outcome.code) for outcome in found] == [(0, 1), (1, 0)]
+    crew.stop()
