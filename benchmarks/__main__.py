@@ -11,7 +11,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -77,27 +77,39 @@ def main() -> None:
     for name, value in machine.items():
         print(f"{name}: {value}")
     setting = Setting(device, measured, quick=arguments.quick, full=arguments.full)
-    rows: list[Row] = []
-    for name in arguments.names or benchmarks:
-        started = time.perf_counter()
-        rows += benchmarks[name](setting)
-        print(f"{name} took {time.perf_counter() - started:.0f} s", flush=True)
     speed = not arguments.quick
+    rows: list[Row] = []
+    for row in _rows(arguments.names or list(benchmarks), benchmarks, setting):
+        rows.append(row)
+        print(table.line(row, speed), flush=True)
+        _write_json(arguments.json, machine, rows, speed)  # as it goes: a borrowed machine may be gone at any time
     slowest, fastest = sorted(each.gemm["float32"] for each in (measured, measure.rates(device, arguments.quick)))
     if slowest < _STEADY * fastest:
         machine["disturbed"] = f"other programs ran: GEMM from {slowest / 1e9:,.0f} to {fastest / 1e9:,.0f} GFLOP/s"
         print(machine["disturbed"])
+        _write_json(arguments.json, machine, rows, speed)
     print("", table.text(rows, speed), sep="\n")
     missed = [row.name for row in rows if not row.passed(speed)]
     print(f"\n{len(rows) - len(missed)} of {len(rows)} rows pass" + "".join(f"\nmissed: {name}" for name in missed))
-    if arguments.json:
-        found = [asdict(row) | {"passed": row.passed(speed)} for row in rows]
-        arguments.json.write_text(json.dumps({"machine": machine, "rows": found}, indent=1))
     if arguments.markdown:
         flags = [f"--{flag}" for flag in ("gpu", "quick", "full") if getattr(arguments, flag)]
         command = " ".join(["python -m benchmarks", *arguments.names, *flags, "--markdown", str(arguments.markdown)])
         arguments.markdown.write_text(table.markdown(rows, machine, command))
     sys.exit(1 if missed else 0)
+
+
+def _rows(names: Sequence[str], benchmarks: Mapping[str, Benchmark], setting: Setting) -> Iterator[Row]:
+    """The rows of the named benchmarks, each as soon as it is known."""
+    for name in names:
+        started = time.perf_counter()
+        yield from benchmarks[name](setting)
+        print(f"{name} took {time.perf_counter() - started:.0f} s", flush=True)
+
+
+def _write_json(path: Path | None, machine: dict[str, str], rows: Sequence[Row], speed: bool) -> None:
+    if path is not None:
+        found = [asdict(row) | {"passed": row.passed(speed)} for row in rows]
+        path.write_text(json.dumps({"machine": machine, "rows": found}, indent=1))
 
 
 if __name__ == "__main__":

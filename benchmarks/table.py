@@ -67,6 +67,12 @@ def _duration(value: float | None) -> str:
     return f"{value * 1e6:.2g} us"
 
 
+def line(row: Row, speed: bool = True) -> str:
+    """A row by itself: its name, its figure, what it has to reach, and whether it does."""
+    name, figure, target, _, _, _, _, verdict, _ = row.cells(speed)
+    return "  ".join(filter(None, [f"{name}:", figure, target and f"({target})", verdict]))
+
+
 def text(rows: Sequence[Row], speed: bool = True) -> str:
     """The table for a terminal."""
     lines = [HEADINGS, *(row.cells(speed) for row in rows)]
