@@ -73,6 +73,8 @@ def test_pruners_carry_the_settings_of_their_papers() -> None:
         ("compression=50", 0.98),
         ("compression=3", 2 / 3),
         ("density=1", 0.0),
+        ("density=0.8**3", 0.488),
+        ("density=.5**2", 0.75),
     ],
 )
 def test_sparsity_density_and_compression_are_one_thing(override: str, sparsity: float) -> None:

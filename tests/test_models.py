@@ -89,6 +89,17 @@ def test_resnet_has_its_depth(depth: int) -> None:
     assert len(projections) == 2
 
 
+def test_every_stage_projects_if_it_is_asked_to() -> None:
+    usual, more = build("model=resnet20"), build("model=resnet20_projected")
+    added = set(masks.prunable(more)) - set(masks.prunable(usual))
+    assert added == {"stages.0.0.shortcut.0.weight"} and set(masks.prunable(usual)) < set(masks.prunable(more))
+    assert more.get_parameter(*added).shape == (16, 16, 1, 1)
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert not torch.equal(more(x), usual(x))
+    bottlenecks = [build("model=resnet50_cifar", *words) for words in ([], ["model.projections=every_stage"])]
+    assert bottlenecks[0].state_dict().keys() == bottlenecks[1].state_dict().keys()  # they always project
+
+
 # The network with a planted ticket takes points: see test_planted.py.
 @pytest.mark.parametrize("name", sorted(set(options("model")) - {"timm", "vgg16_bn", "wrn28_10", "planted"}))
 def test_model_gives_finite_logits_and_gradients_everywhere(name: str) -> None:
@@ -123,6 +134,7 @@ def test_building_a_model_leaves_the_random_state_alone() -> None:
         ("kaiming_normal_fan_in", math.sqrt(2 / (256 * 9))),
         ("kaiming_normal_fan_out", math.sqrt(2 / (512 * 9))),
         ("xavier_normal", math.sqrt(2 / (768 * 9))),
+        ("lecun_normal", math.sqrt(1 / (256 * 9))),
         ("normal_0.01", 0.01),
         ("framework", 1 / math.sqrt(3 * 256 * 9)),
     ],
@@ -134,6 +146,13 @@ def test_init_schemes_have_their_standard_deviation(scheme: str, std: float) -> 
     )
     assert conv.weight.std().item() == pytest.approx(std, rel=0.01)
     assert (conv.bias.abs().sum() == 0) == (scheme != "framework")
+
+
+def test_lecun_normal_is_cut_off_at_two_deviations() -> None:
+    weight = dict(build("model=lenet300", "model.init.linear=lecun_normal").named_parameters())["layers.1.weight"]
+    std = weight.shape[1] ** -0.5
+    assert weight.std().item() == pytest.approx(std, rel=0.01)
+    assert 2.2 * std < weight.abs().max().item() < 2.28 * std  # the normal distribution before the cut is wider
 
 
 def test_norm_weights_can_be_drawn_uniformly() -> None:

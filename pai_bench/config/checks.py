@@ -47,7 +47,7 @@ def complete(settings: Plain) -> RunConfig:
 
 
 def _normalise_(settings: Plain) -> None:
-    """Brings what can be said in two ways into one: a home folder, and a word that Hydra reads as false."""
+    """Brings what can be said in two ways into one: a home folder, a power, and a word that Hydra reads as false."""
     dataset, allocation, training = settings.get("dataset"), settings.get("allocation"), settings.get("training")
     for key in ("device", "results_dir", "data_dir", "mask", "weights"):  # a folder may be called 2026
         if type(settings.get(key)) is int:
@@ -60,6 +60,10 @@ def _normalise_(settings: Plain) -> None:
                 part[key] = str(Path(path).expanduser())
             except RuntimeError as error:
                 raise ConfigError(f"{key}={path}: there is no such user; give a path") from error
+    for key in schema.TARGETS:  # density=0.8**3: the levels of lottery tickets have many digits
+        power = re.fullmatch(r"(\d*\.?\d+)\*\*(\d{1,3})", str(settings.get(key)))
+        if power:
+            settings[key] = float(power[1]) ** int(power[2])
     if isinstance(training, dict) and training.get("compact") is False:
         training["compact"] = "off"
 

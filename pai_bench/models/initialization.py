@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-Scheme = Literal["kaiming_normal_fan_in", "kaiming_normal_fan_out", "xavier_normal", "normal_0.01", "framework"]
+Scheme = Literal[
+    "kaiming_normal_fan_in", "kaiming_normal_fan_out", "xavier_normal", "lecun_normal", "normal_0.01", "framework"
+]
 
 
 class Init(TypedDict):
@@ -19,10 +21,20 @@ class Init(TypedDict):
     norm: Literal["ones", "uniform"]
 
 
+_TRUNCATED = 0.87962566103423978  # the deviation of a standard normal distribution that is cut off at -2 and 2
+
+
+def _lecun_normal_(weight: Tensor) -> Tensor:
+    """Variance 1 / fan_in, cut off at two deviations: the default of TensorFlow's variance scaling."""
+    std = weight[0].numel() ** -0.5 / _TRUNCATED
+    return nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+
+
 _DRAW: dict[str, Callable[[Tensor], object]] = {
     "kaiming_normal_fan_in": lambda w: nn.init.kaiming_normal_(w, mode="fan_in", nonlinearity="relu"),
     "kaiming_normal_fan_out": lambda w: nn.init.kaiming_normal_(w, mode="fan_out", nonlinearity="relu"),
     "xavier_normal": nn.init.xavier_normal_,
+    "lecun_normal": _lecun_normal_,
     "normal_0.01": lambda w: nn.init.normal_(w, std=0.01),
 }
 _NORM: dict[str, Callable[[Tensor], object]] = {"ones": nn.init.ones_, "uniform": nn.init.uniform_}

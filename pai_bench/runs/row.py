@@ -181,9 +181,9 @@ def mask_report(pruned: Pruned, layers: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def accuracies(evaluated: list[dict[str, Any]], start: float) -> dict[str, Any]:
-    """Accuracy (a fraction) after the last epoch, in the best test epoch, and in the epoch best on a validation split.
+    """Accuracy (a fraction) after the last epoch, and in the epochs that the test or a validation split would choose.
 
-    The latter is None without a validation split; of equal epochs the first counts. Epochs are the recipe's.
+    The latter are None without a validation split; of equal epochs the first counts. Epochs are the recipe's.
 
     Args:
         evaluated: lines of the curve, from the mask on.
@@ -192,6 +192,7 @@ def accuracies(evaluated: list[dict[str, Any]], start: float) -> dict[str, Any]:
     trained = [line for line in evaluated if line["epoch"] > start] or evaluated
     last, best = trained[-1], max(trained, key=lambda line: line["test_top1"])
     selected = max(trained, key=lambda line: line["validation_top1"]) if "validation_top1" in last else None
+    stop = min(trained, key=lambda line: line["validation_loss"]) if "validation_loss" in last else None
     return {
         "test_top1": last["test_top1"],
         "test_top5": last["test_top5"],
@@ -201,6 +202,8 @@ def accuracies(evaluated: list[dict[str, Any]], start: float) -> dict[str, Any]:
         "best_test_epoch": int(best.get("recipe_epoch", 0)),
         "test_top1_at_best_validation": selected and selected["test_top1"],
         "selected_epoch": selected and int(selected.get("recipe_epoch", 0)),
+        "test_top1_at_early_stop": stop and stop["test_top1"],
+        "early_stop_epoch": stop and int(stop.get("recipe_epoch", 0)),
         "validation_top1": last.get("validation_top1"),
     }
 
