@@ -35,7 +35,7 @@ ROOMS: dict[str, set[str]] = {
 }
 
 # The modules that may import an outside library.
-_WORDS = ("compose", "overrides", "sweeps", "terminal", "usage")
+_WORDS = ("compose", "names", "overrides", "sweeps", "terminal", "usage")
 DOORS = {
     "hydra": {"config.composition", *(f"launch.{file}" for file in ("cli", *_WORDS))},
     "omegaconf": {"config.composition", *(f"launch.{file}" for file in ("cli", *_WORDS))},

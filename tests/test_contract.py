@@ -20,6 +20,7 @@ from pai_bench.data.resident import Resident
 from pai_bench.errors import ConfigError
 from pai_bench.masks import allocation, masks, selection
 from pai_bench.system import layout
+from pai_bench.training.reuse import SharedTraining
 
 PRUNERS = options("pruner")
 SCORED = [name for name in PRUNERS if name != "dense"]
@@ -193,7 +194,7 @@ def _mask(name: str, num_threads: int, channels_last: bool, device: str = "cpu")
     trainer = assembly.trainer_for(parts, model, lambda *_: None)
     assert (layout.layout_of(model) == torch.channels_last) == channels_last
     initial = {key: parameter.detach().clone() for key, parameter in model.named_parameters()}
-    found = partial(search.search, parts, trainer, initial, cfg.ablation)
+    found = partial(search.search, parts, SharedTraining(trainer), initial, cfg.ablation)
     pruned, _ = found(lambda *_: None, None, lambda _: None)
     return pruned.mask_with_coupled
 

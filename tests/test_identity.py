@@ -52,7 +52,9 @@ def test_a_changed_model_keeps_its_name_when_it_runs_again(tmp_path: Path) -> No
 
 def test_no_experiment_changes_the_size_of_a_model() -> None:
     """Published numbers are of networks by their names."""
-    known = {name for path in (CONF / "model").glob("*.yaml") for name in re.findall(r"(?m)^name: (.+)$", path.read_text())}
+    known = {
+        name for path in (CONF / "model").glob("*.yaml") for name in re.findall(r"(?m)^name: (.+)$", path.read_text())
+    }
     for experiment in options("experiment"):
         runs, _ = expand([f"experiment={experiment}"], lambda jobs: jobs[:1])
         assert {run.model.name for run in runs} <= known, experiment

@@ -18,6 +18,7 @@ from pai_bench import assembly, experiment, search
 from pai_bench.core import DataSettings
 from pai_bench.data.resident import Resident
 from pai_bench.system import layout
+from pai_bench.training.reuse import SharedTraining
 
 FIRST, LAST = torch.contiguous_format, torch.channels_last
 
@@ -150,7 +151,7 @@ def test_convolutions_of_a_whole_run_see_one_layout(
         trainer = assembly.trainer_for(parts, model, lambda *_: None, assembly.diagnostics(parts, model, {}))
         with _Convolutions() as scoring:
             initial = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-            found = partial(search.search, parts, trainer, initial, cfg.ablation)
+            found = partial(search.search, parts, SharedTraining(trainer), initial, cfg.ablation)
             pruned, _ = found(lambda *_: None, None, lambda _: None)
         with _Convolutions() as training:
             trainer.until(pruned.mask_with_coupled, 2)

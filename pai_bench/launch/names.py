@@ -2,28 +2,30 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from functools import lru_cache
-from typing import Any
+from functools import cache
+from typing import Any, cast
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from pai_bench.config.schema import RunConfig
 
 
-def with_changes(run: RunConfig, option: str | None, loader: ConfigLoaderImpl) -> RunConfig:
+def with_changes(run: RunConfig, of_hydra: Any) -> RunConfig:
     """The run, with the changed settings of its model in the name of the model, as in resnet20-w8.16.32.
 
     How the weights are drawn is no part of the name, nor is a change in a model that was given a name of its own.
 
     Args:
-        option: of the group `model`. None: the model comes from the config of a run, with its name.
-        loader: knows the folders of configs.
+        of_hydra: Hydra's part of the config, which knows the option and the folders of configs.
     """
-    if option is None:
+    option = of_hydra.runtime.choices.get("model")
+    if option is None:  # the model comes from the config of a run, with its name
         return run
-    original = _original(loader, option)
+    folders = tuple((one.provider, f"{one.schema}://{one.path}") for one in of_hydra.runtime.config_sources)
+    original = _original(folders, option)
     if run.model.name != original["name"]:
         return run
     before, after = dict(_sizes(original)), dict(_sizes(run.model.settings))
@@ -31,11 +33,14 @@ def with_changes(run: RunConfig, option: str | None, loader: ConfigLoaderImpl) -
     return replace(run, model=replace(run.model, name="-".join([run.model.name, *changes])))
 
 
-@lru_cache(maxsize=64)
-def _original(loader: ConfigLoaderImpl, option: str) -> Mapping[str, Any]:
+@cache
+def _original(folders: tuple[tuple[str, str], ...], option: str) -> Mapping[str, Any]:
     """The settings of a model as its file has them."""
-    found: Any = OmegaConf.to_container(loader.load_configuration(f"model/{option}", [], RunMode.RUN).model)
-    return found
+    search_path = ConfigSearchPathImpl()
+    for provider, folder in folders:
+        search_path.append(provider, folder)
+    composed = ConfigLoaderImpl(search_path).load_configuration(f"model/{option}", [], RunMode.RUN)
+    return cast(dict[str, Any], OmegaConf.to_container(composed.model))
 
 
 def _sizes(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

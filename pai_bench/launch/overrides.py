@@ -294,7 +294,7 @@ def complete(composed: DictConfig, of_hydra: Any) -> RunConfig:
     given = {override.key_or_group: override.value() for override in parsed(words)}
     _check_labels(given, choices)
     if choices.get("experiment") or any(key.startswith("model.") for key in given):
-        run = names.with_changes(run, choices.get("model"), loader_here())
+        run = names.with_changes(run, of_hydra)
     target = next((key for key in schema.TARGETS if given.get(key) is not None), None)
     if target and "pruner" not in given and not run.prunes:
         raise ConfigError(f"{target}={given[target]} needs pruner=NAME; without one the network stays dense")

@@ -35,7 +35,9 @@ class RunProgress:
     pruned: Pruned | None = None
     without_ablation: Mask | None = None  # the mask that a search without the ablation has found
     search_without_ablation: Pruned | None = None  # as far as that search has come
-    cache_hit: str | None = None  # what of the search an earlier run had computed: "scores", "mask", "training", nothing
+    cache_hit: str | None = (
+        None  # what of the search an earlier run had computed: "scores", "mask", "training", nothing
+    )
     reused_examples: int = 0  # images of trainings that earlier runs had done, and this one took over
     training: TrainingStart | None = None
 

@@ -45,9 +45,9 @@ def code(targets: Iterable[str]) -> str:
 
 
 class Cache:
-    """A folder of tensors that were costly to compute. If it grows too large, the files that were used least recently are removed.
+    """A folder of tensors that were costly to compute. Any number of processes may share it.
 
-    Any number of processes may share it.
+    If it grows too large, the files that were used least recently are removed.
 
     Args:
         limit: the largest size of the folder, in bytes.

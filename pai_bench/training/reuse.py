@@ -7,6 +7,7 @@ more, with which the ticket of level k ends. So a chain of L levels costs L + 1 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pai_bench.core import Mask, Record
@@ -76,10 +77,10 @@ class SharedTraining:
 
     def _take(self, cache: Cache, key: dict[str, Any], mask: Mask) -> bool:
         """Puts the trainer where an earlier run's training ended, and records what that run recorded."""
-        expected = {name: tensor.shape for name, tensor in _flat(self._tensors(), "") if not name.startswith("kept/")}
+        expected = _shapes(dict(_flat(self._tensors(), "")))
 
         def use(tensors: dict[str, Tensor], notes: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-            if {name: tensor.shape for name, tensor in tensors.items() if not name.startswith("kept/")} != expected:
+            if _shapes(tensors) != expected:
                 raise ValueError("its tensors are not those of this network")
             return _nested(tensors) | notes["state"], notes["lines"]
 
@@ -110,6 +111,11 @@ class SharedTraining:
     def _tensors(self) -> dict[str, Any]:
         state = self.trainer.state()
         return {name: state[name] for name in ("model", "optimizer", "mask", "kept", "sums")}
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    """The shapes of what every trainer of a network has, whatever it has trained."""
+    return {name: tensor.shape for name, tensor in tensors.items() if not name.startswith(("kept/", "mask/"))}
 
 
 def _flat(values: Mapping[Any, Any], path: str) -> Iterator[tuple[str, Tensor]]:
