@@ -12,12 +12,14 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import open_dict
 from torch import nn
 from torch.nn import functional as F
 
 from pai_bench.config import checks, composition
 from pai_bench.config.schema import RunConfig
 from pai_bench.core import Ablation, Batches, Mask, Shape, TrainingLength, Weights
+from pai_bench.launch import names
 from pai_bench.pruning.rounds import Pruned, prune
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,7 +57,13 @@ def composed(*overrides: str) -> RunConfig:
     composition.register()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return checks.complete(composition.resolved(compose("config", list(overrides))))
+        config = compose("config", list(overrides), return_hydra_config=True)
+        of_hydra = config.hydra
+        with open_dict(config):
+            config.pop("hydra")
+        run = checks.complete(composition.resolved(config))
+        changes_model = any(override.startswith("model.") for override in overrides)
+        return names.with_changes(run, of_hydra) if changes_model else run
 
 
 @pytest.fixture(autouse=True)

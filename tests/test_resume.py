@@ -96,7 +96,7 @@ def in_child(work: Callable[[], object]) -> int:
 
 
 def directory_of(results: Path) -> Path:
-    (directory,) = results.iterdir()
+    (directory,) = results.glob("[!.]*")
     return directory
 
 
