@@ -110,7 +110,7 @@ def test_a_damaged_file_is_computed_again(tmp_path: Path, caplog: pytest.LogCapt
     path.write_bytes(content[:100])
     assert run(tmp_path, "pruner=snip", "sparsity=0.8")["cache_hit"] is None
     assert "cannot be read and is computed again" in caplog.text
-    assert path.read_bytes() == content or len(path.read_bytes()) == len(content)
+    assert run(tmp_path, "pruner=snip", "sparsity=0.9")["cache_hit"] == "scores"
 
 
 @pytest.mark.parametrize("notes", ["", "[]", "{}", "null", "{", '{"seconds": "x", "num_examples": 1, "flops": 1}'])
