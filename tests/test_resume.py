@@ -101,9 +101,9 @@ def directory_of(results: Path) -> Path:
 
 
 def outcome(results: Path) -> dict[str, Any]:
-    """All that a run leaves, times excepted."""
+    """All that a run leaves, but for times and for what it took over from an attempt before."""
     directory = directory_of(results)
-    timed = ("seconds", "images_per_second", "peak_memory", "speedup")
+    timed = ("seconds", "images_per_second", "peak_memory", "speedup", "reused_examples", "cache_hit")
     row = {
         k: v for k, v in json.loads((directory / "result.json").read_text()).items() if not any(t in k for t in timed)
     }

@@ -509,6 +509,7 @@ RECIPES = {
     "cifar_lottery": {"epochs": 160, "lr": 0.1, "lr_milestones": [80, 120], "weight_decay": 1e-4},
     "tiny_imagenet": {"epochs": 100, "lr": 0.01, "lr_milestones": [30, 60, 80], "lr_gamma": 0.2},
     "imagenet": {"epochs": 90, "batch_size": 1024, "lr": 0.4, "lr_milestones": [30, 60, 80], "warmup_epochs": 5},
+    "mnist_lottery": {"epochs": 55, "batch_size": 60, "lr": 1.2e-3, "lr_schedule": "step", "weight_decay": 0.0},
     "planted": {"epochs": 10, "batch_size": 32, "lr": 1e-3, "lr_schedule": "step", "weight_decay": 0.0},
 }
 
@@ -519,7 +520,7 @@ def test_recipes_are_the_published_ones(name: str) -> None:
     assert {key: getattr(training, key) for key in RECIPES[name]} == RECIPES[name]
 
 
-@pytest.mark.parametrize("name", sorted(set(options("training")) - {"planted"}))
+@pytest.mark.parametrize("name", sorted(set(options("training")) - {"planted", "mnist_lottery"}))
 def test_recipes_are_of_sgd_with_the_published_kind_of_momentum(name: str) -> None:
     nesterov = name in ("cifar", "cifar_resnet18", "tiny_imagenet", "digits")
     assert composed(f"training={name}").training.optimizer == Call(
@@ -527,8 +528,9 @@ def test_recipes_are_of_sgd_with_the_published_kind_of_momentum(name: str) -> No
     )
 
 
-def test_the_recipe_of_planted_tickets_is_of_adam() -> None:
-    training = composed("training=planted").training
+@pytest.mark.parametrize("name", ["planted", "mnist_lottery"])
+def test_the_recipes_of_small_networks_are_of_adam(name: str) -> None:
+    training = composed(f"training={name}").training
     assert training.optimizer == Call(
         "pai_bench.training.optimizers.adamw.adamw", {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
     )
