@@ -9,6 +9,7 @@ from conftest import composed
 from test_resume import TINY
 
 from pai_bench.config.schema import RunConfig
+from pai_bench.errors import DataError
 from pai_bench.launch import fitting
 from pai_bench.runs import status
 
@@ -98,3 +99,11 @@ def test_a_worker_that_dies_and_a_run_that_fails_are_told(tmp_path: Path, capfd:
     worker._process.kill()
     assert [(outcome.run.seed, outcome.code) for outcome in found] == [(0, 1), (1, 0)]
     crew.stop()
+
+
+def test_data_that_is_missing_ends_it_before_the_first_run(tmp_path: Path) -> None:
+    words = ["dataset=cifar10", "download=false", f"data_dir={tmp_path}", f"results_dir={tmp_path / 'results'}"]
+    said: list[str] = []
+    with pytest.raises(DataError, match="cifar-10-batches-py is missing"):
+        fitting.fit([composed(*words, "device=cpu", "tracker=none")], 10, 1, said.append)
+    assert len(said) == 1 and not (tmp_path / "results").exists()

@@ -11,7 +11,7 @@ from typing import Any
 
 from pai_bench.config import checks
 from pai_bench.config.schema import RunConfig
-from pai_bench.errors import PreemptedError
+from pai_bench.errors import PreemptedError, UserError
 from pai_bench.runs import status
 
 Say = Callable[[str], None]
@@ -100,9 +100,14 @@ class Worker:
         self.run = None
         return answer, time.perf_counter() - self._since
 
+    def end(self) -> None:
+        """Asks the process to end: one that waits finds its pipe closed, one at work gets a signal."""
+        self._ours.close()
+        self._process.terminate()
+
     def stop(self) -> None:
         """Asks the process to write a checkpoint and to end, and waits for it."""
-        self._process.terminate()
+        self.end()
         self._process.join(_PATIENCE)
         if self._process.is_alive():
             self._process.kill()
@@ -122,15 +127,15 @@ def _serve(connection: Connection) -> None:
         except (EOFError, KeyboardInterrupt):
             return
         answer = attempt.attempt(run) if what == "attempt" else _pace(run)
-        connection.send(answer)
+        with suppress(ConnectionError):  # nobody waits for the answer any more
+            connection.send(answer)
         if preemption.requested():
             return
 
 
-def _pace(run: RunConfig) -> Pace | str:
+def _pace(run: RunConfig) -> Pace | UserError:
     """The pace of a run, or what hinders it."""
     from pai_bench.assembly import load_data
-    from pai_bench.errors import UserError
     from pai_bench.launch import throughput
     from pai_bench.system import devices
     from pai_bench.system.world import world
@@ -139,7 +144,7 @@ def _pace(run: RunConfig) -> Pace | str:
         number = load_data(run, devices.pick(run.device, world())).num_examples
         rate = throughput.measure(run, 1.0)["both"]
     except UserError as error:
-        return str(error)
+        return error
     return Pace(rate, number["train"], number["test"] + number["validation"])
 
 
@@ -151,14 +156,18 @@ class Crew:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // number)))
         self.workers = [Worker() for _ in range(number)]
 
-    def pace(self, run: RunConfig) -> Pace | str:
-        """How fast all workers train a run at the same time; or what hinders it."""
+    def pace(self, run: RunConfig) -> Pace:
+        """How fast all workers train a run at the same time.
+
+        Raises:
+            UserError: and its kinds, for what hinders the run, such as a dataset that is missing.
+        """
         for worker in self.workers:
             worker.ask("pace", run)
         found = [worker.answer()[0] for worker in self.workers]
-        wrong = next((answer for answer in found if not isinstance(answer, Pace)), None)
-        if wrong is not None or not found:
-            return wrong or "a worker has died"
+        for answer in found:
+            if not isinstance(answer, Pace):
+                raise answer or UserError("a worker has died, perhaps for want of memory; give fewer with --at-once")
         rate = sum(pace.images_per_second for pace in found) / len(found)
         return Pace(rate, found[0].num_train, found[0].num_evaluated)
 
@@ -187,7 +196,7 @@ class Crew:
     def stop(self) -> None:
         """Ends all workers. Runs that are not done keep their checkpoints."""
         for worker in self.workers:
-            worker._process.terminate()
+            worker.end()
         for worker in self.workers:
             worker.stop()
 
@@ -236,11 +245,7 @@ def _expect(crew: Crew, todo: Sequence[RunConfig], deadline: float, say: Say) ->
     fitting: dict[str, int] = {}
     for run in todo:
         if run.task not in paces:
-            pace = crew.pace(run)
-            if isinstance(pace, str):
-                say(f"{run.task}: its pace cannot be measured: {pace}")
-                return
-            paces[run.task] = pace
+            paces[run.task] = pace = crew.pace(run)
             room = min(room, (deadline - time.monotonic()) * len(crew.workers))
             say(
                 f"{run.task}: {pace.images_per_second:,.0f} images/s each, "
