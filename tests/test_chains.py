@@ -14,6 +14,7 @@ from test_resume import TINY
 from pai_bench import experiment
 from pai_bench.errors import PreemptedError
 from pai_bench.launch import slurm
+from pai_bench.runs.summary import closing
 from pai_bench.system import preemption
 
 NET = ["model=lenet300", "model.hidden=[20,10]"]  # a step of it takes a fraction of a millisecond
@@ -93,6 +94,14 @@ def check_chain(way: list[str], order: tuple[int, ...], folder: Path) -> None:
     # Alone, three levels would take 2 + 3 + 4 trainings. Together they take those of the deepest ticket.
     assert sum(map(trained, rows.values())) == trained(expected[max(order)]) < sum(map(trained, expected.values()))
     assert [rows[level]["cache_hit"] for level in order] == [None, *["training"] * (len(order) - 1)]
+
+
+def test_the_summary_says_what_was_taken_over(tmp_path: Path) -> None:
+    alone, deeper = (ticket(tmp_path, CHAINS["to the start"], level) for level in (1, 2))
+    layers = [{"name": "fc", "kept": 1, "size": 2, "density": 0.5}]
+    assert deeper["reused_examples"] == 5752 and alone["reused_examples"] == 0
+    assert "of an earlier run" not in closing(alone, layers, tmp_path)
+    assert "5.75 k images of all training were those of an earlier run" in closing(deeper, layers, tmp_path)
 
 
 def test_controls_share_the_search_and_train_for_themselves(tmp_path: Path) -> None:

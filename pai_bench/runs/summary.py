@@ -101,6 +101,8 @@ def closing(row: dict[str, Any], layers: list[dict[str, Any]], directory: Path) 
         lines.append("  NOT TRAINED: on_collapse=stop")
     if row["search_train_examples"]:
         lines.append(f"  finding the mask took {_count(row['search_train_examples'])} images of training")
+    if row["reused_examples"]:
+        lines.append(f"  {_count(row['reused_examples'])} images of all training were those of an earlier run")
     seconds = f"  {_duration(row['total_seconds'])} in all: {_duration(row['prune_seconds'])} to prune"
     lines.append(
         f"{seconds}, {_duration(row['train_seconds'])} to train at {_count(row['images_per_second'])} images/s"
