@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from pai_bench.assembly import Parts, trainer_for
 from pai_bench.config import identity
+from pai_bench.config.checks import trains_to_the_end
 from pai_bench.config.schema import Plain, plain
 from pai_bench.core import Ablation, Call, Mask, Record, Weights
 from pai_bench.pruning import reuse
@@ -148,8 +149,7 @@ def shared_training(
         initial: of every parameter, as the model was drawn.
     """
     run, progress = parts.run, checkpoints.progress
-    trains_to_the_end = any(this.until_epoch >= run.training.epochs for this in parts.rounds)
-    if not run.cache_gb or world().size > 1 or not trains_to_the_end:
+    if not run.cache_gb or world().size > 1 or not trains_to_the_end(run):
         return SharedTraining(trainer)
     called = [run.pruner.score, run.pruner.transfer, run.allocation, run.schedule, run.training.optimizer]
     determines = {

@@ -27,9 +27,9 @@ def by_information(runs: Sequence[RunConfig]) -> list[RunConfig]:
     with every density, so first.
     """
     tasks = list(dict.fromkeys(run.task for run in runs))
-    densities = sorted({run.sparsity for run in runs if run.prunes})
-    middle = (len(densities) - 1) / 2
-    outwards = sorted(densities, key=lambda density: abs(densities.index(density) - middle))
+    sparsities = sorted({run.sparsity for run in runs if run.prunes})
+    middle = (len(sparsities) - 1) / 2
+    outwards = sorted(sparsities, key=lambda sparsity: abs(sparsities.index(sparsity) - middle))
 
     def rank(run: RunConfig) -> tuple[int, int, int]:
         return tasks.index(run.task), outwards.index(run.sparsity) if run.prunes else 0, run.seed

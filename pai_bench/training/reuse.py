@@ -57,8 +57,7 @@ class SharedTraining:
     def until(self, mask: Mask, epoch: float) -> None:
         """As `Trainer.until`."""
         trainer, cache = self.trainer, self._cache
-        shared = cache is not None and epoch >= trainer.num_epochs and epoch > trainer.epoch
-        if not shared or cache is None:
+        if cache is None or not trainer.epoch < trainer.num_epochs <= epoch:
             trainer.until(mask, epoch)
             return
         key = {"rounds": list(self._rounds())}
