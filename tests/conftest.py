@@ -115,8 +115,13 @@ def drawn(model: nn.Module) -> Weights:
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-def pruned_as(model: nn.Module, input_shape: Shape, *overrides: str) -> Pruned:
-    """What a config makes of a model, where the score looks at no images and the rounds come before training."""
+def pruned_as(
+    model: nn.Module,
+    input_shape: Shape,
+    *overrides: str,
+    draw: Callable[..., Batches] = lambda examples, generator, dtype: [],
+) -> Pruned:
+    """What a config makes of a model, where the rounds come before training."""
     cfg = composed(*overrides)
     return prune(
         model,
@@ -126,7 +131,7 @@ def pruned_as(model: nn.Module, input_shape: Shape, *overrides: str) -> Pruned:
         ablation=Ablation(),
         initial=drawn(model),
         input_shape=input_shape,
-        draw=lambda examples, generator, dtype: [],
+        draw=draw,
         training=Untrained(),
         loss=F.cross_entropy,
         seed=0,

@@ -7,23 +7,19 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, RunCli, Untrained, composed, drawn, options
+from conftest import ROOT, RunCli, composed, options, pruned_as
 from torch import Generator, Tensor, nn
-from torch.nn import functional as F
 
 from pai_bench.analysis.planted import planted as found_in
 from pai_bench.core import (
-    Ablation,
     DataSettings,
     Loss,
     Mask,
     Subnetwork,
-    TrainingLength,
 )
 from pai_bench.errors import ConfigError
 from pai_bench.masks import masks
 from pai_bench.models.circle_ticket import BORDERS, circle_ticket, class_lines
-from pai_bench.pruning.rounds import prune
 from pai_bench.runs import status
 from pai_bench.system import seeding
 
@@ -235,25 +231,10 @@ FOUND = {
 
 def searched(name: str, *settings: str) -> tuple[nn.Module, Mask]:
     """The mask that a pruner finds before training, with the settings of its yaml, on a host of depth 4."""
-    cfg = composed(
-        f"pruner={name}", "dataset=planted_circle", "model=planted", f"sparsity={1 - 124 / 2_800}", *settings
-    )
-    model, data = host(4, 50), cfg.dataset(PLACE)
+    words = [f"pruner={name}", "dataset=planted_circle", "model=planted", f"sparsity={1 - 124 / 2_800}", *settings]
+    model, data = host(4, 50), composed(*words).dataset(PLACE)
     with seeding.seeded(0, "score"):
-        pruned = prune(
-            model,
-            cfg.pruner,
-            cfg.allocation,
-            cfg.schedule(cfg.sparsity, TrainingLength(1, 1)),
-            ablation=Ablation(),
-            initial=drawn(model),
-            input_shape=SHAPE,
-            draw=data.draw,
-            training=Untrained(),
-            loss=F.cross_entropy,
-            seed=0,
-            record=lambda metrics, epoch: None,
-        )
+        pruned = pruned_as(model, SHAPE, *words, draw=data.draw)
     return model, pruned.mask
 
 

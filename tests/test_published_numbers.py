@@ -1,13 +1,10 @@
 """The numbers of papers in large tables: as they were released, and read from CSV files."""
 
-import re
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from published_runs import NUMBERS, of
 
-from pai_bench.errors import ConfigError
 from pai_bench.published import numbers
 from pai_bench.published.numbers import Number
 
@@ -203,97 +200,3 @@ def test_numbers_are_chosen_by_paper_network_and_target() -> None:
     # Ten lengths of four ways, in rounds and in one round, and of new weights in one.
     assert len(chosen) == 4 * 2 * 10 + 10
     assert len(numbers.choose(NUMBERS, ["renda2020", RESNET20, "iterative pruning", "density=0.512", "fine_tune"])) == 2
-
-
-# Tables in files ------------------------------------------------------------------------------------------------------
-
-PAPER = """
-paper: "Somebody 2030: a paper"
-tables:
-  - name: Table 1
-    quantity: test_top1
-    num_runs: 5
-    evidence: V
-    source: page 3
-    recipe: [training.epochs=7]
-    file: table.csv
-"""
-CELLS = """dataset,model,pruner,schedule.levels,sparsity,value,sd,num_runs
-digits,resnet20,snip,,0.9,97.3,0.4,9
-digits,resnet20,snip,2,0.95,96.25,,
-"""
-
-
-def test_a_line_can_have_a_spread_and_a_number_of_runs_of_its_own(tmp_path: Path) -> None:
-    (tmp_path / "somebody.yaml").write_text(PAPER)
-    (tmp_path / "table.csv").write_text(CELLS)
-    first, second = numbers.read(tmp_path)
-    assert (first.value, first.sd, first.num_runs) == (pytest.approx(0.973), pytest.approx(0.004), 9)
-    assert (second.value, second.sd, second.num_runs) == (pytest.approx(0.9625), None, 5)
-    assert first.rounding == pytest.approx(5e-4) and second.rounding == pytest.approx(5e-5)
-    assert second.settings == {"dataset": "digits", "model": "resnet20", "pruner": "snip", "schedule.levels": "2"}
-
-
-def test_a_table_in_a_file_is_the_table_in_the_yaml(tmp_path: Path) -> None:
-    wide = "dataset, model, pruner, 0.9, 0.95\ndigits, resnet20, snip, 97.3±0.4,\ndigits, resnet20, random, 90, 80\n"
-    inline = "".join(f"      {line}\n" for line in wide.splitlines())
-    for name, text in {
-        "inside": PAPER.replace("file: table.csv", "across: sparsity\n    values: |\n") + inline,
-        "beside": PAPER.replace("file:", "across: sparsity\n    file:"),
-    }.items():
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "somebody.yaml").write_text(text)
-    (tmp_path / "beside" / "table.csv").write_text(wide)
-    inside, beside = numbers.read(tmp_path / "inside"), numbers.read(tmp_path / "beside")
-    assert inside == beside and len(inside) == 3
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "says"),
-    [
-        ("97.3,0.4,9", "97.3,0.4", "has 7 cells, its header 8"),
-        ("97.3,0.4,9", "973,0.4,9", "no accuracy in percent"),
-        ("97.3,0.4,9", ",0.4,9", "is no number"),
-        ("97.3,0.4,9", "97.3,-0.4,9", "is no number"),
-        ("97.3,0.4,9", "97.3±0.4,0.4,9", "is no number"),
-        ("97.3,0.4,9", "97.3,0.4,0", "num_runs=0: give 1 or more"),
-        ("97.3,0.4,9", "97.3,0.4,many", "num_runs=many: give 1 or more"),
-        ("97.3,0.4,9", '97.3,0.4,"9', "cells cannot be told apart"),
-        ("value,sd,num_runs", "value,num_runs,sd", "the one called value, and sd and num_runs after it"),
-        ("value,sd,num_runs", "value,sd,spread", "the one called value, and sd and num_runs after it"),
-        ("value,sd,num_runs", "value,sd,sd", "the one called value, and sd and num_runs after it"),
-        ("dataset,model", "dataset,dataset", "names a column twice"),
-        ("sparsity", "sparseness", "needs one target"),
-        ("0.9,97.3", "1.9,97.3", "sparsity=1.9 leaves nothing"),
-        (CELLS, "", "a line of names and a line of numbers"),
-        (CELLS, "dataset,model\ndigits,resnet20\n", "no columns of numbers"),
-    ],
-)
-def test_a_mistake_in_a_file_of_numbers_is_told_in_one_line(old: str, new: str, says: str, tmp_path: Path) -> None:
-    (tmp_path / "somebody.yaml").write_text(PAPER)
-    assert old in CELLS
-    (tmp_path / "table.csv").write_text(CELLS.replace(old, new, 1))
-    with pytest.raises(ConfigError, match=re.escape(says)) as caught:
-        numbers.read(tmp_path)
-    said = str(caught.value)
-    assert f"{tmp_path / 'somebody.yaml'}: Table 1: file=table.csv: " in said and "\n" not in said
-
-
-@pytest.mark.parametrize(
-    ("entry", "says"),
-    [
-        ("file: none.csv", "file=none.csv: it cannot be read"),
-        ("file: latin.csv", "file=latin.csv: it cannot be read"),
-        ("file: ../table.csv", "file=../table.csv: give the name of a file that lies beside this one"),
-        ("file: table.csv\n    values: a", "give either values or file"),
-        ("note: nothing", "give either values or file"),
-        ("file: 3", "file=3: put it in quotes"),
-    ],
-)
-def test_a_file_that_cannot_be_read_is_named(entry: str, says: str, tmp_path: Path) -> None:
-    (tmp_path / "somebody.yaml").write_text(PAPER.replace("file: table.csv", entry))
-    (tmp_path / "table.csv").write_text(CELLS)
-    (tmp_path / "latin.csv").write_bytes(CELLS.replace("97.3", "97.3±").encode("latin-1"))
-    with pytest.raises(ConfigError, match=re.escape(says)) as caught:
-        numbers.read(tmp_path)
-    assert "\n" not in str(caught.value)

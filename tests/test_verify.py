@@ -4,7 +4,6 @@ import csv
 import json
 import math
 import random
-import re
 import runpy
 import subprocess
 import sys
@@ -28,8 +27,8 @@ from pai_bench.config import identity
 from pai_bench.config.schema import plain
 from pai_bench.errors import ConfigError, DataError
 from pai_bench.launch import compose, terminal
-from pai_bench.published import matching, numbers, pages
-from pai_bench.published.matching import MISSING, NO_EXPERIMENT, NOT_COMPARABLE, Recipes
+from pai_bench.published import matching, numbers
+from pai_bench.published.matching import MISSING, NO_EXPERIMENT, NOT_COMPARABLE
 from pai_bench.published.numbers import Number
 from pai_bench.published.verdicts import (
     DEVIATES,
@@ -533,95 +532,6 @@ def test_what_is_asked_for_is_counted_missing_and_recalled_numbers_are_not() -> 
     assert {c.name for c in found} == {MISSING, NO_EXPERIMENT}
     failing = matching.not_reproduced(found)
     assert failing and all(c.name == MISSING and c.number.table.evidence != "R" for c in failing)
-
-
-# Papers of one's own --------------------------------------------------------------------------------------------------
-
-PAPER = """
-paper: "Somebody 2030: a paper"
-tables:
-  - name: Table 1
-    quantity: test_top1
-    num_runs: 5
-    evidence: V
-    source: page 3
-    recipe: [training.epochs=7]
-    across: sparsity
-    values: |
-      dataset, model, pruner, allocation, 0, 0.9
-      digits, resnet20, snip, uniform, , 97.3±0.4
-"""
-
-
-def test_a_paper_is_added_by_a_file(tmp_path: Path) -> None:
-    (tmp_path / "somebody.yaml").write_text(PAPER)
-    (number,) = numbers.read(tmp_path)
-    assert number.settings == {"dataset": "digits", "model": "resnet20", "pruner": "snip", "allocation": "uniform"}
-    assert (number.value, number.sd, number.num_runs) == (pytest.approx(0.973), pytest.approx(0.004), 5)
-    assert number.density == pytest.approx(0.1) and number.rounding == pytest.approx(0.0005)
-    cfg = Recipes().of(number)
-    assert cfg.training.epochs == 7 and cfg.allocation.name == "uniform"
-
-
-def test_the_page_on_published_numbers_tells_the_truth(tmp_path: Path) -> None:
-    """Its example is a paper, and its tables list what there is."""
-    page = (ROOT / "docs" / "published.md").read_text()
-    example = re.search(r"```yaml\n(.*?)```", page, re.S)
-    assert example
-    (tmp_path / "somebody.yaml").write_text(example[1])
-    found = numbers.read(tmp_path)
-    assert [n.value for n in found] == pytest.approx([0.936, 0.921, 0.909, 0.894])
-    assert Recipes().of(found[1]).allocation.name == "uniform"
-    listed = set(re.findall(r"^\| `?([A-Za-z_0-9 ]+?)`? \|", page, re.M))
-    assert listed - {"verdict", "quantity", "evidence"} == {*numbers.QUANTITIES, *numbers.EVIDENCE, *pages.ORDER}
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "says"),
-    [
-        ("tables:", "table:", "there is no such entry"),
-        ('paper: "Somebody 2030: a paper"', "", "paper is missing"),
-        ("source: page 3", "", "source is missing"),
-        ("evidence: V", "evidence: X", "evidence=X: give one of V"),
-        ("quantity: test_top1", "quantity: top1", "quantity=top1: give one of test_top1"),
-        ("num_runs: 5", "num_runs: 0", "num_runs=0: give 1 or more"),
-        ("recipe: [training.epochs=7]", "", "either recipe or no_recipe"),
-        ("source: page 3", "source: page 3\n    tolerance: {absolute: 1}", "tolerance"),
-        ("across: sparsity", "across: compression", "compression=0.9 leaves nothing"),
-        ("across: sparsity", "", "the one called value"),
-        ("97.3±0.4", "973±0.4", "no accuracy in percent"),
-        ("97.3±0.4", "97.3+-0.4", "no number"),
-        ("97.3±0.4", "97.3, 1", "has 7 cells, its header 6"),
-        ("digits, resnet20", "digits, ", "model is missing"),
-        ("tables:", "tables: [", "cannot be read"),
-        ("- name", "- nane", "nane: there is no such entry"),
-        ("recipe: [training.epochs=7]", "recipe: training.epochs=7", "recipe=training.epochs=7: give a list"),
-        ("source: page 3", "source: 3", "source=3: put it in quotes"),
-        ("tables:", "arxiv: 2006.05467\ntables:", "arxiv=2006.05467: put it in quotes"),
-        ("97.3±0.4", "97.3±-0.4", "no number"),
-        ("across: sparsity", "across: schedule.levels", "needs one target"),
-        ("allocation, 0", "layer, 0", "layer=uniform"),
-        ("quantity: test_top1", "quantity: layer_density\n    tolerance: {absolute: 0.1}", "needs a layer"),
-        ("quantity: test_top1", "quantity: multiply_adds\n    tolerance: {absolute: -1}", "of 0 or more"),
-        ("quantity: test_top1", "quantity: critical_compression\n    tolerance: {absolute: 1}", "has a target"),
-    ],
-)
-def test_a_paper_with_a_mistake_is_refused_in_one_line(old: str, new: str, says: str, tmp_path: Path) -> None:
-    path = tmp_path / "somebody.yaml"
-    assert old in PAPER
-    path.write_text(PAPER.replace(old, new, 1))
-    with pytest.raises(ConfigError, match=says) as caught:
-        numbers.read(tmp_path)
-    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_a_recipe_that_does_not_compose_is_named(tmp_path: Path, write: Write) -> None:
-    (tmp_path / "papers").mkdir()
-    (tmp_path / "papers" / "somebody.yaml").write_text(PAPER.replace("training.epochs=7", "training.epoch=7"))
-    (number,) = numbers.read(tmp_path / "papers")
-    with pytest.raises(Exception, match="epoch") as caught:
-        Recipes().of(number)
-    assert "somebody, Table 1" in caught.value.__notes__[0]
 
 
 # The command ----------------------------------------------------------------------------------------------------------
