@@ -21,18 +21,18 @@ run: setup ## prune and train a small network on real digits
 	$(BIN)/python run.py pruner=synflow sparsity=0.98
 
 report: setup ## tables, figures and a page of results/, in report/
-	$(BIN)/python scripts/report.py results -o report
+	$(BIN)/pai-bench report results -o report
 
 test: setup ## run the tests (a few minutes, no GPU, no download)
 	$(BIN)/python -m pytest -n 2
 
-.venv-oldest/installed: pyproject.toml
+.venv-oldest/installed: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv .venv-oldest
-	$(OLDEST)/python -m pip install --quiet --disable-pip-version-check \
-		--editable '.[parts,test]' 'torch==2.4.*' 'torchvision==0.19.*'
+	$(OLDEST)/python -m pip install --quiet --disable-pip-version-check --constraint constraints-oldest.txt \
+		--editable '.[parts,test]'
 	@touch $@
 
-test-oldest: .venv-oldest/installed ## run the fast tests on the oldest torch that pyproject.toml admits
+test-oldest: .venv-oldest/installed ## run the fast tests on the oldest libraries that pyproject.toml admits
 	$(OLDEST)/python -m pytest -n 2 -m 'not slow'
 
 bench: setup ## measure the claims about speed (minutes; nothing else should run)

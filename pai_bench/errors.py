@@ -15,6 +15,12 @@ class ConfigError(UserError):
     exit_code = 2
 
 
+def is_installed(library: str) -> bool:
+    """Whether a library is there to import. A folder of its name is no library."""
+    spec = importlib.util.find_spec(library)
+    return spec is not None and spec.origin is not None
+
+
 def check_installed(user: str, library: str, extra: str) -> None:
     """Makes sure that an optional library is there.
 
@@ -25,11 +31,9 @@ def check_installed(user: str, library: str, extra: str) -> None:
     Raises:
         ConfigError: it is not.
     """
-    spec = importlib.util.find_spec(library)
-    if spec is None or spec.origin is None:  # a folder of that name is no package
-        package = {"sklearn": "scikit-learn"}.get(library, library)
+    if not is_installed(library):
         raise ConfigError(
-            f"{user} {package}, which is not installed: pip install {package} (it belongs to 'pai_bench[{extra}]')"
+            f"{user} {library}, which is not installed: pip install {library} (it belongs to 'pai_bench[{extra}]')"
         )
 
 

@@ -1,64 +1,6 @@
-"""Makes tables, figures and a page from a results folder.
+"""The same as pai-bench report, from a checkout."""
 
-Writes index.html, which opens from disk and needs no network, tables/ (Markdown, LaTeX), figures/ (PNG, SVG) and CSV
-files. docs/results.md explains them.
-
-  python scripts/report.py results -o report
-  python scripts/report.py results -o report --statistic best --dataset cifar10 --pruner snip synflow
-  python scripts/report.py results -o report --figures accuracy overlap
-"""
-
-import argparse
-import sys
-from pathlib import Path
-
-from pai_bench.launch import terminal
-from pai_bench.report import configurations, plots, writing
-
-
-def main() -> None:
-    """Writes the report, and prints what is in it. Exits with 1 if a part of the results could not be read."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, help="a results folder")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="the folder to write to; made if need be")
-    parser.add_argument(
-        "--statistic",
-        choices=list(configurations.STATISTICS),
-        default="last",
-        help="which accuracy: of the last epoch, the best test epoch, or the epoch selected on a validation split",
-    )
-    for name, what in (("task", "ids of tasks"), ("dataset", "names"), ("model", "names")):
-        parser.add_argument(f"--{name}", nargs="+", default=[], metavar="NAME", help=f"{what}; all if not given")
-    parser.add_argument("--pruner", nargs="+", default=[], metavar="NAME", help="and dense networks; all if not given")
-    parser.add_argument(
-        "--figures",
-        nargs="+",
-        choices=plots.KINDS,
-        default=list(plots.KINDS),
-        metavar="KIND",
-        help=f"some of {', '.join(plots.KINDS)}; all if not given",
-    )
-    parser.add_argument("--no-images", action="store_true", help="the page and the tables, no PNG and SVG files")
-    given = parser.parse_args()
-    with terminal.one_line_errors():
-        options = writing.Options(
-            given.statistic, given.task, given.dataset, given.model, given.pruner, given.figures, not given.no_images
-        )
-        report = writing.write(given.results, given.output, options)
-        for word, lines, file in (
-            ("not finished", report.unfinished, sys.stdout),
-            ("left out", report.problems, sys.stderr),
-        ):
-            for line in lines[:20]:
-                print(f"{word}: {line}", file=file)
-            if len(lines) > 20:
-                print(f"{word}: {len(lines) - 20} more, which the page names", file=file)
-        print(
-            f"runs: {report.num_runs}, configurations: {report.num_configurations}, "
-            f"tasks: {report.num_tasks}: {report.page}"
-        )
-        sys.exit(1 if report.problems else 0)
-
+from pai_bench.commands.report import main
 
 if __name__ == "__main__":
     main()

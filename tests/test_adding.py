@@ -34,7 +34,7 @@ SECTIONS = {title: text for title, _, text in (part.partition("\n") for part in 
 BLOCKS = re.findall(r"^`([\w./]+)`\n\n```(python|yaml|diff)\n(.*?)^```", PAGE, re.M | re.S)
 FILES = {path: text for path, kind, text in BLOCKS if kind != "diff"}
 DIFFS = {path: text for path, kind, text in BLOCKS if kind == "diff"}
-COMMANDS = re.findall(r"^    python run\.py (.*)$", PAGE, re.M)
+COMMANDS = re.findall(r"^    pai-bench (?!report|verify)(.*)$", PAGE, re.M)
 SMALL = ["model=resnet8_thin", "training=smoke", "training.epochs=0", "tracker=none", "device=cpu"]
 
 

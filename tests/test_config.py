@@ -518,7 +518,7 @@ def test_help_lists_the_groups_and_two_examples(run_cli: RunCli) -> None:
     assert done.returncode == 0
     for group in GROUPS:
         assert re.search(rf"^{group}: .*{options(group)[0]}", done.stdout, re.M)
-    assert done.stdout.count("python run.py ") == 2
+    assert done.stdout.count("pai-bench ") == 3
 
 
 def test_no_setting_holds_a_secret() -> None:

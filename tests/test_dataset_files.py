@@ -210,10 +210,10 @@ def test_an_absolute_name_in_an_archive_lands_inside(tmp_path: Path) -> None:
 def test_an_archive_of_another_checksum_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with tarfile.open(tmp_path / "cifar-10-python.tar.gz", "w:gz") as opened:
         opened.addfile(member("cifar-10-batches-py/data_batch_1"))
-    arguments = ["prepare_data.py", "cifar10", "--data-dir", f"{tmp_path}/data", "--from", f"{opened.name}"]
+    arguments = ["data.py", "cifar10", "--data-dir", f"{tmp_path}/data", "--from", f"{opened.name}"]
     monkeypatch.setattr("sys.argv", arguments)
     monkeypatch.setattr("pai_bench.launch.terminal.start_process", lambda: None)
-    script = runpy.run_path(str(ROOT / "scripts" / "prepare_data.py"))
+    script = runpy.run_path(str(ROOT / "scripts" / "data.py"))
     with pytest.raises(SystemExit) as ended:
         script["main"]()
     assert ended.value.code == DataError.exit_code and not (tmp_path / "data").exists()

@@ -220,7 +220,7 @@ def test_the_table_lists_every_experiment_with_its_numbers() -> None:
         assert (statistic, reproduced) == (said["statistic"], said["reproduced"])
 
 
-@pytest.mark.parametrize("command", re.findall(r"^    python (?:run|scripts/status)\.py (.*)$", DOCS, re.M))
+@pytest.mark.parametrize("command", re.findall(r"^    pai-bench (?:status )?(.*=.*)$", DOCS, re.M))
 def test_commands_of_the_page_compose(command: str) -> None:
     import shlex
 

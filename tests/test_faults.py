@@ -328,7 +328,7 @@ def test_checkpoints_hold_the_random_state_of_the_device_in_use_alone(monkeypatc
             ["hydra/launcher=parallel"],
             "hydra/launcher=parallel: .*not installed",
         ),
-        ("wandb", [], "tracker=wandb: wandb is not installed; pip install wandb, or give tracker=none"),
+        ("wandb", ["tracker=wandb"], "tracker=wandb: wandb is not installed; pip install wandb, or give tracker=none"),
         ("submitit", ["hydra/launcher=slurm", "tracker=none"], "hydra/launcher=slurm: submitit is not installed"),
     ],
 )
@@ -344,6 +344,23 @@ cli.main()
     done = without(code, ["-m", "model=lenet300", "pruner=magnitude", "sparsity=0.5", *words], tmp_path)
     assert done.returncode == 2, done.stderr
     assert re.match(f"config error: .*{said}", done.stderr) and len(done.stderr.splitlines()) == 1
+
+
+def test_the_default_run_does_without_wandb_and_says_so(tmp_path: Path) -> None:
+    code = """
+import importlib.util, sys
+real = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "wandb" else real(name, *rest)
+sys.modules["wandb"] = None
+from pai_bench.launch import cli
+cli.main()
+"""
+    words = ["-m", "model=lenet300", "training.epochs=1", "pruner=magnitude", "sparsity=0.5", "seed=0,1"]
+    done = without(code, words, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("W&B is not installed: the run directory is the only record") == 1
+    asked = without(code, [*words, "tracker.mode=online"], tmp_path)
+    assert asked.returncode == 2 and "wandb is not installed" in asked.stderr
 
 
 def without(code: str, words: list[str], tmp_path: Path) -> "subprocess.CompletedProcess[str]":

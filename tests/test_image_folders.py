@@ -201,7 +201,7 @@ def test_an_incomplete_tiny_imagenet_is_refused_unless_asked_for(tmp_path: Path)
     with pytest.raises(DataError, match=r"has 400 of 100,000 training and 3 of 10,000 test images.*subset=true"):
         load("dataset=tiny_imagenet", data_dir=tmp_path)
     (root / "val" / "val_annotations.txt").unlink()
-    with pytest.raises(DataError, match=r"val_annotations.txt is missing; run python scripts/prepare_data.py"):
+    with pytest.raises(DataError, match=r"val_annotations.txt is missing; run pai-bench data"):
         load("dataset=tiny_imagenet", "dataset.subset=true", data_dir=tmp_path)
 
 

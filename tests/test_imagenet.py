@@ -324,7 +324,7 @@ def test_a_store_is_another_run() -> None:
 
 def test_a_store_that_is_not_there_says_what_to_run(originals: Path) -> None:
     command = f"prepare_data.py imagenet dataset.store=64 dataset.root={originals} --data-dir {originals.parent}"
-    with pytest.raises(DataError, match=f"dataset.store=64: there is no .*photos-64; run python scripts/{command}"):
+    with pytest.raises(DataError, match=f"dataset.store=64: there is no .*photos-64; run pai-bench {command}"):
         stored(originals)
     with pytest.raises(DataError, match="has 2 classes, 8 training and 4 val images, not 1,000"):
         stored(originals, "dataset.subset=false", "download=true")
@@ -377,7 +377,7 @@ def test_a_store_that_is_complete_is_used_as_it_is_where_downloads_are_allowed(
 def test_a_store_that_has_lost_a_file_is_refused(originals: Path) -> None:
     stored(originals, "download=true")
     (originals.parent / "data" / "photos-64" / "train" / "n01" / "2.JPEG").write_bytes(b"short")
-    with pytest.raises(DataError, match=r"photos-64: not what scripts/prepare_data.py put there"):
+    with pytest.raises(DataError, match=r"photos-64: not what pai-bench data put there"):
         stored(originals)
 
 
@@ -409,7 +409,7 @@ def _checksum(originals: Path) -> str:
 def test_prepare_data_builds_a_store(originals: Path) -> None:
     command = [
         sys.executable,
-        str(ROOT / "scripts" / "prepare_data.py"),
+        str(ROOT / "scripts" / "data.py"),
         "imagenet",
         "dataset.subset=true",
         *SMALL,

@@ -16,8 +16,10 @@ from safetensors.torch import save_file
 from test_architecture import ROOMS
 
 from pai_bench import errors
+from pai_bench.__main__ import main
 from pai_bench.core import Call
 from pai_bench.launch import compose
+from pai_bench.launch.usage import COMMANDS
 from pai_bench.published import numbers
 from pai_bench.report.configurations import Configuration
 
@@ -26,11 +28,12 @@ DOCS = {path.name: path.read_text() for path in sorted((ROOT / "docs").glob("*.m
 TEXT = "\n".join([README, *DOCS.values()])
 # Commands may have several lines. Those of adding.md choose its examples: test_adding.py runs them.
 JOINED = "\n".join([README, *(text for name, text in DOCS.items() if name != "adding.md")]).replace("\\\n", "")
-COMMANDS = sorted(
-    set(re.findall(r"^    (?:[A-Z_]+=\S+ )?(?:python|torchrun [-=\w]+) run\.py(.*)$", JOINED, re.M))
-    | set(re.findall(r"`python run\.py([^`]*)`", JOINED))
+RUN = rf"(?:pai-bench|python run\.py|torchrun [-=\w]+ -m pai_bench)(?! (?:{'|'.join(COMMANDS)})\b)"
+RUNS = sorted(
+    set(re.findall(rf"^    (?:[A-Z_]+=\S+ )?{RUN}( .*|)$", JOINED, re.M))
+    | set(re.findall(rf"`{RUN}( [^`]*|)`", JOINED))
 )
-COMPOSED = [command for command in COMMANDS if "-cp" not in command]  # the others name a folder that a run made
+COMPOSED = [command for command in RUNS if "-cp" not in command]  # the others name a folder that a run made
 FLAGS = {"-m", "--help", "--cfg", "job", "--resolve"}
 
 
@@ -55,6 +58,7 @@ def example(page: str, word: str) -> str:
 @pytest.mark.parametrize("command", COMPOSED)
 def test_commands_compose(command: str, files_that_are_named: Path) -> None:
     command = command.replace("/home/me", str(files_that_are_named))
+    command = re.sub(r"--config-dir (\S+)", r"'hydra.searchpath=[file://\1]'", command)
     overrides = [word for word in shlex.split(command, comments=True) if word not in FLAGS]
     # All runs of every experiment are composed in a test of their own.
     cfgs, _ = compose.expand(overrides, lambda jobs: [jobs[0], jobs[-1]])
@@ -76,33 +80,45 @@ def test_tables_list_every_option(group: str) -> None:
     assert set(options(group)) - {"none"} <= words
 
 
-@pytest.mark.parametrize("command", sorted(set(re.findall(r"python scripts/prepare_data\.py ([^`\n]*)", TEXT))))
-def test_datasets_to_prepare_exist(command: str) -> None:
-    dataset, *_ = shlex.split(command)
-    assert dataset in options("dataset")
+def given_to(command: str) -> list[str]:
+    """What pages give to a command of pai-bench."""
+    return sorted(set(re.findall(rf"pai-bench {command}(?![-\w])([^`\n#]*)", JOINED)))
 
 
-@pytest.mark.parametrize("command", sorted(set(re.findall(r"python scripts/throughput\.py ([^`\n]*)", TEXT))))
-def test_runs_to_measure_compose(command: str) -> None:
-    assert compose.compose(shlex.split(command))
+@pytest.mark.parametrize("words", given_to("data"))
+def test_datasets_to_prepare_exist(words: str) -> None:
+    assert not shlex.split(words) or shlex.split(words)[0] in options("dataset")
 
 
-@pytest.mark.parametrize("script", sorted(set(re.findall(r"python (scripts/\w+\.py)", JOINED))))
-def test_scripts_have_the_flags_that_pages_give_them(
-    script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("words", given_to("throughput"))
+def test_runs_to_measure_compose(words: str) -> None:
+    assert compose.compose(shlex.split(words))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_have_the_flags_that_pages_give_them(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", [script, "-h"])
+    assert given_to(command), f"no page names pai-bench {command}"
+    monkeypatch.setattr(sys, "argv", ["pai-bench", command, "-h"])
     with pytest.raises(SystemExit):
-        runpy.run_path(str(ROOT / script), run_name="__main__")
-    known = set(re.findall(r"(?<![-\w])--?[a-z][-\w]*", capsys.readouterr().out))
-    for arguments in re.findall(rf"python {re.escape(script)}([^`\n#]*)", JOINED):
+        main()
+    said = capsys.readouterr().out
+    assert said.startswith(f"usage: pai-bench {command}")
+    known = set(re.findall(r"(?<![-\w])--?[a-z][-\w]*", said))
+    for arguments in given_to(command):
         given = set(re.findall(r"(?<!\S)--?[a-z][-\w]*", arguments))
         assert given <= known, given - known
 
 
-def test_scripts_that_are_named_exist() -> None:
-    named = set(re.findall(r"python (scripts/\w+\.py)", TEXT))
-    assert named and not [script for script in named if not (ROOT / script).is_file()]
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_checkout_has_a_door_to_every_command(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [f"{command}.py", "-h"])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(ROOT / "scripts" / f"{command}.py"), run_name="__main__")
+    assert capsys.readouterr().out.startswith(f"usage: {command}.py")
 
 
 # The pages in docs/ ---------------------------------------------------------------------------------------------------
@@ -290,10 +306,10 @@ def test_the_architecture_is_short() -> None:
 
 
 def test_paths_that_are_named_exist() -> None:
-    """Pages may leave out pai_bench/ and scripts/ before the files there."""
+    """Pages may leave out pai_bench/ before the files there."""
     of_adding = set(re.findall(r"^`(\S+)`$", DOCS["adding.md"], re.M))
     named = set(re.findall(r"`((?:[\w.]+/)*\w+(?:\.(?:py|yaml|md)|/))(?:: [\w.]+)?`", TEXT))
-    places = (ROOT, ROOT / "pai_bench", ROOT / "docs", ROOT / "scripts")
+    places = (ROOT, ROOT / "pai_bench", ROOT / "docs")
     missing = {path for path in named - of_adding if not any((place / path).exists() for place in places)}
     assert len(named) > 60 and missing <= NOT_OURS, missing - NOT_OURS
 

@@ -145,7 +145,7 @@ def test_the_command_below_a_figure_makes_it(tmp_path: Path, monkeypatch: pytest
     folder, output = results(tmp_path / "results", many()), tmp_path / "report"
     write(folder, output)
     commands = re.findall(
-        r"<code>python (scripts/report.py [^<]*--figures accuracy)</code>", (output / "index.html").read_text()
+        r"<code>pai-bench (report [^<]*--figures accuracy)</code>", (output / "index.html").read_text()
     )
     (command,) = commands
     assert script(monkeypatch, *command.split()[1:]) == 0

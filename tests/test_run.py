@@ -195,7 +195,7 @@ def test_a_score_without_its_images_names_the_remedy(run_cli: RunCli) -> None:
 def test_missing_data_ends_with_its_own_code(run_cli: RunCli, tmp_path: Path) -> None:
     done = run_cli("dataset=cifar10", f"data_dir={tmp_path / 'nowhere'}", "tracker=none")
     assert done.returncode == 4
-    assert re.fullmatch(r"data error: dataset=cifar10: .*scripts/prepare_data.py cifar10 .*\n", done.stderr)
+    assert re.fullmatch(r"data error: dataset=cifar10: .*pai-bench data cifar10 .*\n", done.stderr)
     assert read(only_run(tmp_path), "status.json")["exit_code"] == 4
 
 
@@ -268,7 +268,7 @@ def test_prepare_data_takes_a_folder_and_says_what_is_ready(tmp_path: Path) -> N
 
     source, target = tmp_path / "elsewhere", tmp_path / "data"
     tiny_files(source)
-    command = [sys.executable, str(ROOT / "scripts" / "prepare_data.py"), "tiny_imagenet", "--data-dir", str(target)]
+    command = [sys.executable, str(ROOT / "scripts" / "data.py"), "tiny_imagenet", "--data-dir", str(target)]
     incomplete = subprocess.run(
         [*command, "--from", str(source / "tiny-imagenet-200")], capture_output=True, text=True, check=False
     )

@@ -102,7 +102,7 @@ def test_runs_are_sent_later_from_their_directories(run_cli: RunCli, server: Ser
     for _ in range(2):  # once more makes no difference
         server.history.clear()
         sent = subprocess.run(
-            [sys.executable, str(ROOT / "scripts" / "wandb_sync.py"), str(tmp_path / "results"), "tracker.project=new"],
+            [sys.executable, str(ROOT / "scripts" / "sync.py"), str(tmp_path / "results"), "tracker.project=new"],
             env=os.environ | server.env | {"WANDB_MODE": "offline"},  # as clusters set it
             capture_output=True,
             text=True,
@@ -123,7 +123,7 @@ def test_what_could_not_be_sent_is_said(run_cli: RunCli, server: Server, tmp_pat
     assert run_cli(*TINY, "pruner=snip", "sparsity=0.5").returncode == 0
     server.refuse = True
     sent = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "wandb_sync.py"), str(tmp_path / "results")],
+        [sys.executable, str(ROOT / "scripts" / "sync.py"), str(tmp_path / "results")],
         env=os.environ | server.env,
         capture_output=True,
         text=True,
@@ -197,7 +197,7 @@ def test_a_damaged_run_keeps_no_other_from_being_sent(run_cli: RunCli, server: S
     (second / "curve.jsonl").write_bytes(b"\x00[")
     (third / "config.yaml").write_bytes(b"\x00: [")
     sent = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "wandb_sync.py"), str(tmp_path / "results")],
+        [sys.executable, str(ROOT / "scripts" / "sync.py"), str(tmp_path / "results")],
         env=os.environ | server.env,
         capture_output=True,
         text=True,

@@ -52,7 +52,7 @@ class SlurmLauncher(Launcher):
         from pai_bench.launch import slurm, terminal
 
         if self.export is not None:
-            raise ConfigError(f"hydra.launcher.export={self.export}: only with run.py -m or an experiment")
+            raise ConfigError(f"hydra.launcher.export={self.export}: only with pai-bench -m or an experiment")
         jobs = slurm.submit(cfgs, folder=self.folder, **self.settings)
         if self.wait:
             slurm.wait(list(jobs.values()))

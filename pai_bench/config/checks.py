@@ -1,6 +1,5 @@
 """From composed settings to a checked config: rules that involve several settings, the target, and what files hold."""
 
-import importlib.util
 import math
 import os
 import re
@@ -14,7 +13,7 @@ from pai_bench.config.identity import digest_of_file
 from pai_bench.config.schema import GROUPS, OPTIONAL_GROUPS, Plain, RunConfig, with_checksum
 from pai_bench.config.signatures import shown
 from pai_bench.core import HOOKS, Call, Round, TrainingLength
-from pai_bench.errors import ConfigError
+from pai_bench.errors import ConfigError, is_installed
 from pai_bench.training.recipe import last_rate_epochs
 
 
@@ -128,8 +127,7 @@ def _check_tracker(tracker: Call) -> None:
     """Refuses what W&B would refuse later, when the run has begun."""
     if tracker.target != "pai_bench.runs.tracking.wandb":
         return
-    found = importlib.util.find_spec("wandb")
-    if found is None or found.origin is None:  # a folder that is called wandb is no package
+    if not is_installed("wandb"):
         raise ConfigError(f"tracker={tracker.name}: wandb is not installed; pip install wandb, or give tracker=none")
     mode = os.environ.get("WANDB_MODE") or "offline"
     _require(mode in ("online", "offline", "disabled"), "WANDB_MODE", mode, "give online, offline or disabled")

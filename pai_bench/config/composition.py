@@ -16,7 +16,8 @@ from pai_bench.config.schema import RunConfig, plain
 from pai_bench.config.signatures import shown
 from pai_bench.errors import ConfigError, DataError
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
+# In a checkout pai_bench/conf is a link to conf/. In an installed package it is the folder itself.
+CONF = (Path(__file__).resolve().parents[1] / "conf").resolve()
 
 
 def _runs_at_once() -> int:
@@ -98,5 +99,5 @@ def read(path: Path, trusted: bool = False) -> RunConfig:
 
 
 def rerunnable(run: RunConfig) -> str:
-    """A config as a yaml file: `python run.py -cp DIRECTORY -cn config` runs it again."""
+    """A config as a yaml file: `pai-bench -cp DIRECTORY -cn config` runs it again."""
     return OmegaConf.to_yaml(OmegaConf.create(plain(run)))

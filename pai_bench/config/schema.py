@@ -262,7 +262,7 @@ def _call(value: Plain) -> Call:
 
 
 def plain(run: RunConfig) -> Plain:
-    """A config as a yaml file has it: `python run.py -cp DIRECTORY -cn config` makes the same value of it."""
+    """A config as a yaml file has it: `pai-bench -cp DIRECTORY -cn config` makes the same value of it."""
     settings: Plain = _plain(run, "")
     return ordered({"density": None, "compression": None} | settings)
 

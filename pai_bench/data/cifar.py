@@ -97,7 +97,7 @@ def _read(kind: type[Any], name: str, place: DataSettings, verify: bool) -> tupl
             reason = f" ({error})" if isinstance(error, pickle.UnpicklingError) else ""
             raise DataError(
                 f"dataset={name}: {kind.base_folder} is missing or damaged in {place.data_dir}{reason}; run "
-                f"python scripts/prepare_data.py {name} --data-dir {place.data_dir}, or say where it is with data_dir="
+                f"pai-bench data {name} --data-dir {place.data_dir}, or say where it is with data_dir="
             ) from error
         try:
             with lock(place.data_dir, name):
@@ -106,7 +106,7 @@ def _read(kind: type[Any], name: str, place: DataSettings, verify: bool) -> tupl
         except _UNREADABLE as unfetched:
             raise DataError(
                 f"dataset={name}: {kind.url} cannot be fetched ({unfetched}); fetch it elsewhere and run "
-                f"python scripts/prepare_data.py {name} --from {kind.filename}"
+                f"pai-bench data {name} --from {kind.filename}"
             ) from unfetched
 
 

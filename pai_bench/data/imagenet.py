@@ -285,7 +285,7 @@ def imagenet(
             build(splits, folder, store, max(place.num_workers, 1))
         if not folder.is_dir():
             raise DataError(
-                f"dataset.store={store}: there is no {folder}; run python scripts/prepare_data.py imagenet "
+                f"dataset.store={store}: there is no {folder}; run pai-bench data imagenet "
                 f"dataset.store={store} dataset.root={originals} --data-dir {place.data_dir}"
             )
     num_classes, train, test = _listed(folder, subset, place.data_dir / "cache")

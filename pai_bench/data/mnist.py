@@ -63,7 +63,7 @@ def _read(place: DataSettings, verify: bool) -> tuple[Images, Images]:
         if not place.download:
             raise DataError(
                 f"dataset=mnist: {folder} is missing or damaged; run "
-                f"python scripts/prepare_data.py mnist --data-dir {place.data_dir}, or say where it is with data_dir="
+                f"pai-bench data mnist --data-dir {place.data_dir}, or say where it is with data_dir="
             ) from error
         try:
             with lock(place.data_dir, "mnist"):
@@ -72,7 +72,7 @@ def _read(place: DataSettings, verify: bool) -> tuple[Images, Images]:
         except _UNREADABLE as unfetched:
             raise DataError(
                 f"dataset=mnist: it cannot be fetched ({unfetched}); fetch it elsewhere and run "
-                "python scripts/prepare_data.py mnist --from MNIST, the folder that holds raw/ with the four files"
+                "pai-bench data mnist --from MNIST, the folder that holds raw/ with the four files"
             ) from unfetched
     return _arrays(train), _arrays(test)
 

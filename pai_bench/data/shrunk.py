@@ -88,4 +88,4 @@ def check(copies: list[Files], store: Path) -> None:
         DataError: files are missing, were added, or have another length.
     """
     if _record(store).get("copies") != fingerprint(*copies):
-        raise DataError(f"{store}: not what scripts/prepare_data.py put there; copy it anew, or remove it and build it")
+        raise DataError(f"{store}: not what pai-bench data put there; copy it anew, or remove it and build it")

@@ -79,7 +79,7 @@ def _download(data_dir: Path) -> None:
             except (OSError, RuntimeError) as error:
                 raise DataError(
                     f"dataset=tiny_imagenet: {_URL} cannot be fetched ({error}); fetch it elsewhere and run "
-                    "python scripts/prepare_data.py tiny_imagenet --from tiny-imagenet-200.zip"
+                    "pai-bench data tiny_imagenet --from tiny-imagenet-200.zip"
                 ) from error
             unpacked = data_dir / ".tiny-imagenet-unpacking"
             shutil.rmtree(unpacked, ignore_errors=True)
@@ -94,7 +94,7 @@ def _listings(root: Path, cache: Path) -> dict[str, Files]:
     for file in (wnids, annotations):
         if not file.is_file():
             raise DataError(
-                f"dataset=tiny_imagenet: {file} is missing; run python scripts/prepare_data.py tiny_imagenet "
+                f"dataset=tiny_imagenet: {file} is missing; run pai-bench data tiny_imagenet "
                 f"--data-dir {root.parent}, or say where the folder {_FOLDER} is with data_dir="
             )
     classes = {wnid: label for label, wnid in enumerate(sorted(wnids.read_text().split()))}

@@ -1,4 +1,4 @@
-"""The command line of run.py: the folder of configs, the flags, and one job of Hydra."""
+"""The command line of a run: the folder of configs, the flags, and one job of Hydra."""
 
 import argparse
 import logging
@@ -85,7 +85,7 @@ def main() -> None:
         preemption.watch()
     with terminal.counted():
         arguments = _arguments(sys.argv[1:])
-        folder, name = Path(arguments.config_path or composition.CONF).absolute(), arguments.config_name or "config"
+        folder, name = Path(arguments.config_path or composition.CONF).resolve(), arguments.config_name or "config"
         with hydra.initialize_config_dir(str(folder), version_base="1.3"):
             loader = overrides.loader_here()
             if arguments.config_dir:
@@ -112,7 +112,7 @@ def _arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--trust", action="store_true")
 
     def refuse(message: str) -> NoReturn:
-        raise ConfigError(f"{' '.join(words)}: {message}; see python run.py --hydra-help")
+        raise ConfigError(f"{' '.join(words)}: {message}; see --hydra-help")
 
     parser.error = refuse  # type: ignore[method-assign]
     words = [compose.as_group(word) for word in words]

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
@@ -38,7 +39,7 @@ def compose(words: list[str]) -> RunConfig:
 def expand(
     words: list[str], choose: Callable[[list[list[str]]], list[list[str]]] = list
 ) -> tuple[list[RunConfig], DictConfig]:
-    """The checked configs of all runs of `python run.py -m` with these overrides, and hydra.launcher.
+    """The checked configs of all runs of `pai-bench -m` with these overrides, and hydra.launcher.
 
     Args:
         choose: selects runs by their overrides, before they are composed. Composing a run takes hundredths of a second.
@@ -65,6 +66,11 @@ def expand(
         launcher = OmegaConf.create(OmegaConf.to_container(base.hydra.launcher, resolve=True))
         assert isinstance(launcher, DictConfig)
         return [overrides.complete(run, run.hydra) for run in runs], launcher
+
+
+def instantiated(launcher: DictConfig) -> Any:
+    """The launcher that hydra.launcher describes."""
+    return hydra.utils.instantiate(launcher)
 
 
 def as_group(override: str) -> str:

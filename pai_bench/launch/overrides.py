@@ -2,8 +2,11 @@
 
 import copy
 import difflib
+import logging
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -18,8 +21,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from pai_bench.config import checks, composition, schema
 from pai_bench.config.schema import RunConfig
 from pai_bench.config.signatures import shown
-from pai_bench.errors import ConfigError, UserError
+from pai_bench.errors import ConfigError, UserError, is_installed
 from pai_bench.launch import names
+
+log = logging.getLogger(__name__)
 
 _OPTIONAL = ("experiment", "scale", "diagnostics")  # a run may leave out these groups
 _NO_EFFECT = ("hydra.run", "hydra.sweep", "hydra.output_subdir", "hydra.job.chdir", "hydra/output")
@@ -59,7 +64,7 @@ def _values(override: Override) -> list[Any]:
         raise ConfigError(f"{override.input_line}: give values, as in {override.key_or_group}=1,2") from error
 
 
-def _meant(word: str, known: Collection[str]) -> str:
+def meant(word: str, known: Collection[str]) -> str:
     """What was probably meant by a word, as the end of an error line; maybe empty."""
     lower = {name.lower(): name for name in known}
     near = difflib.get_close_matches(word.lower(), lower, n=1, cutoff=0.7)
@@ -89,7 +94,7 @@ def check(words: Sequence[str], loader: ConfigLoaderImpl) -> None:
         if _is_group(key, loader):
             _check_option(override, loader)
         elif "/" in key or override.package is not None:
-            raise ConfigError(f"{override.input_line}: there is no group {key}; see python run.py --help")
+            raise ConfigError(f"{override.input_line}: there is no group {key}; see --help")
         elif key == "hydra.mode" and str(override.value()) not in ("RUN", "MULTIRUN"):
             raise ConfigError(f"{override.input_line}: give RUN or MULTIRUN")
 
@@ -141,7 +146,7 @@ def _check_option(override: Override, loader: ConfigLoaderImpl) -> None:
         if value is None and group in _OPTIONAL and not override.is_sweep_override():
             continue
         if not isinstance(value, str) or value not in options:
-            near = _meant(value, options) if isinstance(value, str) else ""
+            near = meant(value, options) if isinstance(value, str) else ""
             raise ConfigError(
                 f"{group}={shown(value)}: there is no such option{near}; give one of {', '.join(options)}"
             )
@@ -209,7 +214,7 @@ def _check_key(override: Override, tree: DictConfig) -> None:
             if override.is_add() or override.is_force_add():
                 _check_addition(override, tree)
                 return
-            raise ConfigError(f"{key}: there is no such setting; see python run.py --help{_meant_key(key, tree)}")
+            raise ConfigError(f"{key}: there is no such setting; see --help{_meant_key(key, tree)}")
         inner = node._get_node(part)
         plain: Any = OmegaConf.to_container(node)
         node = inner if isinstance(inner, DictConfig) and not inner._is_none() else plain[part]
@@ -224,16 +229,14 @@ def _check_addition(override: Override, tree: DictConfig) -> None:
     ):
         if key.startswith("hydra.launcher.") and takes_any:
             return
-        raise ConfigError(
-            f"{override.input_line}: there is no such setting; see python run.py --hydra-help{_meant_key(key, tree)}"
-        )
+        raise ConfigError(f"{override.input_line}: there is no such setting; see --hydra-help{_meant_key(key, tree)}")
 
 
 def _meant_key(key: str, tree: DictConfig) -> str:
     known = list(_keys(OmegaConf.to_container(tree, resolve=False)))
     last = key.rpartition(".")[2]
     same = [name for name in known if name.rpartition(".")[2] == last and not name.startswith("hydra.")]
-    return f" (did you mean {same[0]}?)" if same else _meant(key, known)
+    return f" (did you mean {same[0]}?)" if same else meant(key, known)
 
 
 def _keys(settings: Any, path: str = "") -> Iterator[str]:
@@ -290,8 +293,13 @@ def complete(composed: DictConfig, of_hydra: Any) -> RunConfig:
     check_scale(choices)
     with open_dict(composed):
         composed.pop("hydra", None)
-    run = checks.complete(composition.resolved(composed))
+    settings = composition.resolved(composed)
     given = {override.key_or_group: override.value() for override in parsed(words)}
+    chosen = any(key.partition(".")[0] == "tracker" for key in given) or "WANDB_MODE" in os.environ
+    if settings["tracker"]["name"] == "wandb" and not chosen and not is_installed("wandb"):
+        _say_once("W&B is not installed: the run directory is the only record (pip install 'pai_bench[wandb]')")
+        settings["tracker"] = {"name": "none", "_target_": "pai_bench.runs.tracking.none"}
+    run = checks.complete(settings)
     _check_labels(given, choices)
     if choices.get("experiment") or any(key.startswith("model.") for key in given):
         run = names.with_changes(run, of_hydra)
@@ -299,6 +307,11 @@ def complete(composed: DictConfig, of_hydra: Any) -> RunConfig:
     if target and "pruner" not in given and not run.prunes:
         raise ConfigError(f"{target}={given[target]} needs pruner=NAME; without one the network stays dense")
     return run
+
+
+@cache
+def _say_once(text: str) -> None:
+    log.info("%s", text)
 
 
 def check_scale(choices: Mapping[str, str | None]) -> None:

@@ -240,7 +240,7 @@ def export(jobs: Sequence[Sequence[str]], folder: Path, *, max_requeues: int, **
         native["additional_parameters"] |= {"output": f"{folder}/logs/%A_%a.log"}
         try:
             text = _make_sbatch_string(
-                command='exec srun --unbuffered --kill-on-bad-exit=1 python run.py "${ARGS[@]}"',
+                command='exec srun --unbuffered --kill-on-bad-exit=1 python -m pai_bench "${ARGS[@]}"',
                 folder=folder,
                 use_srun=False,
                 stderr_to_stdout=True,

@@ -1,5 +1,6 @@
-"""The text of `python run.py --help`: the groups with their options, and every setting."""
+"""The text of `pai-bench --help`: the groups with their options, and every setting."""
 
+from pathlib import Path
 from string import Template
 from typing import Any
 
@@ -11,11 +12,16 @@ from pai_bench.config import schema
 from pai_bench.config.composition import CONF
 from pai_bench.launch import overrides
 
+# What can be done besides runs: pai-bench COMMAND.
+COMMANDS = sorted(path.stem for path in (Path(__file__).parents[1] / "commands").glob("[a-z]*.py"))
+
 _HELP = """\
 pai_bench: pruning at initialization and lottery tickets, one run or a sweep of them.
 
-  python run.py pruner=synflow sparsity=0.98
-  python run.py -m dataset=cifar10 model=vgg16 training=cifar pruner=snip,synflow compression=10,100 'seed=range(3)'
+  pai-bench pruner=synflow sparsity=0.98
+  pai-bench -m dataset=cifar10 model=vgg16 training=cifar pruner=snip,synflow compression=10,100 'seed=range(3)'
+
+Other commands: $COMMANDS. See pai-bench COMMAND -h.
 
 Choose one option of each group (group=option):
 
@@ -47,4 +53,4 @@ def text(words: list[str], loader: ConfigLoaderImpl, resolve: bool) -> str:
     lines = "".join(f"{group}: {', '.join(loader.get_group_options(group))}\n" for group in groups)
     settings: Any = OmegaConf.to_container(composed, resolve=resolve)
     config = OmegaConf.to_yaml(OmegaConf.create(schema.ordered(settings)))
-    return Template(_HELP).substitute(GROUPS=lines, CONFIG=config)
+    return Template(_HELP).substitute(COMMANDS=", ".join(COMMANDS), GROUPS=lines, CONFIG=config)

@@ -69,7 +69,7 @@ class Table:
     quantity: str
     evidence: str
     source: str
-    recipe: tuple[str, ...] | None  # overrides of run.py; the settings of a number are added
+    recipe: tuple[str, ...] | None  # overrides of a run; the settings of a number are added
     no_recipe: str | None  # why there is no recipe
     tolerance: Tolerance | None  # if given, it alone decides the verdict
     note: str | None

@@ -45,7 +45,7 @@ class Options:
     def command(self, folder: Path, output: Path, task: str | None = None, kind: str | None = None) -> str:
         """The command line that makes this report, or one figure of it."""
         # A single figure goes to another folder, so that it does not replace the report.
-        words = ["python", "scripts/report.py", str(folder), "-o", f"{output}-{kind}" if kind else str(output)]
+        words = ["pai-bench", "report", str(folder), "-o", f"{output}-{kind}" if kind else str(output)]
         if self.statistic != "last":
             words += ["--statistic", self.statistic]
         for key, wanted in (

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.random import Generator
 
-from pai_bench.errors import ConfigError, check_installed
+from pai_bench.errors import ConfigError
 from pai_bench.studies import sketches
 from pai_bench.studies.sketches import Array
 
@@ -150,10 +150,8 @@ def check(densities: Sequence[float], num_seeds: int, num_draws: int, num_featur
     """Refuses settings that `study` cannot use, before anything is computed.
 
     Raises:
-        ConfigError: a density cannot be reached, there are too few seeds, draws, features or images, or scikit-learn
-            is missing.
+        ConfigError: a density cannot be reached, or there are too few seeds, draws, features or images.
     """
-    check_installed("the study needs images of", "sklearn", "digits")
     for name, number, least in (("seeds", num_seeds, 1), ("draws", num_draws, 1), ("features", num_features, 10)):
         if number < least:
             raise ConfigError(f"{name}={number}: it must be at least {least}")

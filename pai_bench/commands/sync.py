@@ -1,7 +1,7 @@
 """Sends runs to Weights & Biases from their run directories, no matter what W&B has received before.
 
-  python scripts/wandb_sync.py results
-  python scripts/wandb_sync.py results/<run> tracker.project=thesis tracker.entity=lab
+  pai-bench sync results
+  pai-bench sync results/<run> tracker.project=thesis tracker.entity=lab
 
 A run with the same id in the project is replaced, so you may repeat this. Running runs are left out. A damaged run does
 not stop the others. The exit code is the worst one.
@@ -50,7 +50,3 @@ def main() -> None:
             were = "was" if len(codes) == 1 else "were"
             print(f"error: {len(codes)} of {len(found)} runs {were} not sent", file=sys.stderr)
             sys.exit(max(codes))
-
-
-if __name__ == "__main__":
-    main()

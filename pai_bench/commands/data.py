@@ -2,9 +2,9 @@
 
 You may start it several times at once: one process works, the others wait.
 
-  python scripts/prepare_data.py cifar10
-  python scripts/prepare_data.py tiny_imagenet --from ~/Downloads/tiny-imagenet-200.zip
-  python scripts/prepare_data.py imagenet dataset.root=/data/imagenet dataset.store=256
+  pai-bench data cifar10
+  pai-bench data tiny_imagenet --from ~/Downloads/tiny-imagenet-200.zip
+  pai-bench data imagenet dataset.root=/data/imagenet dataset.store=256
 """
 
 import argparse
@@ -51,7 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", help="an option of conf/dataset")
     parser.add_argument("settings", nargs="*", help="settings of the dataset, such as dataset.subset=true")
-    parser.add_argument("--data-dir", type=Path, help="where datasets lie; as for run.py, $PAI_DATA or data")
+    parser.add_argument("--data-dir", type=Path, help="where datasets lie; as for runs, $PAI_DATA or data")
     parser.add_argument("--from", dest="source", type=Path, help="an archive or a folder to take the files from")
     arguments = parser.parse_intermixed_args()
     where = [f"data_dir={arguments.data_dir}"] if arguments.data_dir else []
@@ -68,7 +68,3 @@ def main() -> None:
         shape = "x".join(map(str, data.input_shape))
         print(f"{run.dataset.name} is ready: {images} images of {shape} in {data.num_classes} classes")
         print(f"checksum {data.checksum}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,57 @@
+"""Writes the mask or the physically smaller network of a finished run, for other programs.
+
+    pai-bench pruner=filter_magnitude sparsity=0.5
+    pai-bench export results/<run> -o mask.pt  # for torch.nn.utils.prune; also .npz, .safetensors
+    pai-bench export results/<run> -o small.pt2
+
+A .pt file is a state dict with NAME_mask and NAME_orig. It holds the initial weights, or with --weights final those at
+the end of the run. A .pt2 file is a torch.export program without the pruned filters;
+torch.export.load("small.pt2").module() runs it without this package. A table shows what it saves.
+"""
+
+import argparse
+from pathlib import Path
+
+from pai_bench.launch import terminal
+from pai_bench.masks import masks
+from pai_bench.runs.export import export, export_mask
+
+ENDINGS = (".pt2", ".pt", ".npz", ".safetensors")
+
+
+def main() -> None:
+    """Exports one run, and prints what was written."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="directory of a run")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="file to write: " + ", ".join(ENDINGS))
+    parser.add_argument("--weights", choices=("initial", "final"), help="what a .pt holds")
+    parser.add_argument("--batch-size", type=int, default=64, help="images in the measured batch")
+    parser.add_argument("--repeats", type=int, default=20, help="measured forward passes, of which the median counts")
+    parser.add_argument("--trust", action="store_true", help="the run may name functions of other packages")
+    arguments = parser.parse_args()
+    if arguments.batch_size < 1 or arguments.repeats < 1:
+        parser.error("--batch-size and --repeats: give 1 or more")
+    if arguments.output.suffix not in ENDINGS:
+        parser.error(f"-o {arguments.output}: it must end in one of {', '.join(ENDINGS)}")
+    if arguments.weights and arguments.output.suffix != ".pt":
+        parser.error(f"--weights {arguments.weights}: only a .pt holds weights beside a mask")
+    with terminal.one_line_errors():
+        if arguments.output.suffix != ".pt2":
+            mask = export_mask(arguments.run, arguments.output, arguments.weights or "initial", arguments.trust)
+            kept, total = masks.kept(mask), masks.total(mask)
+            print(f"a mask of {len(mask)} tensors that keeps {kept:,} of {total:,}; written to {arguments.output}")
+            return
+        masked, small = export(
+            arguments.run, arguments.output, arguments.batch_size, arguments.repeats, arguments.trust
+        )
+        print(f"{'':14}{'masked':>15}{'small':>15}{'ratio':>9}")
+        for key, digits in (
+            ("parameters", 0),
+            ("prunable", 0),
+            ("nonzero", 0),
+            ("multiply_adds", 0),
+            ("latency_ms", 2),
+        ):
+            ratio = masked[key] / small[key]
+            print(f"{key:14}{masked[key]:>15,.{digits}f}{small[key]:>15,.{digits}f}{ratio:>8.2f}x")
+        print(f"the same outputs to {small['difference']:.1e}; written to {arguments.output}")

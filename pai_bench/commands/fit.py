@@ -1,0 +1,31 @@
+"""Runs as much of an experiment as fits into a given time, the most informative runs first.
+
+    pai-bench fit --minutes 12 experiment=synflow_fig6 model=vgg16 compression=10,100
+    pai-bench fit --minutes 12 --at-once 8 experiment=rewinding_or_fine_tuning
+
+Takes the words of pai-bench -m. First come all methods at one density with one seed, then more seeds, then other
+densities, then other networks. In time it stops with everything written; what was under way goes on from its checkpoint
+at the next call. It suits short queues and borrowed cards.
+"""
+
+import argparse
+import sys
+
+from pai_bench.launch import compose, fitting, terminal
+
+
+def main() -> None:
+    """Prints what it expects, then each run as it ends. Exits with 1 if a run failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("settings", nargs="+", help="words of a sweep, such as experiment=NAME")
+    parser.add_argument("--minutes", type=float, required=True, help="the whole time")
+    parser.add_argument("--at-once", type=int, help="runs side by side; else one a core, or four on a GPU")
+    arguments = parser.parse_intermixed_args()
+    if arguments.minutes <= 0 or (arguments.at_once is not None and arguments.at_once < 1):
+        parser.error("--minutes, --at-once: give numbers above 0")
+    terminal.start_process()
+    with terminal.one_line_errors():
+        runs, _ = compose.expand([compose.as_group(word) for word in arguments.settings])
+        at_once = arguments.at_once or fitting.runs_at_once()
+        outcomes = fitting.fit(runs, arguments.minutes, at_once, lambda text: print(text, flush=True))
+    sys.exit(int(any(outcome.code not in (0, 75) for outcome in outcomes)))

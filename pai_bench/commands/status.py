@@ -1,0 +1,97 @@
+"""Shows the states of the runs of a sweep or of a results folder. With --retry, does unsuccessful runs again.
+
+  pai-bench status results
+  pai-bench status experiment=NAME                      # missing runs too
+  pai-bench status pruner=snip,synflow 'seed=range(3)'  # the same words as after pai-bench -m
+  pai-bench status results --retry                      # here, one after another
+  pai-bench status experiment=NAME --retry hydra/launcher=slurm hydra.launcher.timeout_min=60
+
+Finished and running runs are never touched. A killed run ended without a record of it. Killed and preempted runs go on
+from their checkpoints. A broken run has damaged records, and starts again.
+"""
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from pai_bench.config.schema import RunConfig
+from pai_bench.errors import ConfigError, DataError, PreemptedError, UserError
+from pai_bench.launch import attempt, compose, slurm, terminal
+from pai_bench.runs import status
+from pai_bench.system import files
+
+ORDER = ("finished", "running", "queued", "preempted", "killed", "failed", "broken", "missing")
+RETRIED = ("preempted", "killed", "failed", "broken", "missing")
+
+
+def table(states: dict[str, status.RunState]) -> str:
+    """The counts by state, then a line for each run that is not finished."""
+    counts = [(name, sum(state.name == name for state in states.values())) for name in ORDER]
+    lines = ["   ".join(f"{number} {name}" for name, number in counts if number) + f"   of {len(states)}"]
+    width = max(len(run_id) for run_id in states)
+    for name in ORDER[1:]:
+        for run_id, state in sorted(states.items()):
+            if state.name == name:
+                when = files.moment(state.updated).rpartition(":")[0] if state.updated else ""
+                words = [f"job {state.job}" if state.job else "", f"attempt {state.attempt}" if state.attempt else ""]
+                reason = [state.error.partition("\n")[0]] if state.error else []
+                details = "  ".join([when, *filter(None, words), *reason])
+                lines.append(f"{name:<10} {run_id:<{width}}  {details}".rstrip())
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Prints the states. Exits with 1 if a run is failed, killed or broken; with --retry exits like a sweep."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="+", help="a results folder, or the overrides of a sweep")
+    parser.add_argument("--retry", action="store_true", help=f"run what is {', '.join(RETRIED)}")
+    parser.add_argument("--trust", action="store_true", help="what is run again may name functions of other packages")
+    arguments = parser.parse_intermixed_args()
+    terminal.start_process()
+    overrides = [compose.as_group(word) for word in arguments.what if "=" in word]
+    folders = [Path(word) for word in arguments.what if "=" not in word]
+    with terminal.counted():
+        cfgs: dict[str, RunConfig] = {}
+        if folders:
+            (folder,) = folders if len(folders) == 1 else (None,)
+            if folder is None or not folder.is_dir():
+                raise DataError(f"{' '.join(map(str, folders))}: give one results folder, or settings as key=value")
+            directories = {path.parent.name: path.parent for path in folder.glob("*/*.json")}
+            launcher = compose.expand([f"results_dir={folder}", *overrides])[1]
+        else:
+            completed, launcher = compose.expand(overrides)
+            cfgs = {cfg.id: cfg for cfg in completed}
+            directories = {run_id: cfg.directory for run_id, cfg in cfgs.items()}
+        if not directories:
+            raise DataError(f"{' '.join(arguments.what)}: there are no runs")
+        states = slurm.queue_states(directories)
+        print(table(states))
+        wanted = [run_id for run_id, state in states.items() if state.name in RETRIED]
+        if not arguments.retry:
+            sys.exit(int(any(state.name in ("failed", "killed", "broken") for state in states.values())))
+        missing = [run_id for run_id in wanted if run_id not in cfgs]
+        lost = [run_id for run_id in missing if not (directories[run_id] / "config.yaml").is_file()]
+        for run_id in lost:
+            print(f"{run_id}: it left no config.yaml to run again; name its sweep instead")
+        for run_id in wanted:
+            if run_id not in cfgs and run_id not in lost:
+                try:
+                    cfgs[run_id] = replace(
+                        compose.stored(directories[run_id], trusted=arguments.trust), results_dir=str(folders[0])
+                    )
+                except UserError as error:
+                    print(f"{run_id}: {error}; name its sweep instead")
+                    lost.append(run_id)
+        again = [cfgs[run_id] for run_id in wanted if run_id not in lost]
+        kind = launcher._target_.rpartition(".")[2]
+        if kind == "SlurmLauncher":
+            compose.instantiated(launcher).submit(again)
+        elif kind == "BasicLauncher":
+            for cfg in again:
+                if attempt.attempt(cfg) == PreemptedError.exit_code:
+                    break
+        else:
+            raise ConfigError("hydra/launcher: --retry runs one after another or on slurm; else give the sweep again")
+        if lost:
+            raise DataError(f"{len(lost)} of {len(wanted)} runs could not be run again")
