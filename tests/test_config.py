@@ -267,7 +267,7 @@ REFUSED = {
     "resize": (["dataset=imagenet", "dataset.resize=200"], "dataset.resize=200: give dataset.size=224 or more"),
     "store": (["dataset=imagenet", "dataset.store=128"], "dataset.store=128: give dataset.resize=256 or more"),
     "workers": (["num_workers=-1"], "num_workers=-1: give 0 or more"),
-    "padding": (["dataset.padding=-1"], r"dataset.padding=-1: give one in \[0, 31\]"),
+    "padding": (["dataset.padding=-1"], r"dataset.padding=-1: give one in \[0, 7\]"),
     "seed": (["seed=-1"], "seed=-1: give 0 or more"),
     "missing root": (["dataset=image_folder"], "dataset.root"),
     "missing model name": (["model=timm"], "model.name"),

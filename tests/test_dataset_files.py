@@ -22,16 +22,22 @@ from pai_bench.data.digits import digits
 from pai_bench.errors import ConfigError, DataError
 
 
-def test_digits_are_the_1797_images_of_scikit_learn(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("option", "size"), [("digits", 16), ("digits_32", 32)])
+def test_digits_are_the_1797_images_of_scikit_learn(option: str, size: int, tmp_path: Path) -> None:
     from sklearn.datasets import load_digits
 
-    data = load(data_dir=tmp_path)
+    data = load(f"dataset={option}", data_dir=tmp_path)
     assert data.num_examples == {"train": 1438, "validation": 0, "test": 359}
-    assert (data.input_shape, data.num_classes) == ((1, 32, 32), 10)
+    assert (data.input_shape, data.num_classes) == ((1, size, size), 10)
     theirs = load_digits()
     labels = all_labels(data, "train") + all_labels(data, "test")
     assert np.bincount(labels).tolist() == np.bincount(theirs.target).tolist()
-    images = torch.cat([all_images(data, "train"), all_images(data, "test")]) * 0.3241 + 0.3059
+    std = composed(f"dataset={option}").dataset.settings["std"][0]
+    images = torch.cat([all_images(data, "train"), all_images(data, "test")]) * std + 0.3059
+        torch.cat([all_images(data, "train"), all_images(data, "test")])
+        * composed(f"dataset={option}").dataset.settings["std"][0]
+        + 0.3059
+    )
     assert images.mean().item() == pytest.approx(theirs.images.mean() / 16, abs=0.002)
     train = all_images(data, "train")
     assert abs(train.mean()) < 0.001 and abs(train.std() - 1) < 0.001
@@ -51,7 +57,7 @@ def test_cifar_reads_the_original_layout(name: str, num_train: int, tmp_path: Pa
 
 def test_cifar_checks_the_published_checksums(tmp_path: Path) -> None:
     cifar_files(tmp_path, "cifar10")
-    with pytest.raises(DataError, match=r"missing or damaged.*prepare_data.py cifar10 --data-dir"):
+    with pytest.raises(DataError, match=r"missing or damaged.*pai-bench data cifar10 --data-dir"):
         load("dataset=cifar10", data_dir=tmp_path)
 
 
@@ -65,7 +71,7 @@ def test_images_of_cifar_are_standardised_on_request(name: str, tmp_path: Path) 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 def test_missing_cifar_says_what_to_run(name: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=f"dataset={name}: .*prepare_data.py {name}"):
+    with pytest.raises(DataError, match=f"dataset={name}: .*pai-bench data {name}"):
         load(f"dataset={name}", data_dir=tmp_path)
 
 
@@ -79,7 +85,7 @@ def test_mnist_reads_the_original_layout(tmp_path: Path) -> None:
 
 
 def test_mnist_that_is_missing_damaged_or_another_is_refused(tmp_path: Path) -> None:
-    remedy = "dataset=mnist: .*missing or damaged.*prepare_data.py mnist --data-dir"
+    remedy = "dataset=mnist: .*missing or damaged.*pai-bench data mnist --data-dir"
     with pytest.raises(DataError, match=remedy):
         load("dataset=mnist", data_dir=tmp_path)
     mnist_files(tmp_path)

@@ -328,9 +328,7 @@ def test_a_wrong_deviation_is_found_before_the_data_is_looked_for(tmp_path: Path
         load("dataset=mnist", "dataset.std=[0.0]", data_dir=tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("dataset", "size"), [("digits", 32), ("cifar10", 32), ("cifar100", 32), ("tiny_imagenet", 64)]
-)
+@pytest.mark.parametrize(("dataset", "size"), [("cifar10", 32), ("cifar100", 32), ("tiny_imagenet", 64)])
 def test_a_padding_of_a_whole_image_is_found_before_the_data_is_looked_for(dataset: str, size: int) -> None:
     composed(f"dataset={dataset}", f"dataset.padding={size - 1}")
     with pytest.raises(ConfigError, match=rf"^dataset.padding={size}: give one in \[0, {size - 1}\]$"):

@@ -2,12 +2,14 @@
 
 import importlib.util
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+from annotated_types import Ge, Le
 from torch.nn import functional as F
 
-from pai_bench.core import DataSettings, OfGrey, PaddingOf32, ProperFraction, StdOfGrey
+from pai_bench.core import DataSettings, OfGrey, ProperFraction, StdOfGrey
 from pai_bench.data.resident import Resident, hold_out
 from pai_bench.errors import ConfigError, DataError
 
@@ -15,9 +17,19 @@ _TEST_FRACTION = 0.2
 
 
 def digits(
-    place: DataSettings, *, validation: ProperFraction, mean: OfGrey, std: StdOfGrey, padding: PaddingOf32, flip: bool
+    place: DataSettings,
+    *,
+    size: Annotated[int, Ge(8), Le(64)],
+    validation: ProperFraction,
+    mean: OfGrey,
+    std: StdOfGrey,
+    padding: Annotated[int, Ge(0), Le(7)],
+    flip: bool,
 ) -> Resident:
-    """Handwritten digits in grey, resized from 8x8 to 32x32: 1,438 training and 359 test images, the same for any seed.
+    """Handwritten digits in grey, resized from 8x8: 1,438 training and 359 test images, the same for any seed.
+
+    Args:
+        size: height and width of the images in pixels.
 
     Raises:
         ConfigError: scikit-learn is not installed.
@@ -34,6 +46,6 @@ def digits(
         raise DataError(f"dataset=digits: {source} is missing; install scikit-learn again")
     table = torch.as_tensor(np.loadtxt(source, delimiter=",", dtype=np.float32))
     small, labels = table[:, :-1].view(-1, 1, 8, 8) * (255 / 16), table[:, -1].long()
-    images = F.interpolate(small, size=32, mode="bilinear").round().byte().permute(0, 2, 3, 1).contiguous()
+    images = F.interpolate(small, size=size, mode="bilinear").round().byte().permute(0, 2, 3, 1).contiguous()
     train, test = ((images[part].numpy(), labels[part].numpy()) for part in hold_out(labels, _TEST_FRACTION))
     return Resident(train, test, 10, place, validation=validation, mean=mean, std=std, padding=padding, flip=flip)
