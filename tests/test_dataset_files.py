@@ -34,10 +34,6 @@ def test_digits_are_the_1797_images_of_scikit_learn(option: str, size: int, tmp_
     assert np.bincount(labels).tolist() == np.bincount(theirs.target).tolist()
     std = composed(f"dataset={option}").dataset.settings["std"][0]
     images = torch.cat([all_images(data, "train"), all_images(data, "test")]) * std + 0.3059
-        torch.cat([all_images(data, "train"), all_images(data, "test")])
-        * composed(f"dataset={option}").dataset.settings["std"][0]
-        + 0.3059
-    )
     assert images.mean().item() == pytest.approx(theirs.images.mean() / 16, abs=0.002)
     train = all_images(data, "train")
     assert abs(train.mean()) < 0.001 and abs(train.std() - 1) < 0.001
