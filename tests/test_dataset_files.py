@@ -3,7 +3,6 @@
 import errno
 import os
 import pickle
-import runpy
 import shutil
 import tarfile
 import zipfile
@@ -13,9 +12,10 @@ from typing import Any, BinaryIO
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, composed
+from conftest import composed
 from image_data import CPU, all_images, all_labels, cifar_files, load, mnist_files
 
+from pai_bench.commands import data as data_command
 from pai_bench.core import DataSettings
 from pai_bench.data import archives
 from pai_bench.data.digits import digits
@@ -95,7 +95,7 @@ def test_mnist_that_is_missing_damaged_or_another_is_refused(tmp_path: Path) -> 
 
 def test_digits_say_that_they_need_scikit_learn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    cfg = {"validation": 0.0, "mean": [0.3], "std": [0.3], "padding": 0, "flip": False}
+    cfg = {"size": 16, "validation": 0.0, "mean": [0.3], "std": [0.3], "padding": 0, "flip": False}
     with pytest.raises(ConfigError, match=r"^dataset=digits needs scikit-learn; pip install scikit-learn$"):
         digits(DataSettings(tmp_path, False, CPU, 0), **cfg)  # type: ignore[arg-type]
 
@@ -215,12 +215,11 @@ def test_an_archive_of_another_checksum_is_not_unpacked(tmp_path: Path, monkeypa
     arguments = ["data.py", "cifar10", "--data-dir", f"{tmp_path}/data", "--from", f"{opened.name}"]
     monkeypatch.setattr("sys.argv", arguments)
     monkeypatch.setattr("pai_bench.launch.terminal.start_process", lambda: None)
-    script = runpy.run_path(str(ROOT / "scripts" / "data.py"))
     with pytest.raises(SystemExit) as ended:
-        script["main"]()
+        data_command.main()
     assert ended.value.code == DataError.exit_code and not (tmp_path / "data").exists()
     with pytest.raises(DataError, match=r"its MD5 is .* and not the published c58f30108f718f92721af3b95e74349a"):
-        script["take"](Path(str(opened.name)), tmp_path / "data", archives.PUBLISHED_MD5["cifar10"])
+        data_command.take(Path(str(opened.name)), tmp_path / "data", archives.PUBLISHED_MD5["cifar10"])
 
 
 @pytest.mark.parametrize("kind", ["tar", "zip"])

@@ -215,7 +215,7 @@ def test_runs_that_differ_in_values_alone_are_composed_once(monkeypatch: pytest.
 
 def test_an_experiment_is_a_sweep_that_the_command_line_can_narrow() -> None:
     whole, _ = compose.expand(["experiment=digits_baselines"])
-    assert len(whole) == 5 * 4 * 3 + 3
+    assert len(whole) == 5 * 4 * 5 + 5
     narrowed, _ = compose.expand(["experiment=digits_baselines", "pruner=snip,dense", "seed=0"])
     assert len(narrowed) == 4 + 1
     assert {cfg.seed for cfg in narrowed} == {0}

@@ -121,6 +121,10 @@ def start_process() -> None:
     """
     if log.handlers:
         return
+    # A thread that waits for the others must not spin: beside other programs, spinning makes a step many times slower.
+    # OpenMP reads this when torch is imported.
+    if "GOMP_SPINCOUNT" not in os.environ:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.raiseExceptions = False  # a log line that cannot be written (full disk) must not hide the real failure
     log.setLevel(logging.DEBUG)
     log.propagate = False
