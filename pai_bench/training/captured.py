@@ -1,17 +1,13 @@
-"""A step on a GPU as one CUDA graph. Launching its hundreds of kernels one by one takes longer than running them."""
+"""A step on a GPU as one CUDA graph."""
 
-import logging
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from pai_bench.core import OnDevice
+from pai_bench.system import graphs
 from pai_bench.training.step import Step
-
-log = logging.getLogger(__name__)
-
-_WARM_UPS = 3  # steps before the capture: algorithms are chosen, memory is taken, a model is compiled
 
 
 def obstacle(step: Step, data: object, num_processes: int) -> str | None:
@@ -47,8 +43,8 @@ class CapturedStep:
         self._next = torch.zeros(1, dtype=torch.int64, device=device)
         self._places = torch.arange(batch_size, device=device)
         self._addresses = self._addresses_now()
-        self._graph = torch.cuda.CUDAGraph()
-        self._capture()
+        step.net.train()
+        self._replay = graphs.recorded(self._take, device, changed=step.tensors, begin=self._next.zero_)
 
     @property
     def still_holds(self) -> bool:
@@ -70,7 +66,7 @@ class CapturedStep:
 
     def __call__(self) -> None:
         """Takes the next step."""
-        self._graph.replay()
+        self._replay()
 
     def _take(self) -> None:
         rate = self.step.optimizer.lr_tensor
@@ -79,26 +75,6 @@ class CapturedStep:
         images, labels = self._data.gather(self._tables, self._places + self._next * self._batch_size)
         self.step(images, labels, self._batch_size)
         self._next += 1
-
-    def _capture(self) -> None:
-        tensors, device = self.step.tensors, self.step.device
-        before, random = [tensor.detach().clone() for tensor in tensors], torch.cuda.get_rng_state(device)
-        self.step.net.train()
-        try:
-            aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-            aside.wait_stream(torch.cuda.current_stream(device))
-            with torch.cuda.stream(aside):
-                for _ in range(_WARM_UPS):
-                    self._next.zero_()
-                    self._take()
-            torch.cuda.current_stream(device).wait_stream(aside)
-            with torch.cuda.graph(self._graph):
-                self._take()
-        finally:
-            with torch.no_grad():
-                for tensor, value in zip(tensors, before, strict=True):
-                    tensor.copy_(value)
-            torch.cuda.set_rng_state(random, device)
 
     def _addresses_now(self) -> list[int]:
         return [tensor.data_ptr() for tensor in self.step.tensors]

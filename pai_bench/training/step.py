@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pai_bench.masks import masks
-from pai_bench.system import devices, distributed, layout
+from pai_bench.system import devices, distributed, graphs, layout
 from pai_bench.system.world import world
 from pai_bench.training.optimizer import Optimizer
 from pai_bench.training.recipe import Recipe
@@ -65,7 +65,10 @@ class Step:
             groups[name not in always][name] = parameter
         decays = (recipe.weight_decay, recipe.weight_decay * recipe.decay_norm_and_bias)
         self.optimizer = Optimizer(
-            recipe.optimizer(), list(zip(groups, decays, strict=True)), lr=recipe.lr, capturable=device.type == "cuda"
+            recipe.optimizer(),
+            list(zip(groups, decays, strict=True)),
+            lr=recipe.lr,
+            capturable=graphs.supported(device),
         )
 
     @property

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from torch import Generator, Tensor
 
 from pai_bench.core import Batch, Data, OnDevice
+from pai_bench.system import graphs
 from pai_bench.system.world import world
 from pai_bench.training import captured
 from pai_bench.training.captured import CapturedStep
@@ -42,7 +43,7 @@ class Steps:
         rates = [learning_rate(self._recipe, (first + at) / self._per_epoch) for at in range(self._per_epoch)]
         batches: Iterable[Batch]
         done = start
-        if self._execution.device.type == "cuda" and not self._obstacle and isinstance(data, OnDevice):
+        if graphs.supported(self._execution.device) and not self._obstacle and isinstance(data, OnDevice):
             tables = data.tables(order, augment)
             if (graph := self._captured_step(step, data, tables)) is not None:
                 graph.begin(tables, rates, start)
@@ -73,5 +74,5 @@ class Steps:
         return self._captured
 
     def _log_obstacle(self) -> None:
-        if self._obstacle and self._execution.device.type == "cuda":
+        if self._obstacle and graphs.supported(self._execution.device):
             log.info("the kernels of a step are launched one by one: %s", self._obstacle)
