@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -73,9 +74,10 @@ class Evaluator:
         recipe = step.recipe
         sums, number = _no_sums(step.device), 0
         for images, labels in batches:
-            replay = self._pass(step, images, labels) if len(labels) == batch_size else None
+            whole = len(labels) == batch_size
+            replay = self._pass(step, images, labels) if whole else None
             if replay is None:
-                _add(sums, step.infer, images, labels, recipe.precision, recipe.temperature)
+                _add(sums, partial(step.infer, whole=whole), images, labels, recipe.precision, recipe.temperature)
             else:
                 replay(images, labels)
                 sums += replay.sums
@@ -122,7 +124,8 @@ class _RecordedPass:
     def _take(self) -> None:
         recipe = self._step.recipe
         self.sums.zero_()
-        _add(self.sums, self._step.infer, self._images, self._labels, recipe.precision, recipe.temperature)
+        forward = partial(self._step.infer, whole=True)
+        _add(self.sums, forward, self._images, self._labels, recipe.precision, recipe.temperature)
 
     def _addresses_now(self) -> list[int]:
         net = self._step.net
