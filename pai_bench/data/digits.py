@@ -8,14 +8,14 @@ import torch
 from torch.nn import functional as F
 
 from pai_bench.core import DataSettings, OfGrey, PaddingOf32, ProperFraction, StdOfGrey
-from pai_bench.data.resident import Resident, hold_out
+from pai_bench.data.resident import Flip, Resident, hold_out
 from pai_bench.errors import ConfigError, DataError
 
 _TEST_FRACTION = 0.2
 
 
 def digits(
-    place: DataSettings, *, validation: ProperFraction, mean: OfGrey, std: StdOfGrey, padding: PaddingOf32, flip: bool
+    place: DataSettings, *, validation: ProperFraction, mean: OfGrey, std: StdOfGrey, padding: PaddingOf32, flip: Flip
 ) -> Resident:
     """Handwritten digits in grey, resized from 8x8 to 32x32: 1,438 training and 359 test images, the same for any seed.
 

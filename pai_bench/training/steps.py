@@ -5,12 +5,12 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from torch import Generator, Tensor
 
-from pai_bench.core import Batch, Data, OnDevice
+from pai_bench.core import Batch, ByEpoch, Data, OnDevice
 from pai_bench.system import graphs
 from pai_bench.system.world import world
 from pai_bench.training import captured
 from pai_bench.training.captured import CapturedStep
-from pai_bench.training.recipe import Recipe, learning_rate, length
+from pai_bench.training.recipe import Recipe, image_size, learning_rate, length
 from pai_bench.training.step import Execution, Step
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,9 @@ class Steps:
             augment: decides its augmentation.
         """
         data, size, start = self._data, self._recipe.batch_size, clock % self._per_epoch
+        if isinstance(data, ByEpoch):
+            number = clock // self._per_epoch
+            data = data.in_epoch(number + 1, image_size(self._recipe, number))
         num_train = data.num_examples["train"]
         first = clock - start
         rates = [learning_rate(self._recipe, (first + at) / self._per_epoch) for at in range(self._per_epoch)]
