@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from torch import Generator, nn
 
 from pai_bench.core import DataSettings, OnDevice
 from pai_bench.data.resident import Resident
-from pai_bench.errors import ConfigError
 from pai_bench.masks import masks
 from pai_bench.system import devices
 from pai_bench.training.captured import obstacle
@@ -102,11 +100,10 @@ def test_nothing_of_an_optimizer_moves_in_memory(name: str) -> None:
 
 def test_what_cannot_be_captured_says_why() -> None:
     training = trained(Chain(), CPU, epochs=0)
-    assert obstacle(training.network.step, resident(CPU), 1) is None
-    assert obstacle(training.network.step, resident(CPU), 2) == "several processes train it"
-    assert obstacle(training.network.step, FewImages(), 1) == "its images are read while it trains"
+    assert obstacle(training.network.step, 1) is None
+    assert obstacle(training.network.step, 2) == "several processes train it"
     training.network.step.recipe = replace(RECIPE, precision="float16")
-    assert obstacle(training.network.step, resident(CPU), 1) == "float16 looks at the gradients before it takes a step"
+    assert obstacle(training.network.step, 1) == "float16 looks at the gradients before it takes a step"
 
 
 def trained(net: nn.Module, device: torch.device, *, epochs: float = 2, **settings: Any) -> Trainer:
@@ -309,55 +306,3 @@ def test_an_evaluation_that_cannot_be_captured_says_why_once(caplog: pytest.LogC
     for line, work in zip(lines, ("a step", "an evaluation"), strict=True):
         why = "the network cannot be captured (operation not permitted when stream is capturing"
         assert line.startswith(f"the kernels of {work} are launched one by one: {why}")
-
-
-# Compiled -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def compiler(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
-    """torch.compile without the machine code, which takes a minute to make. Lists the shapes that it compiles for."""
-    shapes = []
-    make = torch.compile
-
-    def backend(graph: Any, inputs: Any) -> Any:
-        shapes.append(next(value.shape for value in inputs if value.shape[1:] == (3, 12, 12)))
-        from torch._dynamo.backends.debugging import aot_eager
-
-        return aot_eager(graph, inputs)
-
-    monkeypatch.setattr(torch, "compile", lambda net, **settings: make(net, backend=backend, **settings))
-    return shapes
-
-
-@pytest.mark.parametrize("graphs_there", [False, True])
-def test_compiled_steps_and_evaluations_equal_plain_ones(
-    compiler: list[torch.Size], graphs_there: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pai_bench.training.recording._EVALUATION_BATCH", 5)
-    torch.manual_seed(0)
-    net = Chain()
-    with emulated() if graphs_there else nullcontext():
-        one, other = (
-            training_of(copy.deepcopy(net), RECIPE, resident(CPU), compile_model=compiled) for compiled in (True, False)
-        )
-        for training in (one, other):
-            training.until(half(net), 2)
-    for (name, value), plain in zip(one.model.state_dict().items(), other.model.state_dict().values(), strict=True):
-        torch.testing.assert_close(value, plain, rtol=1e-5, atol=1e-6, msg=name)
-    assert torch.allclose(one.state()["sums"], other.state()["sums"])
-    # The network, once for steps and once for evaluations. Smaller last batches are not compiled for.
-    assert sorted(shape[0] for shape in compiler) == [5, 8]
-
-
-def test_a_network_that_cannot_be_compiled_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def backend(graph: Any, inputs: Any) -> Any:
-        raise OSError("no compiler\nand a long story")
-
-    make = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda net, **settings: make(net, backend=backend, **settings))
-    training = training_of(Chain(), RECIPE, resident(CPU), compile_model=True)
-    with pytest.raises(
-        ConfigError, match=r"^compile=true: torch.compile fails here \(.*no compiler\); use compile=false$"
-    ):
-        training.until(masks.full(training.model), 1)

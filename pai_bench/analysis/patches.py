@@ -18,8 +18,9 @@ def pay(device: torch.device, dtype: torch.dtype) -> bool:
 def use_(model: nn.Module) -> None:
     """Makes every convolution of a model that can be one a matrix product from now on. Batches have one image."""
     for layer in model.modules():
-        plain = type(layer) is nn.Conv2d and layer.groups == 1 and layer.padding_mode == "zeros"
-        if plain and isinstance(layer.padding, tuple):
+        if type(layer) is not nn.Conv2d or not isinstance(layer.padding, tuple):
+            continue
+        if layer.groups == 1 and layer.padding_mode == "zeros":
             layer.forward = partial(convolved, layer)  # type: ignore[method-assign]
 
 

@@ -68,10 +68,10 @@ class _Flow:
         self.flow = torch.empty(0)  # R of the last round
         self.last: list[Tensor] = []  # the scores of the last round, in the order of the weights
         self.replay: Callable[[], None] | None = None  # takes them anew, as one CUDA graph
-        self.can_record = graphs.supported(self.device)
         grouped = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in net.model.modules())
         on_cpu = self.device.type == "cpu"  # only there was leaving out measured
         self.whole = self.precision == torch.float32 or grouped or not on_cpu or masks.total(net.mask) < _LARGE
+        self.can_record = graphs.supported(self.device) and self.whole  # parts would change their shapes
 
     def scores(self, net: Subnetwork) -> Scores:
         """The scores of all prunable weights."""

@@ -10,15 +10,47 @@ from pai_bench.system import graphs
 from pai_bench.training.step import Step
 
 
-def obstacle(step: Step, data: object, num_processes: int) -> str | None:
+def obstacle(step: Step, num_processes: int) -> str | None:
     """Why the steps of a network cannot be captured; None if they can."""
     if step.recipe.precision == "float16":
         return "float16 looks at the gradients before it takes a step"
     if num_processes > 1:
         return "several processes train it"
-    if not isinstance(data, OnDevice):
-        return "its images are read while it trains"
     return None
+
+
+class CapturedBatchStep:
+    """Steps on batches that are read while the network trains: a step on a copy of the batch in fixed memory.
+
+    The learning rate may change between steps. Weights, optimizer state and masks may if they change in place.
+
+    Args:
+        images, labels: any whole batch.
+
+    Raises:
+        RuntimeError: the network does something that cannot be captured; its state is as it was.
+    """
+
+    def __init__(self, step: Step, images: Tensor, labels: Tensor) -> None:
+        self._step, self._images, self._labels = step, images.clone(), labels.clone()
+        self._addresses = _addresses(step)
+        step.net.train()
+        # Threads of the loader pin memory meanwhile.
+        self._replay = graphs.recorded(self._take, step.device, changed=step.tensors, threads=True)
+
+    def holds_for(self, step: Step, images: Tensor) -> bool:
+        """Whether this is the step and the shape, and every tensor of the step is still at its address."""
+        same = (images.shape, images.stride()) == (self._images.shape, self._images.stride())
+        return same and self._step is step and self._addresses == _addresses(step)
+
+    def __call__(self, images: Tensor, labels: Tensor) -> None:
+        """Takes a step on a batch."""
+        self._images.copy_(images)
+        self._labels.copy_(labels)
+        self._replay()
+
+    def _take(self) -> None:
+        self._step(self._images, self._labels, len(self._labels))
 
 
 class CapturedStep:
@@ -42,14 +74,14 @@ class CapturedStep:
         self._rates = torch.zeros(num_steps, device=device)
         self._next = torch.zeros(1, dtype=torch.int64, device=device)
         self._places = torch.arange(batch_size, device=device)
-        self._addresses = self._addresses_now()
+        self._addresses = _addresses(step)
         step.net.train()
         self._replay = graphs.recorded(self._take, device, changed=step.tensors, begin=self._next.zero_)
 
     @property
     def still_holds(self) -> bool:
         """Whether every tensor of the step is still at its address."""
-        return self._addresses == self._addresses_now()
+        return self._addresses == _addresses(self.step)
 
     def begin(self, tables: Sequence[Tensor], rates: Sequence[float], start: int) -> None:
         """Prepares for the steps of an epoch.
@@ -76,5 +108,6 @@ class CapturedStep:
         self.step(images, labels, self._batch_size)
         self._next += 1
 
-    def _addresses_now(self) -> list[int]:
-        return [tensor.data_ptr() for tensor in self.step.tensors]
+
+def _addresses(step: Step) -> list[int]:
+    return [tensor.data_ptr() for tensor in step.tensors]
