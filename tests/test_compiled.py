@@ -49,7 +49,8 @@ def test_compiled_steps_and_evaluations_equal_plain_ones(
         torch.testing.assert_close(value, plain, rtol=1e-5, atol=1e-6, msg=name)
     assert torch.allclose(one.state()["sums"], other.state()["sums"])
     # The network, once for steps and once for evaluations. Smaller last batches are not compiled for.
-    assert sorted(shape[0] for shape in compiler) == [5, 8]
+    assert {shape[0] for shape in compiler} == {5, 8}
+    assert graphs_there or len(compiler) == 2
 
 
 def test_a_network_that_cannot_be_compiled_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,9 +98,11 @@ def test_where_there_is_none_one_line_says_why(
     ]
 
 
-@pytest.mark.parametrize(("device", "num_started"), [("auto", 1), ("cuda", 1), ("cpu", 0)])
+@pytest.mark.parametrize(
+    ("device", "n_jobs", "num_started"), [("auto", 3, 1), ("cuda", -1, 1), ("cpu", 3, 0), ("auto", 1, 0)]
+)
 def test_the_launcher_starts_it(
-    control: Any, device: str, num_started: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    control: Any, device: str, n_jobs: int, num_started: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     joblib = pytest.importorskip("hydra_plugins.hydra_joblib_launcher._core")
     from hydra_plugins.pai_bench_plugins import parallel
@@ -115,8 +117,8 @@ def test_the_launcher_starts_it(
     monkeypatch.setattr(joblib, "launch", launch)
     monkeypatch.setattr(parallel, "_end_workers", lambda: ended.append(True))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    launcher = parallel.ParallelLauncher(n_jobs=3)
+    launcher = parallel.ParallelLauncher(n_jobs=n_jobs)
     launcher.setup(hydra_context=None, task_function=None, config=SimpleNamespace(device=device))  # type: ignore[arg-type]
     assert launcher.launch([["seed=0"], ["seed=1"]], 5) == ["done"]
-    assert seen == [({"n_jobs": 3}, [["seed=0"], ["seed=1"]], 5, num_started == 1)]
+    assert seen == [({"n_jobs": n_jobs}, [["seed=0"], ["seed=1"]], 5, num_started == 1)]
     assert len(ended) == num_started and (tmp_path / "told").exists() == bool(num_started)

@@ -26,6 +26,8 @@ class ParallelLauncher(Launcher):
         from pai_bench.system import mps
 
         at_once, num_gpus = int(self.joblib.get("n_jobs", 1)), 0
+        if at_once < 0:  # joblib counts from the number of cores down
+            at_once = len(job_overrides)
         if str(self.config.device) != "cpu" and at_once > 1:
             import torch
 
