@@ -159,7 +159,8 @@ def find(model: nn.Module, mask: Mask, input_shape: Shape) -> CompactNetwork | N
 def _as_graphs(passes: Sequence[Callable[[], None]], device: torch.device) -> Sequence[Callable[[], None]]:
     """The passes as CUDA graphs; as they are if one cannot be captured."""
     try:
-        return [graphs.recorded(one, device) for one in passes]
+        # Threads of a loader of images may be at work.
+        return [graphs.recorded(one, device, threads=True) for one in passes]
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
         log.info("a compact network is timed kernel by kernel: the network cannot be captured (%s)", reason)
