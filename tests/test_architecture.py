@@ -17,7 +17,7 @@ ROOMS: dict[str, set[str]] = {
     "system": set(),
     "masks": set(),
     "analysis": {"masks", "system"},
-    "pruners": {"analysis", "masks"},
+    "pruners": {"analysis", "masks", "system"},
     "models": set(),
     "data": {"system"},
     "pruning": {"analysis", "masks", "system"},

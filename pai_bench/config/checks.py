@@ -14,7 +14,7 @@ from pai_bench.config.schema import GROUPS, OPTIONAL_GROUPS, Plain, RunConfig, w
 from pai_bench.config.signatures import shown
 from pai_bench.core import HOOKS, Call, Round, TrainingLength
 from pai_bench.errors import ConfigError, is_installed
-from pai_bench.training.recipe import last_rate_epochs
+from pai_bench.training.recipe import Recipe, last_rate_epochs
 
 
 def complete(settings: Plain) -> RunConfig:
@@ -107,6 +107,7 @@ def _check_values(run: RunConfig) -> None:
         _require(optimizer["momentum"] > 0, "training.optimizer.nesterov", True, needs)
     drops = recipe.lr_milestones
     _require(drops == sorted(drops), "training.lr_milestones", drops, "give the epochs in rising order")
+    _check_image_sizes(recipe, streamed="resize" in dataset)
     mean, std = dataset.get("mean"), dataset.get("std")
     many = f"give as many values as dataset.mean={shown(mean)} has"
     _require(len(mean or ()) == len(std or ()), "dataset.std", std, many)
@@ -121,6 +122,20 @@ def _check_values(run: RunConfig) -> None:
         asked = {"per_class": data.per_class, "total": data.total}
         one = (data.per_class is None) != (data.total is None)
         _require(one, "pruner.scoring_data", asked, "give one of the two and null the other")
+
+
+def _check_image_sizes(recipe: Recipe, streamed: bool) -> None:
+    """Refuses sizes of training images that belong to no epochs, or that the images cannot have."""
+    sizes, epochs = recipe.image_sizes, recipe.image_size_epochs
+    one_each = len(sizes or ()) == len(epochs or ())
+    needs = f"give one for each of training.image_sizes={shown(sizes)}"
+    _require(one_each, "training.image_size_epochs", epochs, needs)
+    if not sizes or not epochs:
+        return
+    _require(streamed, "training.image_sizes", sizes, "give null: the images of this dataset lie in memory in one size")
+    _require(all(size % 32 == 0 for size in sizes), "training.image_sizes", sizes, "give multiples of 32")
+    rising = epochs == sorted(set(epochs))
+    _require(rising, "training.image_size_epochs", epochs, "give the epochs in rising order, each once")
 
 
 def _check_tracker(tracker: Call) -> None:
