@@ -16,7 +16,7 @@ from test_resume import RUNS, TINY, directory_of
 from wandb_server import Server
 
 from pai_bench.errors import ConfigError
-from pai_bench.runs import tracking
+from pai_bench.runs.wandb_run import fitting
 
 ONLINE = [*[word for word in TINY if not word.startswith("tracker")], "tracker=wandb"]
 
@@ -38,11 +38,16 @@ def local(results: Path) -> list[float]:
     return epochs([json.loads(line) for line in path.read_text().splitlines()]) if path else []
 
 
+def runs_in(folder: Path) -> list[Path]:
+    """The directories of runs; the cache beside them is none."""
+    return sorted(path.parent for path in (folder / "results").glob("*/config.yaml"))
+
+
 def test_a_sweep_in_reused_workers_is_one_run_each(run_cli: RunCli, server: Server, tmp_path: Path) -> None:
     launcher = ["hydra/launcher=parallel", "hydra.launcher.n_jobs=2"]
     done = run_cli("-m", *launcher, *ONLINE, "pruner=snip", "sparsity=0.5", "seed=range(4)", env=server.env)
     assert done.returncode == 0 and "4 done, 0 skipped, 0 failed" in done.stdout, done.stderr
-    names = {path.name for path in (tmp_path / "results").iterdir()}
+    names = {path.name for path in runs_in(tmp_path)}
     assert set(server.runs) == set(server.history) == names
     assert server.exit_codes == {name: [0] for name in names}
     for name in names:
@@ -111,7 +116,7 @@ def test_runs_are_sent_later_from_their_directories(run_cli: RunCli, server: Ser
         )
         assert sent.returncode == 0, sent.stderr
         assert len(server.history) == 2
-        for directory in (tmp_path / "results").iterdir():
+        for directory in runs_in(tmp_path):
             curve = [json.loads(line) for line in (directory / "curve.jsonl").read_text().splitlines()]
             assert epochs(server.history[directory.name]) == epochs(curve) == [0, 1, 2]
             assert server.runs[directory.name]["project"] == "new"
@@ -136,10 +141,10 @@ def test_what_could_not_be_sent_is_said(run_cli: RunCli, server: Server, tmp_pat
 
 def test_names_are_brought_into_the_form_that_wandb_takes() -> None:
     long = "a" * 80
-    tag = tracking._fitting(long, 64)
-    assert len(tag) == 64 and tag != tracking._fitting(long + "b", 64)
-    assert tracking._fitting("mask-images of flowers/50%:ä") == "mask-images_of_flowers_50___"
-    assert tracking._fitting("digits-lenet300_1.5") == "digits-lenet300_1.5"
+    tag = fitting(long, 64)
+    assert len(tag) == 64 and tag != fitting(long + "b", 64)
+    assert fitting("mask-images of flowers/50%:ä") == "mask-images_of_flowers_50___"
+    assert fitting("digits-lenet300_1.5") == "digits-lenet300_1.5"
 
 
 def test_a_dataset_with_a_long_name_has_its_record(run_cli: RunCli, server: Server, tmp_path: Path) -> None:
@@ -192,7 +197,7 @@ def test_a_damaged_run_keeps_no_other_from_being_sent(run_cli: RunCli, server: S
         "-m", "model=lenet300", "training.epochs=1", "tracker=none", "pruner=magnitude", "sparsity=0.5", "seed=range(4)"
     )
     assert done.returncode == 0, done.stderr
-    first, second, third, fourth = sorted((tmp_path / "results").iterdir())
+    first, second, third, fourth = runs_in(tmp_path)
     (first / "result.json").write_text("[]")
     (second / "curve.jsonl").write_bytes(b"\x00[")
     (third / "config.yaml").write_bytes(b"\x00: [")

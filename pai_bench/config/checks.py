@@ -17,6 +17,10 @@ from pai_bench.core import HOOKS, Call, Round, TrainingLength
 from pai_bench.errors import ConfigError
 from pai_bench.training.recipe import last_rate_epochs
 
+_BOTH = "pai_bench.runs.tracking.wandb_and_tensorboard"
+OF_WANDB = ("pai_bench.runs.tracking.wandb", _BOTH)
+_OF_TENSORBOARD = ("pai_bench.runs.tracking.tensorboard", _BOTH)
+
 
 def complete(settings: Plain) -> RunConfig:
     """Composed settings as one checked value, with the one sparsity that was asked for.
@@ -125,12 +129,15 @@ def _check_values(run: RunConfig) -> None:
 
 
 def _check_tracker(tracker: Call) -> None:
-    """Refuses what W&B would refuse later, when the run has begun."""
-    if tracker.target != "pai_bench.runs.tracking.wandb":
+    """Refuses what a tracker would refuse later, when the run has begun."""
+    for package, targets in (("wandb", OF_WANDB), ("tensorboard", _OF_TENSORBOARD)):
+        found = importlib.util.find_spec(package)
+        if tracker.target in targets and (found is None or found.origin is None):  # a folder wandb/ is no package
+            raise ConfigError(
+                f"tracker={tracker.name}: {package} is not installed; pip install {package}, or give tracker=none"
+            )
+    if tracker.target not in OF_WANDB:
         return
-    found = importlib.util.find_spec("wandb")
-    if found is None or found.origin is None:  # a folder that is called wandb is no package
-        raise ConfigError(f"tracker={tracker.name}: wandb is not installed; pip install wandb, or give tracker=none")
     mode = os.environ.get("WANDB_MODE") or "offline"
     _require(mode in ("online", "offline", "disabled"), "WANDB_MODE", mode, "give online, offline or disabled")
     for key in ("project", "entity"):

@@ -4,6 +4,7 @@ import copy
 import difflib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -291,6 +292,8 @@ def complete(composed: DictConfig, of_hydra: Any) -> RunConfig:
     with open_dict(composed):
         composed.pop("hydra", None)
     run = checks.complete(composition.resolved(composed))
+    if choices.get("experiment"):
+        run = replace(run, experiment=choices["experiment"])
     given = {override.key_or_group: override.value() for override in parsed(words)}
     _check_labels(given, choices)
     if choices.get("experiment") or any(key.startswith("model.") for key in given):
