@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from conftest import ROOT, RunCli, composed
+from safetensors.torch import load_file
 from test_resume import RUNS, TINY, directory_of
 from wandb_server import Server
 
@@ -99,6 +101,18 @@ def test_a_network_that_goes_away_ends_no_run_and_keeps_it_no_longer_than_allowe
     assert process.returncode == 0, said
     curve = [json.loads(line) for line in (directory_of(tmp_path) / "curve.jsonl").read_text().splitlines()]
     assert epochs(curve) == list(range(13))
+
+
+def sync(folder: Path, server: Server, *settings: str) -> "subprocess.CompletedProcess[str]":
+    """What scripts/wandb_sync.py does with a folder, where the environment says offline, as clusters set it."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "wandb_sync.py"), str(folder), *settings],
+        env=os.environ | server.env | {"WANDB_MODE": "offline"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
 
 
 def test_runs_are_sent_later_from_their_directories(run_cli: RunCli, server: Server, tmp_path: Path) -> None:
@@ -213,3 +227,91 @@ def test_a_damaged_run_keeps_no_other_from_being_sent(run_cli: RunCli, server: S
     for path in (first / "result.json", second / "curve.jsonl", third / "config.yaml"):
         assert f"{path.parent.name}: NOT SENT, {path}: it " in sent.stdout
     assert list(server.runs) == [fourth.name]
+
+
+SENT = ("config.yaml", "provenance.json", "mask.json", "result.json")
+
+
+def told(server: Server, run: str) -> dict[str, Any]:
+    """All that a server knows of a run, but for times, and for what the client says of itself."""
+    of_run = server.runs[run]
+    history = [{k: v for k, v in line.items() if not k.startswith("_")} for line in server.history[run]]
+    artifacts = [
+        {
+            "name": given["input"]["artifactCollectionName"],
+            "digest": given["input"]["digest"],
+            "aliases": {alias["alias"] for alias in given["input"]["aliases"]},
+            "metadata": json.loads(given["input"]["metadata"]),
+        }
+        for given in server.artifacts
+    ]
+    return {
+        "config": {key: value["value"] for key, value in of_run["config"].items() if key != "_wandb"},
+        "summary": {key: value for key, value in of_run["summary"].items() if not key.startswith("_")},
+        "tags": of_run["tags"],
+        "group": of_run["groupName"],
+        "history": history,
+        "artifacts": artifacts,
+        "files": {name: body for name, body in server.files[run].items() if name.startswith("pai_bench/")},
+    }
+
+
+def test_a_run_that_is_sent_later_is_the_run_that_was_sent_live(
+    run_cli: RunCli, server: Server, tmp_path: Path
+) -> None:
+    words = [*ONLINE, "save_scores=true", "dataset.validation=0.1", "ablation=shuffle_mask"]
+    done = run_cli(*words, "experiment=digits_baselines", "pruner=snip", "compression=10", "seed=0", env=server.env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    directory = directory_of(tmp_path / "results")
+    live = told(server, directory.name)
+    row = json.loads((directory / "result.json").read_text())
+    assert live["tags"] == ["digits", row["model"], "snip", "one_shot", "shuffle_mask", "digits_baselines"]
+    assert row["experiment"] == live["config"]["experiment"] == "digits_baselines"
+    config, summary = live["config"], live["summary"]
+    assert (config["sparsity"], config["density"], config["compression"]) == (0.9, 0.1, pytest.approx(10))
+    assert (summary["sparsity"], summary["num_kept"]) == (row["sparsity"], row["num_kept"])
+    assert not {"num_kept", "num_prunable", "rounds", "tracker"} & set(config)
+    origin = json.loads((directory / "provenance.json").read_text())
+    assert config["provenance"] == origin and origin["host"] and origin["versions"]["torch"]
+    assert not [key for key in (*summary, *live["history"][-1]) if key.replace("/", "_") != key and "top1" in key]
+    assert set(live["files"]) == {f"pai_bench/{name}" for name in SENT}
+    assert all(body == (directory / name.partition("/")[2]).read_bytes() for name, body in live["files"].items())
+    (artifact,) = live["artifacts"]
+    assert (artifact["name"], artifact["aliases"]) == (f"mask-{row['group']}", {"latest", "seed-0"})
+    assert (artifact["metadata"]["run"], artifact["metadata"]["seed"]) == (row["id"], 0)
+    assert artifact["metadata"]["pruner"] == "snip" and artifact["metadata"]["sparsity"] == 0.9
+    densities = [layer["density"] for layer in json.loads((directory / "mask.json").read_text())["layers"]]
+    assert [line["mask/density"] for line in live["history"] if "mask/density" in line] == densities
+    assert [sum(line["mask/scores_log10"]["values"]) for line in live["history"] if "mask/scores_log10" in line] == [
+        sum(int((scores != 0).sum()) for scores in load_file(directory / "scores.safetensors").values())
+    ]
+    later = Server()
+    try:
+        sent = sync(tmp_path / "results", later)
+        assert sent.returncode == 0, sent.stdout + sent.stderr
+        assert told(later, directory.name) == live
+    finally:
+        later.stop()
+
+
+def test_an_agent_gets_the_result_of_every_trial_even_if_it_was_known_before(server: Server, tmp_path: Path) -> None:
+    sweep = yaml.safe_load((ROOT / "docs" / "wandb_sweep.yaml").read_text())
+    assert sweep["metric"] == {"name": "validation_top1", "goal": "maximize"}
+    sweep["command"] += ["model=lenet300", "training.epochs=1", f"results_dir={tmp_path / 'results'}", "data_dir=none"]
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep))
+    server.trials = [{"training.lr": 0.1, "training.weight_decay": 1e-4}] * 2
+    folder = Path(sys.executable).parent
+    env = os.environ | server.env | {"OMP_NUM_THREADS": "1", "PATH": f"{folder}:{os.environ['PATH']}"}
+    env |= {"WANDB_DIR": str(tmp_path), "WANDB_PROJECT": "pai-bench", "WANDB_ENTITY": "test"}
+    for words in (["sweep", str(tmp_path / "sweep.yaml")], ["agent", "--count", "2", "test/pai-bench/sweep1"]):
+        command = [sys.executable, "-m", "wandb", *words]
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    (directory,) = runs_in(tmp_path)
+    row = json.loads((directory / "result.json").read_text())
+    assert set(server.runs) == {"trial1", "trial0"}, done.stdout + done.stderr
+    for name in ("trial1", "trial0"):
+        assert server.runs[name]["summary"]["validation_top1"] == row["validation_top1"]
+        assert server.runs[name]["config"]["training"]["value"]["lr"] == 0.1
+        assert epochs(server.history[name]) == [0, 1]
+        assert server.exit_codes[name] == [0]
