@@ -119,6 +119,8 @@ def _has_key(host: str) -> bool:
 def started(run: Run, project: str, entity: str | None, mode: str, tags: list[str], timeout_seconds: float) -> WandB:
     """A W&B run that has begun. pai_bench.runs.tracking.wandb has the settings."""
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    # The client's own process needs seconds to start, and more than its 30 s where many runs start at once.
+    os.environ.setdefault("WANDB__SERVICE_WAIT", "300")
     # In the run directory, so that a sync from another machine finds the artifacts.
     os.environ["WANDB_DATA_DIR"] = os.environ["WANDB_ARTIFACT_DIR"] = str(run.directory / "wandb")
     import wandb as client
