@@ -52,8 +52,9 @@ def _values(override: Override) -> list[Any]:
     """The values that an override gives to its key. A sweep gives several."""
     if not override.is_sweep_override():
         return [override.value()]
-    if not override.is_discrete_sweep():
-        raise ConfigError(f"{override.input_line}: a sweep needs values; use choice() or range()")
+    if not override.is_discrete_sweep():  # an interval, which sweepers that search take
+        interval: Any = override.value()
+        return [interval.start, interval.end]
     try:
         return [value.text if hasattr(value, "text") else value for value in override.sweep_iterator()]
     except HydraException as error:
