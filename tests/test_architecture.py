@@ -57,6 +57,7 @@ DOORS = {
     "tqdm": {"training.trainer"},
     "submitit": {"launch.slurm"},
     "optuna": {"launch.search"},
+    "huggingface_hub": {"runs.hub"},
     "yaml": {"published.matching", "published.numbers", "report.names", "launch.sweeps"},
     "scipy": {"published.verdicts", "report.comparison"},
     "matplotlib": {"report.drawing", "studies.sketching_figure"},
@@ -146,7 +147,18 @@ def test_outside_libraries_have_one_door(path: Path) -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_heavy_libraries_are_imported_where_they_are_used(path: Path) -> None:
-    heavy = {"torchvision", "timm", "wandb", "safetensors", "torch_pruning", "matplotlib", "scipy", "jinja2", "optuna"}
+    heavy = {
+        "torchvision",
+        "timm",
+        "wandb",
+        "safetensors",
+        "torch_pruning",
+        "matplotlib",
+        "scipy",
+        "jinja2",
+        "optuna",
+        "huggingface_hub",
+    }
     assert not heavy & {module.split(".")[0] for module in imports(path, top_level_only=True)}
 
 

@@ -24,8 +24,10 @@ def magnitudes(directory: Path) -> NDArray[np.float64] | None:
         return None
     from safetensors.numpy import load_file
 
-    sizes = np.concatenate([np.abs(s).ravel() for s in load_file(directory / "scores.safetensors").values()])
-    return np.log10(sizes[(sizes > 0) & np.isfinite(sizes)], dtype=np.float64)
+    scores: dict[str, NDArray[np.float64]] = load_file(directory / "scores.safetensors")
+    sizes = np.concatenate([np.abs(array).ravel() for array in scores.values()]).astype(np.float64)
+    found: NDArray[np.float64] = np.log10(sizes[(sizes > 0) & np.isfinite(sizes)])
+    return found
 
 
 def histogram(values: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
