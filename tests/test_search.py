@@ -11,7 +11,7 @@ import pytest
 from conftest import RunCli
 
 from pai_bench.errors import ConfigError, UserError
-from pai_bench.launch import search
+from pai_bench.launch import compose, search
 
 pytest.importorskip("optuna")
 
@@ -153,3 +153,13 @@ def test_what_does_not_go_together_is_said(run_cli: RunCli) -> None:
         done.returncode == 2
         and "it waits for the result of every run, and hydra/launcher=slurm does not" in done.stderr
     )
+
+
+def test_the_runs_of_a_search_cannot_be_listed() -> None:
+    for sweeper, words in (("optuna", []), ("basic", ["seed=0,1"])):
+        command = [f"hydra/sweeper={sweeper}", *TINY, *PRUNED, *words]
+        if sweeper == "basic":
+            assert len(compose.expand(command)[0]) == 2
+        else:
+            with pytest.raises(ConfigError, match="hydra/sweeper=optuna: nobody knows its runs before it has searched"):
+                compose.expand(command)

@@ -57,8 +57,8 @@ def _run(composed: DictConfig) -> float | None:
 def _check_figure(completed: RunConfig) -> None:
     """Refuses a sweeper that searches if the run has no validation images."""
     hydra_config = HydraConfig.get()
-    tries_all = str(hydra_config.sweeper._target_).endswith(("GridSweeper", "BasicSweeper"))
-    if hydra_config.mode == RunMode.MULTIRUN and not tries_all and not completed.dataset.settings.get("validation"):
+    searches = hydra_config.mode == RunMode.MULTIRUN and not overrides.tries_all(hydra_config.sweeper)
+    if searches and not completed.dataset.settings.get("validation"):
         sweeper = hydra_config.runtime.choices["hydra/sweeper"]
         raise ConfigError(
             f"hydra/sweeper={sweeper}: it searches by the validation accuracy, and dataset.validation is 0; "

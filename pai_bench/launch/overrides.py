@@ -305,6 +305,15 @@ def complete(composed: DictConfig, of_hydra: Any) -> RunConfig:
     return run
 
 
+def tries_all(sweeper: Any) -> bool:
+    """Whether a sweeper of Hydra tries all combinations, and searches nothing.
+
+    Args:
+        sweeper: hydra.sweeper.
+    """
+    return str(sweeper._target_).endswith(("GridSweeper", "BasicSweeper"))
+
+
 def check_scale(choices: Mapping[str, str | None]) -> None:
     """Refuses a scale without an experiment.
 
