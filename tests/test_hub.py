@@ -4,10 +4,12 @@ import base64
 import json
 import os
 import re
+import runpy
+import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,8 @@ import pytest
 from conftest import ROOT, composed
 
 from pai_bench import experiment
-from pai_bench.runs.hub import FILES, card
+from pai_bench.errors import ConfigError, DataError, UserError
+from pai_bench.runs.hub import FILES, card, push
 
 pytest.importorskip("huggingface_hub")
 
@@ -95,10 +98,10 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return cfg.directory
 
 
-def export(directory: Path, hub: Hub | None, *words: str) -> "subprocess.CompletedProcess[str]":
+def export(directory: Path, hub: Hub, *words: str) -> "subprocess.CompletedProcess[str]":
     env = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    port = hub.server_port if hub else 9  # where nobody listens
-    env |= {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_TOKEN": "hf_mine", "HF_HOME": str(directory.parent / "hf")}
+    env |= {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_TOKEN": "hf_mine"}
+    env["HF_HOME"] = str(directory.parent / "hf")
     command = [sys.executable, str(ROOT / "scripts" / "export.py"), str(directory), *words]
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
 
@@ -126,27 +129,45 @@ def test_the_card_of_a_dense_network_says_so(directory: Path) -> None:
     assert "lenet300-h16, trained on digits.\n" in text and "pruned by" not in text
 
 
-@pytest.mark.parametrize(
-    ("words", "refuse", "code", "said"),
-    [
-        (["--hub", "me/net"], True, 1, "--hub me/net: it cannot be uploaded ("),
-        (["--hub", "no such/name/at all"], False, 2, "there can be no such repository; give USER/NAME"),
-        (["--hub", "me/net", "-o", "m.pt"], False, 2, "not allowed with argument"),
-    ],
-)
-def test_what_the_hub_does_not_take_is_one_line(
-    words: list[str], refuse: bool, code: int, said: str, directory: Path, hub: Hub
+@pytest.fixture
+def upload(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """`push` in this process, to the hub of the test."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{hub.server_port}")
+    monkeypatch.setenv("HF_TOKEN", "hf_mine")
+    return push
+
+
+def test_what_the_hub_refuses_is_said(directory: Path, hub: Hub, upload: Callable[..., str]) -> None:
+    hub.refuse = True
+    with pytest.raises(UserError, match=r"--hub me/net: it cannot be uploaded \(.*403.*; `hf auth login` gives access"):
+        upload(directory, "me/net", False)
+    with pytest.raises(ConfigError, match="--hub no such/name/at all: there can be no such repository; give USER/NAME"):
+        upload(directory, "no such/name/at all", False)
+    assert not hub.files
+
+
+def test_a_hub_that_cannot_be_reached_is_said(directory: Path, hub: Hub, upload: Callable[..., str]) -> None:
+    hub.server_close()
+    with pytest.raises(UserError, match=r"--hub me/net: it cannot be uploaded \(") as said:
+        upload(directory, "me/net", False)
+    assert "\n" not in str(said.value)
+
+
+def test_a_run_without_weights_is_refused(directory: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="it is not the directory of a finished run"):
+        push(tmp_path, "me/net", False)
+    copy = shutil.copytree(directory, tmp_path / "copy")
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(DataError, match=r"there is no model\.safetensors"):
+        push(copy, "me/net", False)
+
+
+def test_a_file_and_a_hub_exclude_each_other(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    hub.refuse = refuse
-    done = export(directory, hub, *words)
-    assert done.returncode == code and said in done.stderr, done.stderr
-    assert "Traceback" not in done.stderr and not hub.files
-    assert "argument" in said or len(done.stderr.splitlines()) == 1
-
-
-def test_a_hub_that_cannot_be_reached_and_a_run_without_weights(directory: Path, tmp_path: Path) -> None:
-    done = export(directory, None, "--hub", "me/net")
-    assert done.returncode == 1 and "--hub me/net: it cannot be uploaded (" in done.stderr, done.stderr
-    assert len(done.stderr.splitlines()) == 1
-    done = export(tmp_path, None, "--hub", "me/net")
-    assert done.returncode == 4 and "it is not the directory of a finished run" in done.stderr
+    monkeypatch.setattr(sys, "argv", ["export.py", str(directory), "-o", "m.pt", "--hub", "me/net"])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(ROOT / "scripts" / "export.py"), run_name="__main__")
+    assert "not allowed with argument" in capsys.readouterr().err

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from conftest import RunCli
 
+from hydra_plugins.pai_bench_plugins.optuna import OptunaSweeper
 from pai_bench.errors import ConfigError, UserError
 from pai_bench.launch import compose, search
 
@@ -147,12 +148,11 @@ def test_the_basic_sweeper_of_hydra_tries_everything(run_cli: RunCli, tmp_path: 
     assert not list(scratch.iterdir())
 
 
-def test_what_does_not_go_together_is_said(run_cli: RunCli) -> None:
-    done = run_cli("-m", "hydra/sweeper=optuna", "hydra/launcher=slurm", *TINY, *PRUNED, RATE)
-    assert (
-        done.returncode == 2
-        and "it waits for the result of every run, and hydra/launcher=slurm does not" in done.stderr
-    )
+def test_a_launcher_that_does_not_wait_is_refused() -> None:
+    sweeper = OptunaSweeper()
+    sweeper.launcher = SimpleNamespace(composes_all=True)
+    with pytest.raises(ConfigError, match="it waits for the result of every run, and hydra/launcher=slurm does not"):
+        sweeper.sweep([RATE])
 
 
 def test_the_runs_of_a_search_cannot_be_listed() -> None:
