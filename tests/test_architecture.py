@@ -40,16 +40,25 @@ _WORDS = ("compose", "names", "overrides", "sweeps", "terminal", "usage")
 DOORS = {
     "hydra": {"config.composition", *(f"launch.{file}" for file in ("cli", *_WORDS))},
     "omegaconf": {"config.composition", *(f"launch.{file}" for file in ("cli", *_WORDS))},
-    "wandb": {"runs.tracking"},
+    "wandb": {"runs.wandb_run"},
     "timm": {"models.timm_zoo"},
     "torchvision": {"data.cifar", "data.mnist", "data.tiny_imagenet"},
     "torchcodec": {"data.decode"},
     "PIL": {"data.decode"},
     "filelock": {"data.resident", "system.devices"},
-    "safetensors": {"runs.export", "system.files", "masks.mask_files", "report.evidence", "system.cache"},
+    "safetensors": {
+        "runs.export",
+        "runs.pictures",
+        "system.files",
+        "masks.mask_files",
+        "report.evidence",
+        "system.cache",
+    },
     "torch_pruning": {"analysis.graph"},
     "tqdm": {"training.trainer"},
     "submitit": {"launch.slurm"},
+    "optuna": {"launch.search"},
+    "huggingface_hub": {"runs.hub"},
     "yaml": {"published.matching", "published.numbers", "report.names", "launch.sweeps"},
     "scipy": {"published.verdicts", "report.comparison"},
     "matplotlib": {"report.drawing", "studies.sketching_figure"},
@@ -139,7 +148,18 @@ def test_outside_libraries_have_one_door(path: Path) -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_heavy_libraries_are_imported_where_they_are_used(path: Path) -> None:
-    heavy = {"torchvision", "timm", "wandb", "safetensors", "torch_pruning", "matplotlib", "scipy", "jinja2"}
+    heavy = {
+        "torchvision",
+        "timm",
+        "wandb",
+        "safetensors",
+        "torch_pruning",
+        "matplotlib",
+        "scipy",
+        "jinja2",
+        "optuna",
+        "huggingface_hub",
+    }
     assert not heavy & {module.split(".")[0] for module in imports(path, top_level_only=True)}
 
 

@@ -16,6 +16,10 @@ from pai_bench.core import HOOKS, Call, Round, TrainingLength
 from pai_bench.errors import ConfigError, is_installed
 from pai_bench.training.recipe import Recipe, last_rate_epochs
 
+_BOTH = "pai_bench.runs.tracking.wandb_and_tensorboard"
+OF_WANDB = ("pai_bench.runs.tracking.wandb", _BOTH)
+_OF_TENSORBOARD = ("pai_bench.runs.tracking.tensorboard", _BOTH)
+
 
 def complete(settings: Plain) -> RunConfig:
     """Composed settings as one checked value, with the one sparsity that was asked for.
@@ -139,11 +143,14 @@ def _check_image_sizes(recipe: Recipe, streamed: bool) -> None:
 
 
 def _check_tracker(tracker: Call) -> None:
-    """Refuses what W&B would refuse later, when the run has begun."""
-    if tracker.target != "pai_bench.runs.tracking.wandb":
+    """Refuses what a tracker would refuse later, when the run has begun."""
+    for package, targets in (("wandb", OF_WANDB), ("tensorboard", _OF_TENSORBOARD)):
+        if tracker.target in targets and not is_installed(package):
+            raise ConfigError(
+                f"tracker={tracker.name}: {package} is not installed; pip install {package}, or give tracker=none"
+            )
+    if tracker.target not in OF_WANDB:
         return
-    if not is_installed("wandb"):
-        raise ConfigError(f"tracker={tracker.name}: wandb is not installed; pip install wandb, or give tracker=none")
     mode = os.environ.get("WANDB_MODE") or "offline"
     _require(mode in ("online", "offline", "disabled"), "WANDB_MODE", mode, "give online, offline or disabled")
     for key in ("project", "entity"):
