@@ -109,9 +109,9 @@ def prune(
             seed=seed,
             resume_from=before,
         )
-        with torch.no_grad():
-            for parameter, found in zip(network.parameters(), copied.parameters(), strict=True):
-                parameter.copy_(found)
+    with torch.no_grad():
+        for parameter, found in zip(network.parameters(), copied.parameters(), strict=True):
+            parameter.copy_(found)
     if collapsed := masks.collapsed(pruned.mask):
         log.warning("layer collapse: nothing is kept in %s", ", ".join(collapsed))
     return {name: kept.clone() for name, kept in pruned.mask_with_coupled.items()}
