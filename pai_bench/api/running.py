@@ -38,7 +38,8 @@ def run(*settings: Overrides) -> dict[str, Any]:
         >>> row = pai_bench.run("pruner=snip", "sparsity=0.9")
     """
     words = _words(settings)
-    swept = next((o.input_line for o in overrides.parsed(words) if o.is_sweep_override()), None)
+    with embedded():
+        swept = next((o.input_line for o in overrides.parsed(words) if o.is_sweep_override()), None)
     if swept or any(word.startswith("experiment=") for word in words):
         raise ConfigError(f"{swept or 'experiment='}: these are several runs; use pai_bench.sweep")
     with _in_process():
@@ -94,7 +95,9 @@ def _words(settings: Sequence[Overrides]) -> list[str]:
     Raises:
         ConfigError: one is no text, is a flag, or chooses how the command line starts runs.
     """
-    words = [word for given in settings for word in ([given] if isinstance(given, str) else given)]
+    words: list[Any] = []
+    for given in settings:
+        words += given if isinstance(given, (list, tuple)) else [given]
     for word in words:
         if not isinstance(word, str):
             raise ConfigError(f"{word!r}: give settings as on the command line, as in 'seed=1'")
@@ -113,7 +116,8 @@ def _in_process() -> Iterator[None]:
         with untouched():
             yield
     except UserError as error:
-        error.__suppress_context__ = True
+        # The run directory has the traceback of what led to it.
+        error.__cause__, error.__suppress_context__ = None, True
         raise
     finally:
         devices.release()

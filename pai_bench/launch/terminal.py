@@ -128,13 +128,13 @@ def start_process() -> None:
 
     The terminal gets the messages for people. The run.log of a run gets all messages.
     """
-    if log.handlers:
+    if any(isinstance(handler, _Console) for handler in log.handlers):
         return
     logging.raiseExceptions = False  # a log line that cannot be written (full disk) must not hide the real failure
     log.setLevel(logging.DEBUG)
     log.propagate = False
     console = _Console()
     console.setLevel(logging.ERROR if world().rank > 0 else logging.WARNING if in_worker() else logging.INFO)
-    log.handlers = [console]
+    log.addHandler(console)
     if in_worker():
         preemption.end_with_parent()
