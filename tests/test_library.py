@@ -493,7 +493,7 @@ def test_a_collapse_is_said(chain: nn.Module, caplog: pytest.LogCaptureFixture) 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(logging.getLogger("pai_bench"), "propagate", True)
         pb.prune(chain, "magnitude", sparsity=0.8)
-    assert "layer collapse: nothing is kept in conv2.weight" in caplog.text
+    assert "pruner=magnitude: layer collapse: nothing is kept in conv2.weight" in caplog.text
 
 
 def test_scores_that_cannot_rank_are_an_error(chain: nn.Module) -> None:

@@ -113,7 +113,7 @@ def prune(
         for parameter, found in zip(network.parameters(), copied.parameters(), strict=True):
             parameter.copy_(found)
     if collapsed := masks.collapsed(pruned.mask):
-        log.warning("layer collapse: nothing is kept in %s", ", ".join(collapsed))
+        log.warning("pruner=%s: layer collapse: nothing is kept in %s", chosen.pruner.name, ", ".join(collapsed))
     return {name: kept.clone() for name, kept in pruned.mask_with_coupled.items()}
 
 
