@@ -31,7 +31,7 @@ ROOMS: dict[str, set[str]] = {
     "report": {"runs", "system"},
     "published": {"launch", "config", "system"},
     "studies": {"analysis", "masks", "system"},
-    "api": {"launch", "experiment", "runs", "pruning", "analysis", "masks", "config", "data", "system"},
+    "api": {"launch", "experiment", "assembly", "runs", "pruning", "analysis", "masks", "config", "data", "system"},
     "__main__": {"launch"},
 }
 

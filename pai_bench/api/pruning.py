@@ -14,6 +14,7 @@ from pai_bench.api import networks
 from pai_bench.api.examples import Examples
 from pai_bench.api.isolation import untouched
 from pai_bench.api.methods import Method, method
+from pai_bench.assembly import check_prunable
 from pai_bench.core import Allocate, Loss, Mask, Schedule, Score
 from pai_bench.errors import ConfigError
 from pai_bench.masks import masks
@@ -170,11 +171,7 @@ def _examined(network: nn.Module, examples: Examples | None, shape: tuple[int, .
     if image.is_floating_point():
         with mode(network, training=False):
             found = operations.watch(network, shape)  # type: ignore[arg-type]
-        if found.computed:
-            raise ConfigError(
-                f"model: {name} computes what it applies from {found.computed[0]}, so zeros would not stay zeros; give "
-                "a model that applies its weights as they are"
-            )
+        check_prunable(f"model: {name}", network, found)
     return output.shape[1] if output.ndim == 2 else None
 
 
