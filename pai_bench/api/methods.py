@@ -3,9 +3,12 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
+from pai_bench.config import checks, schema
 from pai_bench.config.schema import RunConfig
+from pai_bench.config.signatures import shown
 from pai_bench.core import Allocate, Call, Mask, Pruner, Round, Schedule, Score, Scores, Selection, TrainingLength
 from pai_bench.errors import ConfigError
 from pai_bench.launch.compose import compose
@@ -48,21 +51,17 @@ def method(
     Raises:
         ConfigError: a name or a setting is wrong; it needs data or training.
     """
-    words = ["tracker=none", f"training={_RECIPE}", f"seed={_text(seed)}"]
+    sparsity = _sparsity(targets, seed)
+    words = []
     # A function of the user's is scored under the conditions of the simplest method of its kind.
     default = "snip" if has_data else "magnitude"
     words.append(f"pruner={_option('pruner', default if callable(pruner) else pruner)}")
     for group, chosen in (("schedule", schedule), ("allocation", allocation)):
         if chosen is not None and not callable(chosen):
             words.append(f"{group}={_option(group, chosen)}")
-    given = {key: value for key, value in targets.items() if value is not None}
-    if not given:
-        raise ConfigError("sparsity: how much is to be pruned? give sparsity=0.9 (or density=0.1, or compression=10)")
-    words += [f"{key}={_text(value)}" for key, value in given.items()]
     functions = {"pruner.score": pruner, "schedule": schedule, "allocation": allocation}
     words += _setting_words(settings, [path for path, function in functions.items() if callable(function)])
-    with embedded():
-        run = compose(words)
+    run = _composed(tuple(words))
     found = run.pruner
     if callable(pruner):
         found = replace(found, score=pruner, name=_name_of(pruner), label=None)
@@ -76,7 +75,30 @@ def method(
     allocate: Any = _checked(allocation) if callable(allocation) else run.allocation
     alone = (isinstance(found.score, Call) and found.score.target in _OF_WEIGHTS_ALONE) or callable(pruner)
     needs_shape = found.reduce is not None or not alone
-    return Method(found, allocate, _rounds(run, found, schedule), needs_shape)
+    return Method(found, allocate, _rounds(run, found, schedule, sparsity), needs_shape)
+
+
+@lru_cache(maxsize=256)
+def _composed(words: tuple[str, ...]) -> RunConfig:
+    """The config of a method. Composing takes a fifth of a second, and loops ask for one method again and again."""
+    with embedded():
+        return compose(["tracker=none", f"training={_RECIPE}", "sparsity=0.5", *words])
+
+
+def _sparsity(targets: Mapping[str, float | None], seed: int) -> float:
+    """The sparsity that is asked for in one of three ways.
+
+    Raises:
+        ConfigError: it is missing, or said twice; it or the seed is no number, or lies outside its range.
+    """
+    given = {key: value for key, value in targets.items() if value is not None}
+    for key, value in (*given.items(), ("seed", seed)):
+        if said := schema.wanted(key, value):
+            raise ConfigError(f"{key}={shown(value)}: give {said}")
+    sparsity = checks.target(given)
+    if sparsity is None:
+        raise ConfigError("sparsity: how much is to be pruned? give sparsity=0.9 (or density=0.1, or compression=10)")
+    return sparsity
 
 
 def _option(group: str, name: object) -> str:
@@ -122,14 +144,14 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def _rounds(run: RunConfig, pruner: Pruner, schedule: str | Schedule | None) -> Sequence[Round]:
+def _rounds(run: RunConfig, pruner: Pruner, schedule: str | Schedule | None, sparsity: float) -> Sequence[Round]:
     """The rounds, all of them before training.
 
     Raises:
         ConfigError: the schedule trains.
     """
     length = TrainingLength(run.training.epochs, 1000)
-    rounds = (schedule if callable(schedule) else run.schedule)(run.sparsity, length)
+    rounds = (schedule if callable(schedule) else run.schedule)(sparsity, length)
     name = _name_of(schedule) if callable(schedule) else run.schedule.name
     if not rounds:
         raise ConfigError(f"schedule={name}: it has no round, so it prunes nothing; give another, such as one_shot")
