@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, Chain, composed, drawn, options, pruned_as
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Generator, nn
 from torch.nn import functional as F
 from torch.nn.utils import prune as torch_prune
@@ -385,6 +385,15 @@ def test_functions_stand_in_for_names(chain: nn.Module) -> None:
 
     with pytest.raises(ConfigError, match=r"^allocation: it keeps 126 weights; keep exactly 125$"):
         pb.prune(copy.deepcopy(chain), score, sparsity=0.8, allocation=too_many)
+
+
+def test_a_setting_can_be_a_path_with_any_letters(chain: nn.Module, tmp_path: Path) -> None:
+    other = pb.prune(copy.deepcopy(chain), "synflow", sparsity=0.8, input_shape=SHAPE)
+    path = tmp_path / "o'brien's {mask} = 1, 2.safetensors"
+    save_file(other, path)
+    allocation = {"allocation": "densities_of_mask", "settings": {"allocation.mask": str(path)}}
+    mask = pb.prune(chain, "random", sparsity=0.8, **allocation)  # type: ignore[arg-type]
+    assert masks.densities(mask) == masks.densities(other) and not same(mask, other)
 
 
 def test_a_loss_of_ones_own_is_used(chain: nn.Module) -> None:

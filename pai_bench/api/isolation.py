@@ -23,7 +23,9 @@ def random_states(seed: int | None = None) -> Iterator[None]:
         if seed is not None:
             random.seed(seed)
             np.random.seed(seed % 2**32)
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed GPUs that are not in use yet
+            if of_gpus:
+                torch.cuda.manual_seed_all(seed)
         yield
     finally:
         random.setstate(of_python)

@@ -17,7 +17,7 @@ from pai_bench.masks import masks
 
 # Scores of ours that ask for nothing but weights. All others pass an image through the network.
 _OF_WEIGHTS_ALONE = {"pai_bench.pruners.magnitude.score", "pai_bench.pruners.random.score"}
-_BEFORE_TRAINING = "one_shot, exponential, exponential_10, linear and constant"
+_BEFORE_TRAINING = "one_shot, exponential, exponential_10, linear or constant"
 # The recipe plays no part. This one is long, so that every schedule fits into it.
 _RECIPE = "cifar"
 
@@ -156,10 +156,10 @@ def _rounds(run: RunConfig, pruner: Pruner, schedule: str | Schedule | None, spa
     if not rounds:
         raise ConfigError(f"schedule={name}: it has no round, so it prunes nothing; give another, such as one_shot")
     if any(one.until_epoch > 0 or one.rewind_epoch is not None for one in rounds):
+        between = "" if pruner.reduce is not None else ", train between calls and pass the last mask as mask="
         raise ConfigError(
             f"pruner={pruner.name}: schedule={name} trains between its rounds, and prune does not train; give a "
-            f"schedule before training ({_BEFORE_TRAINING}), train between calls and pass the last mask as mask=, or "
-            "do the whole run with pai_bench.run"
+            f"schedule before training ({_BEFORE_TRAINING}){between}, or do the whole run with pai_bench.run"
         )
     return rounds
 
