@@ -34,7 +34,7 @@ def complete(settings: Plain) -> RunConfig:
     run = schema.made(settings | {"sparsity": 0.0})
     _check_values(run)
     asked = {key: settings[key] for key in schema.TARGETS if settings[key] is not None}
-    rounds = rounds_of(run, _target(asked) or 0.5)
+    rounds = rounds_of(run, target(asked) or 0.5)
     _check_mask_stands_alone(run, rounds)
     _check_rounds(run, rounds)
     _check_ablation(run)
@@ -280,8 +280,12 @@ def _check_regrowing(run: RunConfig, rounds: Sequence[Round]) -> None:
 # The target -----------------------------------------------------------------------------------------------------------
 
 
-def _target(asked: dict[str, float]) -> float | None:
-    """The one target given as sparsity, density or compression, as a sparsity of at most twelve digits."""
+def target(asked: dict[str, float]) -> float | None:
+    """The one target given as sparsity, density or compression, as a sparsity of at most twelve digits.
+
+    Raises:
+        ConfigError: it is given twice, or lies outside its range.
+    """
     if len(asked) > 1:
         both = " and ".join(f"{key}={value:g}" for key, value in asked.items())
         raise ConfigError(f"{both}: they say the same thing; give one of them")
@@ -301,14 +305,14 @@ def _target(asked: dict[str, float]) -> float | None:
 
 def _sparsity(run: RunConfig, asked: dict[str, float]) -> float:
     """The target of a run that finds its own mask."""
-    target = _target(asked)
+    found = target(asked)
     if run.pruner.score is None:
         return 0.0  # a dense network is one and the same run at every sparsity of a sweep
-    if target is None:
+    if found is None:
         raise ConfigError(
             f"pruner={run.pruner.name} needs a target: add sparsity=0.9 (or density=0.1, or compression=10)"
         )
-    return target
+    return found
 
 
 # Files ----------------------------------------------------------------------------------------------------------------
@@ -354,7 +358,7 @@ def _with_mask(run: RunConfig, asked: dict[str, float]) -> RunConfig:
     again = run.checksums.mask is not None  # the config of a run, which has its sparsity
     run = identified(run, "mask", mask_files.digest(masks, file.names))
     sparsity = mask_files.sparsity(masks)
-    nominal = _target(asked)
+    nominal = target(asked)
     if nominal is None or (again and nominal == sparsity):
         return replace(run, sparsity=sparsity)
     ((key, value),) = asked.items()

@@ -33,7 +33,7 @@ def wandb(
     """A W&B run with the id of the run, in its directory. It is offline by default.
 
     WANDB_MODE, if set, overrides `mode`. A run that should be online, but has no key or no network, goes offline with
-    a warning. scripts/wandb_sync.py sends it later.
+    a warning. `pai-bench sync` sends it later.
 
     Args:
         mode: "offline", "online" or "disabled".
