@@ -1,7 +1,7 @@
 """What `mkdocs build` adds to the pages in docs/: pages that are made from the code, the yamls and other files.
 
-mkdocs calls `on_config` and `on_files` once, and `on_page_markdown` for every page. Nothing that is made here is kept in the repository,
-so it cannot go out of date.
+mkdocs calls `on_config` and `on_files` once, and `on_page_markdown` for every page. Nothing that is made here is kept in
+the repository, so it cannot go out of date.
 """
 
 import re
@@ -16,8 +16,9 @@ from pai_bench.errors import ConfigError
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
 PACKAGE = ROOT / "pai_bench"
-# Files beside docs/ that are pages of the site. LICENSE is text.
+# Files beside docs/ that are pages of the site, and those that are no Markdown.
 OTHERS = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
+TEXTS = {"LICENSE": "license.md", "CITATION.cff": "citation.md"}
 # Sections that are pages of their own on the site: file, heading, page.
 SECTIONS = (
     ("configuration.md", "Every setting", "settings.md"),
@@ -58,7 +59,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         if page.file.src_uri == source:
             before, _, after = parted(markdown, heading)
             markdown = f"{before}## {heading}\n\nOn a page of its own: [{heading}]({target}).\n\n{after}"
-    return out_of_docs(markdown)
+    return to_sections(out_of_docs(markdown), page.file.src_uri)
 
 
 def pages() -> dict[str, str]:
@@ -66,7 +67,8 @@ def pages() -> dict[str, str]:
     made = {target: (ROOT / source).read_text() for source, target in OTHERS.items()}
     made["index.md"] = re.sub(r"^\[?!\[[^\]]*\]\(https://img.*\n|^\[!\[CI.*\n", "", made["index.md"], flags=re.M)
     made = {name: re.sub(r"\]\(docs/", "](", text) for name, text in made.items()}
-    made["license.md"] = "# Licence\n\n" + indented((ROOT / "LICENSE").read_text())
+    for source, target in TEXTS.items():
+        made[target] = f"# {Path(target).stem.capitalize()}\n\n{indented((ROOT / source).read_text())}"
     for source, heading, target in SECTIONS:
         _, section, _ = parted((ROOT / "docs" / source).read_text(), heading)
         made[target] = f"# {heading}\n\n{re.sub('^###', '##', section, flags=re.M)}"
@@ -86,8 +88,21 @@ def parted(text: str, heading: str) -> tuple[str, str, str]:
 
 def out_of_docs(text: str) -> str:
     """Links to files beside docs/ lead to the pages that are made of them."""
-    for source, target in (*OTHERS.items(), ("LICENSE", "license.md")):
+    for source, target in (*OTHERS.items(), *TEXTS.items()):
         text = re.sub(rf"\]\((?:\.\./)?{re.escape(source)}", f"]({target}", text)
+    return text
+
+
+def to_sections(text: str, page: str) -> str:
+    """Links to places in a section that is a page of its own lead to that page."""
+    for source, heading, target in SECTIONS:
+        _, section, _ = parted((ROOT / "docs" / source).read_text(), heading)
+        for inner in re.findall(r"^###+ (.*)", section, re.M):
+            place = re.sub(r"[^\w -]", "", inner).lower().replace(" ", "-")
+            text = text.replace(f"]({source}#{place})", f"]({target}#{place})")
+            if page in (source, target):
+                text = text.replace(f"](#{place})", f"]({target}#{place})")
+        text = text.replace(f"]({source}#{heading.lower().replace(' ', '-')})", f"]({target})")
     return text
 
 
@@ -117,14 +132,23 @@ def with_values(page: str) -> str:
 
 def takes(key: str) -> str:
     """The values that a setting takes, in words: its type and its range, as the annotation in the code has them."""
-    wanted = [schema.wanted(key, probe) for probe in PROBES]
-    if not any(wanted):
-        group, _, name = key.rpartition(".") if key.count(".") == 1 or key.startswith("training.optimizer") else ("",) * 3
-        wanted = [word for setting in arguments(group.replace(".", "/"), name) for word in setting]
-    kinds = list(dict.fromkeys(word for word in wanted if word))
-    ranges = [word.removeprefix("one ") for word in kinds if word.startswith("one in ") or word.endswith("or more")]
-    words = [word for word in kinds if word.removeprefix("one ") not in ranges]
-    return ", ".join([" or ".join(words), *ranges]).removeprefix(", ").replace("one of ", "")
+    if options_of := sorted(path.stem for path in (CONF / key).glob("*.yaml")) if key not in ("", ".") else []:
+        return ", ".join(f"`{option}`" for option in options_of)
+    found = [[schema.wanted(key, probe) for probe in PROBES]]
+    if not any(found[0]):
+        group, _, name = key.rpartition(".")
+        found = arguments(group.replace(".", "/"), name)
+    return "; ".join(filter(None, dict.fromkeys(map(in_words, found))))
+
+
+def in_words(wanted: list[str | None]) -> str:
+    """What to give, from the answers to several wrong values: the type, then the range, then null."""
+    parts = [part for said in wanted if said for part in (said.split(" or ") if "or more" not in said else [said])]
+    parts = list(dict.fromkeys(part.removesuffix(" or null").removeprefix("one of ") for part in parts))
+    ranges = [part.removeprefix("one ") for part in parts if part.startswith("one in ") or part.endswith("or more")]
+    kinds = [part for part in parts if part != "null" and part.removeprefix("one ") not in ranges]
+    null = ["or null"] if any(said and said.endswith("null") for said in wanted) else []
+    return " ".join([", ".join(filter(None, [" or ".join(kinds), *ranges])), *null])
 
 
 def arguments(group: str, name: str) -> list[list[str | None]]:
