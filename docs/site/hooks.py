@@ -1,7 +1,7 @@
 """What `mkdocs build` adds to the pages in docs/: pages that are made from the code, the yamls and other files.
 
-mkdocs calls `on_config` and `on_files` once, and `on_page_markdown` for every page. Nothing that is made here is kept in
-the repository, so it cannot go out of date.
+mkdocs calls `on_config` and `on_files` once, and `on_page_markdown` for every page. What is made here is not kept in
+the repository. So it cannot go out of date.
 """
 
 import re
@@ -59,7 +59,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         if page.file.src_uri == source:
             before, _, after = parted(markdown, heading)
             markdown = f"{before}## {heading}\n\nOn a page of its own: [{heading}]({target}).\n\n{after}"
-    return to_sections(out_of_docs(markdown), page.file.src_uri)
+    return with_titles(to_sections(out_of_docs(markdown), page.file.src_uri))
 
 
 def pages() -> dict[str, str]:
@@ -104,6 +104,16 @@ def to_sections(text: str, page: str) -> str:
                 text = text.replace(f"](#{place})", f"]({target}#{place})")
         text = text.replace(f"]({source}#{heading.lower().replace(' ', '-')})", f"]({target})")
     return text
+
+
+def with_titles(text: str) -> str:
+    """Links whose text is the name of a file have the title of the page instead."""
+
+    def title(found: re.Match[str]) -> str:
+        path = next((path for path in (ROOT / "docs" / found[1], ROOT / found[1]) if path.exists()), None)
+        return f"[{path.read_text().partition(chr(10))[0].removeprefix('# ')}](" if path else found[0]
+
+    return re.sub(r"\[`?([-\w]+\.md)`?\]\(", title, text)
 
 
 def indented(text: str) -> str:
