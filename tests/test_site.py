@@ -135,7 +135,11 @@ def test_the_messages_on_the_page_of_troubles_are_those_of_the_code() -> None:
     assert len(lines) > 15
     for line in lines:
         said = re.sub(r"^(config error|data error|error|owned|preempted): ", "", line)
-        pieces = [piece for piece in re.split(r"[A-Z]{3,}|=?0\.9|=\w+|\?\)|\bcuda\b", said) if len(piece) > 7]
+        pieces = [
+            piece.strip(" :")
+            for piece in re.split(r"[A-Z]{3,}|\(did you mean|=?0\.9|=\w+|\?\)|\bcuda\b", said)
+            if len(piece) > 7
+        ]
         assert pieces, line
         for piece in pieces:
             assert piece in known, (line, piece)

@@ -1,7 +1,7 @@
 """The pictures of docs/how-sparse.md: `python docs/pictures/how_sparse.py` does the runs and draws them.
 
-It makes some 130 runs of small networks on digits, which take some minutes on one core. Finished runs are not done again.
-They lie in results/how-sparse, or in the folder that is given.
+It makes some 130 runs of small networks on digits. They take some minutes on one core, and finished runs are not done
+again. They lie in results/how-sparse, or in the folder that is given.
 """
 
 import json
