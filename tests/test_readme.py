@@ -333,6 +333,8 @@ def test_paths_that_are_named_exist() -> None:
 
 # What a run or a report makes, and what a user has.
 NOT_OURS = {
+    "my_pruners/scaled_magnitude.py",
+    "conf/pruner/scaled_magnitude.yaml",
     "config.yaml",
     "data/",
     "results/",
