@@ -24,6 +24,7 @@ assert _SPEC and _SPEC.loader
 hooks: Any = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(hooks)
 MADE: dict[str, str] = hooks.pages()
+TUTORIAL = DOCS["tutorial.md"].replace("\\\n", "")  # a command is one line
 
 
 def navigation() -> list[str]:
@@ -153,7 +154,7 @@ def test_the_glossary_is_in_order() -> None:
 
 
 def test_the_tutorial_says_how_many_runs_its_sweep_has() -> None:
-    (command,) = re.findall(r"^    pai-bench -m (.*dense,random.*)$", DOCS["tutorial.md"], re.M)
+    (command,) = re.findall(r"^    pai-bench -m (.*dense,random.*)$", TUTORIAL, re.M)
     cfgs, _ = compose.expand(command.split())
     assert f"These are {len({cfg.id for cfg in cfgs})} runs" in DOCS["tutorial.md"]
 
@@ -168,7 +169,7 @@ def test_the_pruner_of_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.Mon
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
-    (command,) = re.findall(r"^    PYTHONPATH=\S+ pai-bench --config-dir \S+ (model.*)$", DOCS["tutorial.md"], re.M)
+    (command,) = re.findall(r"^    PYTHONPATH=\S+ pai-bench --config-dir \S+ (model.*)$", TUTORIAL, re.M)
     words = [f"hydra.searchpath=[file://{tmp_path / 'conf'}]", *command.split(), "training.epochs=0", "device=cpu"]
     row = experiment.run(compose.compose([*words, "training.warmup_epochs=0", f"results_dir={tmp_path / 'results'}"]))
     assert row["pruner"] == "scaled_magnitude" and row["num_kept"] == round(row["num_prunable"] / 50)
