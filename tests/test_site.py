@@ -97,11 +97,12 @@ def test_the_page_of_settings_has_every_setting_of_the_page_of_configuration_and
 
 
 def test_the_page_of_options_has_every_yaml() -> None:
-    for group in hooks.GROUPS:
-        for option in options(group):
-            assert (CONF / group / f"{option}.yaml").read_text().rstrip() in MADE["options.md"], (group, option)
-    groups = {path.parent.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml")}
-    assert groups - {".", "experiment"} == set(hooks.GROUPS)
+    files = [path for path in CONF.rglob("*.yaml") if path.parent not in (CONF, CONF / "experiment")]
+    assert len(files) > 90
+    for path in files:
+        assert path.read_text().rstrip() in MADE["options.md"], path
+    headings = re.findall(r"^## (\S+)=$", MADE["options.md"], re.M)
+    assert headings == hooks.groups() and headings[:3] == ["model", "dataset", "training"]
 
 
 def test_sections_that_are_pages_leave_their_page() -> None:

@@ -26,10 +26,7 @@ SECTIONS = (
     ("methods.md", "A mask from elsewhere", "masks.md"),
     ("cluster.md", "Exit codes", "exit-codes.md"),
 )
-GROUPS = (
-    "model", "dataset", "training", "training/optimizer", "pruner", "allocation", "schedule", "ablation", "diagnostics",
-    "tracker", "scale", "hydra/launcher",
-)  # fmt: skip
+FIRST = ("model", "dataset", "training", "pruner", "allocation", "schedule", "ablation")  # the other groups follow
 # The rooms of the package whose functions a user may call, and what to read there first.
 ROOMS = ("api", "core", "errors", "masks", "pruners", "pruning", "analysis", "models", "training", "runs", "report")
 PROBES = (object(), -(2**40), -1e30)  # values that no setting with a range takes
@@ -175,6 +172,14 @@ def arguments(group: str, name: str) -> list[list[str | None]]:
 # Every option of every group ------------------------------------------------------------------------------------------
 
 
+def groups() -> list[str]:
+    """The groups of `conf/` with options, those that people choose first. Experiments have a page of their own."""
+    found = {path.parent.relative_to(CONF).as_posix() for path in CONF.glob("*/**/*.yaml")} - {"experiment"}
+    return sorted(
+        found, key=lambda group: (FIRST.index(first) if (first := group.split("/")[0]) in FIRST else 99, group)
+    )
+
+
 def options() -> str:
     """The page with the yaml of every option."""
     lines = [
@@ -183,7 +188,7 @@ def options() -> str:
         "`pai-bench GROUP=OPTION` chooses one, and any value in it can be set: [configuration](configuration.md). "
         "The experiments are on a page of their own: [published results](reproducing.md).",
     ]
-    for group in GROUPS:
+    for group in groups():
         lines.append(f"## {group}=")
         for path in sorted((CONF / group).glob("*.yaml")):
             lines += [f"### {path.stem}", f"```yaml\n{path.read_text().rstrip()}\n```"]
