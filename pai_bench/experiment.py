@@ -162,7 +162,6 @@ def _target(parts: Parts, model: nn.Module, given: tuple[Mask, Mask] | None) -> 
         num_kept = masks.num_kept(sparsity, num_prunable)
         target |= {"num_kept": num_kept, "density": num_kept / num_prunable, "compression": num_prunable / num_kept}
         to_keep = f"{num_kept:,}"
-    log.info("%s", run.id)
     log.info(
         "%s: %s images of %s in %d classes; %s: %s prunable weights, %s to keep, in %d round%s; %s",
         run.dataset.name,

@@ -8,7 +8,8 @@ from functools import cache
 
 from pai_bench.config.schema import RunConfig
 from pai_bench.errors import PreemptedError
-from pai_bench.launch.terminal import count, report
+from pai_bench.launch.sweep_progress import count
+from pai_bench.launch.terminal import report
 from pai_bench.runs import status
 from pai_bench.runs.summary import already
 from pai_bench.system import preemption
@@ -38,11 +39,11 @@ def attempt(completed: RunConfig) -> int:
     """Does one run, and returns its exit code. A failure is reported in one line."""
     try:
         if _done_before(completed):
-            count(0, skipped=True)
+            count(0, skipped=True, directory=completed.directory)
             return 0
     except OSError as error:
         code = report(error)
-        count(code)
+        count(code, directory=completed.directory)
         return code
 
     from pai_bench import experiment
@@ -62,7 +63,7 @@ def attempt(completed: RunConfig) -> int:
             slurm_job.requeue()
     gc.collect()  # after a failure, a cycle of objects keeps tensors and workers; the next run needs the memory
     devices.release()
-    count(code, skipped)
+    count(code, skipped, completed.directory)
     if code and world().size > 1:
         sys.exit(code)  # the processes of the run may be at different places in the code now
     return code
