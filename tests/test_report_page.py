@@ -16,7 +16,7 @@ from conftest import ROOT, RunCli
 from test_report import directory, row, rows
 
 from pai_bench.errors import ConfigError
-from pai_bench.report import axes, drawing, names, plots, tables, writing
+from pai_bench.report import axes, drawing, matrices, names, plots, tables, writing
 from pai_bench.report.comparison import comparisons
 from pai_bench.report.configurations import Grid, configurations, grids
 from pai_bench.report.evidence import Unreadable
@@ -102,7 +102,7 @@ def test_a_report_is_whole(tmp_path: Path) -> None:
         f"tables/{stem}.md",
         f"tables/{stem}.tex",
         *(f"{name}.csv" for name in ("configurations", "comparisons", "missing", "layers", "curves", "overlaps")),
-        *(f"figures/{stem}-{kind}.{suffix}" for kind in plots.KINDS for suffix in ("png", "svg")),
+        *(f"figures/{stem}-{kind}.{suffix}" for kind in plots.KINDS for suffix in ("png", "pdf", "svg")),
     }
     page = Page((output / "index.html").read_text())
     local = {reference for reference in page.references if not reference.startswith("#")}
@@ -112,7 +112,7 @@ def test_a_report_is_whole(tmp_path: Path) -> None:
         if path.suffix == ".svg":
             ElementTree.parse(path)
         else:
-            assert path.read_bytes().startswith(b"\x89PNG")
+            assert path.read_bytes().startswith({".png": b"\x89PNG", ".pdf": b"%PDF-"}[path.suffix])
 
 
 def test_the_page_asks_for_nothing_from_elsewhere(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_a_report_removes_what_the_one_before_it_left_and_nothing_else(tmp_path:
     write(folder, output, figures=["collapse"])
     assert (output / "thesis.tex").is_file()
     names = {path.name.rpartition("-")[2] for path in (output / "figures").iterdir()}
-    assert names == {"collapse.png", "collapse.svg", "mine.png"}
+    assert names == {"collapse.png", "collapse.pdf", "collapse.svg", "mine.png"}
 
 
 def script(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -313,10 +313,10 @@ def test_marks_say_what_is_best_and_what_cannot_be_told_from_it() -> None:
     text = tables.markdown(table, looks)
     assert "| **93.20 ± 0.26** |" in text and "| 93.10 ± 0.10 † |" in text and "| 20.83 ± 0.76 |" in text
     assert "Bold: the best mean" in text and "† A paired t test cannot tell it from the best mean" in text
-    assert "There is no run of the dense network." in text and "Nothing was tested" not in text
+    assert "There is no run of the dense network." in text and "no test was made" not in text
     _, table, looks = made(rows(**{name: values[:2] for name, values in seeds.items()}))
     text = tables.markdown(table, looks)
-    assert "Nothing was tested: that takes 3 seeds." in text and "†" not in text and text.count("**") == 2
+    assert "- 2 seeds: no test was made, because that takes 3." in text and "†" not in text and text.count("**") == 2
 
 
 @pytest.mark.parametrize("dense", [True, False])
@@ -383,13 +383,86 @@ def test_csv_files_hold_fractions_that_add_up(tmp_path: Path) -> None:
     assert layers["snip", "4"] == 1 and layers["random", "4"] == pytest.approx(2 / 3)
 
 
+def test_the_table_starts_with_the_best_at_the_highest_compression() -> None:
+    runs = rows(dense=[0.9] * 3)
+    for method, at in {"low": (0.8, 0.3), "high": (0.6, 0.5), "chance": (0.7, 0.1), "luck": (0.2, 0.12)}.items():
+        runs += [row(method, s, a, sparsity) for s in range(3) for a, sparsity in zip(at, (0.9, 0.99), strict=True)]
+    runs.append(row("alone", 0, 0.9, 0.9))
+    grid, table, looks = made(runs)
+    # All means near chance are equal there, so that the lower compression decides.
+    order = ["high", "low", "chance", "luck", "alone"]
+    assert [looks[method].label for method, _ in table.rows] == order
+    assert [name for name, _ in table.dense] == ["dense-1111bbbb"]
+    figure = plots.accuracy(grid, looks)
+    assert figure is not None and [looks[method].label for method in figure.methods] == ["dense", *order]
+
+
+def test_nothing_is_bold_at_chance() -> None:
+    _, table, looks = made(rows(snip=[0.12, 0.14, 0.13], synflow=[0.10, 0.11, 0.10]))
+    text = tables.markdown(table, looks)
+    assert "**" not in text and "†" not in text and "- No method is above chance (10 %) at 10×." in text
+    many_classes = [run | {"num_classes": 100} for run in rows(snip=[0.12, 0.14, 0.13], synflow=[0.10, 0.11, 0.10])]
+    _, table, looks = made(many_classes)
+    text = tables.markdown(table, looks)
+    assert text.count("**") == 2 and "chance" not in text
+
+
+def test_warnings_come_first_and_name_what_collapsed() -> None:
+    _, table, looks = made([run for run in many() if run["pruner"] != "dense"])
+    assert table.warnings == (
+        "There is no run of the dense network.",
+        "Networks collapsed at 10×: random (1 of 3 seeds).",
+        "Networks collapsed at 100×: random (1 of 3 seeds).",
+    )
+    lines = tables.markdown(table, looks).splitlines()
+    assert lines[2:5] == [f"- {warning}" for warning in table.warnings]
+    assert table.warnings[0] in tables.latex(table, looks)
+
+
+def test_the_page_begins_with_what_was_compared_and_the_best_methods(tmp_path: Path) -> None:
+    other = [run | {"task": "digits-vgg16-11112222", "model": "vgg16"} for run in rows(synflow=[0.5, 0.6, 0.7])]
+    for run in other:
+        run["id"] = f"other-{run['seed']}"
+    folder = results(tmp_path / "results", many())
+    write(folder, tmp_path / "report", images=False)
+    text = (tmp_path / "report" / "index.html").read_text()
+    head = text[text.index("<h1>") : text.index("</header>")]
+    assert "Pruning methods on digits, resnet20" in head
+    assert "snip, synflow and random at 10× and 100× compression, 3 seeds each." in head
+    best = re.findall(r"<dt>Best at ([^<]*)</dt><dd><svg.*?</svg> ([^<]*)</dd>", head)
+    assert [(ratio, words[:13]) for ratio, words in best] == [("10×", "snip, 93.20 ±"), ("100×", "snip, 93.25 ±")]
+    for word in ("cell", "protocol", "checksum", "cafecafe", "0000aaaa"):  # of insiders
+        assert word not in head
+    origin = text[text.index("Where the numbers come from") :]
+    assert "protocol" in origin and "cafecafe" in origin
+    assert "Best method by task" not in text
+    write(results(folder, other), tmp_path / "both", images=False)
+    text = (tmp_path / "both" / "index.html").read_text()
+    overview = text[text.index("Best method by task") : text.index("</header>")]
+    assert "Pruning methods on 2 tasks" in text
+    assert re.findall(r"(\w+ \d+\.\d+)</td>", overview) == ["snip 93.20", "snip 93.25", "synflow 60.00"]
+
+
+def test_names_can_be_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    folder, output = results(tmp_path / "results", many()), tmp_path / "report"
+    words = ["--label", "snip=SNIP", "--label", "resnet20=ResNet-20", "--label", "dense=Dense", "--no-images"]
+    assert script(monkeypatch, str(folder), "-o", str(output), *words, "--axis", "sparsity") == 0
+    assert {line["label"] for line in table(output, "configurations")} == {"Dense", "SNIP", "synflow", "random"}
+    text = (output / "index.html").read_text()
+    assert "digits, ResNet-20" in text and "Accuracy against sparsity" in text
+    assert "--axis sparsity --label snip=SNIP --label resnet20=ResNet-20" in text
+    capsys.readouterr()
+    assert script(monkeypatch, str(folder), "-o", str(output), "--label", "snipp=SNIP") == 2
+    assert "--label snipp=SNIP: the report has no snipp; give one of" in capsys.readouterr().err
+
+
 # Figures --------------------------------------------------------------------------------------------------------------
 
 
 def test_points_lie_where_the_axes_say(tmp_path: Path) -> None:
     grid, _, looks = made(many())
     figure = plots.accuracy(grid, looks)
-    assert figure is not None and len(figure.panels) == 1 + (figure.panels[-1].title == "upper end")
+    assert figure is not None and [panel.title for panel in figure.panels] == ["whole range", "zoom: above 90 %"]
     whole = figure.panels[0]
     assert isinstance(whole, Lines)
     for x in (10, 100):
@@ -403,7 +476,7 @@ def test_the_pointer_finds_values_where_the_svg_shows_their_markers() -> None:
     grid, _, looks = made(many())
     figure = plots.accuracy(grid, looks)
     assert figure is not None
-    drawn = drawing.draw(figure, looks, "name", with_png=False)
+    drawn = drawing.draw(figure, looks, "name", with_images=False)
     assert drawn.png is None
     root = ElementTree.fromstring(drawn.inline)
     places: dict[str, set[tuple[float, float]]] = {}
@@ -430,6 +503,71 @@ def test_the_page_can_hide_each_method_and_follows_its_own_colours(tmp_path: Pat
         assert not re.search("#(1b1b1a|ffffff|000000)", drawn)
 
 
+def test_few_points_have_bars_beside_each_other_and_many_have_bands() -> None:
+    def drawn(levels: tuple[float, ...]) -> list[bool]:
+        _, _, looks = made(runs := rows(levels, snip=[0.9, 0.91], random=[0.8, 0.82]))
+        (grid,) = grids(configurations(runs))
+        figure = plots.accuracy(grid, looks)
+        assert figure is not None and isinstance(figure.panels[0], Lines)
+        assert ("bars one sample" in figure.caption) == figure.panels[0].series[0].bars
+        assert ("bands one sample" in figure.caption) != figure.panels[0].series[0].bars
+        return [series.bars for series in figure.panels[0].series]
+
+    assert drawn((0.5, 0.9, 0.99)) == [True, True] and drawn((0.5, 0.9, 0.98, 0.99)) == [False, False]
+
+
+def test_the_caption_says_what_lies_outside_the_zoom() -> None:
+    grid, _, looks = made(many())
+    figure = plots.accuracy(grid, looks)
+    assert figure is not None and "The zoom leaves out random, below 90 %." in figure.caption
+    zoom = figure.panels[1]
+    assert isinstance(zoom, Lines) and zoom.y.low == 90
+    grid, _, looks = made(rows(snip=[0.5, 0.51], dense=[0.95, 0.96]))  # no method is near the dense network
+    figure = plots.accuracy(grid, looks)
+    assert figure is not None and len(figure.panels) == 1 and "zoom" not in figure.caption
+
+
+def test_overlaps_and_what_chance_gives_are_two_matrices(tmp_path: Path) -> None:
+    runs = rows(snip=[0.9], synflow=[0.8], random=[0.5])
+    folder = results(tmp_path, runs)
+    grid, _, looks = made(runs)
+    shown = plots.look_up(grid, {run["id"]: folder / run["id"] for run in runs}, ["overlap"], Unreadable())
+    (figure,) = plots.figures(grid, looks, shown, ["overlap"])
+    observed, chance = figure.panels
+    assert isinstance(observed, Matrix) and isinstance(chance, Matrix)
+    assert (observed.title, chance.title) == ("10×: both keep", "10×: by chance")
+    assert observed.rows == ("synflow", "random") and observed.columns == ("snip", "synflow")
+    (pair,) = (p for p in shown.overlaps[0.9][1] if {p.first[:4], p.second[:4]} == {"snip", "rand"})
+    assert (observed.squares[1][0].value, chance.squares[1][0].value) == (pair.jaccard, pair.jaccard_by_chance)
+    assert observed.squares[0][1].empty
+
+
+def test_densities_of_layers_have_a_labelled_scale_of_their_own_in_each_panel(tmp_path: Path) -> None:
+    runs = rows((0.9, 0.99), snip=[0.9, 0.8])
+    folder = tmp_path
+    for run in runs:
+        kept = 50 if run["sparsity"] == 0.9 else 1
+        directory(folder, run, {"conv.weight": np.arange(100) < kept, "fc.weight": np.arange(100) < kept - 1})
+    grid, _, looks = made(runs)
+    shown = plots.look_up(grid, {run["id"]: folder / run["id"] for run in runs}, ["layers"], Unreadable())
+    (figure,) = plots.figures(grid, looks, shown, ["layers"])
+    first, second = figure.panels
+    assert isinstance(first, Lines) and isinstance(second, Lines)
+    assert first.y.zero is None and second.y.zero is not None and first.y.label.endswith("log scale")
+    assert [words for _, words in first.x.ticks] == ["conv", "fc"]
+    assert all(point.low is None for series in first.series for point in series.points)
+
+
+@pytest.mark.parametrize(
+    ("axis", "words"),
+    [("compression", ["10×", "100×"]), ("sparsity", ["90 %", "99 %"]), ("density", ["10 %", "1 %"])],
+)
+def test_the_axis_of_compression_can_be_labelled_otherwise(axis: str, words: list[str]) -> None:
+    grid, _, _ = made(many())
+    found = axes.of_levels(grid, axis)
+    assert [tick for _, tick in found.ticks] == words and [x for x, _ in found.ticks] == [10, 100]
+
+
 def test_zero_has_a_place_of_its_own_on_logarithmic_axes() -> None:
     axis = axes.decades("cost", [0.0, 5.0, 2000.0], str)
     assert axis.ticks[0][1] == "0" and axis.place(0.0) == axis.place(axis.ticks[0][0]) < axis.place(1.0)
@@ -448,12 +586,12 @@ def test_linear_axes_hold_their_values_and_few_ticks(low: float, high: float) ->
 
 def test_the_collapse_map_counts_seeds() -> None:
     grid, _, looks = made(many())
-    figure = plots.collapse(grid, looks)
+    figure = matrices.collapse(grid, looks)
     assert figure is not None
     (matrix,) = figure.panels
-    assert isinstance(matrix, Matrix) and matrix.rows == ("random", "snip", "synflow")
-    assert [square.value for square in matrix.squares[0]] == pytest.approx([1 / 3, 1 / 3])
-    assert "collapsed layer: 1 of 3 seeds" in matrix.squares[0][0].text
+    assert isinstance(matrix, Matrix) and matrix.rows == ("snip", "synflow", "random")
+    assert [square.value for square in matrix.squares[2]] == pytest.approx([1 / 3, 1 / 3])
+    assert "collapsed layer: 1 of 3 seeds" in matrix.squares[2][0].text
 
 
 def test_only_what_is_shown_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -238,7 +238,8 @@ def _matrices(figure: Figure) -> _Canvas:
     widest = max(len(column) for panel in panels for column in panel.columns)
     turned = widest > 6
     left = 0.062 * max(len(row) for panel in panels for row in panel.rows)
-    width = left + 0.44 * max(len(panel.columns) for panel in panels) + 0.3
+    width = left + 0.44 * max(len(panel.columns) for panel in panels) + 0.3 + (0.045 * widest if turned else 0)
+    width = max(width, left + 0.085 * max(len(panel.title) for panel in panels))
     above = 0.3 + (0.045 * widest if turned else 0)
     height = above + 0.3 * max(len(panel.rows) for panel in panels) + 0.25
     canvas = _Canvas(NewFigure(figsize=(max(3.0, width * across), height * down), layout="constrained"))

@@ -15,7 +15,7 @@ _DASHES = ("solid", "dashed", "dotted")
 Style = tuple[str, str, str]  # colour, marker, dash
 
 # Pruners that papers often show together have different colours.
-_OF_PRUNER = {
+OF_PRUNER = {
     "random":                       (GREY, "cross", "solid"),
     "magnitude":                    (ORANGE, "diamond", "solid"),
     "snip":                         (BLUE, "circle", "solid"),
@@ -71,8 +71,8 @@ def styles(methods: Sequence[Named]) -> Mapping[str, Style]:
     others = []
     seen: set[str] = set()
     for method in sorted(methods, key=lambda method: (method.pruner, method.rank, method.method)):
-        if method.pruner in _OF_PRUNER and method.pruner not in seen:
-            found[method.method] = _OF_PRUNER[method.pruner]
+        if method.pruner in OF_PRUNER and method.pruner not in seen:
+            found[method.method] = OF_PRUNER[method.pruner]
         else:
             others.append(method)
         seen.add(method.pruner)
