@@ -105,7 +105,8 @@ def _read(text: str) -> list[Outcome]:
 def _line(outcome: Outcome, ended: list[Outcome]) -> str:
     """What is said of a run: its number, accuracy, time and name, and the time that is left for the others."""
     number, started = os.environ[_EXPECTED].split()
-    words = [f"run {len(ended):>{len(number)}} of {number}"]
+    own = max(index for index, other in enumerate(ended, 1) if other == outcome)  # others may have ended since
+    words = [f"run {own:>{len(number)}} of {number}"]
     row = None if outcome.directory is None else status.finished(Path(outcome.directory))
     if outcome.code == PreemptedError.exit_code:
         words.append("preempted")
