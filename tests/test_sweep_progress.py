@@ -47,6 +47,17 @@ def test_the_table_has_the_means_by_method_and_compression_the_best_first() -> N
     assert " ".join(lines[5]) == "mean ± standard deviation of 2 runs"
 
 
+def test_untrained_runs_count_in_no_mean() -> None:
+    runs = sweep_rows()
+    for run in runs:
+        if run["sparsity"] == 0.99 and (run["pruner"] == "snip" or run["seed"] == 1):
+            run["stopped"] = "collapse"
+    lines = summary.accuracies(runs)
+    assert lines[3].split() == ["synflow", "81.00", "±", "1.41", "70.00"]
+    assert lines[4].split() == ["snip", "91.00", "±", "1.41", "not", "trained"]
+    assert "of 1 to 2 runs" in lines[5]
+
+
 def test_methods_of_one_pruner_and_tasks_are_told_apart() -> None:
     runs = [*sweep_rows(), row("snip@2", ablation="shuffle_mask"), row(task="digits-resnet20-ffff0000")]
     text = "\n".join(summary.accuracies(runs))

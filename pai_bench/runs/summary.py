@@ -118,7 +118,10 @@ _MOST_COLUMNS = 6
 
 
 def accuracies(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The test accuracies of several runs as lines of text: a table for each task, by method and compression."""
+    """The test accuracies of several runs as lines of text: a table for each task, by method and compression.
+
+    Runs that `on_collapse=stop` left untrained count in no mean.
+    """
     tasks: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
         tasks.setdefault((row["task"], row["filter_sparsity"] is not None), []).append(row)
@@ -142,27 +145,28 @@ def _table(rows: Sequence[dict[str, Any]]) -> list[str]:
         differing = [part for part in _PARTS if len({other[part] for other in of_pruner[row["pruner"]]}) > 1]
         parts = [str(row[part]) for part in differing if row[part] not in (None, "none")]
         method = ", ".join([row["pruner"], *parts])
-        values.setdefault(method, {}).setdefault(row["target_sparsity"], []).append(100 * row["test_top1"])
+        found = values.setdefault(method, {}).setdefault(row["target_sparsity"], [])
+        found += [] if row["stopped"] else [100 * row["test_top1"]]
     dense = [method for method in values if set(values[method]) == {0.0}]
     pruned = values.keys() - set(dense)
     levels = sorted({level for method in pruned for level in values[method]})
     shown = levels[-_MOST_COLUMNS:]
 
     def order(method: str) -> list[float]:
-        return [-(fmean(values[method][level]) if level in values[method] else -1) for level in reversed(levels)]
+        return [-(fmean(found) if (found := values[method].get(level)) else -1) for level in reversed(levels)]
 
     width = max(map(len, values))
     lines = ["".join([f"  {'':<{width}}", *(f"  {f'{1 / (1 - level):.4g}x':>15}" for level in shown)])] if shown else []
     for method in [*dense, *sorted(pruned, key=order)]:
-        entries = [_entry(values[method].get(level, [])) for level in ([0.0] if method in dense else shown)]
+        entries = [_entry(values[method].get(level)) for level in ([0.0] if method in dense else shown)]
         lines.append("".join([f"  {method:<{width}}", *(f"  {entry:>15}" for entry in entries)]).rstrip())
-    numbers = sorted({len(found) for by_level in values.values() for found in by_level.values()})
+    numbers = sorted({len(found) for by_level in values.values() for found in by_level.values() if found}) or [0]
     seeds = " to ".join(map(str, numbers if len(numbers) == 1 else [numbers[0], numbers[-1]]))
     rest = f"; the {_MOST_COLUMNS} highest of {len(levels)} compressions" if len(levels) > _MOST_COLUMNS else ""
     return [*lines, f"  mean ± standard deviation of {seeds} run{'' if seeds == '1' else 's'}{rest}"]
 
 
-def _entry(found: Sequence[float]) -> str:
+def _entry(found: Sequence[float] | None) -> str:
     if not found:
-        return "-"
+        return "-" if found is None else "not trained"
     return f"{fmean(found):.2f}" + (f" ± {stdev(found):.2f}" if len(found) > 1 else "")
