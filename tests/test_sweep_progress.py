@@ -97,6 +97,7 @@ def test_a_sweep_has_one_line_a_run_and_ends_with_a_table_and_the_command(
     monkeypatch.setattr("time.time", lambda: now)
     runs = sweep_rows()[:4]
     runs[2] |= {"collapsed_layers": ["fc.weight"], "output_depends_on_input": False}
+    runs[3] |= {"collapsed_layers": ["fc.weight"], "stopped": "collapse"}
     directories = stored(tmp_path / "results", runs)
     with sweep_progress.counting() as count:
         sweep_progress.expect(6)
@@ -114,6 +115,7 @@ def test_a_sweep_has_one_line_a_run_and_ends_with_a_table_and_the_command(
     assert lines[2] == f"run 1 of 6   95.00 % test accuracy   is finished already   {runs[0]['id']}"
     assert lines[3] == f"run 2 of 6   96.00 % test accuracy   10.0 s   about 4 min left   {runs[1]['id']}"
     assert "   layer collapse   no signal   10.0 s   about 3 min left   " in lines[4]
+    assert lines[5].startswith("run 4 of 6   layer collapse   not trained   10.0 s   ")
     assert lines[6].startswith("run 5 of 6   failed with exit code 2   about 45 s left")
     assert lines[7] == "run 6 of 6   preempted   later"
     text = console.getvalue()

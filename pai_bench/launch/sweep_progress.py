@@ -113,7 +113,8 @@ def _line(outcome: Outcome, ended: list[Outcome]) -> str:
     elif row is None or outcome.code:
         words.append(f"failed with exit code {outcome.code}")
     else:
-        words += [f"{100 * row['test_top1']:.2f} % test accuracy", *_troubles(row)]
+        words += [] if row["stopped"] else [f"{100 * row['test_top1']:.2f} % test accuracy"]
+        words += _troubles(row)
         words.append("is finished already" if outcome.skipped else summary.duration(row["total_seconds"]))
     left, done = int(number) - len(ended), sum(not one.skipped for one in ended)
     if left > 0 and done:

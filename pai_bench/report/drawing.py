@@ -165,7 +165,9 @@ def _lines(figure: Figure, looks: Mapping[str, Look]) -> _Canvas:
     for axes, panel in zip(grid, panels, strict=False):
         _axis(axes, "x", panel.x)
         _axis(axes, "y", panel.y)
-        beside = [series for series in panel.series if series.bars and len(series.points) > 1]
+        barred = [series for series in panel.series if series.bars]
+        places = [point.x for series in barred for point in series.points]
+        beside = barred if len(set(places)) < len(places) else []  # where bars would cover each other
         for series in panel.series:
             right = _APART * (beside.index(series) - (len(beside) - 1) / 2) if series in beside else 0.0
             _series(canvas, axes, panel, series, looks[series.method], right)
