@@ -139,7 +139,7 @@ def test_the_messages_on_the_page_of_troubles_are_those_of_the_code() -> None:
         said = re.sub(r"^(config error|data error|error|owned|preempted): ", "", line)
         pieces = [
             piece.strip(" :")
-            for piece in re.split(r"[A-Z]{3,}|\(did you mean|=?0\.9|=\w+|\?\)|\bcuda\b", said)
+            for piece in re.split(r"[A-Z]{3,}|\(did you mean|=?0\.9|=\w+|\?\)|\bcuda\b|\bwandb\b", said)
             if len(piece) > 7
         ]
         assert pieces, line

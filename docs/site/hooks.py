@@ -47,6 +47,8 @@ def on_files(files: Any, config: Any) -> Any:
 
     for name, text in pages().items():
         files.append(File.generated(config, name, content=text))
+    for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):  # to download
+        files.append(File.generated(config, f"notebooks/{notebook.name}", content=notebook.read_text()))
     return files
 
 
@@ -87,7 +89,7 @@ def out_of_docs(text: str) -> str:
     """Links to files beside docs/ lead to the pages that are made of them."""
     for source, target in (*OTHERS.items(), *TEXTS.items()):
         text = re.sub(rf"\]\((?:\.\./)?{re.escape(source)}", f"]({target}", text)
-    return text
+    return text.replace("](../notebooks/", "](notebooks/")
 
 
 def to_sections(text: str, page: str) -> str:
