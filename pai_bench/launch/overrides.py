@@ -315,7 +315,7 @@ def complete(composed: DictConfig, of_hydra: Any) -> RunConfig:
 
 @cache
 def _say_once(text: str) -> None:
-    log.info("%s", text)
+    log.warning("%s", text)
 
 
 def tries_all(sweeper: Any) -> bool:
