@@ -93,10 +93,10 @@ def start_process() -> None:
     """
     if any(isinstance(handler, colours.Console) for handler in log.handlers):
         return
-    # A thread that waits for the others must not spin: beside other programs, spinning makes a step many times slower.
-    # OpenMP reads this when torch is imported.
-    if "GOMP_SPINCOUNT" not in os.environ:
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # A thread that waits for the others must not spin for long: beside other programs, spinning makes a step many times
+    # slower. Not to spin at all makes it slower where no other program runs. OpenMP reads this when torch is imported.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     logging.raiseExceptions = False  # a log line that cannot be written (full disk) must not hide the real failure
     log.setLevel(logging.DEBUG)
     log.propagate = False
