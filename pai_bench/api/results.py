@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pai_bench.errors import DataError, check_installed
-from pai_bench.runs import status
+from pai_bench.runs import archive, status
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -16,7 +16,7 @@ def load(folder: str | Path = "results") -> "DataFrame":
     docs/results.md explains the columns. Accuracies are fractions. The files of a run are in folder / id.
 
     Args:
-        folder: the results_dir of the runs.
+        folder: the results_dir of the runs, or a file of `pai-bench pack`.
 
     Raises:
         ConfigError: pandas is not installed.
@@ -27,9 +27,10 @@ def load(folder: str | Path = "results") -> "DataFrame":
     """
     check_installed("pai_bench.load gives a DataFrame of", "pandas", "notebook")
     root = Path(folder).expanduser()
-    if not root.is_dir():
+    if not root.exists():
         raise DataError(f"{folder}: there is no such folder; give the results_dir of finished runs")
-    rows = status.read(root)
+    with archive.opened(root) as opened:
+        rows = status.read(opened)
     from pandas import DataFrame
 
     return DataFrame(rows)

@@ -28,7 +28,7 @@ def _label(text: str) -> tuple[str, str]:
 def main() -> None:
     """Writes the report, and prints what is in it. Exits with 1 if a part of the results could not be read."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, help="a results folder")
+    parser.add_argument("results", type=Path, help="a results folder, or a file of pai-bench pack")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the folder to write to; made if need be")
     parser.add_argument(
         "--statistic",

@@ -4,6 +4,7 @@
   pai-bench verify results --only synflow "Figure 6" vgg16  # some of them
   pai-bench verify results --all                            # those without runs or experiment here, too
   pai-bench verify results --strict -o verdicts.csv         # or .md, .json
+  pai-bench verify results.tar.gz                           # what pai-bench pack wrote
 
 A run counts only if its whole config, except for the seed, equals the recipe of the paper. Other runs of the same
 network and method are listed with the settings in which they differ. docs/published.md explains the verdicts, and how
@@ -17,13 +18,13 @@ from pai_bench.errors import DataError, NotReproducedError
 from pai_bench.launch import terminal
 from pai_bench.published import matching, numbers, pages
 from pai_bench.published.verdicts import Rule
-from pai_bench.runs import status
+from pai_bench.runs import archive, status
 
 
 def _arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="a results folder")
+    parser.add_argument("folder", type=Path, help="a results folder, or a file of pai-bench pack")
     parser.add_argument(
         "--only",
         nargs="+",
@@ -71,10 +72,11 @@ def main() -> None:
         if arguments.output:
             pages.check_format(arguments.output)
         chosen = numbers.choose(numbers.read(numbers.PAPERS, *arguments.papers), arguments.only)
-        rows = status.read(arguments.folder)
-        if not rows:
-            raise DataError(f"{arguments.folder}: there are no finished runs; give a results folder that has some")
-        comparisons = matching.compare(chosen, rows, arguments.folder, rule)
+        with archive.opened(arguments.folder) as folder:
+            rows = status.read(folder)
+            if not rows:
+                raise DataError(f"{arguments.folder}: there are no finished runs; give a results folder that has some")
+            comparisons = matching.compare(chosen, rows, folder, rule)
         listed = [comparison for comparison in comparisons if arguments.all or comparison.groups]
         print(pages.text(listed, rule) if listed else "no run here stands beside a published number\n")
         print(f"{pages.stated(rule)}\n{pages.counted(comparisons)}")

@@ -16,6 +16,7 @@ from pai_bench.report.evidence import Unreadable
 from pai_bench.report.names import Look
 from pai_bench.report.page import Section
 from pai_bench.report.reading import Results, Row
+from pai_bench.runs import archive
 from pai_bench.system import files
 
 # The file that lists the files of a report, and the first line of that file.
@@ -84,8 +85,13 @@ def write(folder: Path, output: Path, options: Options) -> Report:
             accuracy.
         DataError: there are no runs.
     """
+    with archive.opened(folder) as runs:
+        return _written(runs, folder, output, options)
+
+
+def _written(runs: Path, folder: Path, output: Path, options: Options) -> Report:
     _check(folder, output, options)
-    results = reading.read(folder, options.wants)
+    results = reading.read(runs, options.wants)
     found = configurations(results.rows, options.statistic)
     _check_labels(options, results.rows)
     looks = names.looks(found, results.directories, options.labels)

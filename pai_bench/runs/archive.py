@@ -1,0 +1,83 @@
+"""A results folder as one file, to publish what tables and verdicts are made of."""
+
+import gzip
+import io
+import re
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pai_bench.errors import ConfigError, DataError
+from pai_bench.runs import status
+from pai_bench.system import files
+
+_ENDINGS = (".tar.gz", ".tgz")
+# Enough for tables, figures, the page and verdicts. Weights and masks stay where they are.
+_FILES = (status.RESULT, "config.yaml", "mask.json")
+_CURVE = "curve.jsonl"
+# Where a run lay says nothing about its numbers.
+_PLACES = ("results_dir", "data_dir")
+
+
+def pack(folder: Path, output: Path, curves: bool = False) -> int:
+    """Writes the rows, configs and layers of all finished runs below a folder to one compressed file.
+
+    The same runs give the same file, byte for byte. `results_dir` and `data_dir` become relative paths.
+
+    Args:
+        curves: add what was recorded in every epoch.
+
+    Returns:
+        The number of runs.
+
+    Raises:
+        ConfigError: the name of the output does not end in .tar.gz.
+        DataError: there are no finished runs, or a file of a run is missing.
+    """
+    if not output.name.endswith(_ENDINGS):
+        raise ConfigError(f"-o {output}: it has to end in {' or '.join(_ENDINGS)}; give such a name")
+    rows = status.read(folder) if folder.is_dir() else []
+    if not rows:
+        raise DataError(f"{folder}: there are no finished runs; give a results folder that has some")
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        for row in rows:
+            for name in (*_FILES, _CURVE) if curves else _FILES:
+                _add(archive, folder / str(row["id"]) / name)
+    files.write_atomically(output, gzip.compress(packed.getvalue(), mtime=0))
+    return len(rows)
+
+
+def _add(archive: tarfile.TarFile, path: Path) -> None:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: it cannot be read ({error.strerror}); take the run away, or make it anew") from error
+    if path.name == "config.yaml":
+        for key in _PLACES:
+            content = re.sub(rf"(?m)^{key}: .*$", f"{key}: {key.removesuffix('_dir')}", content.decode()).encode()
+    entry = tarfile.TarInfo(f"{path.parent.name}/{path.name}")
+    entry.size = len(content)
+    archive.addfile(entry, io.BytesIO(content))
+
+
+@contextmanager
+def opened(results: Path) -> Iterator[Path]:
+    """A results folder: the one that is given, or the content of a file that `pack` wrote, for as long as it is open.
+
+    Raises:
+        DataError: the file is no such archive.
+    """
+    if not (results.is_file() and results.name.endswith(_ENDINGS)):
+        yield results
+        return
+    with tempfile.TemporaryDirectory(prefix="pai_bench-") as name:
+        folder = Path(name)
+        try:
+            with tarfile.open(results) as archive:
+                archive.extractall(folder, filter="data")
+        except (OSError, tarfile.TarError, EOFError) as error:
+            raise DataError(f"{results}: it is no archive of results ({error}); fetch it again") from error
+        yield folder

@@ -1,0 +1,126 @@
+"""A results folder as one file: what is in it, and that tables, verdicts and the library read it like the folder."""
+
+import json
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+import pai_bench as pb
+from pai_bench.commands import pack as command
+from pai_bench.errors import ConfigError, DataError
+from pai_bench.report.writing import Options, write
+from pai_bench.runs import archive, status
+
+WORDS = [
+    "dataset=digits",
+    "model=lenet300",
+    "model.hidden=[8]",
+    "training=digits",
+    "training.epochs=1",
+    "tracker=none",
+    "pruner=snip",
+    "sparsity=0.5",
+]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two finished runs, and what is left of a third."""
+    folder = tmp_path_factory.mktemp("results")
+    for seed in (0, 1):
+        pb.run(*WORDS, f"seed={seed}", f"results_dir={folder}")
+    unfinished = folder / "unfinished"
+    unfinished.mkdir()
+    (unfinished / "config.yaml").write_text("seed: 2\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def packed(results: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("packed") / "results.tar.gz"
+    assert archive.pack(results, file) == 2
+    return file
+
+
+def test_rows_configs_and_layers_are_those_of_the_folder(results: Path, packed: Path) -> None:
+    with archive.opened(packed) as folder:
+        assert status.read(folder) == status.read(results)
+        for row in status.read(results):
+            of, there = results / row["id"], folder / row["id"]
+            assert sorted(path.name for path in there.iterdir()) == ["config.yaml", "mask.json", "result.json"]
+            assert (there / "mask.json").read_bytes() == (of / "mask.json").read_bytes()
+            config, packed_config = ((one / "config.yaml").read_text().splitlines() for one in (of, there))
+            changed = [(old, new) for old, new in zip(config, packed_config, strict=True) if old != new]
+            assert [new for _, new in changed] == ["results_dir: results"]
+    assert not folder.exists()
+
+
+def test_no_path_of_the_machine_is_left(results: Path, packed: Path) -> None:
+    with tarfile.open(packed) as file:
+        for entry in file:
+            content = file.extractfile(entry)
+            assert content is not None and str(results).encode() not in content.read()
+
+
+def test_the_same_runs_give_the_same_file(results: Path, packed: Path, tmp_path: Path) -> None:
+    archive.pack(results, tmp_path / "again.tgz")
+    assert (tmp_path / "again.tgz").read_bytes() == packed.read_bytes()
+
+
+def test_curves_on_request(results: Path, tmp_path: Path) -> None:
+    archive.pack(results, tmp_path / "curves.tar.gz", curves=True)
+    with archive.opened(tmp_path / "curves.tar.gz") as folder:
+        for row in status.read(results):
+            assert (folder / row["id"] / "curve.jsonl").read_bytes() == (
+                results / row["id"] / "curve.jsonl"
+            ).read_bytes()
+
+
+def test_a_report_is_that_of_the_folder(results: Path, packed: Path, tmp_path: Path) -> None:
+    options = Options(figures=["accuracy"], images=False)
+    write(results, tmp_path / "folder", options)
+    report = write(packed, tmp_path / "file", options)
+    assert report.num_runs == 2 and not report.problems
+    (table,) = (tmp_path / "folder").glob("tables/*.md")
+    assert (tmp_path / "file" / "tables" / table.name).read_text() == table.read_text()
+    assert "results.tar.gz" in report.page.read_text()
+
+
+def test_load_reads_it(results: Path, packed: Path) -> None:
+    pytest.importorskip("pandas")
+    assert list(pb.load(packed).id) == list(pb.load(results).id)
+
+
+def test_the_command(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["pai-bench pack", str(results), "-o", str(tmp_path / "two.tar.gz")])
+    command.main()
+    assert capsys.readouterr().out.startswith("2 runs packed: ")
+
+
+@pytest.mark.parametrize("name", ["results.zip", "results"])
+def test_a_wrong_name(results: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=r"it has to end in \.tar\.gz"):
+        archive.pack(results, tmp_path / name)
+
+
+def test_a_folder_without_runs(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there are no finished runs"):
+        archive.pack(tmp_path, tmp_path / "none.tar.gz")
+
+
+def test_a_run_without_its_config(results: Path, tmp_path: Path) -> None:
+    row = status.read(results)[0]
+    (tmp_path / row["id"]).mkdir()
+    (tmp_path / row["id"] / "result.json").write_text(json.dumps(row))
+    with pytest.raises(DataError, match=r"config\.yaml: it cannot be read"):
+        archive.pack(tmp_path, tmp_path / "one.tar.gz")
+
+
+def test_a_damaged_file(packed: Path, tmp_path: Path) -> None:
+    (tmp_path / "half.tar.gz").write_bytes(packed.read_bytes()[:200])
+    with pytest.raises(DataError, match="no archive of results"), archive.opened(tmp_path / "half.tar.gz"):
+        pass
