@@ -216,7 +216,9 @@ def _check_key(override: Override, tree: DictConfig) -> None:
             if override.is_add() or override.is_force_add():
                 _check_addition(override, tree)
                 return
-            raise ConfigError(f"{key}: there is no such setting; see --help{_meant_key(key, tree)}")
+            chosen = OmegaConf.select(tree, "hydra.sweeper.params") or {}
+            remedy = f"give {group}={chosen[group]} too, as this sweep does for its runs" if group in chosen else ""
+            raise ConfigError(f"{key}: there is no such setting; {remedy or 'see --help' + _meant_key(key, tree)}")
         inner = node._get_node(part)
         plain: Any = OmegaConf.to_container(node)
         node = inner if isinstance(inner, DictConfig) and not inner._is_none() else plain[part]
