@@ -1,9 +1,6 @@
 """What every test shares: composed configs, two tiny networks, a few labelled images."""
 
 import logging
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +11,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import open_dict
+from processes import ROOT, Ended, run_script
 from torch import nn
 from torch.nn import functional as F
 
@@ -23,11 +21,10 @@ from pai_bench.core import Batches, Shape, TrainingLength, Weights
 from pai_bench.launch import names
 from pai_bench.pruning.rounds import Pruned, prune
 
-ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
 
 Compose = Callable[..., dict[str, Any]]
-RunCli = Callable[..., "subprocess.CompletedProcess[str]"]
+RunCli = Callable[..., Ended]
 
 # The smallest sweep.
 TWO_RUNS = ["-m", "model=lenet300", "training.epochs=1", "tracker=none", "pruner=magnitude", "sparsity=0.5", "seed=0,1"]
@@ -164,18 +161,7 @@ def images(batches: Batches) -> Batches:
 def run_cli(tmp_path: Path) -> RunCli:
     """Runs run.py as a user would, in its own results folder; returns the finished process."""
 
-    def run(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(ROOT / "run.py"), *arguments, f"results_dir={tmp_path / 'results'}"]
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "HYDRA"))}
-        return subprocess.run(
-            command,
-            cwd=tmp_path,
-            env=environment | {"OMP_NUM_THREADS": "1"} | (env or {}),
-            capture_output=True,
-            text=True,
-            timeout=300,
-            stdin=subprocess.DEVNULL,
-            check=False,
-        )
+    def run(*arguments: str, env: dict[str, str] | None = None) -> Ended:
+        return run_script("run.py", *arguments, f"results_dir={tmp_path / 'results'}", cwd=tmp_path, env=env)
 
     return run
