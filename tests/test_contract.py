@@ -160,11 +160,13 @@ def _mask(name: str, num_threads: int, channels_last: bool, device: str = "cpu")
     """The mask of a whole search, before training, on a network with residual connections."""
     of_method = ["sparsity=0.9"]
     if name.startswith("filter_"):
-        of_method += ["schedule=linear", "schedule.rounds=5"]
+        of_method += ["schedule=linear", "schedule.rounds=3"]
     if name.startswith("ntt"):
         of_method = ["sparsity=0.5", "schedule.rounds=2", "pruner.transfer.steps=2"]
     if composed(f"pruner={name}", *of_method).pruner.scoring_data is not None:
-        of_method += [f"pruner.scoring_data.{of}" for of in ("per_class=6", "total=null", "batch_size=8")]
+        per_class = 2 if name.startswith("ntt") else 4  # the cost of NTT grows with the images times the weights
+        settings = (f"per_class={per_class}", "total=null", f"batch_size={per_class + 1}")
+        of_method += [f"pruner.scoring_data.{setting}" for setting in settings]
     cfg = composed(
         f"pruner={name}",
         *of_method,
