@@ -35,6 +35,7 @@ SLOW = {
     "test_benchmarks", "test_distributed", "test_experiments", "test_families", "test_faults", "test_matching",
     "test_preemption", "test_published", "test_readme", "test_report_figures", "test_report_page", "test_resume",
     "test_reuse", "test_run", "test_site", "test_slurm", "test_compact", "test_installed", "test_sweeps", "test_verify",
+    "test_missing_packages", "test_ownership", "test_paper_numbers", "test_report_tables", "test_run_methods",
 }  # fmt: skip
 
 

@@ -134,3 +134,24 @@ def _run(command: list[str]) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     return code if isinstance(code, int) else int(code is not None)
+
+
+# Start-up -------------------------------------------------------------------------------------------------------------
+
+
+def imported(script: str, arguments: list[str], names: set[str], folder: Path) -> set[str]:
+    """Which of some modules a script has imported by its end, in a process of its own."""
+    code = (
+        "import sys, runpy\n"
+        f"sys.argv = [{script!r}, *{arguments!r}]\n"
+        "try:\n"
+        f"    runpy.run_path({str(ROOT / script)!r}, run_name='__main__')\n"
+        "except SystemExit:\n"
+        "    pass\n"
+        f"print('IMPORTED', *sorted({names!r} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=folder)
+    return set(done.stdout.splitlines()[-1].split()[1:])
+
+
+HEAVY = {"torch", "torchvision", "timm", "wandb", "numpy", "matplotlib", "sklearn", "pandas", "safetensors", "scipy"}

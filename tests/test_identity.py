@@ -226,7 +226,9 @@ def test_the_experiment_of_a_run_is_noted_and_no_part_of_its_names() -> None:
 
 def test_the_scale_of_a_run_is_a_tag_and_no_part_of_its_names() -> None:
     words = ["pruner=snip", "seed=0", "sparsity=0.9"]
-    ((small,), _), ((full,), _) = (expand(["experiment=digits_baselines", f"scale={s}", *words]) for s in ("smoke", "full"))
+    ((small,), _), ((full,), _) = (
+        expand(["experiment=digits_baselines", f"scale={s}", *words]) for s in ("smoke", "full")
+    )
     assert (small.scale, full.scale) == ("smoke", None)
     assert "scale=smoke" in small.tags and not [tag for tag in full.tags if tag.startswith("scale")]
     unmarked = schema.made({key: value for key, value in plain(small).items() if key != "scale"})

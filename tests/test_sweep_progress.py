@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import Chain, RunCli
-from test_report import row
-from test_train import half, trainer
+from few_images import half, trainer
+from report_rows import row
 
 from pai_bench.launch import colours, sweep_progress
 from pai_bench.runs import summary
@@ -136,7 +136,10 @@ def test_a_search_shows_validation_accuracies_and_ends_with_its_conclusion(
             sweep_progress.count(0, directory=directory)
         sweep_progress.conclude("seed=1 was best")
     lines = console.getvalue().splitlines()
-    assert [line.split("   ")[1] for line in lines[1:3]] == ["50.00 % validation accuracy", "60.00 % validation accuracy"]
+    assert [line.split("   ")[1] for line in lines[1:3]] == [
+        "50.00 % validation accuracy",
+        "60.00 % validation accuracy",
+    ]
     assert lines[3:] == ["", "2 done, 0 skipped, 0 failed", "seed=1 was best"]
     with sweep_progress.counting():
         sweep_progress.expect(0, searches=True)  # all its trials were done before

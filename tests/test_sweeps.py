@@ -15,7 +15,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from test_resume import TINY
+from whole_runs import TINY
 
 from pai_bench.config import composition
 from pai_bench.errors import ConfigError

@@ -7,7 +7,8 @@ import pytest
 from processes import ROOT
 
 START = (
-    "import os, sys; from pai_bench.launch.terminal import start_process; start_process(); assert 'torch' not in sys.modules;"
+    "import os, sys; from pai_bench.launch.terminal import start_process; start_process();"
+    "assert 'torch' not in sys.modules;"
     "print(os.environ.get('GOMP_SPINCOUNT'), os.environ.get('OMP_WAIT_POLICY'), os.environ.get('OMP_NUM_THREADS'))"
 )
 

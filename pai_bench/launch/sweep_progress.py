@@ -69,7 +69,7 @@ def quieten() -> None:
 
 
 def conclude(text: str) -> None:
-    """Notes the last line of a search. It takes the place of the table, whose means would be over different settings."""
+    """Notes the last line of a search. There is no table then, because its means would be over different settings."""
     os.environ[_CONCLUSION] = text
 
 
