@@ -1,5 +1,10 @@
 """What every test shares: composed configs, two tiny networks, a few labelled images."""
 
+import os
+
+# OpenMP reads it when torch is imported. Threads that wait would take the time of the tests beside them.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
 import logging
 from collections.abc import Callable, Iterator
 from functools import lru_cache

@@ -164,9 +164,7 @@ def _mask(name: str, num_threads: int, channels_last: bool, device: str = "cpu")
     if name.startswith("ntt"):
         of_method = ["sparsity=0.5", "schedule.rounds=2", "pruner.transfer.steps=2"]
     if composed(f"pruner={name}", *of_method).pruner.scoring_data is not None:
-        per_class = 2 if name.startswith("ntt") else 4  # the cost of NTT grows with the images times the weights
-        settings = (f"per_class={per_class}", "total=null", f"batch_size={per_class + 1}")
-        of_method += [f"pruner.scoring_data.{setting}" for setting in settings]
+        of_method += [f"pruner.scoring_data.{setting}" for setting in ("per_class=4", "total=null", "batch_size=6")]
     cfg = composed(
         f"pruner={name}",
         *of_method,

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, RunCli
+from processes import run_script
 from safetensors.torch import load_file
 from whole_runs import SMALL, only_run, read
 
@@ -250,12 +251,10 @@ def test_prepare_data_takes_a_folder_and_says_what_is_ready(tmp_path: Path) -> N
 
     source, target = tmp_path / "elsewhere", tmp_path / "data"
     tiny_files(source)
-    command = [sys.executable, str(ROOT / "scripts" / "data.py"), "tiny_imagenet", "--data-dir", str(target)]
-    incomplete = subprocess.run(
-        [*command, "--from", str(source / "tiny-imagenet-200")], capture_output=True, text=True, check=False
-    )
+    command = ["scripts/data.py", "tiny_imagenet", "--data-dir", str(target)]
+    incomplete = run_script(*command, "--from", str(source / "tiny-imagenet-200"), cwd=tmp_path)
     assert incomplete.returncode == 4 and "complete it, or say dataset.subset=true" in incomplete.stderr
-    done = subprocess.run([*command, "dataset.subset=true"], capture_output=True, text=True, check=False)
+    done = run_script(*command, "dataset.subset=true", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "tiny_imagenet is ready: 400 train, 3 test images of 3x64x64 in 200 classes" in done.stdout
     assert len(list((target / "cache").glob("tiny_imagenet-*"))) == 1
