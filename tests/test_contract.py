@@ -160,11 +160,11 @@ def _mask(name: str, num_threads: int, channels_last: bool, device: str = "cpu")
     """The mask of a whole search, before training, on a network with residual connections."""
     of_method = ["sparsity=0.9"]
     if name.startswith("filter_"):
-        of_method += ["schedule=linear", "schedule.rounds=3"]
+        of_method += ["schedule=linear", "schedule.rounds=5"]
     if name.startswith("ntt"):
         of_method = ["sparsity=0.5", "schedule.rounds=2", "pruner.transfer.steps=2"]
     if composed(f"pruner={name}", *of_method).pruner.scoring_data is not None:
-        of_method += [f"pruner.scoring_data.{setting}" for setting in ("per_class=4", "total=null", "batch_size=6")]
+        of_method += [f"pruner.scoring_data.{setting}" for setting in ("per_class=6", "total=null", "batch_size=8")]
     cfg = composed(
         f"pruner={name}",
         *of_method,
