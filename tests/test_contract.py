@@ -164,7 +164,7 @@ def _mask(name: str, num_threads: int, channels_last: bool, device: str = "cpu")
     if name.startswith("ntt"):
         of_method = ["sparsity=0.5", "schedule.rounds=2", "pruner.transfer.steps=2"]
     if composed(f"pruner={name}", *of_method).pruner.scoring_data is not None:
-        of_method += [f"pruner.scoring_data.{setting}" for setting in ("per_class=6", "total=null", "batch_size=8")]
+        of_method += [f"pruner.scoring_data.{of}" for of in ("per_class=6", "total=null", "batch_size=8")]
     cfg = composed(
         f"pruner={name}",
         *of_method,
