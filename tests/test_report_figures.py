@@ -7,8 +7,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from test_report import directory, rows
-from test_report_page import made, many, results, write
+from report_rows import directory, made, many, results, rows, write
 
 from pai_bench.report import axes, drawing, matrices, plots
 from pai_bench.report.configurations import configurations, grids

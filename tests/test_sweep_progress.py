@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import Chain, RunCli
-from test_report import row
-from test_train import half, trainer
+from few_images import half, trainer
+from report_rows import row
 
 from pai_bench.launch import colours, sweep_progress
 from pai_bench.runs import summary
@@ -123,6 +123,28 @@ def test_a_sweep_has_one_line_a_run_and_ends_with_a_table_and_the_command(
     assert f"  pai-bench report {tmp_path / 'results'} -o report" in text
     assert lines[-1] == "3 done, 1 skipped, 1 failed, 1 preempted"
     assert count.worst == 75
+
+
+def test_a_search_shows_validation_accuracies_and_ends_with_its_conclusion(
+    console: io.StringIO, tmp_path: Path
+) -> None:
+    runs = [row("snip", seed, 0.9) | {"validation_top1": 0.5 + seed / 10} for seed in (0, 1)]
+    with sweep_progress.counting():
+        sweep_progress.expect(2, searches=True)
+        for directory in stored(tmp_path, runs):
+            logging.getLogger("pai_bench.training").info("epoch 1 of 2")
+            sweep_progress.count(0, directory=directory)
+        sweep_progress.conclude("seed=1 was best")
+    lines = console.getvalue().splitlines()
+    assert [line.split("   ")[1] for line in lines[1:3]] == [
+        "50.00 % validation accuracy",
+        "60.00 % validation accuracy",
+    ]
+    assert lines[3:] == ["", "2 done, 0 skipped, 0 failed", "seed=1 was best"]
+    with sweep_progress.counting():
+        sweep_progress.expect(0, searches=True)  # all its trials were done before
+        sweep_progress.conclude("seed=1 was best")
+    assert console.getvalue().splitlines()[-1] == "seed=1 was best"
 
 
 def test_a_single_run_says_everything(console: io.StringIO, tmp_path: Path) -> None:

@@ -305,7 +305,8 @@ def complete(composed: DictConfig, of_hydra: Any) -> RunConfig:
         settings["tracker"] = {"name": "none", "_target_": "pai_bench.runs.tracking.none"}
     run = checks.complete(settings)
     if choices.get("experiment"):
-        run = replace(run, experiment=choices["experiment"])
+        scale = choices.get("scale")
+        run = replace(run, experiment=choices["experiment"], scale=None if scale == "full" else scale)
     _check_labels(given, choices)
     if choices.get("experiment") or any(key.startswith("model.") for key in given):
         run = names.with_changes(run, of_hydra)
