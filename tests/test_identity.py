@@ -225,7 +225,7 @@ def test_the_experiment_of_a_run_is_noted_and_no_part_of_its_names() -> None:
 
 
 def test_the_scale_of_a_run_is_a_tag_and_no_part_of_its_names() -> None:
-    words = ["pruner=snip", "seed=0", "sparsity=0.9"]
+    words = ["pruner=snip", "seed=0", "compression=10"]
     ((small,), _), ((full,), _) = (
         expand(["experiment=digits_baselines", f"scale={s}", *words]) for s in ("smoke", "full")
     )

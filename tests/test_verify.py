@@ -64,6 +64,16 @@ def test_a_smoke_run_is_no_reproduction(write: Write, tmp_path: Path) -> None:
     assert comparison.reason == "training.epochs=2, published 160; training.lr=0.2, published 0.1"
 
 
+def test_a_copy_of_the_images_is_no_reproduction(write: Write, tmp_path: Path) -> None:
+    rows = write(SYNFLOW, [0.72, 0.721, 0.7205], {"dataset.verify": False, "training.epochs": 2})
+    comparison = compared(rows, tmp_path, [SYNFLOW])[f"Figure 6: {SYNFLOW.label}"]
+    assert comparison.name == NOT_COMPARABLE and comparison.verdict is None
+    assert comparison.reason == (
+        "dataset.verify=false: the images are not the published files, but a copy of them; "
+        "training.epochs=2, published 160"
+    )
+
+
 def test_what_cannot_change_a_result_makes_no_difference(write: Write, tmp_path: Path) -> None:
     changes = {"device": "cpu", "results_dir": "elsewhere", "training.compact": "off", "training.name": "mine"}
     rows = write(SYNFLOW, [0.72, 0.721, 0.7205], changes)
