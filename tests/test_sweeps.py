@@ -230,7 +230,7 @@ def test_an_experiment_runs_without_m(spelled: str, run_cli: RunCli, tmp_path: P
     said = subprocess.run(
         [sys.executable, str(ROOT / "scripts" / "status.py"), *overrides], capture_output=True, text=True, check=False
     )
-    assert (said.returncode, said.stdout) == (0, "3 finished   of 3\n")
+    assert (said.returncode, said.stdout) == (0, "3 runs: 3 finished\n")
 
 
 def test_pairs_and_exclusions_on_the_command_line(run_cli: RunCli, tmp_path: Path) -> None:
