@@ -232,5 +232,16 @@ def test_the_readme_is_short_and_its_pictures_are_small() -> None:
         assert picture.stat().st_size < 100_000, picture
 
 
+def test_the_numbers_of_the_readme_are_those_of_the_findings() -> None:
+    _, _, section = README.partition("## Results so far")
+    said = re.findall(r"([A-Za-z]+)(?: pruning| reaches)? (\d+\.\d) ± (\d+\.\d)", " ".join(section.split()))
+    assert len(said) == 5
+    lines = DOCS["findings.md"].partition("<!-- down to here -->")[0].splitlines()
+    found = {cells[1].strip().lower(): cells[-2] for line in lines if len(cells := line.split("|")) > 5}
+    for method, mean, deviation in said:
+        numbers = re.findall(r"\d+\.\d+", found[method.lower()])
+        assert [float(mean), float(deviation)] == pytest.approx([float(number) for number in numbers], abs=0.051)
+
+
 def test_the_page_of_models_has_every_recipe_in_its_table() -> None:
     assert set(options("training")) <= set(table("models.md"))
