@@ -172,7 +172,7 @@ def test_bars_of_layers_are_linear_and_labelled() -> None:
         for name, kept in (("first", 400), ("half", 200), ("quarter", 100), ("none", 0))
     ]
     head, *lines = summary._layers(layers)
-    assert "linear: a full bar is 40 %" in head
+    assert "full bar: 40 %, linear" in head
     assert [line.count("#") for line in lines] == [24, 12, 6, 0] and "collapsed" in lines[3]
     assert all("#" not in line for line in summary._layers([layers[3]]))
 

@@ -73,6 +73,7 @@ def facts(report: Path) -> list[str]:
 def main() -> None:
     """Writes the page and the pictures, and prints the facts."""
     folder, page = Path(sys.argv[1]), DOCS / "findings.md"
+    rows(folder)  # ends here if one is missing
     with tempfile.TemporaryDirectory() as place:
         writing.write(folder, Path(place), writing.Options())
         text = f"{BEGIN}\n\n{written(folder, Path(place))}\n\n{END}"
