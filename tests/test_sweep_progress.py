@@ -14,7 +14,8 @@ from conftest import Chain, RunCli
 from few_images import half, trainer
 from report_rows import row
 
-from pai_bench.launch import colours, sweep_progress
+from pai_bench.errors import ConfigError
+from pai_bench.launch import colours, sweep_progress, terminal
 from pai_bench.runs import summary
 from pai_bench.training import trainer as loop
 
@@ -193,7 +194,7 @@ def test_bars_of_layers_are_linear_and_labelled() -> None:
         for name, kept in (("first", 400), ("half", 200), ("quarter", 100), ("none", 0))
     ]
     head, *lines = summary._layers(layers)
-    assert "linear: a full bar is 40 %" in head
+    assert "full bar: 40 %, linear" in head
     assert [line.count("#") for line in lines] == [24, 12, 6, 0] and "collapsed" in lines[3]
     assert all("#" not in line for line in summary._layers([layers[3]]))
 
@@ -218,3 +219,32 @@ def test_colours_are_for_terminals_that_take_them(monkeypatch: pytest.MonkeyPatc
         with monkeypatch.context() as inner:
             inner.setenv(name, value)
             assert colours.painted("error:", colours.RED, Terminal()) == "error:"
+
+
+def test_lines_are_cut_between_columns_and_words_as_wide_as_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    columns = "  12 of 60   train 1.5000 loss, 38.11 %   test 0.7861 loss, 68.52 %"
+    cut = colours.wrapped(columns, Terminal())
+    assert cut == "  12 of 60   train 1.5000 loss, 38.11 %\n    test 0.7861 loss, 68.52 %"
+    assert colours.wrapped(columns, io.StringIO()) == columns
+    words = "config error: there is no such setting as the one that you gave; see --help\n\n  short"
+    assert colours.wrapped(words, Terminal()).split("\n") == [
+        "config error: there is no such setting",
+        "  as the one that you gave; see --help",
+        "",
+        "  short",
+    ]
+    path = "everything is in " + 50 * "x"
+    assert colours.wrapped(path, Terminal()).split() == path.split()
+    monkeypatch.setenv("COLUMNS", "200")
+    assert colours.wrapped(columns, Terminal()) == columns
+
+
+def test_the_line_of_a_failure_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Terminal()
+    monkeypatch.setattr("sys.stderr", stream)
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert terminal.report(ConfigError("give one of " + ", ".join(f"option_{i}" for i in range(30)))) == 2
+    lines = stream.getvalue().splitlines()
+    assert len(lines) > 5 and all(len(line) <= 60 for line in lines) and lines[0].startswith("config error: give one")

@@ -229,7 +229,7 @@ def test_an_experiment_runs_without_m(spelled: str, run_cli: RunCli, tmp_path: P
     assert done.returncode == 0 and "3 done, 0 skipped, 0 failed" in done.stdout, done.stderr
     overrides = ["experiment=digits_baselines", *chosen, *TINY, f"results_dir={tmp_path / 'results'}"]
     said = run_script("scripts/status.py", *overrides, cwd=tmp_path)
-    assert (said.returncode, said.stdout) == (0, "3 finished   of 3\n")
+    assert (said.returncode, said.stdout) == (0, "3 runs: 3 finished\n")
 
 
 def test_pairs_and_exclusions_on_the_command_line(run_cli: RunCli, tmp_path: Path) -> None:
