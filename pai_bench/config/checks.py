@@ -35,6 +35,7 @@ def complete(settings: Plain) -> RunConfig:
     _check_values(run)
     asked = {key: settings[key] for key in schema.TARGETS if settings[key] is not None}
     rounds = rounds_of(run, target(asked) or 0.5)
+    _check_search_stands_alone(run)
     _check_mask_stands_alone(run, rounds)
     _check_rounds(run, rounds)
     _check_ablation(run)
@@ -69,6 +70,11 @@ def _normalise_(settings: Plain) -> None:
             settings[key] = float(power[1]) ** int(power[2])
     if isinstance(training, dict) and training.get("compact") is False:
         training["compact"] = "off"
+    search = settings.get("search")
+    if isinstance(search, dict) and search.get("name") == "none":
+        for key, value in search.items():
+            _require(key == "name" or value is None, f"search.{key}", value, "no mask is learned; add search=NAME")
+        settings["search"] = None
 
 
 def _check_labels_(settings: Plain) -> None:
@@ -76,13 +82,15 @@ def _check_labels_(settings: Plain) -> None:
     dataset = settings["dataset"]
     if dataset["name"] is None and dataset.get("root"):  # a folder of images is known by its own name
         dataset["name"] = Path(dataset["root"]).resolve().name
-    for group in (*GROUPS, *OPTIONAL_GROUPS, "pruner", "ablation", "training"):
+    for group in (*GROUPS, *OPTIONAL_GROUPS, "pruner", "ablation", "training", "search"):
         if settings[group] is not None:
             _check_name(f"{group}.name", settings[group]["name"])
     if settings["mask_name"] is not None:
         _check_name("mask_name", settings["mask_name"])
     if settings["mask"] is not None:
         settings["pruner"]["name"], settings["pruner"]["label"] = settings["mask_name"] or "mask", None
+    elif settings["search"] is not None and settings["pruner"]["score"] is None:
+        settings["pruner"] |= {key: settings["search"][key] for key in ("name", "label")}
 
 
 def _check_name(setting: str, name: object) -> None:
@@ -192,6 +200,24 @@ def trains_to_the_end(run: RunConfig) -> bool:
 
 def _returns_weights(rounds: Sequence[Round]) -> bool:
     return any(one.rewind_epoch is not None and one.rewind_weights for one in rounds)
+
+
+def _check_search_stands_alone(run: RunConfig) -> None:
+    """Refuses what would find another mask than a search that learns it, or what such a search does not have."""
+    if run.search is None:
+        return
+    said, ablation = f"search={run.search.name}", run.ablation
+    if run.pruner.score is not None:
+        raise ConfigError(
+            f"{said}: it learns its scores, and those of pruner={run.pruner.name} would be ignored; leave pruner= or "
+            "search= out"
+        )
+    if run.mask is not None:
+        raise ConfigError(f"{said}: mask={run.mask} would be ignored; leave mask= or search= out")
+    if any(hook is not None for hook in (ablation.batches, ablation.images, ablation.scores)):
+        raise ConfigError(
+            f"ablation={ablation.name}: {said} takes no scores of images; choose an ablation of the mask or the weights"
+        )
 
 
 def _check_mask_stands_alone(run: RunConfig, rounds: Sequence[Round]) -> None:
@@ -306,12 +332,11 @@ def target(asked: dict[str, float]) -> float | None:
 def _sparsity(run: RunConfig, asked: dict[str, float]) -> float:
     """The target of a run that finds its own mask."""
     found = target(asked)
-    if run.pruner.score is None:
+    if run.pruner.score is None and run.search is None:
         return 0.0  # a dense network is one and the same run at every sparsity of a sweep
     if found is None:
-        raise ConfigError(
-            f"pruner={run.pruner.name} needs a target: add sparsity=0.9 (or density=0.1, or compression=10)"
-        )
+        said = f"pruner={run.pruner.name}" if run.search is None else f"search={run.search.name}"
+        raise ConfigError(f"{said} needs a target: add sparsity=0.9 (or density=0.1, or compression=10)")
     return found
 
 
