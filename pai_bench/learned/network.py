@@ -78,8 +78,9 @@ class LearnedNetwork(nn.Module):
 
     @torch.no_grad()
     def strengths(self) -> Scores:
-        """What is ranked: higher = keep."""
-        return {name: self.method.strength(self._limited(s)) for name, s in zip(self.names, self.scores, strict=True)}
+        """What is ranked: higher = keep. Scores that are not finite count as 0; they make the loss not finite, too."""
+        scores = {name: self._limited(score) for name, score in zip(self.names, self.scores, strict=True)}
+        return {name: self.method.strength(score).nan_to_num(0.0, 0.0, 0.0) for name, score in scores.items()}
 
     @torch.no_grad()
     def mask(self) -> Mask:
