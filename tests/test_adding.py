@@ -222,11 +222,16 @@ def test_a_learned_search(added: Added) -> None:
 
     row, directory = added.run(command, "search.epochs=1")
     untouched, _ = added.run(command, "search.epochs=1", "search.lr=1e-30")
-    plain, expected = added.run("pruner=magnitude", "sparsity=0.5", "allocation=uniform")
     assert row["pruner"] == "magnitude_popup" and row["test_top1"] == row["strong_test_top1"]
-    assert row["num_kept"] == plain["num_kept"] == masks.kept(kept_of(directory))
+    assert row["num_kept"] == untouched["num_kept"] == masks.kept(kept_of(directory))
+    cfg = compose.compose(added.words(command, *SMALL))
+    weights = masks.prunable(assembly.assembled(cfg, torch.device("cpu")).build("init"))
+    sizes, full = ({name: of(weight) for name, weight in weights.items()} for of in (torch.abs, torch.ones_like))
+    largest = cfg.allocation(
+        sizes, {name: ones.bool() for name, ones in full.items()}, row["num_kept"], Generator()
+    ).mask
     of_start = kept_of(added.results / untouched["id"])
-    assert all(torch.equal(kept, of_start[name]) for name, kept in kept_of(expected).items())
+    assert all(torch.equal(kept, of_start[name]) for name, kept in largest.items())
     assert any(not torch.equal(kept, of_start[name]) for name, kept in kept_of(directory).items())
 
 

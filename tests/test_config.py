@@ -22,17 +22,8 @@ from pai_bench.errors import ConfigError
 from pai_bench.launch import cli, compose, terminal
 
 GROUPS = [
-    "model",
-    "dataset",
-    "pruner",
-    "schedule",
-    "allocation",
-    "ablation",
-    "training",
-    "tracker",
-    "diagnostics",
-    "search",
-]
+    "model", "dataset", "pruner", "schedule", "allocation", "search", "ablation", "training", "tracker", "diagnostics",
+]  # fmt: skip
 MANDATORY = {
     "timm": ["model.name=resnet18"],
     "image_folder": ["dataset.root=somewhere"],

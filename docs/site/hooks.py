@@ -26,31 +26,12 @@ SECTIONS = (
     ("methods.md", "A mask from elsewhere", "masks.md"),
     ("cluster.md", "Exit codes", "exit-codes.md"),
 )
-FIRST = (
-    "model",
-    "dataset",
-    "training",
-    "pruner",
-    "allocation",
-    "schedule",
-    "search",
-    "ablation",
-)  # the other groups follow
+# Groups that come first; the others follow.
+FIRST = ("model", "dataset", "training", "pruner", "allocation", "schedule", "search", "ablation")
 # The rooms of the package whose functions a user may call, and what to read there first.
 ROOMS = (
-    "api",
-    "core",
-    "errors",
-    "masks",
-    "pruners",
-    "learned",
-    "pruning",
-    "analysis",
-    "models",
-    "training",
-    "runs",
-    "report",
-)
+    "api", "core", "errors", "masks", "pruners", "learned", "pruning", "analysis", "models", "training", "runs", "report",
+)  # fmt: skip
 PROBES = (object(), -(2**40), -1e30)  # values that no setting with a range takes
 
 
