@@ -226,10 +226,9 @@ def test_a_learned_search(added: Added) -> None:
     assert row["num_kept"] == untouched["num_kept"] == masks.kept(kept_of(directory))
     cfg = compose.compose(added.words(command, *SMALL))
     weights = masks.prunable(assembly.assembled(cfg, torch.device("cpu")).build("init"))
-    sizes, full = ({name: of(weight) for name, weight in weights.items()} for of in (torch.abs, torch.ones_like))
-    largest = cfg.allocation(
-        sizes, {name: ones.bool() for name, ones in full.items()}, row["num_kept"], Generator()
-    ).mask
+    sizes = {name: weight.detach().abs() for name, weight in weights.items()}
+    full = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
+    largest = cfg.allocation(sizes, full, row["num_kept"], Generator()).mask
     of_start = kept_of(added.results / untouched["id"])
     assert all(torch.equal(kept, of_start[name]) for name, kept in largest.items())
     assert any(not torch.equal(kept, of_start[name]) for name, kept in kept_of(directory).items())

@@ -30,7 +30,8 @@ SECTIONS = (
 FIRST = ("model", "dataset", "training", "pruner", "allocation", "schedule", "search", "ablation")
 # The rooms of the package whose functions a user may call, and what to read there first.
 ROOMS = (
-    "api", "core", "errors", "masks", "pruners", "learned", "pruning", "analysis", "models", "training", "runs", "report",
+    "api", "core", "errors", "masks", "pruners", "learned", "pruning", "analysis", "models", "training", "runs",
+    "report",
 )  # fmt: skip
 PROBES = (object(), -(2**40), -1e30)  # values that no setting with a range takes
 
