@@ -1,5 +1,6 @@
 """How a run learns its mask: scores are trained on frozen weights, and the network is left with what they choose."""
 
+import logging
 import time
 from dataclasses import replace
 
@@ -20,6 +21,8 @@ from pai_bench.training.recording import Observers
 from pai_bench.training.step import Execution
 from pai_bench.training.trainer import Trainer
 
+log = logging.getLogger(__name__)
+
 
 def learn_mask(parts: Parts, trainer: Trainer, record: Record, checkpoints: Checkpoints) -> Pruned:
     """Trains scores on frozen weights, and gives the trainer's model the ticket: mask, weights and statistics of norms.
@@ -31,12 +34,14 @@ def learn_mask(parts: Parts, trainer: Trainer, record: Record, checkpoints: Chec
     run, settings = parts.run, parts.run.search
     assert settings is not None
     net = learned_network(parts)
+    if run.compile:  # the choice of a mask is no code that torch.compile takes as a whole
+        log.info("compile=true: the search is not compiled, the training after it is")
     observers = Observers(record, checkpoint=checkpoints.offer, group="search")
     learner = Trainer(
         net,
         parts.data,
         recipe_of(settings, run.training),
-        Execution(parts.device, channels_last=run.channels_last, compile_model=run.compile),
+        Execution(parts.device, channels_last=run.channels_last, compile_model=False),
         observers,
         seed=seeding.stream_seed(run.seed, "search"),
         compact_training=False,
