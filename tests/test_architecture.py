@@ -22,7 +22,7 @@ ROOMS: dict[str, set[str]] = {
     "data": {"system"},
     "pruning": {"analysis", "masks", "system"},
     "training": {"analysis", "masks", "system"},
-    "learned": {"training", "masks"},
+    "learned": {"training", "masks", "system"},
     "config": {"learned", "training", "masks"},
     "runs": {"training", "pruning", "analysis", "masks", "config", "system"},
     "assembly": {"runs", "training", "pruning", "analysis", "masks", "config", "system"},

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import composed
+from emulated_graphs import emulated
+from safetensors.torch import load_file
 from test_learned import network, ran, words_of
 from test_resume import in_child, outcome
 from torch import Generator, Tensor, nn
@@ -212,6 +214,18 @@ def test_training_scores_leaves_the_weights_as_they_are(
     parameters = {key for key, _ in net.model.named_parameters(prefix="model")}
     assert not changed & parameters
     assert {f"scores.{number}" for number in range(len(net.names))} <= changed
+
+
+@pytest.mark.parametrize("name", ["biprop", "gem_miner", "iterand"])
+def test_captured_steps_learn_what_plain_steps_learn(name: str, tmp_path: Path) -> None:
+    _, plain = ran(name, tmp_path / "plain", "training.epochs=0")
+    with emulated() as made:
+        _, captured = ran(name, tmp_path / "captured", "training.epochs=0")
+    assert made, "the step is captured"
+    for file in ("scores", "model", "mask"):
+        expected = load_file(plain / f"{file}.safetensors")
+        for key, found in load_file(captured / f"{file}.safetensors").items():
+            torch.testing.assert_close(found, expected[key], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["iterand", "gem_miner"])

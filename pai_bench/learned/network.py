@@ -13,6 +13,7 @@ from pai_bench.errors import ConfigError
 from pai_bench.learned.method import Method
 from pai_bench.masks import masks
 from pai_bench.masks.selection import chosen_on_device, keep_largest
+from pai_bench.system import graphs
 
 
 class LearnedNetwork(nn.Module):
@@ -91,7 +92,7 @@ class LearnedNetwork(nn.Module):
         mask: Mask = {}
         for number, (names, k) in enumerate(self._groups):
             of_group = {name: strengths[name] for name in names}
-            if strengths[names[0]].device.type == "cpu":
+            if not graphs.supported(strengths[names[0]].device):
                 mask |= keep_largest(of_group, {name: candidates[name] for name in names}, k).mask
                 continue
             values, allowed = (
