@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pai_bench.config import schema
+from pai_bench.config import learned_checks, schema
 from pai_bench.config.identity import digest_of_file
 from pai_bench.config.schema import GROUPS, OPTIONAL_GROUPS, Plain, RunConfig, with_checksum
 from pai_bench.config.signatures import shown
@@ -35,7 +35,7 @@ def complete(settings: Plain) -> RunConfig:
     _check_values(run)
     asked = {key: settings[key] for key in schema.TARGETS if settings[key] is not None}
     rounds = rounds_of(run, target(asked) or 0.5)
-    _check_search_stands_alone(run)
+    learned_checks.check_stands_alone(run)
     _check_mask_stands_alone(run, rounds)
     _check_rounds(run, rounds)
     _check_ablation(run)
@@ -70,11 +70,7 @@ def _normalise_(settings: Plain) -> None:
             settings[key] = float(power[1]) ** int(power[2])
     if isinstance(training, dict) and training.get("compact") is False:
         training["compact"] = "off"
-    search = settings.get("search")
-    if isinstance(search, dict) and search.get("name") == "none":
-        for key, value in search.items():
-            _require(key == "name" or value is None, f"search.{key}", value, "no mask is learned; add search=NAME")
-        settings["search"] = None
+    learned_checks.normalise_(settings)
 
 
 def _check_labels_(settings: Plain) -> None:
@@ -200,24 +196,6 @@ def trains_to_the_end(run: RunConfig) -> bool:
 
 def _returns_weights(rounds: Sequence[Round]) -> bool:
     return any(one.rewind_epoch is not None and one.rewind_weights for one in rounds)
-
-
-def _check_search_stands_alone(run: RunConfig) -> None:
-    """Refuses what would find another mask than a search that learns it, or what such a search does not have."""
-    if run.search is None:
-        return
-    said, ablation = f"search={run.search.name}", run.ablation
-    if run.pruner.score is not None:
-        raise ConfigError(
-            f"{said}: it learns its scores, and those of pruner={run.pruner.name} would be ignored; leave pruner= or "
-            "search= out"
-        )
-    if run.mask is not None:
-        raise ConfigError(f"{said}: mask={run.mask} would be ignored; leave mask= or search= out")
-    if any(hook is not None for hook in (ablation.batches, ablation.images, ablation.scores)):
-        raise ConfigError(
-            f"ablation={ablation.name}: {said} takes no scores of images; choose an ablation of the mask or the weights"
-        )
 
 
 def _check_mask_stands_alone(run: RunConfig, rounds: Sequence[Round]) -> None:
