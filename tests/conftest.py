@@ -37,7 +37,8 @@ TWO_RUNS = ["-m", "model=lenet300", "training.epochs=1", "tracker=none", "pruner
 SLOW = {
     "test_benchmarks", "test_distributed", "test_experiments", "test_families", "test_faults", "test_matching",
     "test_preemption", "test_published", "test_readme", "test_report_figures", "test_report_page", "test_resume",
-    "test_reuse", "test_run", "test_site", "test_slurm", "test_compact", "test_installed", "test_sweeps", "test_verify",
+    "test_reuse", "test_rewire_runs", "test_run", "test_site", "test_slurm", "test_compact", "test_installed",
+    "test_sweeps", "test_verify",
 }  # fmt: skip
 
 

@@ -21,7 +21,8 @@ from pai_bench.core import Call
 from pai_bench.errors import ConfigError
 from pai_bench.launch import cli, compose, terminal
 
-GROUPS = ["model", "dataset", "pruner", "schedule", "allocation", "ablation", "training", "tracker", "diagnostics"]
+GROUPS = ["model", "dataset", "pruner", "schedule", "allocation", "ablation", "rewire", "training", "tracker",
+          "diagnostics"]  # fmt: skip
 MANDATORY = {
     "timm": ["model.name=resnet18"],
     "image_folder": ["dataset.root=somewhere"],
@@ -34,8 +35,8 @@ MANDATORY = {
 @pytest.mark.parametrize(("group", "option"), [(group, option) for group in GROUPS for option in options(group)])
 def test_every_option_composes_under_its_own_name(group: str, option: str) -> None:
     others = ["sparsity=0.5"]
-    if group in ("schedule", "ablation") and option != "none":
-        others.append("pruner=snip")
+    if group in ("schedule", "ablation", "rewire") and option != "none":
+        others.append("pruner=dense" if option in ("gradual", "acdc") and group == "rewire" else "pruner=snip")
     cfg = composed(*others, *MANDATORY.get(option, []), f"{group}={option}")
     expected = {"timm": "resnet18", "image_folder": "somewhere"}.get(option, option)
     assert getattr(cfg, group).name == expected

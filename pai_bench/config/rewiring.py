@@ -44,14 +44,14 @@ def _check_start(run: RunConfig) -> None:
     if run.mask is not None:
         if start is not None:
             raise ConfigError(
-                f"rewire.start_sparsity={start:g}: mask={run.mask} has a sparsity of its own; use a rule that keeps it, "
-                "such as rewire=rigl"
+                f"rewire.start_sparsity={start:g}: mask={run.mask} has a sparsity of its own; use a rule that "
+                "keeps it, such as rewire=rigl"
             )
     elif start == 0:
         if searched:
             raise ConfigError(
-                f"pruner={pruner.name}: rewire={rewire.name} starts from the dense network, where nothing is scored; use "
-                "pruner=dense, or give rewire.start_sparsity above 0"
+                f"pruner={pruner.name}: rewire={rewire.name} starts from the dense network, where nothing is scored; "
+                "use pruner=dense, or give rewire.start_sparsity above 0"
             )
     elif not searched:
         raise ConfigError(

@@ -25,7 +25,7 @@ def rule(
 ) -> Mask:
     """The smallest weights of the network are pruned, on a cubic; then each layer exchanges a part of those it keeps.
 
-    The smallest are dropped, and as many with the largest gradients grow. When the pruning is over, the exchange goes on.
+    The smallest are dropped, and as many with the largest gradients grow. After the pruning the exchange goes on.
 
     Args:
         prune_until: where the pruning ends, as a fraction of the way from the first rewire to the last.

@@ -25,7 +25,7 @@ def rule(
     drop: Phases,
     surplus: Annotated[list[NonNegative], Len(1)],
 ) -> Mask:
-    """In each layer the smallest weights are dropped, and random ones grow. The last rewire leaves what it started with.
+    """In each layer the smallest weights are dropped, and random ones grow, less and less from phase to phase.
 
     Args:
         until: the end of each phase, as a fraction of the training.
@@ -34,8 +34,8 @@ def rule(
 
     Reference: Yuan et al. 2021, MEST: Accurate and Fast Memory-Economic Sparse Training Framework on the Edge,
         arXiv:2110.14032, and their released code.
-    Deviates: the paper drops by |w| + lambda |g|; here, as in the code, by |w|. The number of the end is exact: the last
-        rewire drops the surplus and exchanges nothing.
+    Deviates: the paper drops by |w| + lambda |g|; here, as in the code, by |w|. The last rewire drops the surplus and
+        exchanges nothing, so every layer ends with the number that it started with.
 
     Raises:
         ConfigError: the phases are not in order, or are not as many in all three lists.

@@ -38,7 +38,7 @@ class Rewire(Protocol):
         """The next mask. No argument is changed.
 
         Args:
-            weights: zero where pruned. With `rewire.revive=value`, there the values that they had when they were pruned.
+            weights: zero where pruned; with `rewire.revive=value` the values with which they were pruned.
             gradients: of the loss of one batch at the masked weights, for every entry. Empty if nobody asked for them.
             momentum: the running mean of these gradients. Empty if nobody asked for it.
             generator: of this rewire, on the CPU.

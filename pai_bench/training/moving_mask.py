@@ -155,8 +155,8 @@ class MovingMask:
             raise UserError(f"rewire={self._rewire.name}: its rule returns no mask of this network; mend it")
         if clock == self._steps[-1] and masks.kept(after) != self._keep:
             raise UserError(
-                f"rewire={self._rewire.name}: its last mask keeps {masks.kept(after)} weights and not {self._keep}; choose "
-                "a rule that reaches this number, or leave rewire.start_sparsity out"
+                f"rewire={self._rewire.name}: its last mask keeps {masks.kept(after)} weights, not {self._keep}; "
+                "choose a rule that reaches this number, or leave rewire.start_sparsity out"
             )
 
     def _note(self, before: Mask, after: Mask, clock: int) -> None:

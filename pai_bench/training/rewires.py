@@ -23,8 +23,8 @@ class Rewiring:
     at: list[ProperFraction] | None = None
     begin: ProperFraction = 0.0
     end: Fraction = 1.0
-    # None: training starts from a mask of the sparsity that is asked for. Else from one of this sparsity, 0 for the dense
-    # network; and the rule reaches the sparsity that is asked for.
+    # None: training starts from a mask of the sparsity that is asked for. Otherwise from one of this sparsity (0: the
+    # dense network), and the rule reaches what is asked for.
     start_sparsity: ProperFraction | None = None
     gradients: bool = False  # the rule looks at the gradients of all weights
     momentum: ProperFraction | None = None  # it looks at their running mean: the weight of the earlier mean
@@ -47,7 +47,7 @@ def rewire_steps(rewire: Rewiring, length: TrainingLength) -> list[int]:
     steps = list(range(begin, min(end, total - 1) + 1, every))
     if not steps:
         raise ConfigError(
-            f"rewire={rewire.name}: no step lies between rewire.begin={rewire.begin:g} and rewire.end={rewire.end:g} of "
-            f"{total} steps; give others"
+            f"rewire={rewire.name}: no step of {total} lies between rewire.begin={rewire.begin:g} and "
+            f"rewire.end={rewire.end:g}; give others"
         )
     return steps

@@ -150,7 +150,8 @@ class Trainer:
 
     def move_mask(self, moving: MovingMask) -> None:
         """Lets the mask move from now on, or goes on with that where an earlier attempt has ended."""
-        self._apply_mask(moving.mask)
+        if self._moved is None:
+            self._apply_mask(moving.mask)
         moving.begin(self.network.step, self._moved)
         self.network.move_mask(moving.mask)
         self.moving = moving
