@@ -26,6 +26,7 @@ from pai_bench.masks import masks
 from pai_bench.published import numbers
 from pai_bench.published.matching import compare
 from pai_bench.published.verdicts import DEVIATES, REPRODUCED, UNDERPOWERED, Rule
+from pai_bench.rewiring.rewire import RewireProgress
 from pai_bench.runs import row as rows
 from pai_bench.training.optimizer import Optimizer
 
@@ -129,7 +130,7 @@ def test_the_page_names_files_that_exist_or_are_on_it() -> None:
 
 def test_every_kind_of_addition_has_an_example_and_says_what_tests_it() -> None:
     kinds = {title for title in SECTIONS if title.startswith("Adding ")}
-    assert len(kinds) == 11
+    assert len(kinds) == 12
     for kind in kinds:
         assert "**Held at once by**" in SECTIONS[kind] and re.findall(r"`tests/test_\w+\.py`", SECTIONS[kind]), kind
         assert any(f"`{path}`\n\n```" in SECTIONS[kind] for path in (*FILES, *DIFFS)), kind
@@ -211,6 +212,20 @@ def test_an_ablation(added: Added) -> None:
     assert all(torch.equal(ours[name].abs(), theirs[name].abs()) for name in mask)
     same = sum(int((ours[name] == theirs[name])[kept].sum()) for name, kept in mask.items())
     assert row["ablation_overlap"] == same / row["num_kept"] and 0.4 < row["ablation_overlap"] < 0.6
+
+
+def test_a_rewiring_rule(added: Added) -> None:
+    command = "pruner=random allocation=erk rewire=against_the_sign sparsity=0.9"
+    rule = compose.compose(added.words(command, "rewire.rule.drop_fraction=0.5")).rewire.rule
+    assert rule is not None
+    weights, mask = {"w": torch.tensor([2.0, -1.0, 0.0, 0.0])}, {"w": torch.tensor([True, True, False, False])}
+    gradients = {"w": torch.tensor([15.0, 5.0, 4.0, -20.0])}  # 2 becomes 0.5, and -1 becomes -1.5
+    progress = RewireProgress(1, False, 0.0, 0.0, {"w": 2}, 2)
+    assert rule(weights, gradients, {}, mask, progress, Generator())["w"].tolist() == [False, True, False, True]
+
+    row, directory = added.run(command, "training.epochs=1", "rewire.every_steps=3")
+    assert row["rewire"] == "against_the_sign" and row["num_rewires"] > 1 and row["mean_churn"] > 0
+    assert masks.kept(kept_of(directory)) == row["num_kept"] == round(0.1 * row["num_prunable"])
 
 
 def test_a_model(added: Added) -> None:
@@ -327,5 +342,5 @@ def test_an_experiment_with_a_published_number(added: Added, tmp_path: Path) -> 
 
 def test_commands_of_the_page_are_run_here() -> None:
     source = Path(__file__).read_text()
-    assert len(COMMANDS) == len(set(COMMANDS)) == 11
+    assert len(COMMANDS) == len(set(COMMANDS)) == 12
     assert not [command for command in COMMANDS if f'"{command}"' not in source]

@@ -26,16 +26,8 @@ SECTIONS = (
     ("methods.md", "A mask from elsewhere", "masks.md"),
     ("cluster.md", "Exit codes", "exit-codes.md"),
 )
-FIRST = (
-    "model",
-    "dataset",
-    "training",
-    "pruner",
-    "allocation",
-    "schedule",
-    "ablation",
-    "rewire",
-)  # the other groups follow
+# The other groups follow.
+FIRST = ("model", "dataset", "training", "pruner", "allocation", "schedule", "ablation", "rewire")
 # The rooms of the package whose functions a user may call, and what to read there first.
 ROOMS = ("api", "core", "errors", "masks", "pruners", "pruning", "analysis", "models", "training", "runs", "report")
 PROBES = (object(), -(2**40), -1e30)  # values that no setting with a range takes
