@@ -29,7 +29,8 @@ SECTIONS = (
 # The other groups follow.
 FIRST = ("model", "dataset", "training", "pruner", "allocation", "schedule", "ablation", "rewire")
 # The rooms of the package whose functions a user may call, and what to read there first.
-ROOMS = ("api", "core", "errors", "masks", "pruners", "pruning", "analysis", "models", "training", "runs", "report")
+ROOMS = ("api", "core", "errors", "masks", "pruners", "pruning", "rewiring", "analysis", "models", "training", "runs",
+         "report")  # fmt: skip
 PROBES = (object(), -(2**40), -1e30)  # values that no setting with a range takes
 
 
