@@ -157,7 +157,7 @@ def _announce(parts: Parts, model: nn.Module, given: tuple[Mask, Mask] | None) -
     """Says what the run works with, and how much it is to keep."""
     run, data = parts.run, parts.data
     sparsity = run.sparsity if given is None else masks.sparsity(given[0])  # whole layers that a file leaves out count
-    num_prunable = masks.total(masks.prunable(model))
+    num_prunable = masks.total(masks.prunable(model, run.prunable if run.prunes else "all"))
     to_keep = f"{1 - sparsity:.4g} of the filters"
     if parts.pruner.reduce is None:
         to_keep = f"{masks.num_kept(sparsity, num_prunable):,}"

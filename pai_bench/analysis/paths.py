@@ -11,7 +11,6 @@ from torch.overrides import TorchFunctionMode
 
 from pai_bench.analysis.mode import mode
 from pai_bench.core import Mask, Shape
-from pai_bench.masks import masks
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +27,7 @@ def effective(model: nn.Module, mask: Mask, input_shape: Shape) -> Mask | None:
     """
     try:
         found = _reached(model, mask, input_shape)
-        dense = _reached(model, masks.full(model), input_shape)
+        dense = _reached(model, {name: torch.ones_like(kept) for name, kept in mask.items()}, input_shape)
     except _UnknownError as error:
         log.warning("effective sparsity is left out: what %s does to paths is not known", error)
         return None

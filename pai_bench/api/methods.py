@@ -29,6 +29,7 @@ class Method:
     pruner: Pruner
     allocate: Allocate
     rounds: Sequence[Round]
+    prunable: masks.Which
     needs_shape: bool  # whether the score passes an image through the network
 
 
@@ -38,6 +39,7 @@ def method(
     *,
     schedule: str | Schedule | None,
     allocation: str | Allocate | None,
+    prunable: str | Sequence[str],
     settings: Mapping[str, Any],
     seed: int,
     has_data: bool,
@@ -60,6 +62,7 @@ def method(
         if chosen is not None and not callable(chosen):
             words.append(f"{group}={_option(group, chosen)}")
     functions = {"pruner.score": pruner, "schedule": schedule, "allocation": allocation}
+    words.append(f"prunable={_text(prunable)}")
     words += _setting_words(settings, [path for path, function in functions.items() if callable(function)])
     run = _composed(tuple(words))
     found = run.pruner
@@ -75,7 +78,7 @@ def method(
     allocate: Any = _checked(allocation) if callable(allocation) else run.allocation
     alone = (isinstance(found.score, Call) and found.score.target in _OF_WEIGHTS_ALONE) or callable(pruner)
     needs_shape = found.reduce is not None or not alone
-    return Method(found, allocate, _rounds(run, found, schedule, sparsity), needs_shape)
+    return Method(found, allocate, _rounds(run, found, schedule, sparsity), run.prunable, needs_shape)
 
 
 @lru_cache(maxsize=256)

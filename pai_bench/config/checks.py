@@ -40,6 +40,7 @@ def complete(settings: Plain) -> RunConfig:
     _check_ablation(run)
     _check_rescaling(run, rounds)
     _check_regrowing(run, rounds)
+    _check_filters(run)
     run = replace(run, sparsity=_sparsity(run, asked)) if run.mask is None else _with_mask(run, asked)
     if run.weights is not None and not _is_gone(run, "weights"):
         run = identified(run, "weights", weights_checksum(run))
@@ -67,6 +68,10 @@ def _normalise_(settings: Plain) -> None:
         power = re.fullmatch(r"(\d*\.?\d+)\*\*(\d{1,3})", str(settings.get(key)))
         if power:
             settings[key] = float(power[1]) ** int(power[2])
+    words = settings.get("prunable")
+    if isinstance(words, list) and words and all(isinstance(word, str) for word in words):  # in one order, each once
+        once = sorted(set(words))
+        settings["prunable"] = once[0] if len(once) == 1 else once
     if isinstance(training, dict) and training.get("compact") is False:
         training["compact"] = "off"
 
@@ -104,6 +109,8 @@ def _check_values(run: RunConfig) -> None:
     _check_tracker(run.tracker)
     device = re.fullmatch(r"auto|cpu|cuda|cuda:[0-9]{1,2}", run.device)
     _require(device is not None, "device", run.device, "give auto, cpu, cuda or cuda:<n>")
+    alone = isinstance(run.prunable, str) or "all" not in run.prunable
+    _require(alone, "prunable", run.prunable, "all leaves nothing out; give all, or the other words alone")
     recipe, dataset, data = run.training, run.dataset.settings, run.pruner.scoring_data
     optimizer = recipe.optimizer.settings if isinstance(recipe.optimizer, Call) else {}
     if optimizer.get("nesterov"):
@@ -275,6 +282,13 @@ def _check_regrowing(run: RunConfig, rounds: Sequence[Round]) -> None:
         raise ConfigError("pruner.regrow_moved=true: no weight returns with pruner.regrow=false; set it to true")
     if run.pruner.reduce is not None and run.pruner.regrow:
         raise ConfigError("pruner.regrow=true: filters do not return, because their norms do not; set it to false")
+
+
+def _check_filters(run: RunConfig) -> None:
+    """Refuses for filters what is said of single weights."""
+    if run.pruner.reduce is not None:
+        whole = "pruned filters take the weights that read them along, in every layer; give all"
+        _require(run.prunable == "all", "prunable", run.prunable, whole)
 
 
 # The target -----------------------------------------------------------------------------------------------------------

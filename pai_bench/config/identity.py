@@ -24,7 +24,9 @@ NOT_IDENTITY = {
 _POINT = {"sparsity", "density", "compression", "seed"}
 
 
-_OF_METHOD = {"pruner", "allocation", "schedule", "ablation", "mask", "mask_file"}
+# Values of settings that have no effect: such a setting is not counted.
+_NO_EFFECT = {"prunable": "all"}
+_OF_METHOD = {"pruner", "prunable", "allocation", "schedule", "ablation", "mask", "mask_file"}
 
 
 def _meaning(value: Any, group: str = "") -> Any:
@@ -73,6 +75,9 @@ def _counted(settings: dict[str, Any], without: set[str]) -> dict[str, Any]:
         counted[group] = _without(counted[group], "name")  # a label; what they do is in their settings
     if settings["training"]["lr_schedule"] != "step":
         counted["training"] = _without(counted["training"], "lr_milestones", "lr_gamma")
+    counted = _without(counted, *(key for key, value in _NO_EFFECT.items() if counted.get(key) == value))
+    if settings["pruner"]["score"] is None and settings["mask"] is None:
+        counted = _without(counted, *_NO_EFFECT)
     if settings["pruner"]["score"] is None:  # nothing is scored and nothing allocated
         counted = _without(counted, "allocation") | {"pruner": {"name": settings["pruner"]["name"]}}
     meaning: dict[str, Any] = _meaning(_without(counted, *without))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, nn
 
 from pai_bench.analysis.cost import CountFlops
 from pai_bench.analysis.filters import find_filters
@@ -29,9 +29,9 @@ from pai_bench.core import (
     Weights,
     labels_of,
 )
-from pai_bench.errors import ConfigError, UserError
+from pai_bench.errors import UserError
 from pai_bench.masks import masks
-from pai_bench.pruning import checks, scoring
+from pai_bench.pruning import checks, scoring, values
 from pai_bench.system import devices, layout, seeding
 
 log = logging.getLogger(__name__)
@@ -97,6 +97,7 @@ def prune(
     draw: Callable[..., Batches],
     loss: Loss,
     seed: int,
+    prunable: masks.Which = "all",
     ablation: Ablation = Ablation(),  # noqa: B008, as it is frozen
     training: Training = NoTraining(),  # noqa: B008, as it has no state
     record: Record = lambda metrics, epoch: None,
@@ -111,6 +112,7 @@ def prune(
     Args:
         initial: the initial values of every parameter.
         draw: draws training images for scoring, as core.Data does.
+        prunable: which layers are pruned, as in masks.prunable.
         training: does what the rounds ask between them. The default is for rounds that lie before training.
         diagnose: measurements that are recorded before and after each round's mask is applied.
         resume_from: what an earlier attempt had reached. The model has to be as it was then.
@@ -121,9 +123,21 @@ def prune(
             training that is not rewound.
         UserError: the scores of a round cannot rank the weights.
     """
-    _check_ablation(ablation, rounds)
+    checks.check_ablation(ablation, rounds)
     search = _Search(
-        model, pruner, allocate, ablation, initial, input_shape, draw, training, loss, seed, diagnose, len(rounds)
+        model,
+        pruner,
+        allocate,
+        ablation,
+        initial,
+        input_shape,
+        draw,
+        training,
+        loss,
+        seed,
+        diagnose,
+        len(rounds),
+        prunable,
     )
     pruned = resume_from or search.start()
     checkpoint(pruned)
@@ -141,15 +155,6 @@ def prune(
     if remaining:
         layout.lay_out_(model, trained_in)
     return pruned
-
-
-def _check_ablation(ablation: Ablation, rounds: Sequence[Round]) -> None:
-    rewinds = all(one.until_epoch == 0 or (one.rewind_epoch is not None and one.rewind_weights) for one in rounds)
-    if ablation.mask is not None and not rewinds:
-        raise ConfigError(
-            "ablation of the mask: weights that training has moved and pruned have no value to come back with; use a "
-            "schedule before training, or one that rewinds the weights"
-        )
 
 
 @dataclass(frozen=True)
@@ -195,12 +200,13 @@ class _Search:
     seed: int
     diagnose: Callable[[Mask], dict[str, float]] | None
     num_rounds: int
+    prunable: masks.Which
 
     def __post_init__(self) -> None:
         reduces = self.pruner.reduce is not None
         self.filters = find_filters(self.model, self.input_shape) if reduces else None
         self.device = next(self.model.parameters()).device
-        self.names = list(masks.prunable(self.model))
+        self.names = list(masks.prunable(self.model, self.prunable))
         self.dtype = scoring.DTYPES[self.pruner.dtype]
         self.scored = scoring.copy_for_scores(self.model, self.dtype)
         self.scored_initial = scoring.cast_weights(self.initial, self.dtype)
@@ -209,7 +215,7 @@ class _Search:
 
     def start(self) -> Pruned:
         """What has been reached before the first round: nothing is pruned."""
-        everything = masks.full(self.model)
+        everything = masks.full(self.model, self.prunable)
         return Pruned(everything, everything if self.filters is None else self.filters.full(everything))
 
     def round(self, number: int, goal: Round, before: Pruned) -> tuple[Pruned, dict[str, float]]:
@@ -327,10 +333,10 @@ class _Search:
         before = prepared.before.mask_with_coupled
         if pruner.regrow or choice.without_ablation is not None:
             returned = {name: choice.held[name] & ~kept for name, kept in before.items()}
-            _restore_(self.model, self.initial | (prepared.moved or {}), returned)
+            values.restore_(self.model, self.initial | (prepared.moved or {}), returned)
         if choice.scale is not None:
             weights = prepared.net.weights
-            _assign_(self.model, {name: weight * choice.scale[name] for name, weight in weights.items()})
+            values.assign_(self.model, {name: weight * choice.scale[name] for name, weight in weights.items()})
         masks.apply_narrower_(self.model, before, choice.held)
         if pruner.transfer is not None:
             scoring.update_(self.scored, self.model)
@@ -338,7 +344,7 @@ class _Search:
             net = Subnetwork(self.scored, mask, self.scored_initial, self.input_shape)
             with self._conditions("transfer", prepared):
                 generator = self._generator("transfer", prepared.number)
-                _assign_(self.model, pruner.transfer(net, prepared.batches, self.loss, generator))
+                values.assign_(self.model, pruner.transfer(net, prepared.batches, self.loss, generator))
             masks.apply_(self.model, choice.held)
         rewinds = prepared.goal.rewind_epoch is not None
         self.stale = pruner.regrow or pruner.transfer is not None or choice.scale is not None or rewinds
@@ -376,18 +382,3 @@ class _Search:
 
     def _generator(self, stream: str, number: int) -> Generator:
         return seeding.generator(self.seed, stream, number)
-
-
-@torch.no_grad()
-def _restore_(model: nn.Module, values: Weights, returned: Mask) -> None:
-    """Gives the weights that return the values that they return with."""
-    parameters = dict(model.named_parameters())
-    for name, tensor in returned.items():
-        parameters[name][tensor] = values[name][tensor]
-
-
-@torch.no_grad()
-def _assign_(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    parameters = dict(model.named_parameters())
-    for name, weight in weights.items():
-        parameters[name].copy_(weight)

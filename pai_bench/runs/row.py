@@ -67,6 +67,7 @@ def names(of: Outcome) -> dict[str, Any]:
         "allocation": run.allocation.name,
         "schedule": run.schedule.name,
         "ablation": run.ablation.name,
+        "prunable": run.prunable if isinstance(run.prunable, str) else ",".join(run.prunable),
         "training": run.training.name,
         "diagnostics": run.diagnostics.name if run.diagnostics else None,
         "experiment": run.experiment,
@@ -84,7 +85,7 @@ def sizes(of: Outcome) -> dict[str, Any]:
         **of_filters(of.pruned, of.run.pruner.reduce is not None),
         **effective(of.effective),
         "num_parameters": sum(parameter.numel() for parameter in of.model.parameters()),
-        "num_unprunable": masks.total(masks.unprunable(of.model)),
+        "num_unprunable": masks.total(masks.unprunable(of.model, of.pruned.mask)),
         "num_tied": sum(of.pruned.num_tied),
         "num_rounds": of.num_rounds,
     }
