@@ -160,7 +160,7 @@ def _announce(parts: Parts, model: nn.Module, given: tuple[Mask, Mask] | None) -
     num_prunable = masks.total(masks.prunable(model, run.prunable if run.prunes else "all"))
     to_keep = f"{1 - sparsity:.4g} of the filters"
     if parts.pruner.reduce is None:
-        to_keep = f"{masks.num_kept(sparsity, num_prunable):,}"
+        to_keep = f"{masks.num_kept(sparsity, num_prunable):,}{' effective ones' * (run.target == 'effective')}"
     log.info(
         "%s: %s images of %s in %d classes; %s: %s prunable weights, %s to keep, in %d round%s; %s",
         run.dataset.name,

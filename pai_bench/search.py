@@ -98,6 +98,7 @@ def search(
         "loss": F.cross_entropy,
         "seed": run.seed,
         "prunable": run.prunable,
+        "target": run.target,
         "diagnose": trainer.diagnose,
         "resume_from": resume_from,
         "checkpoint": checkpoint,
@@ -129,6 +130,7 @@ def search(
     way = {
         "rounds": [(this.sparsity, this.rounding) for this in parts.rounds],
         "allocation": _without_name(plain(run)["allocation"]),
+        "target": run.target,
     }
     pruned = reuse.stored_mask(
         cache,

@@ -9,7 +9,19 @@ from typing import Any
 from pai_bench.config import checks, schema
 from pai_bench.config.schema import RunConfig
 from pai_bench.config.signatures import shown
-from pai_bench.core import Allocate, Call, Mask, Pruner, Round, Schedule, Score, Scores, Selection, TrainingLength
+from pai_bench.core import (
+    Allocate,
+    Call,
+    Mask,
+    Pruner,
+    Round,
+    Schedule,
+    Score,
+    Scores,
+    Selection,
+    Target,
+    TrainingLength,
+)
 from pai_bench.errors import ConfigError
 from pai_bench.launch.compose import compose
 from pai_bench.launch.embedded import embedded
@@ -30,6 +42,7 @@ class Method:
     allocate: Allocate
     rounds: Sequence[Round]
     prunable: masks.Which
+    target: Target
     needs_shape: bool  # whether the score passes an image through the network
 
 
@@ -40,6 +53,7 @@ def method(
     schedule: str | Schedule | None,
     allocation: str | Allocate | None,
     prunable: str | Sequence[str],
+    target: str,
     settings: Mapping[str, Any],
     seed: int,
     has_data: bool,
@@ -62,7 +76,7 @@ def method(
         if chosen is not None and not callable(chosen):
             words.append(f"{group}={_option(group, chosen)}")
     functions = {"pruner.score": pruner, "schedule": schedule, "allocation": allocation}
-    words.append(f"prunable={_text(prunable)}")
+    words += [f"prunable={_text(prunable)}", f"target={_text(target)}"]
     words += _setting_words(settings, [path for path, function in functions.items() if callable(function)])
     run = _composed(tuple(words))
     found = run.pruner
@@ -77,8 +91,8 @@ def method(
         )
     allocate: Any = _checked(allocation) if callable(allocation) else run.allocation
     alone = (isinstance(found.score, Call) and found.score.target in _OF_WEIGHTS_ALONE) or callable(pruner)
-    needs_shape = found.reduce is not None or not alone
-    return Method(found, allocate, _rounds(run, found, schedule, sparsity), run.prunable, needs_shape)
+    needs_shape = found.reduce is not None or not alone or run.target == "effective"
+    return Method(found, allocate, _rounds(run, found, schedule, sparsity), run.prunable, run.target, needs_shape)
 
 
 @lru_cache(maxsize=256)

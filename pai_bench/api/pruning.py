@@ -36,6 +36,7 @@ def prune(
     schedule: str | Schedule | None = None,
     allocation: str | Allocate | None = None,
     prunable: str | Sequence[str] = "all",
+    target: str = "sparsity",
     settings: Mapping[str, Any] | None = None,
     mask: Mask | None = None,
     loss: Loss = F.cross_entropy,
@@ -64,6 +65,8 @@ def prune(
             core.Selection.
         prunable: which layers are pruned: "all", or one or several of "no_first", "no_last", "no_shortcut" and "conv".
             The others stay whole. They count in no sparsity, and are not in the mask.
+        target: "sparsity", or "effective": kept weights on no path from the image to an output count as zero, too. Then
+            the mask keeps as few weights as have this effective sparsity, or the next lower one.
         settings: other settings by the names that they have on the command line, such as
             {"pruner.score.temperature": 100, "schedule.rounds": 10}.
         mask: what is pruned already. It stays pruned, and counts as pruned in the sparsity.
@@ -89,6 +92,7 @@ def prune(
         schedule=schedule,
         allocation=allocation,
         prunable=prunable,
+        target=target,
         settings=settings or {},
         seed=seed,
         has_data=data is not None,
@@ -113,6 +117,7 @@ def prune(
             loss=loss,
             seed=seed,
             prunable=chosen.prunable,
+            target=chosen.target,
             resume_from=before,
         )
     with torch.no_grad():
@@ -197,7 +202,7 @@ def _begun(network: nn.Module, chosen: Method, mask: Mask) -> Pruned:
     complete = networks.completed(network, mask, chosen.prunable)
     kept, total = masks.kept(complete), masks.total(complete)
     for one in chosen.rounds:
-        if masks.num_kept(one.sparsity, total, one.rounding) > kept:
+        if chosen.target == "sparsity" and masks.num_kept(one.sparsity, total, one.rounding) > kept:
             raise ConfigError(
                 f"mask: it has sparsity {masks.sparsity(complete):.6g} already, and a round has {one.sparsity:.6g}; "
                 "give a higher sparsity, or schedule='one_shot'"

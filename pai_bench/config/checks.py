@@ -12,6 +12,7 @@ from pai_bench.config import schema
 from pai_bench.config.identity import digest_of_file
 from pai_bench.config.schema import GROUPS, OPTIONAL_GROUPS, Plain, RunConfig, with_checksum
 from pai_bench.config.signatures import shown
+from pai_bench.config.what_is_pruned import check_layers, check_target
 from pai_bench.core import HOOKS, Call, Round, TrainingLength
 from pai_bench.errors import ConfigError, is_installed
 from pai_bench.training.recipe import Recipe, last_rate_epochs
@@ -40,7 +41,8 @@ def complete(settings: Plain) -> RunConfig:
     _check_ablation(run)
     _check_rescaling(run, rounds)
     _check_regrowing(run, rounds)
-    _check_filters(run)
+    check_layers(run)
+    check_target(run)
     run = replace(run, sparsity=_sparsity(run, asked)) if run.mask is None else _with_mask(run, asked)
     if run.weights is not None and not _is_gone(run, "weights"):
         run = identified(run, "weights", weights_checksum(run))
@@ -109,8 +111,6 @@ def _check_values(run: RunConfig) -> None:
     _check_tracker(run.tracker)
     device = re.fullmatch(r"auto|cpu|cuda|cuda:[0-9]{1,2}", run.device)
     _require(device is not None, "device", run.device, "give auto, cpu, cuda or cuda:<n>")
-    alone = isinstance(run.prunable, str) or "all" not in run.prunable
-    _require(alone, "prunable", run.prunable, "all leaves nothing out; give all, or the other words alone")
     recipe, dataset, data = run.training, run.dataset.settings, run.pruner.scoring_data
     optimizer = recipe.optimizer.settings if isinstance(recipe.optimizer, Call) else {}
     if optimizer.get("nesterov"):
@@ -282,13 +282,6 @@ def _check_regrowing(run: RunConfig, rounds: Sequence[Round]) -> None:
         raise ConfigError("pruner.regrow_moved=true: no weight returns with pruner.regrow=false; set it to true")
     if run.pruner.reduce is not None and run.pruner.regrow:
         raise ConfigError("pruner.regrow=true: filters do not return, because their norms do not; set it to false")
-
-
-def _check_filters(run: RunConfig) -> None:
-    """Refuses for filters what is said of single weights."""
-    if run.pruner.reduce is not None:
-        whole = "pruned filters take the weights that read them along, in every layer; give all"
-        _require(run.prunable == "all", "prunable", run.prunable, whole)
 
 
 # The target -----------------------------------------------------------------------------------------------------------

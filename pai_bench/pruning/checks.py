@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pai_bench.core import Ablation, Mask, Round, Scores
+from pai_bench.core import Ablation, Mask, Pruner, Round, Scores
 from pai_bench.errors import ConfigError, UserError
 from pai_bench.masks.known_positions import known
 
@@ -55,6 +55,20 @@ def silent(scores: Scores, candidates: Mask) -> list[str]:
 
 def _is_silent(scores: Tensor, kept: Tensor) -> bool:
     return not ((scores != 0) & kept).any()
+
+
+def known_number(num_kept: int | None, pruner: Pruner) -> int:
+    """The number of weights that a round keeps, for a score that asks for it.
+
+    Raises:
+        ConfigError: it is not known, as the round searches for it.
+    """
+    if num_kept is None:
+        raise ConfigError(
+            f"target=effective: pruner={pruner.name} needs the number of weights to keep before it scores; give "
+            "target=sparsity"
+        )
+    return num_kept
 
 
 def check_ablation(ablation: Ablation, rounds: Sequence[Round]) -> None:

@@ -82,6 +82,7 @@ def sizes(of: Outcome) -> dict[str, Any]:
         **kept(of.pruned.mask),
         "sparsity": masks.sparsity(of.pruned.mask),
         "target_sparsity": of.target_sparsity,
+        "target": of.run.target,
         **of_filters(of.pruned, of.run.pruner.reduce is not None),
         **effective(of.effective),
         "num_parameters": sum(parameter.numel() for parameter in of.model.parameters()),
