@@ -32,7 +32,7 @@ from pai_bench.core import (
     Weights,
 )
 from pai_bench.errors import ConfigError
-from pai_bench.masks import mask_files, masks
+from pai_bench.masks import flow, mask_files, masks
 from pai_bench.system import devices, distributed, layout, seeding
 from pai_bench.system.world import world
 from pai_bench.training.recipe import length
@@ -90,8 +90,11 @@ def assembled(run: RunConfig, device: torch.device) -> Parts:
 
     # Every process scores, and what the first finds holds: two GPUs may round differently.
     def allocate(scores: Scores, candidates: Mask, keep: int, generator: Generator) -> Selection:
-        selection: Selection = distributed.from_first(run.allocation(scores, candidates, keep, generator))
-        return selection
+        selection: Selection = run.allocation(scores, candidates, keep, generator)
+        if run.repair == "flow":
+            selection = flow.repaired(selection, scores, candidates)
+        agreed: Selection = distributed.from_first(selection)
+        return agreed
 
     def transfer(net: Subnetwork, batches: Batches, loss: Loss, generator: Generator) -> Weights:
         assert run.pruner.transfer is not None

@@ -131,6 +131,7 @@ def search(
         "rounds": [(this.sparsity, this.rounding) for this in parts.rounds],
         "allocation": _without_name(plain(run)["allocation"]),
         "target": run.target,
+        "repair": run.repair,
     }
     pruned = reuse.stored_mask(
         cache,

@@ -226,7 +226,7 @@ def test_it_is_a_method_of_its_own() -> None:
         (["ablation=shuffle_mask"], "target=effective: ablation=shuffle_mask changes the mask"),
         (["pruner=filter_magnitude"], "target=effective: pruner=filter_magnitude prunes filters"),
         (["allocation=sampled", "allocation.rescale=true"], "target=effective: allocation.rescale=true needs"),
-        (["allocation=layer_rates"], "target=effective: allocation=layer_rates cannot keep any number"),
+        (["allocation=layer_rates"], "target=effective: the fractions of allocation=layer_rates are of what is left"),
     ],
 )  # fmt: skip
 def test_what_cannot_hold_is_refused(words: list[str], message: str) -> None:

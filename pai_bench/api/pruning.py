@@ -37,6 +37,7 @@ def prune(
     allocation: str | Allocate | None = None,
     prunable: str | Sequence[str] = "all",
     target: str = "sparsity",
+    repair: str | None = None,
     settings: Mapping[str, Any] | None = None,
     mask: Mask | None = None,
     loss: Loss = F.cross_entropy,
@@ -67,6 +68,7 @@ def prune(
             The others stay whole. They count in no sparsity, and are not in the mask.
         target: "sparsity", or "effective": kept weights on no path from the image to an output count as zero, too. Then
             the mask keeps as few weights as have this effective sparsity, or the next lower one.
+        repair: "flow": every output and every input of a layer keeps a weight, and as many are removed elsewhere.
         settings: other settings by the names that they have on the command line, such as
             {"pruner.score.temperature": 100, "schedule.rounds": 10}.
         mask: what is pruned already. It stays pruned, and counts as pruned in the sparsity.
@@ -93,6 +95,7 @@ def prune(
         allocation=allocation,
         prunable=prunable,
         target=target,
+        repair=repair,
         settings=settings or {},
         seed=seed,
         has_data=data is not None,

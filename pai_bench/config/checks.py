@@ -12,7 +12,7 @@ from pai_bench.config import schema
 from pai_bench.config.identity import digest_of_file
 from pai_bench.config.schema import GROUPS, OPTIONAL_GROUPS, Plain, RunConfig, with_checksum
 from pai_bench.config.signatures import shown
-from pai_bench.config.what_is_pruned import check_layers, check_target
+from pai_bench.config.what_is_pruned import check_layers, check_repair, check_target, has_one_number
 from pai_bench.core import HOOKS, Call, Round, TrainingLength
 from pai_bench.errors import ConfigError, is_installed
 from pai_bench.training.recipe import Recipe, last_rate_epochs
@@ -43,6 +43,7 @@ def complete(settings: Plain) -> RunConfig:
     _check_regrowing(run, rounds)
     check_layers(run)
     check_target(run)
+    check_repair(run)
     run = replace(run, sparsity=_sparsity(run, asked)) if run.mask is None else _with_mask(run, asked)
     if run.weights is not None and not _is_gone(run, "weights"):
         run = identified(run, "weights", weights_checksum(run))
@@ -246,7 +247,7 @@ def _check_rounds(run: RunConfig, rounds: Sequence[Round]) -> None:
             f"schedule={schedule}: rewinding the weights would undo what pruner={pruner.name} gives them; "
             "use schedule=constant"
         )
-    if "mask" in run.allocation.settings and len(rounds) > 1:
+    if has_one_number(run) and len(rounds) > 1:
         raise ConfigError(
             f"schedule={schedule}: allocation={run.allocation.name} has one target; use schedule=one_shot"
         )

@@ -25,8 +25,8 @@ _POINT = {"sparsity", "density", "compression", "seed"}
 
 
 # Values of settings that have no effect: such a setting is not counted.
-_NO_EFFECT = {"prunable": "all", "target": "sparsity"}
-_OF_METHOD = {"pruner", "prunable", "target", "allocation", "schedule", "ablation", "mask", "mask_file"}
+_NO_EFFECT = {"prunable": "all", "target": "sparsity", "repair": None}
+_OF_METHOD = {"pruner", "prunable", "target", "repair", "allocation", "schedule", "ablation", "mask", "mask_file"}
 
 
 def _meaning(value: Any, group: str = "") -> Any:

@@ -57,6 +57,7 @@ class RunConfig:
     sparsity: float  # the target; 0 for a dense network
     target: Target  # what the sparsity counts
     prunable: Prunable | Annotated[list[Prunable], Len(1)]
+    repair: Literal["flow"] | None  # of what an allocation keeps
     seed: NonNegativeInt
     protocol: NonNegativeInt
     model: Call

@@ -13,7 +13,7 @@ from pai_bench.report.configurations import NO_DENSE, Configuration, Grid
 from pai_bench.report.palette import Named
 
 _PARTS = ("allocation", "schedule", "ablation")
-_OF_METHOD = ("pruner", *_PARTS, "prunable", "target", "mask", "mask_file")
+_OF_METHOD = ("pruner", *_PARTS, "prunable", "target", "repair", "mask", "mask_file")
 NO_TEXTS: Mapping[str, str] = MappingProxyType({})
 _OF_TASK = ("dataset", "model", "training", "on_collapse", "protocol")
 

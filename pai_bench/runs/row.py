@@ -68,6 +68,7 @@ def names(of: Outcome) -> dict[str, Any]:
         "schedule": run.schedule.name,
         "ablation": run.ablation.name,
         "prunable": run.prunable if isinstance(run.prunable, str) else ",".join(run.prunable),
+        "repair": run.repair,
         "training": run.training.name,
         "diagnostics": run.diagnostics.name if run.diagnostics else None,
         "experiment": run.experiment,
