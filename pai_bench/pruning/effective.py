@@ -55,18 +55,16 @@ class Target:
             ConfigError: all candidates together have a higher effective sparsity, or the allocation refuses every
                 number.
         """
-        within, most = Selection(candidates), masks.kept(candidates)
-        if not self._keeps_enough(candidates, sparsity):
-            raise ConfigError(
-                f"target=effective sparsity={sparsity:g}: all candidates together have effective sparsity "
-                f"{self.sparsity(candidates):.6g}; give a higher sparsity"
-            )
         # Fewer weights than this cannot be enough, as not more can be effective than are kept.
-        too_few, refused, tried = self._least(sparsity) - 1, None, False
+        too_few, most = self._least(sparsity) - 1, masks.kept(candidates)
+        within: Selection | None = None  # the last choice that kept enough
+        refused, tried, step = None, False, 1
         while most - too_few > 1:
-            keep = (too_few + most) // 2
+            # Good masks waste few weights, so the search starts with small steps.
+            keep = (too_few + most) // 2 if within is not None else min(too_few + step, (too_few + most) // 2)
+            step *= 2
             try:
-                chosen = allocate(scores, within.mask, keep, generator())
+                chosen = allocate(scores, candidates if within is None else within.mask, keep, generator())
             except ConfigError as error:  # as where whole layers do not fit into so few
                 too_few, refused = keep, error
                 continue
@@ -77,7 +75,12 @@ class Target:
                 too_few = keep
         if refused is not None and not tried:
             raise refused
-        return within
+        if within is None and not self._keeps_enough(candidates, sparsity):
+            raise ConfigError(
+                f"target=effective sparsity={sparsity:g}: all candidates together have effective sparsity "
+                f"{self.sparsity(candidates):.6g}; give a higher sparsity"
+            )
+        return within or Selection(candidates)
 
     def _least(self, sparsity: float) -> int:
         """The number of effective weights that is enough."""
