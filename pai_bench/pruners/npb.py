@@ -268,4 +268,5 @@ def _paths_into(model: nn.Module, input_shape: Shape, weights: Weights, name: st
     found = torch.stack(totals).sum(0).clamp(min=0).cpu()
     if not found.isfinite().all():
         raise UserError(f"NPB: the number of paths into {name} overflows {like.dtype}; set pruner.dtype=float64")
-    return found / found.max().clamp(min=1e-300)
+    # In single precision, so that what is equal stays equal however a convolution sums up.
+    return (found / found.max().clamp(min=1e-300)).float().double()
