@@ -37,25 +37,25 @@ def test_no_other_place_of_the_weights_of_a_layer_is_better(inputs: list[float],
         most = float(on_paths[of_number].max())
         values = alpha * channels / 6 + (1 - alpha) * on_paths / most + beta * kernels / number
         best = float(values[of_number].max())
-        counts = npb.balanced(layer, number, alpha, beta, limit=2)
+        counts = npb._balanced(layer, number, alpha, beta, limit=2)
         assert int(counts.sum()) == number and int(counts.max()) <= 2
         assert value(counts, reach, most, alpha, beta) == pytest.approx(best, abs=1e-12), number
 
 
 def test_the_limit_of_a_kernel_grows_where_weights_do_not_fit() -> None:
     layer = Layer(torch.full((2, 3), 9), torch.ones(1, 3, dtype=torch.float64))
-    assert int(npb.balanced(layer, 12, 0.01, 1.0, limit=2).max()) == 2
-    assert npb.balanced(layer, 13, 0.01, 1.0, limit=2).sum() == 13
-    assert (npb.balanced(layer, 54, 0.01, 1.0, limit=2) == 9).all()
+    assert int(npb._balanced(layer, 12, 0.01, 1.0, limit=2).max()) == 2
+    assert npb._balanced(layer, 13, 0.01, 1.0, limit=2).sum() == 13
+    assert (npb._balanced(layer, 54, 0.01, 1.0, limit=2) == 9).all()
 
 
 def test_a_dead_input_gets_weights_last_and_groups_have_inputs_of_their_own() -> None:
     layer = Layer(torch.full((3, 3), 1), torch.tensor([[1.0, 0.0, 1.0]], dtype=torch.float64))
-    assert npb.balanced(layer, 6, 0.9, 1.0, limit=1).tolist() == [[1, 0, 1]] * 3
-    assert npb.balanced(layer, 7, 0.9, 1.0, limit=1).sum(0).tolist() == [3, 1, 3]
+    assert npb._balanced(layer, 6, 0.9, 1.0, limit=1).tolist() == [[1, 0, 1]] * 3
+    assert npb._balanced(layer, 7, 0.9, 1.0, limit=1).sum(0).tolist() == [3, 1, 3]
     depthwise = Layer(torch.full((4, 1), 9), torch.tensor([[1.0], [2.0], [3.0], [4.0]], dtype=torch.float64))
-    assert npb.balanced(depthwise, 4, 0.5, 1.0, limit=9).flatten().tolist() == [1, 1, 1, 1]
-    assert npb.balanced(depthwise, 12, 0.0, 0.0, limit=9).flatten().tolist() == [0, 0, 3, 9]
+    assert npb._balanced(depthwise, 4, 0.5, 1.0, limit=9).flatten().tolist() == [1, 1, 1, 1]
+    assert npb._balanced(depthwise, 12, 0.0, 0.0, limit=9).flatten().tolist() == [0, 0, 3, 9]
 
 
 def test_paths_are_those_of_the_layers_before() -> None:
@@ -94,11 +94,11 @@ def test_weights_on_no_path_fill_the_fullest_kernels() -> None:
     reached[1] = False  # nobody reads the second output
     layer = Layer(torch.full((2, 2), 4), torch.ones(1, 2, dtype=torch.float64))
     everything = torch.ones_like(kept)
-    found = npb.refilled(kept, reached, everything, layer)
+    found = npb._refilled(kept, reached, everything, layer)
     assert found.flatten(2).sum(2).tolist() == [[4, 2], [0, 0]] and not (reached & ~found).any()
-    assert torch.equal(npb.refilled(kept, kept, everything, layer), kept)
+    assert torch.equal(npb._refilled(kept, kept, everything, layer), kept)
     kept[1] = True  # ten weights for four places
-    found = npb.refilled(kept, reached, everything, layer)
+    found = npb._refilled(kept, reached, everything, layer)
     assert found[0].all() and int(found.sum()) == int(kept.sum()) and not (found & ~(kept | everything)).any()
 
 

@@ -54,7 +54,7 @@ def score(
         UserError: the number of paths overflows.
 
     Reference: Pham et al. 2023, Towards Data-Agnostic Pruning At Initialization: What Makes a Good Sparse Mask?
-        (NeurIPS 2023), and the released code.
+        (NeurIPS 2023, OpenReview xdOoCWCYaY), and the released code; Evci et al. 2020, arXiv:1911.11134, for densities.
     Deviates: the maximum is found exactly, by taking the weights with the largest gain one after another; their code
         has an integer program for 32 output channels at a time. The number kept is exact. Weights on no path move to
         full kernels as in their code, and then to other kernels between live channels. Inputs that no path reaches get
@@ -73,14 +73,14 @@ def score(
         paths_in = _paths_into(net.model, net.input_shape, weights, name)
         layers[name] = Layer.of(candidate.cpu(), paths_in, _groups(net.model, name))
         limit = candidate[0, 0].numel() if place == 0 else max_per_kernel
-        counts = balanced(layers[name], budget[name], alpha, 0.0 if candidate.ndim == 2 else beta, limit)
+        counts = _balanced(layers[name], budget[name], alpha, 0.0 if candidate.ndim == 2 else beta, limit)
         chosen[name] = _placed(candidate.cpu(), counts, generator)
         weights[name] = chosen[name].to(weights[name])
     reached = paths.effective(net.model, {name: kept.to(device) for name, kept in chosen.items()}, net.input_shape)
     scores = {}
     for name, kept in chosen.items():
         if reached is not None:
-            kept = refilled(kept, reached[name].cpu(), net.mask[name].cpu(), layers[name])
+            kept = _refilled(kept, reached[name].cpu(), net.mask[name].cpu(), layers[name])
         noise = torch.rand(kept.shape, dtype=torch.float64, generator=generator)
         scores[name] = (noise + kept).to(device)
     return scores
@@ -115,7 +115,7 @@ class Layer:
         return len(self.room) // len(self.paths)
 
 
-def balanced(layer: Layer, number: int, alpha: float, beta: float, limit: int) -> Tensor:
+def _balanced(layer: Layer, number: int, alpha: float, beta: float, limit: int) -> Tensor:
     """The weights in each kernel (O, I) int64, `number` in all, at the maximum that `score` describes.
 
     Without weights that are pruned already it is the exact maximum: gains never grow, and kernels of one input channel
@@ -206,7 +206,7 @@ def _placed(candidate: Tensor, counts: Tensor, generator: Generator) -> Tensor:
     return (rank < counts[:, :, None]).view(candidate.shape)
 
 
-def refilled(kept: Tensor, reached: Tensor, candidate: Tensor, layer: Layer) -> Tensor:
+def _refilled(kept: Tensor, reached: Tensor, candidate: Tensor, layer: Layer) -> Tensor:
     """The mask of a layer whose weights on no path have moved to where they are on one. Their number stays.
 
     They fill the kernels that have most weights, then other kernels between channels with weights, those with most
