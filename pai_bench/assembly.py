@@ -32,7 +32,7 @@ from pai_bench.core import (
     Weights,
 )
 from pai_bench.errors import ConfigError
-from pai_bench.masks import mask_files, masks
+from pai_bench.masks import flow, mask_files, masks
 from pai_bench.system import devices, distributed, layout, seeding
 from pai_bench.system.world import world
 from pai_bench.training.moving_mask import MovingMask
@@ -92,8 +92,11 @@ def assembled(run: RunConfig, device: torch.device) -> Parts:
 
     # Every process scores, and what the first finds holds: two GPUs may round differently.
     def allocate(scores: Scores, candidates: Mask, keep: int, generator: Generator) -> Selection:
-        selection: Selection = distributed.from_first(run.allocation(scores, candidates, keep, generator))
-        return selection
+        selection: Selection = run.allocation(scores, candidates, keep, generator)
+        if run.repair == "flow":
+            selection = flow.repaired(selection, scores, candidates)
+        agreed: Selection = distributed.from_first(selection)
+        return agreed
 
     def transfer(net: Subnetwork, batches: Batches, loss: Loss, generator: Generator) -> Weights:
         assert run.pruner.transfer is not None
@@ -152,7 +155,7 @@ def given_mask(run: RunConfig, model: nn.Module) -> tuple[Mask, Mask]:
     file, where = run.mask_file, f"mask={run.mask}"
     read = mask_files.read("mask", str(run.mask), zeros=file.zeros)
     identified(run, "mask", mask_files.digest(read, file.names))
-    return mask_files.fitted(where, read, model, names=file.names, missing=file.missing)
+    return mask_files.fitted(where, read, model, names=file.names, missing=file.missing, prunable=run.prunable)
 
 
 def examined(parts: Parts, model: nn.Module) -> operations.Operations:
@@ -161,7 +164,8 @@ def examined(parts: Parts, model: nn.Module) -> operations.Operations:
     Raises:
         ConfigError: the network does not take the images, or applies weights that a mask does not reach.
     """
-    name, num_classes = f"model.name={parts.run.model.name}", parts.data.num_classes
+    run, num_classes = parts.run, parts.data.num_classes
+    name = f"model.name={run.model.name}"
     try:
         with mode(model, training=False):
             found = operations.watch(model, parts.data.input_shape)
@@ -172,25 +176,27 @@ def examined(parts: Parts, model: nn.Module) -> operations.Operations:
             f"{name}: for one image it gives outputs of shape {tuple(found.output_shape)}, and {num_classes} "
             "classes take (1, classes); give another model"
         )
-    if parts.run.prunes:
-        check_prunable(name, model, found)
+    if run.prunes:
+        check_prunable(name, model, found, run.prunable)
     return found
 
 
-def check_prunable(name: str, model: nn.Module, found: operations.Operations) -> None:
+def check_prunable(name: str, model: nn.Module, found: operations.Operations, prunable: masks.Which = "all") -> None:
     """Refuses weights that zeros would not reach, and names once what stays dense.
 
     Args:
         name: what the error calls the model.
         found: what the model does with an image.
+        prunable: which layers are pruned, as in masks.prunable.
 
     Raises:
-        ConfigError: a layer computes what it applies from its weights.
+        ConfigError: a layer computes what it applies from its weights; the model has no such layers as are asked for.
     """
-    if found.computed:
-        layer = type(model.get_submodule(found.computed[0].rpartition(".")[0])).__name__
+    pruned = masks.prunable(model, prunable)
+    if computed := [weight for weight in found.computed if weight in pruned]:
+        layer = type(model.get_submodule(computed[0].rpartition(".")[0])).__name__
         raise ConfigError(
-            f"{name}: {len(found.computed)} layers such as {found.computed[0]} ({layer}) compute what they apply from "
+            f"{name}: {len(computed)} layers such as {computed[0]} ({layer}) compute what they apply from "
             "the weights that are pruned, so zeros would not stay zeros; give a model that applies weights as they are"
         )
     if others := masks.unprunable(model):
@@ -220,7 +226,7 @@ def diagnostics(parts: Parts, model: nn.Module, initial: Weights) -> Diagnose | 
     batch = random_batch(parts.data, model, parts.run.seed, "diagnostics")
 
     def diagnose(mask: Mask) -> dict[str, float]:
-        weights = {name: mask[name] for name in masks.prunable(model)}
+        weights = {name: mask[name] for name in masks.prunable(model) if name in mask}
         coupled = {name: tensor for name, tensor in mask.items() if name not in weights}
         net = Subnetwork(model, weights, initial, parts.data.input_shape, coupled)
         with mode(model, training=False):

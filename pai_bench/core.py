@@ -202,6 +202,11 @@ class TrainingLength:
     last_rate_epochs: float = math.inf  # at the end, with the last learning rate; 0 where the rate falls to zero
 
 
+# Which layers are pruned: all, or all but some. The others stay whole, and count neither in N nor in a sparsity.
+Prunable = Literal["all", "no_first", "no_last", "no_shortcut", "conv"]
+# What a sparsity counts as pruned: pruned weights, or also those that are kept and lie on no path.
+Target = Literal["sparsity", "effective"]
+
 Rounding = Literal["nearest", "up", "down"]  # of (1 - sparsity) * N, to the number of weights that a round keeps
 
 

@@ -176,10 +176,10 @@ def _announce(parts: Parts, model: nn.Module, given: tuple[Mask, Mask] | None) -
     """Says what the run works with, and how much it is to keep."""
     run, data = parts.run, parts.data
     sparsity = run.sparsity if given is None else masks.sparsity(given[0])  # whole layers that a file leaves out count
-    num_prunable = masks.total(masks.prunable(model))
+    num_prunable = masks.total(masks.prunable(model, run.prunable if run.prunes else "all"))
     to_keep = f"{1 - sparsity:.4g} of the filters"
     if parts.pruner.reduce is None:
-        to_keep = f"{masks.num_kept(sparsity, num_prunable):,}"
+        to_keep = f"{masks.num_kept(sparsity, num_prunable):,}{' effective ones' * (run.target == 'effective')}"
     how = f"in {len(parts.rounds)} round{'' if len(parts.rounds) == 1 else 's'}"
     if run.search is not None:
         how = f"learned in {run.search.epochs} epochs"

@@ -100,6 +100,8 @@ def search(
         "training": training,
         "loss": F.cross_entropy,
         "seed": run.seed,
+        "prunable": run.prunable,
+        "target": run.target,
         "diagnose": trainer.diagnose,
         "resume_from": resume_from,
         "checkpoint": checkpoint,
@@ -119,7 +121,7 @@ def search(
     if cache is None or pruner.score is None:
         return pruned_by(record), None
     if len(parts.rounds) == 1:
-        found = reuse.scores(cache, trainer.model)
+        found = reuse.scores(cache, trainer.model, run.prunable)
         if found is None:
             return pruned_by(record, pruner=replace(pruner, score=reuse.CachedScore(pruner.score, cache))), None
         changed = {"pruner": replace(pruner, score=lambda *_: found[0]), "ablation": replace(ablation, batches=None)}
@@ -131,6 +133,8 @@ def search(
     way = {
         "rounds": [(this.sparsity, this.rounding) for this in parts.rounds],
         "allocation": _without_name(plain(run)["allocation"]),
+        "target": run.target,
+        "repair": run.repair,
     }
     pruned = reuse.stored_mask(
         cache,
@@ -139,6 +143,7 @@ def search(
         initial,
         lambda metrics: record(metrics, trainer.age_epochs),
         lambda note: pruned_by(lambda metrics, _: note(metrics)),
+        run.prunable,
     )
     return pruned, cache.used
 
@@ -202,6 +207,7 @@ def _cache(parts: Parts, model: nn.Module, ablation: Ablation) -> Cache | None:
         "network": fingerprint(model.state_dict()),
         "input_shape": parts.data.input_shape,
         "seed": run.seed,
+        "prunable": run.prunable,
         "pruner": {key: value for key, value in settings["pruner"].items() if key not in ("name", "label", *after)},
         "images": None if pruner.scoring_data is None else [parts.data.checksum, _without_root(settings["dataset"])],
         "ablation": hooks,

@@ -123,6 +123,7 @@ def pruned_as(
     input_shape: Shape,
     *overrides: str,
     draw: Callable[..., Batches] = lambda examples, generator, dtype: [],
+    **more: Any,
 ) -> Pruned:
     """What a config makes of a model, where the rounds come before training."""
     cfg = composed(*overrides)
@@ -136,6 +137,7 @@ def pruned_as(
         draw=draw,
         loss=F.cross_entropy,
         seed=0,
+        **more,
     )
 
 

@@ -156,7 +156,7 @@ class Channels:
         """
         for group in self._groups:
             group.gone.zero_()
-        alive = {name: torch.ones(self._shapes[name][:1], dtype=torch.bool) for name in self._parameters}
+        alive = {name: torch.ones(self._shapes[name][:2], dtype=torch.bool) for name in self._parameters}
         alive |= {name: masks.connected(kept).cpu().clone() for name, kept in mask.items()}
         remove_dead_(self._groups, alive)
         stays: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})  # of rows and of columns

@@ -11,7 +11,6 @@ from torch.overrides import TorchFunctionMode
 
 from pai_bench.analysis.mode import mode
 from pai_bench.core import Mask, Shape
-from pai_bench.masks import masks
 
 log = logging.getLogger(__name__)
 
@@ -26,15 +25,34 @@ def effective(model: nn.Module, mask: Mask, input_shape: Shape) -> Mask | None:
     Reference: Vysogorets and Kempe 2023, arXiv:2107.02306, for effective sparsity.
     Deviates: only reachability decides, so no path is lost to rounding.
     """
-    try:
-        found = _reached(model, mask, input_shape)
-        dense = _reached(model, masks.full(model), input_shape)
-    except _UnknownError as error:
-        log.warning("effective sparsity is left out: what %s does to paths is not known", error)
+    of_masks = Effective(model, {name: torch.ones_like(kept) for name, kept in mask.items()}, input_shape)
+    if of_masks.unknown is not None:
+        log.warning("effective sparsity is left out: what %s does to paths is not known", of_masks.unknown)
         return None
-    for name, reached in found.items():
-        reached[~dense[name].flatten(1).any(1)] = True
-    return {name: mask[name] & reached for name, reached in found.items()}
+    return of_masks(mask)
+
+
+class Effective:
+    """`effective` for many masks of one network.
+
+    Args:
+        full: the mask that keeps every prunable weight.
+    """
+
+    def __init__(self, model: nn.Module, full: Mask, input_shape: Shape) -> None:
+        self._model, self._input_shape = model, input_shape
+        self.unknown: str | None = None  # an operation for which there is no rule; then no mask can be followed
+        try:
+            self._dense = _reached(model, full, input_shape)
+        except _UnknownError as error:
+            self.unknown = str(error)
+
+    def __call__(self, mask: Mask) -> Mask:
+        """The kept weights on a path of kept weights."""
+        found = _reached(self._model, mask, self._input_shape)
+        for name, reached in found.items():
+            reached[~self._dense[name].flatten(1).any(1)] = True
+        return {name: mask[name] & reached for name, reached in found.items()}
 
 
 def dead_units(reached: Mask) -> dict[str, int]:

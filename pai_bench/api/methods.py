@@ -9,11 +9,23 @@ from typing import Any
 from pai_bench.config import checks, schema
 from pai_bench.config.schema import RunConfig
 from pai_bench.config.signatures import shown
-from pai_bench.core import Allocate, Call, Mask, Pruner, Round, Schedule, Score, Scores, Selection, TrainingLength
+from pai_bench.core import (
+    Allocate,
+    Call,
+    Mask,
+    Pruner,
+    Round,
+    Schedule,
+    Score,
+    Scores,
+    Selection,
+    Target,
+    TrainingLength,
+)
 from pai_bench.errors import ConfigError
 from pai_bench.launch.compose import compose
 from pai_bench.launch.embedded import embedded
-from pai_bench.masks import masks
+from pai_bench.masks import flow, masks
 
 # Scores of ours that ask for nothing but weights. All others pass an image through the network.
 _OF_WEIGHTS_ALONE = {"pai_bench.pruners.magnitude.score", "pai_bench.pruners.random.score"}
@@ -29,6 +41,8 @@ class Method:
     pruner: Pruner
     allocate: Allocate
     rounds: Sequence[Round]
+    prunable: masks.Which
+    target: Target
     needs_shape: bool  # whether the score passes an image through the network
 
 
@@ -38,6 +52,9 @@ def method(
     *,
     schedule: str | Schedule | None,
     allocation: str | Allocate | None,
+    prunable: str | Sequence[str],
+    target: str,
+    repair: str | None,
     settings: Mapping[str, Any],
     seed: int,
     has_data: bool,
@@ -60,6 +77,7 @@ def method(
         if chosen is not None and not callable(chosen):
             words.append(f"{group}={_option(group, chosen)}")
     functions = {"pruner.score": pruner, "schedule": schedule, "allocation": allocation}
+    words += [f"prunable={_text(prunable)}", f"target={_text(target)}", f"repair={_text(repair)}"]
     words += _setting_words(settings, [path for path, function in functions.items() if callable(function)])
     run = _composed(tuple(words))
     found = run.pruner
@@ -73,9 +91,11 @@ def method(
             "labels)"
         )
     allocate: Any = _checked(allocation) if callable(allocation) else run.allocation
+    if run.repair == "flow":
+        allocate = _repaired(allocate)
     alone = (isinstance(found.score, Call) and found.score.target in _OF_WEIGHTS_ALONE) or callable(pruner)
-    needs_shape = found.reduce is not None or not alone
-    return Method(found, allocate, _rounds(run, found, schedule, sparsity), needs_shape)
+    needs_shape = found.reduce is not None or not alone or run.target == "effective"
+    return Method(found, allocate, _rounds(run, found, schedule, sparsity), run.prunable, run.target, needs_shape)
 
 
 @lru_cache(maxsize=256)
@@ -162,6 +182,13 @@ def _rounds(run: RunConfig, pruner: Pruner, schedule: str | Schedule | None, spa
             f"schedule before training ({_BEFORE_TRAINING}){between}, or do the whole run with pai_bench.run"
         )
     return rounds
+
+
+def _repaired(allocation: Allocate) -> Allocate:
+    def allocate(scores: Scores, candidates: Mask, keep: int, generator: Any) -> Selection:
+        return flow.repaired(allocation(scores, candidates, keep, generator), scores, candidates)
+
+    return allocate
 
 
 def _checked(allocation: Allocate) -> Allocate:

@@ -82,6 +82,11 @@ def check_mask(network: nn.Module, mask: Mapping[str, Tensor]) -> None:
             )
 
 
-def completed(network: nn.Module, mask: Mask) -> Mask:
-    """A mask of every prunable weight, on its device. A weight that the mask does not name is kept."""
-    return {name: mask[name].to(kept.device) if name in mask else kept for name, kept in masks.full(network).items()}
+def completed(network: nn.Module, mask: Mask, prunable: masks.Which = "all") -> Mask:
+    """A mask of every prunable weight, on its device. A weight that the mask does not name is kept.
+
+    Args:
+        prunable: which layers the mask is of, as in masks.prunable.
+    """
+    whole = masks.full(network, prunable)
+    return {name: mask[name].to(kept.device) if name in mask else kept for name, kept in whole.items()}

@@ -1,7 +1,7 @@
 """A mask for any model: the pruners of conf/ on a network and data of the user's."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,6 +35,9 @@ def prune(
     input_shape: tuple[int, ...] | None = None,
     schedule: str | Schedule | None = None,
     allocation: str | Allocate | None = None,
+    prunable: str | Sequence[str] = "all",
+    target: str = "sparsity",
+    repair: str | None = None,
     settings: Mapping[str, Any] | None = None,
     mask: Mask | None = None,
     loss: Loss = F.cross_entropy,
@@ -61,6 +64,11 @@ def prune(
         schedule: an option of conf/schedule, or a function of (sparsity, length) that returns core.Rounds.
         allocation: an option of conf/allocation, or a function of (scores, candidates, keep, generator) that returns a
             core.Selection.
+        prunable: which layers are pruned: "all", or one or several of "no_first", "no_last", "no_shortcut" and "conv".
+            The others stay whole. They count in no sparsity, and are not in the mask.
+        target: "sparsity", or "effective": kept weights on no path from the image to an output count as zero, too. Then
+            the mask keeps as few weights as have this effective sparsity, or the next lower one.
+        repair: "flow": every output and every input of a layer keeps a weight, and as many are removed elsewhere.
         settings: other settings by the names that they have on the command line, such as
             {"pruner.score.temperature": 100, "schedule.rounds": 10}.
         mask: what is pruned already. It stays pruned, and counts as pruned in the sparsity.
@@ -85,6 +93,9 @@ def prune(
         targets,
         schedule=schedule,
         allocation=allocation,
+        prunable=prunable,
+        target=target,
+        repair=repair,
         settings=settings or {},
         seed=seed,
         has_data=data is not None,
@@ -94,7 +105,7 @@ def prune(
         device = next(copied.parameters()).device
         examples = None if data is None else Examples(data, device, seed, classes=loss is F.cross_entropy)
         shape = _shape(chosen, examples, input_shape)
-        num_classes = _examined(copied, examples, shape)
+        num_classes = _examined(copied, examples, shape, chosen)
         if examples is not None:
             examples.num_classes = num_classes
         before = None if mask is None else _begun(copied, chosen, mask)
@@ -108,6 +119,8 @@ def prune(
             draw=_no_data if examples is None else examples.draw,
             loss=loss,
             seed=seed,
+            prunable=chosen.prunable,
+            target=chosen.target,
             resume_from=before,
         )
     with torch.no_grad():
@@ -141,7 +154,7 @@ def _shape(chosen: Method, examples: Examples | None, given: tuple[int, ...] | N
     return found or ()
 
 
-def _examined(network: nn.Module, examples: Examples | None, shape: tuple[int, ...]) -> int | None:
+def _examined(network: nn.Module, examples: Examples | None, shape: tuple[int, ...], chosen: Method) -> int | None:
     """The number of classes, from what the network makes of one image; None where it gives no logits (1, K).
 
     Raises:
@@ -171,7 +184,7 @@ def _examined(network: nn.Module, examples: Examples | None, shape: tuple[int, .
     if image.is_floating_point():
         with mode(network, training=False):
             found = operations.watch(network, shape)  # type: ignore[arg-type]
-        check_prunable(f"model: {name}", network, found)
+        check_prunable(f"model: {name}", network, found, chosen.prunable)
     return output.shape[1] if output.ndim == 2 else None
 
 
@@ -186,13 +199,13 @@ def _begun(network: nn.Module, chosen: Method, mask: Mask) -> Pruned:
     if pruner.reduce is not None or pruner.regrow:
         what = "weights may return" if pruner.regrow else "it prunes filters"
         raise ConfigError(f"mask: pruner={pruner.name} cannot go on from one, as {what}; leave mask= out")
-    prunable = masks.prunable(network)
-    if other := next((name for name in mask if name not in prunable), None):
+    weights = masks.prunable(network, chosen.prunable)
+    if other := next((name for name in mask if name not in weights), None):
         raise ConfigError(f"mask: {other} is no weight that is pruned by itself; leave it out")
-    complete = networks.completed(network, mask)
+    complete = networks.completed(network, mask, chosen.prunable)
     kept, total = masks.kept(complete), masks.total(complete)
     for one in chosen.rounds:
-        if masks.num_kept(one.sparsity, total, one.rounding) > kept:
+        if chosen.target == "sparsity" and masks.num_kept(one.sparsity, total, one.rounding) > kept:
             raise ConfigError(
                 f"mask: it has sparsity {masks.sparsity(complete):.6g} already, and a round has {one.sparsity:.6g}; "
                 "give a higher sparsity, or schedule='one_shot'"

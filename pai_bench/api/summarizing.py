@@ -1,5 +1,6 @@
 """What a mask leaves of each layer, as a table to read and as records."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,13 +48,19 @@ def _cell(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def summary(model: nn.Module, mask: Mask, input_shape: tuple[int, ...] | None = None) -> Summary:
+def summary(
+    model: nn.Module,
+    mask: Mask,
+    input_shape: tuple[int, ...] | None = None,
+    prunable: str | Sequence[str] = "all",
+) -> Summary:
     """What a mask leaves of each layer of a model.
 
     Args:
         model: the model, wrapped or not.
         mask: as `prune` returns it. A weight that it does not name is whole.
         input_shape: the shape of one image (C, H, W); None leaves multiply-adds out.
+        prunable: which layers are counted, as in `prune`.
 
     Raises:
         ConfigError: the mask is of another model, or the model does not take such images.
@@ -63,7 +70,7 @@ def summary(model: nn.Module, mask: Mask, input_shape: tuple[int, ...] | None = 
     """
     network = networks.check_model(model)
     networks.check_mask(network, mask)
-    complete = networks.completed(network, mask)
+    complete = networks.completed(network, mask, prunable)  # type: ignore[arg-type]  # the words are checked there
     macs = None if input_shape is None else cost.multiply_adds(network, tuple(input_shape))  # type: ignore[arg-type]
     records = []
     for name, kept in complete.items():

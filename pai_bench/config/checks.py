@@ -13,6 +13,7 @@ from pai_bench.config.identity import digest_of_file
 from pai_bench.config.rewiring import check_reach, check_rewire
 from pai_bench.config.schema import GROUPS, OPTIONAL_GROUPS, Plain, RunConfig, with_checksum
 from pai_bench.config.signatures import shown
+from pai_bench.config.what_is_pruned import check_layers, check_repair, check_target, has_one_number
 from pai_bench.core import HOOKS, Call, Round, TrainingLength
 from pai_bench.errors import ConfigError, is_installed
 from pai_bench.training.recipe import Recipe, last_rate_epochs
@@ -44,6 +45,9 @@ def complete(settings: Plain) -> RunConfig:
     _check_rescaling(run, rounds)
     _check_regrowing(run, rounds)
     check_rewire(run, rounds)
+    check_layers(run)
+    check_target(run)
+    check_repair(run)
     run = replace(run, sparsity=_sparsity(run, asked)) if run.mask is None else _with_mask(run, asked)
     if run.weights is not None and not _is_gone(run, "weights"):
         run = identified(run, "weights", weights_checksum(run))
@@ -72,6 +76,10 @@ def _normalise_(settings: Plain) -> None:
         power = re.fullmatch(r"(\d*\.?\d+)\*\*(\d{1,3})", str(settings.get(key)))
         if power:
             settings[key] = float(power[1]) ** int(power[2])
+    words = settings.get("prunable")
+    if isinstance(words, list) and words and all(isinstance(word, str) for word in words):  # in one order, each once
+        once = sorted(set(words))
+        settings["prunable"] = once[0] if len(once) == 1 else once
     if isinstance(training, dict) and training.get("compact") is False:
         training["compact"] = "off"
     learned_checks.normalise_(settings)
@@ -247,7 +255,7 @@ def _check_rounds(run: RunConfig, rounds: Sequence[Round]) -> None:
             f"schedule={schedule}: rewinding the weights would undo what pruner={pruner.name} gives them; "
             "use schedule=constant"
         )
-    if "mask" in run.allocation.settings and len(rounds) > 1:
+    if has_one_number(run) and len(rounds) > 1:
         raise ConfigError(
             f"schedule={schedule}: allocation={run.allocation.name} has one target; use schedule=one_shot"
         )

@@ -24,7 +24,12 @@ NOT_IDENTITY = {
 _POINT = {"sparsity", "density", "compression", "seed"}
 
 
-_OF_METHOD = {"pruner", "search", "allocation", "schedule", "ablation", "rewire", "mask", "mask_file"}
+# Values of settings that have no effect: such a setting is not counted.
+_NO_EFFECT = {"prunable": "all", "target": "sparsity", "repair": None}
+_OF_METHOD = {
+    *("pruner", "search", "prunable", "target", "repair", "allocation", "schedule", "ablation", "rewire"),
+    *("mask", "mask_file"),
+}
 
 
 def _meaning(value: Any, group: str = "") -> Any:
@@ -75,6 +80,9 @@ def _counted(settings: dict[str, Any], without: set[str]) -> dict[str, Any]:
     counted["rewire"] = _without(settings["rewire"], "name") if settings["rewire"]["rule"] is not None else None
     if settings["training"]["lr_schedule"] != "step":
         counted["training"] = _without(counted["training"], "lr_milestones", "lr_gamma")
+    counted = _without(counted, *(key for key, value in _NO_EFFECT.items() if counted.get(key) == value))
+    if settings["pruner"]["score"] is None and settings["mask"] is None and counted["rewire"] is None:
+        counted = _without(counted, *_NO_EFFECT)
     if settings["pruner"]["score"] is None:  # nothing is scored
         counted["pruner"] = {"name": settings["pruner"]["name"]}
         if settings.get("search") is None:  # and nothing allocated

@@ -36,6 +36,11 @@ def check_stands_alone(run: RunConfig) -> None:
         )
     if run.mask is not None:
         raise ConfigError(f"{said}: mask={run.mask} would be ignored; leave mask= or search= out")
+    for key, usual in (("prunable", "all"), ("target", "sparsity"), ("repair", None)):
+        if (value := getattr(run, key)) != usual:
+            raise ConfigError(
+                f"{key}={shown(value)}: {said} learns the mask of all layers as a whole; give {key}={shown(usual)}"
+            )
     if any(hook is not None for hook in (ablation.batches, ablation.images, ablation.scores)):
         raise ConfigError(
             f"ablation={ablation.name}: {said} takes no scores of images; choose an ablation of the mask or the weights"

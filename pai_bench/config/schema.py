@@ -9,11 +9,24 @@ import ast
 from dataclasses import MISSING, dataclass, fields, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Len
 
 from pai_bench.config import identity, signatures
 from pai_bench.config.signatures import check_call, check_keys, check_value, shown
-from pai_bench.core import HOOKS, Ablation, Call, Count, NonNegative, NonNegativeInt, Pruner, ScoringData
+from pai_bench.core import (
+    HOOKS,
+    Ablation,
+    Call,
+    Count,
+    NonNegative,
+    NonNegativeInt,
+    Prunable,
+    Pruner,
+    ScoringData,
+    Target,
+)
 from pai_bench.errors import ConfigError
 from pai_bench.learned.settings import Search
 from pai_bench.training.recipe import Recipe
@@ -44,6 +57,9 @@ class RunConfig:
     """One run: all of its settings, checked, and the names that follow from them. The values live in conf/."""
 
     sparsity: float  # the target; 0 for a dense network
+    target: Target  # what the sparsity counts
+    prunable: Prunable | Annotated[list[Prunable], Len(1)]
+    repair: Literal["flow"] | None  # of what an allocation keeps
     seed: NonNegativeInt
     protocol: NonNegativeInt
     model: Call

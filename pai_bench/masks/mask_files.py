@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pai_bench.core import Mask
+    from pai_bench.masks.masks import Which
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +123,13 @@ def _is_binary(array: NDArray[Any]) -> bool:
 
 
 def fitted(
-    where: str, masks: Mapping[str, NDArray[np.bool_]], model: "nn.Module", *, names: Names, missing: Missing
+    where: str,
+    masks: Mapping[str, NDArray[np.bool_]],
+    model: "nn.Module",
+    *,
+    names: Names,
+    missing: Missing,
+    prunable: "Which" = "all",
 ) -> "tuple[Mask, Mask]":
     """The masks of a file as masks of a model: of its prunable weights, and of other parameters with pruned entries.
 
@@ -131,16 +138,23 @@ def fitted(
         names: "exact": a mask belongs to the parameter of its name. "order": the n-th kernel or matrix of the file
             belongs to the n-th of the model, whatever their names.
         missing: "keep": prunable weights without a mask stay whole. "refuse": they are an error.
+        prunable: which layers the mask is of, as in masks.prunable.
 
     Raises:
         ConfigError: names or shapes are not those of the model.
     """
     import torch
 
-    from pai_bench.masks.masks import prunable
+    from pai_bench.masks import masks as of_models
 
-    weights = prunable(model)
+    weights = of_models.prunable(model, prunable)
     parameters = dict(model.named_parameters())
+    whole_layers = [name for name in of_models.prunable(model) if name in masks and name not in weights]
+    if names == "exact" and whole_layers:
+        raise ConfigError(
+            f"{where}: it has a mask of {_some(whole_layers)}, which prunable={_said(prunable)} leaves whole; give "
+            "prunable=all, or a mask without it"
+        )
     if names == "order":
         masks = _in_order(where, masks, {name: tuple(weight.shape) for name, weight in weights.items()})
     unknown = [name for name in masks if name not in parameters]
@@ -165,6 +179,10 @@ def fitted(
         log.info("%s: %s stay whole", where, _some(absent))
     others = {name: mask for name, mask in given.items() if name not in weights and not mask.all()}
     return {name: (given | whole)[name] for name in weights}, others
+
+
+def _said(words: "Which") -> str:
+    return words if isinstance(words, str) else f"[{','.join(words)}]"
 
 
 def _in_order(

@@ -4,7 +4,7 @@ A mask is a dictionary: parameter name -> bool tensor of the parameter's shape, 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import reduce
 
 import numpy as np
@@ -12,22 +12,80 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from pai_bench.core import Mask, Rounding
+from pai_bench.core import Mask, Prunable, Rounding
 from pai_bench.errors import ConfigError
 from pai_bench.masks.clearing import clear_, clear_removed_
 from pai_bench.masks.known_positions import known
 
+Which = Prunable | Sequence[Prunable]  # one word, or several that all hold
+
 _PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")  # of nn.MultiheadAttention
+_OF_SHORTCUTS = ("shortcut", "downsample", "skip")  # what models call the module of a shortcut
 
 # Which weights --------------------------------------------------------------------------------------------------------
 
 
-def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
+def prunable(model: nn.Module, which: Which = "all") -> dict[str, nn.Parameter]:
     """The weights of convolutions, linear layers and attention projections, by parameter name, in module order.
 
     The classifier is among them. Biases and the parameters of normalisation layers are never prunable. A weight that
     two layers share counts once.
+
+    Args:
+        which: "no_first" and "no_last" leave out the first and the last of these weights. "no_shortcut" leaves out the
+            1x1 convolutions of shortcuts: those in a module whose name has "shortcut", "downsample" or "skip" in it.
+            "conv" leaves out all but convolutions. Of several words each leaves out its own.
+
+    Raises:
+        ConfigError: there is nothing that a word could leave out, or nothing is left.
     """
+    weights = _layer_weights(model)
+    words = [which] if isinstance(which, str) else list(which)
+    left_out: set[str] = set()
+    for word in words:
+        if word not in _LEAVES_OUT:
+            raise ConfigError(f"prunable={word}: give one of {', '.join(_LEAVES_OUT)}, or several of them")
+        names = _left_out(weights, word)
+        if word != "all" and not names:
+            raise ConfigError(f"prunable={word}: {type(model).__name__} has no {_LEAVES_OUT[word]}; leave the word out")
+        left_out |= names
+    if weights and left_out == set(weights):
+        asked = words[0] if len(words) == 1 else f"[{','.join(words)}]"
+        raise ConfigError(f"prunable={asked}: no layer of {type(model).__name__} is left to prune; give prunable=all")
+    return {name: weight for name, weight in weights.items() if name not in left_out}
+
+
+_LEAVES_OUT = {
+    "all": "layer",
+    "no_first": "first layer",
+    "no_last": "last layer",
+    "no_shortcut": "1x1 convolution in a module that is called shortcut, downsample or skip",
+    "conv": "layers other than convolutions",
+}
+
+
+def _left_out(weights: Mapping[str, Tensor], word: Prunable) -> set[str]:
+    """The names of the weights that a word leaves out."""
+    match word:
+        case "no_first":
+            return set(list(weights)[:1])
+        case "no_last":
+            return set(list(weights)[-1:])
+        case "no_shortcut":
+            return {name for name, weight in weights.items() if _is_shortcut(name, weight)}
+        case "conv":
+            return {name for name, weight in weights.items() if weight.ndim < 3}
+        case "all":
+            return set()
+
+
+def _is_shortcut(name: str, weight: Tensor) -> bool:
+    """Whether a weight is a 1x1 convolution of a shortcut, going by its name."""
+    pointwise = weight.ndim > 2 and math.prod(weight.shape[2:]) == 1
+    return pointwise and any(word in name.lower() for word in _OF_SHORTCUTS)
+
+
+def _layer_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found: dict[str, nn.Parameter] = {}
     for module in model.modules():
@@ -39,16 +97,27 @@ def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
     return found
 
 
-def unprunable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The other parameters with two or more dimensions, which no mask covers: embeddings, mixtures of kernels."""
-    covered = prunable(model)
+def unprunable(model: nn.Module, masked: Collection[str] | None = None) -> dict[str, nn.Parameter]:
+    """The other parameters with two or more dimensions, which no mask covers: embeddings, mixtures of kernels.
+
+    Args:
+        masked: the parameters that a mask covers. By default all weights that can be pruned.
+    """
+    covered = prunable(model) if masked is None else masked
     named = model.named_parameters()
     return {name: p for name, p in named if name not in covered and sum(size > 1 for size in p.shape) > 1}
 
 
-def full(model: nn.Module) -> Mask:
-    """The mask that keeps every prunable weight."""
-    return {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable(model).items()}
+def full(model: nn.Module, which: Which = "all") -> Mask:
+    """The mask that keeps every prunable weight.
+
+    Args:
+        which: as in `prunable`.
+
+    Raises:
+        ConfigError: as in `prunable`.
+    """
+    return {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable(model, which).items()}
 
 
 # How many -------------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from torch import Generator, Tensor
 from pai_bench.analysis import walk
 from pai_bench.analysis.walk import Step
 from pai_bench.core import Batches, Count, Loss, Scores, Subnetwork
+from pai_bench.masks import masks
 
 
 def score(
@@ -33,7 +34,8 @@ def score(
     """
     num_kept = net.num_kept()
     way = walk.steps(net.model, net.input_shape)
-    sizes = {name: weight.abs().cpu() for name, weight in net.weights.items()}
+    # Walks pass layers that are not pruned, too.
+    sizes = {name: weight.detach().abs().cpu() for name, weight in masks.prunable(net.model).items()}
     taken = {name: torch.full((size.numel(),), torch.inf, dtype=torch.float64) for name, size in sizes.items()}
     tables = {step.weight: _Table(sizes[step.weight], step.groups) for step in way if step.weight is not None}
     number, before = 0, -1
@@ -42,7 +44,7 @@ def score(
         walks = torch.arange(number // 2 * batch_size, (number // 2 + 1) * batch_size)
         _walk(way, tables, sizes, taken, walks, 2 * walks.double() + backward, backward, kernels, generator)
         number += 1
-        reached = int(sum(times.isfinite().sum() for times in taken.values()))
+        reached = int(sum(taken[name].isfinite().sum() for name in net.mask))
         # If two batches find hardly any new weights, the others lie on paths too rare to wait for.
         if reached >= num_kept or (not backward and number > 2 and reached - before < 1e-3 * num_kept):
             break
@@ -51,7 +53,8 @@ def score(
     last = max(float(times[times.isfinite()].max()) for times in taken.values() if times.isfinite().any())
     largest = max(float(size.max()) for size in sizes.values())
     scores = {}
-    for name, size in sizes.items():
+    for name in net.mask:
+        size = sizes[name]
         # Weights that a walk took score above 1, the others below.
         walked = 2 + last - taken[name].view(size.shape)
         scores[name] = torch.where(walked.isfinite(), walked, 0.5 * size.double() / largest).to(net.mask[name].device)

@@ -1,10 +1,12 @@
-"""Whether scores can rank the candidates of a round."""
+"""Whether scores can rank the candidates of a round, and whether an ablation goes with the rounds."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from pai_bench.core import Mask, Scores
-from pai_bench.errors import UserError
+from pai_bench.core import Ablation, Mask, Pruner, Round, Scores
+from pai_bench.errors import ConfigError, UserError
 from pai_bench.masks.known_positions import known
 
 
@@ -53,3 +55,31 @@ def silent(scores: Scores, candidates: Mask) -> list[str]:
 
 def _is_silent(scores: Tensor, kept: Tensor) -> bool:
     return not ((scores != 0) & kept).any()
+
+
+def known_number(num_kept: int | None, pruner: Pruner) -> int:
+    """The number of weights that a round keeps, for a score that asks for it.
+
+    Raises:
+        ConfigError: it is not known, as the round searches for it.
+    """
+    if num_kept is None:
+        raise ConfigError(
+            f"target=effective: pruner={pruner.name} needs the number of weights to keep before it scores; give "
+            "target=sparsity"
+        )
+    return num_kept
+
+
+def check_ablation(ablation: Ablation, rounds: Sequence[Round]) -> None:
+    """Refuses an ablation of the mask after training that is not rewound.
+
+    Raises:
+        ConfigError: weights would return that have no value to come back with.
+    """
+    rewinds = all(one.until_epoch == 0 or (one.rewind_epoch is not None and one.rewind_weights) for one in rounds)
+    if ablation.mask is not None and not rewinds:
+        raise ConfigError(
+            "ablation of the mask: weights that training has moved and pruned have no value to come back with; use a "
+            "schedule before training, or one that rewinds the weights"
+        )

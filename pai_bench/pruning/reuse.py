@@ -18,9 +18,9 @@ from pai_bench.system.cache import Cache
 _COSTS = ("seconds", "num_examples", "flops", "sparsities", "num_tied")
 
 
-def scores(cache: Cache, model: nn.Module) -> tuple[Scores, dict[str, Any]] | None:
+def scores(cache: Cache, model: nn.Module, prunable: masks.Which = "all") -> tuple[Scores, dict[str, Any]] | None:
     """The cached scores of a model for one-shot pruning at any sparsity, and their costs. None: they are not cached."""
-    weights = masks.prunable(model)
+    weights = masks.prunable(model, prunable)
 
     def use(tensors: dict[str, Tensor], notes: dict[str, Any]) -> tuple[Scores, dict[str, Any]]:
         _check_shapes(tensors, weights)
@@ -77,6 +77,7 @@ def stored_mask(
     initial: Weights,
     record: Callable[[dict[str, float]], None],
     search: Callable[[Callable[[dict[str, float]], None]], Pruned],
+    prunable: masks.Which = "all",
 ) -> Pruned:
     """What a search of several rounds without training finds. It comes from the cache, or is searched and cached.
 
@@ -86,8 +87,9 @@ def stored_mask(
         initial: the initial values of its parameters.
         record: receives the metrics of each round.
         search: runs the search, and records to the function that it is given.
+        prunable: which layers are pruned.
     """
-    weights = masks.prunable(model)
+    weights = masks.prunable(model, prunable)
 
     def use(tensors: dict[str, Tensor], notes: dict[str, Any]) -> tuple[Pruned, list[dict[str, float]]]:
         parts: dict[str, Mask] = {"mask": {}, "coupled": {}, "units": {}}

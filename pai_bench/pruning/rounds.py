@@ -5,10 +5,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, nn
 
 from pai_bench.analysis.cost import CountFlops
 from pai_bench.analysis.filters import find_filters
@@ -25,13 +26,15 @@ from pai_bench.core import (
     Scores,
     Shape,
     Subnetwork,
+    Target,
     Training,
     Weights,
     labels_of,
 )
-from pai_bench.errors import ConfigError, UserError
+from pai_bench.errors import UserError
 from pai_bench.masks import masks
-from pai_bench.pruning import checks, scoring
+from pai_bench.pruning import checks, effective, scoring, values
+from pai_bench.pruning.no_training import NoTraining
 from pai_bench.system import devices, layout, seeding
 
 log = logging.getLogger(__name__)
@@ -72,20 +75,6 @@ class Pruned:
         return cls(**{name: on_device(value) for name, value in state.items()})
 
 
-class NoTraining:
-    """A core.Training for rounds that lie before training."""
-
-    age_epochs = 0.0
-
-    def until(self, mask: Mask, epoch: float) -> None:
-        """Refuses to train."""
-        raise AssertionError("this schedule trains; give training=")
-
-    def rewind(self, mask: Mask, epoch: float, weights: bool) -> None:
-        """Refuses to rewind."""
-        raise AssertionError("this schedule rewinds; give training=")
-
-
 def prune(
     model: nn.Module,
     pruner: Pruner,
@@ -97,6 +86,8 @@ def prune(
     draw: Callable[..., Batches],
     loss: Loss,
     seed: int,
+    prunable: masks.Which = "all",
+    target: Target = "sparsity",
     ablation: Ablation = Ablation(),  # noqa: B008, as it is frozen
     training: Training = NoTraining(),  # noqa: B008, as it has no state
     record: Record = lambda metrics, epoch: None,
@@ -111,6 +102,9 @@ def prune(
     Args:
         initial: the initial values of every parameter.
         draw: draws training images for scoring, as core.Data does.
+        prunable: which layers are pruned, as in masks.prunable.
+        target: "effective": the sparsity of every round is that of the weights on a path, and it keeps as few weights
+            as reach it.
         training: does what the rounds ask between them. The default is for rounds that lie before training.
         diagnose: measurements that are recorded before and after each round's mask is applied.
         resume_from: what an earlier attempt had reached. The model has to be as it was then.
@@ -121,9 +115,22 @@ def prune(
             training that is not rewound.
         UserError: the scores of a round cannot rank the weights.
     """
-    _check_ablation(ablation, rounds)
+    checks.check_ablation(ablation, rounds)
     search = _Search(
-        model, pruner, allocate, ablation, initial, input_shape, draw, training, loss, seed, diagnose, len(rounds)
+        model,
+        pruner,
+        allocate,
+        ablation,
+        initial,
+        input_shape,
+        draw,
+        training,
+        loss,
+        seed,
+        diagnose,
+        len(rounds),
+        prunable,
+        target,
     )
     pruned = resume_from or search.start()
     checkpoint(pruned)
@@ -143,15 +150,6 @@ def prune(
     return pruned
 
 
-def _check_ablation(ablation: Ablation, rounds: Sequence[Round]) -> None:
-    rewinds = all(one.until_epoch == 0 or (one.rewind_epoch is not None and one.rewind_weights) for one in rounds)
-    if ablation.mask is not None and not rewinds:
-        raise ConfigError(
-            "ablation of the mask: weights that training has moved and pruned have no value to come back with; use a "
-            "schedule before training, or one that rewinds the weights"
-        )
-
-
 @dataclass(frozen=True)
 class _Prepared:
     """What one round works with."""
@@ -161,7 +159,7 @@ class _Prepared:
     before: Pruned  # what the rounds so far have reached
     batches: Batches
     candidates: Mask  # the units that the round may keep
-    num_kept: int  # how many of them it keeps
+    num_kept: int | None  # how many of them it keeps; None: as many as its effective sparsity takes
     moved: Weights | None
     net: Subnetwork
     counter: CountFlops | None
@@ -195,21 +193,25 @@ class _Search:
     seed: int
     diagnose: Callable[[Mask], dict[str, float]] | None
     num_rounds: int
+    prunable: masks.Which
+    target: Target
 
     def __post_init__(self) -> None:
         reduces = self.pruner.reduce is not None
         self.filters = find_filters(self.model, self.input_shape) if reduces else None
         self.device = next(self.model.parameters()).device
-        self.names = list(masks.prunable(self.model))
+        self.names = list(masks.prunable(self.model, self.prunable))
         self.dtype = scoring.DTYPES[self.pruner.dtype]
         self.scored = scoring.copy_for_scores(self.model, self.dtype)
         self.scored_initial = scoring.cast_weights(self.initial, self.dtype)
+        if self.target == "effective":
+            self.by_paths = effective.Target(self.model, masks.full(self.model, self.prunable), self.input_shape)
         self.stale = False  # whether the model's weights have moved since the copy was made, other than by pruning
         self.cache: dict[str, Any] = {}
 
     def start(self) -> Pruned:
         """What has been reached before the first round: nothing is pruned."""
-        everything = masks.full(self.model)
+        everything = masks.full(self.model, self.prunable)
         return Pruned(everything, everything if self.filters is None else self.filters.full(everything))
 
     def round(self, number: int, goal: Round, before: Pruned) -> tuple[Pruned, dict[str, float]]:
@@ -227,6 +229,8 @@ class _Search:
         metrics_after = self._diagnosed("after", pruned)
         layers = {f"layer/{name}/density": density for name, density in densities.items()}
         state = {"prune/round": number, "prune/sparsity": pruned.sparsities[-1]}
+        if self.target == "effective":
+            state["prune/effective_sparsity"] = self.by_paths.sparsity(pruned.mask)
         return pruned, state | metrics_before | metrics_after | layers
 
     def _prepare(self, number: int, goal: Round, before: Pruned) -> _Prepared:
@@ -238,7 +242,9 @@ class _Search:
         candidates = before.units
         if self.pruner.regrow:
             candidates = {name: torch.ones_like(kept) for name, kept in candidates.items()}
-        num_kept = masks.num_kept(goal.sparsity, masks.total(candidates), goal.rounding)
+        num_kept = None
+        if self.target == "sparsity":
+            num_kept = masks.num_kept(goal.sparsity, masks.total(candidates), goal.rounding)
         moved = self._moved(before) if self.pruner.regrow_moved else None
         net = Subnetwork(
             self.scored,
@@ -246,7 +252,7 @@ class _Search:
             self.scored_initial,
             self.input_shape,
             before.coupled,
-            num_kept=lambda: num_kept,
+            num_kept=lambda: checks.known_number(num_kept, self.pruner),
             cache=self.cache,
             moved=None if moved is None else scoring.cast_weights(moved, self.dtype),
         )
@@ -308,10 +314,14 @@ class _Search:
 
     def _choose(self, prepared: _Prepared, scores: Scores) -> _Choice:
         """The units that the allocation keeps, and in the last round what an ablation makes of them."""
-        number = prepared.number
-        selection = self.allocate(scores, prepared.candidates, prepared.num_kept, self._generator("allocation", number))
+        number, candidates, keep = prepared.number, prepared.candidates, prepared.num_kept
+        generator = partial(self._generator, "allocation", number)
+        if keep is None:
+            selection = self.by_paths.choose(self.allocate, scores, candidates, prepared.goal.sparsity, generator)
+        else:
+            selection = self.allocate(scores, candidates, keep, generator())
         units, without_ablation = selection.mask, None
-        assert masks.kept(units) == prepared.num_kept, "the allocation did not keep the exact number"
+        assert keep is None or masks.kept(units) == keep, "the allocation did not keep the exact number"
         if self.ablation.mask is not None and number == self.num_rounds:
             without_ablation = self._expanded(units)
             units = self.ablation.mask(units, self._generator("ablation", number))
@@ -327,10 +337,10 @@ class _Search:
         before = prepared.before.mask_with_coupled
         if pruner.regrow or choice.without_ablation is not None:
             returned = {name: choice.held[name] & ~kept for name, kept in before.items()}
-            _restore_(self.model, self.initial | (prepared.moved or {}), returned)
+            values.restore_(self.model, self.initial | (prepared.moved or {}), returned)
         if choice.scale is not None:
             weights = prepared.net.weights
-            _assign_(self.model, {name: weight * choice.scale[name] for name, weight in weights.items()})
+            values.assign_(self.model, {name: weight * choice.scale[name] for name, weight in weights.items()})
         masks.apply_narrower_(self.model, before, choice.held)
         if pruner.transfer is not None:
             scoring.update_(self.scored, self.model)
@@ -338,7 +348,7 @@ class _Search:
             net = Subnetwork(self.scored, mask, self.scored_initial, self.input_shape)
             with self._conditions("transfer", prepared):
                 generator = self._generator("transfer", prepared.number)
-                _assign_(self.model, pruner.transfer(net, prepared.batches, self.loss, generator))
+                values.assign_(self.model, pruner.transfer(net, prepared.batches, self.loss, generator))
             masks.apply_(self.model, choice.held)
         rewinds = prepared.goal.rewind_epoch is not None
         self.stale = pruner.regrow or pruner.transfer is not None or choice.scale is not None or rewinds
@@ -376,18 +386,3 @@ class _Search:
 
     def _generator(self, stream: str, number: int) -> Generator:
         return seeding.generator(self.seed, stream, number)
-
-
-@torch.no_grad()
-def _restore_(model: nn.Module, values: Weights, returned: Mask) -> None:
-    """Gives the weights that return the values that they return with."""
-    parameters = dict(model.named_parameters())
-    for name, tensor in returned.items():
-        parameters[name][tensor] = values[name][tensor]
-
-
-@torch.no_grad()
-def _assign_(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    parameters = dict(model.named_parameters())
-    for name, weight in weights.items():
-        parameters[name].copy_(weight)

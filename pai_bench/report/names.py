@@ -15,7 +15,7 @@ from pai_bench.report.palette import Named
 _MOST_NAMED = 8  # configurations or methods in one sentence
 
 _PARTS = ("allocation", "schedule", "ablation")
-_OF_METHOD = ("pruner", *_PARTS, "rewire", "mask", "mask_file")
+_OF_METHOD = ("pruner", *_PARTS, "rewire", "prunable", "target", "repair", "mask", "mask_file")
 NO_TEXTS: Mapping[str, str] = MappingProxyType({})
 _OF_TASK = ("dataset", "model", "training", "on_collapse", "protocol")
 

@@ -86,7 +86,8 @@ def export_mask(directory: Path, output: Path, weights: Literal["initial", "fina
     else:
         buffer = io.BytesIO()
         if output.suffix == ".npz":
-            order = [*masks.prunable(model), *(name for name in mask if name not in masks.prunable(model))]
+            first = [name for name in masks.prunable(model) if name in mask]
+            order = [*first, *(name for name in mask if name not in first)]
             np.savez_compressed(buffer, **{name: mask[name].numpy() for name in order})  # type: ignore[arg-type]
         else:
             torch.save(_as_torch_prunes(model.state_dict(), mask), buffer)
@@ -130,7 +131,10 @@ def export(directory: Path, output: Path, batch_size: int, repeats: int, trusted
         DataError: the directory holds no finished run, or a run that did not keep its weights.
         UserError: the outputs of the small network differ from those of the masked network.
     """
+    from safetensors.torch import load_file
+
     model, shape = trained(directory, trusted)
+    masked = load_file(directory / "mask.safetensors")
     nonzero = {name: parameter != 0 for name, parameter in model.named_parameters()}
     small = compact_model.compact(model, nonzero, shape).model.eval()
     difference = _difference(model, small, shape)
@@ -144,13 +148,14 @@ def export(directory: Path, output: Path, batch_size: int, repeats: int, trusted
         {
             "network": name,
             "parameters": sum(parameter.numel() for parameter in network.parameters()),
-            "prunable": masks.total(masks.prunable(network)),
-            "nonzero": int(sum(weight.count_nonzero() for weight in masks.prunable(network).values())),
+            "prunable": sum(weight.numel() for weight in weights),
+            "nonzero": int(sum(weight.count_nonzero() for weight in weights)),
             "multiply_adds": sum(cost.multiply_adds(network, shape).values()),
             "latency_ms": 1000 * latency,
             "difference": difference,
         }
         for name, network, latency in zip(("masked", "small"), (model, small), seconds, strict=True)
+        for weights in [[weight for key, weight in masks.prunable(network).items() if key in masked]]
     ]
 
 

@@ -1,0 +1,90 @@
+"""Rules of `prunable`, `target` and `repair`: which layers are pruned, what a sparsity counts, what is mended."""
+
+from pai_bench.config import identity
+from pai_bench.config.schema import RunConfig
+from pai_bench.config.signatures import shown
+from pai_bench.errors import ConfigError
+
+
+def check_layers(run: RunConfig) -> None:
+    """Refuses words that do not go together, and layers that filters cannot spare.
+
+    Raises:
+        ConfigError: the words are such.
+    """
+    if not isinstance(run.prunable, str) and "all" in run.prunable:
+        raise ConfigError(f"prunable={shown(run.prunable)}: all leaves nothing out; give all, or the other words alone")
+    if run.pruner.reduce is not None and run.prunable != "all":
+        raise ConfigError(
+            f"prunable={shown(run.prunable)}: pruned filters take the weights that read them along, in every layer; "
+            "give all"
+        )
+
+
+_OF_ONE_NUMBER = ("n_m",)  # allocations that keep one number of weights, beside those with a mask
+_STRUCTURED = ("n_m", "constant_fan_in")
+
+
+def has_one_number(run: RunConfig) -> bool:
+    """Whether the allocation keeps one number of weights and no other."""
+    return "mask" in run.allocation.settings or _allocation(run) in _OF_ONE_NUMBER
+
+
+def _allocation(run: RunConfig) -> str:
+    return identity.function_name("allocation", run.allocation.target)
+
+
+def check_target(run: RunConfig) -> None:
+    """Refuses an effective sparsity where none could be reached, or where it would not last.
+
+    Raises:
+        ConfigError: it is such.
+    """
+    if run.target == "sparsity" or not run.prunes:
+        return
+
+    def refuse(why: str) -> None:
+        raise ConfigError(f"target=effective: {why}; give target=sparsity")
+
+    if run.mask is not None:
+        refuse(f"mask={run.mask} has a sparsity of its own")
+    if run.pruner.reduce is not None:
+        refuse(f"pruner={run.pruner.name} prunes filters, and paths are of weights")
+    if run.rewires:
+        refuse(f"rewire={run.rewire.name} moves the mask, and with it the paths")
+    if run.ablation.mask is not None:
+        refuse(f"ablation={run.ablation.name} changes the mask, and with it the paths")
+    if run.allocation.settings.get("rescale"):
+        refuse("allocation.rescale=true needs the number of weights to keep")
+    if has_one_number(run):
+        refuse(f"allocation={run.allocation.name} cannot keep any number of weights")
+    if _allocation(run) == "layer_rates":
+        refuse(
+            f"the fractions of allocation={run.allocation.name} are of what is left, and it is asked again and again"
+        )
+
+
+def check_repair(run: RunConfig) -> None:
+    """Refuses a repair of what is not chosen here, and one that something else would undo.
+
+    Raises:
+        ConfigError: it is such.
+    """
+    if run.repair is None or not run.prunes:
+        return
+
+    def refuse(why: str) -> None:
+        raise ConfigError(f"repair={run.repair}: {why}; give repair=null")
+
+    if run.mask is not None:
+        refuse(f"mask={run.mask} is taken as it is")
+    if run.pruner.reduce is not None:
+        refuse(f"pruner={run.pruner.name} prunes filters, and their inputs with them")
+    if run.rewires:
+        refuse(f"rewire={run.rewire.name} would undo it")
+    if run.ablation.mask is not None:
+        refuse(f"ablation={run.ablation.name} would undo it")
+    if run.allocation.settings.get("rescale"):
+        refuse("allocation.rescale=true has no factor for the weights that are added")
+    if _allocation(run) in _STRUCTURED:
+        refuse(f"it would break the structure that allocation={run.allocation.name} makes")

@@ -1,0 +1,17 @@
+"""What stands in for training where all rounds lie before it."""
+
+from pai_bench.core import Mask
+
+
+class NoTraining:
+    """A core.Training for rounds that lie before training."""
+
+    age_epochs = 0.0
+
+    def until(self, mask: Mask, epoch: float) -> None:
+        """Refuses to train."""
+        raise AssertionError("this schedule trains; give training=")
+
+    def rewind(self, mask: Mask, epoch: float, weights: bool) -> None:
+        """Refuses to rewind."""
+        raise AssertionError("this schedule rewinds; give training=")
