@@ -62,7 +62,7 @@ def uniform_plus(scores: Scores, candidates: Mask, keep: int, generator: Generat
     Raises:
         ConfigError: the first and the last layer would keep more than the sparsity allows.
     """
-    _require_weights(candidates, "uniform_plus")
+    require_weights(candidates, "uniform_plus")
     names = list(candidates)
     if len(names) < 3:
         raise ConfigError("allocation=uniform_plus: it needs a first, a last and other layers; use allocation=uniform")
@@ -74,7 +74,7 @@ def uniform_plus(scores: Scores, candidates: Mask, keep: int, generator: Generat
     others = (keep - sizes[first] - of_last * sizes[last]) / rest
     if others <= 0:
         raise ConfigError(
-            f"{_asked(keep, candidates)}: allocation=uniform_plus keeps the first layer and {min_last:g} of the last, "
+            f"{asked(keep, candidates)}: allocation=uniform_plus keeps the first layer and {min_last:g} of the last, "
             "which leaves nothing for the others; lower the sparsity"
         )
     shares = dict.fromkeys(names, others) | {first: 1.0, last: of_last}
@@ -92,7 +92,7 @@ def erk(scores: Scores, candidates: Mask, keep: int, generator: Generator, *, ke
     Reference: Evci et al. 2020, arXiv:1911.11134, section 3; Mocanu et al. 2018, arXiv:1707.04780, for ER.
     Deviates: none.
     """
-    _require_weights(candidates, "erk")
+    require_weights(candidates, "erk")
     shares = {}
     for name, mask in candidates.items():
         sizes = mask.shape if kernel else mask.shape[:2]
@@ -126,7 +126,7 @@ def smart_ratio(
     Raises:
         ConfigError: the linear layers alone would keep more than the sparsity allows.
     """
-    _require_weights(candidates, "smart_ratio")
+    require_weights(candidates, "smart_ratio")
     depth = len(candidates)
     shares, linear = {}, set()
     for index, (name, mask) in enumerate(candidates.items(), start=1):
@@ -157,7 +157,7 @@ def layer_rates(
     Raises:
         ConfigError: these rates cannot reach the sparsity.
     """
-    _require_weights(candidates, "layer_rates")
+    require_weights(candidates, "layer_rates")
     names = list(candidates)
     rates = {name: convolution if mask.ndim > 2 else 1.0 for name, mask in candidates.items()} | {names[-1]: last}
     room = {name: masks.count(mask) for name, mask in candidates.items()}
@@ -166,7 +166,7 @@ def layer_rates(
     fraction = pruned / at_full_rate if at_full_rate else math.inf * pruned
     if pruned and fraction * max(rates.values()) > 1:
         raise ConfigError(
-            f"{_asked(keep, candidates)}: allocation=layer_rates would prune more than all of a layer; "
+            f"{asked(keep, candidates)}: allocation=layer_rates would prune more than all of a layer; "
             "lower the sparsity, take more rounds, or give rates nearer to each other"
         )
     wanted = {name: room[name] * (1 - fraction * rates[name]) if pruned else room[name] for name in names}
@@ -193,17 +193,23 @@ def densities_of_mask(scores: Scores, candidates: Mask, keep: int, generator: Ge
             raise ConfigError(f"allocation.mask={mask}: it holds no mask of {name} {tuple(candidate.shape)}")
     if sum(counts.values()) != keep:
         raise ConfigError(
-            f"allocation.mask={mask}: it keeps {sum(counts.values())} weights and {_asked(keep, candidates)} keeps "
+            f"allocation.mask={mask}: it keeps {sum(counts.values())} weights and {asked(keep, candidates)} keeps "
             f"{keep}; give a mask of the same sparsity"
         )
     return by_count(scores, candidates, counts)
 
 
-def _asked(keep: int, candidates: Mask) -> str:
+def asked(keep: int, candidates: Mask) -> str:
+    """The sparsity that keeps so many of the candidates, as a setting."""
     return f"sparsity={1 - keep / masks.total(candidates):.6g}"
 
 
-def _require_weights(candidates: Mask, allocation: str) -> None:
+def require_weights(candidates: Mask, allocation: str) -> None:
+    """Refuses filters.
+
+    Raises:
+        ConfigError: a candidate is no weight of a layer.
+    """
     if any(mask.ndim < 2 for mask in candidates.values()):
         raise ConfigError(
             f"allocation={allocation}: it is defined for weights, not for filters; use allocation=uniform"
@@ -250,7 +256,7 @@ def by_density(
     if left < 0:
         names = ", ".join(name for name in candidates if name in fixed)
         raise ConfigError(
-            f"{_asked(keep, candidates)}: it keeps {keep} weights, and {names} alone {sum(wanted.values()):.0f}; lower "
+            f"{asked(keep, candidates)}: it keeps {keep} weights, and {names} alone {sum(wanted.values()):.0f}; lower "
             "the sparsity or their density"
         )
     open_layers = [name for name in candidates if name not in wanted]
