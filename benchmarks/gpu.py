@@ -2,82 +2,112 @@
 
 import multiprocessing
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from multiprocessing.synchronize import Barrier
 from typing import Any
 
 import torch
+from torch import Generator
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import scoring, textbook
 from benchmarks.data import textbook_loader
 from benchmarks.measure import seconds
-from benchmarks.subjects import Setting, parts, trainer
+from benchmarks.subjects import Setting, ignore, parts, pruned, trainer
 from benchmarks.table import Row
-from benchmarks.training import WHOLE, random_mask, textbook_optimizer
+from benchmarks.training import TINY, WHOLE, random_mask, textbook_optimizer
 from pai_bench.analysis import cost
-from pai_bench.system import devices
+from pai_bench.assembly import Parts
+from pai_bench.core import Mask, OnDevice
+from pai_bench.system import devices, graphs, layout, mps
+from pai_bench.training.captured import CapturedStep
+from pai_bench.training.evaluation import Evaluation, Evaluator
+from pai_bench.training.recording import Observers
+from pai_bench.training.step import Execution, Step
 from pai_bench.training.trainer import Trainer
 
+# Networks in the order of their importance, the images of an epoch and their size.
+_NETS: dict[str, dict[str, int]] = {
+    "resnet20": {"num_train": 12_800},
+    "vgg16": {"num_train": 12_800},
+    "resnet18": {"num_train": 6_400},
+    "resnet50": {"num_train": 640, "size": 224, "num_classes": 1000},
+}
+_PRECISIONS = ("bfloat16", "tfloat32", "float32")
+_QUICK = {"num_train": 24}
+_SMALL = ("training.batch_size=8",)
 
-def synflow(setting: Setting) -> Iterator[Row]:
-    """The rows of the CPU, with the bars of a GPU."""
-    for row in scoring.synflow(setting):
-        vgg = row.name.startswith("SynFlow vgg16") and "float32" in row.name
-        yield replace(row, target=20 if vgg else None, goal=50 if vgg else None)
+
+def _of(setting: Setting, net: str, precision: str, *words: str, **more: int) -> Parts:
+    """The parts of a run of a network in a precision, small ones where everything is."""
+    shape = _QUICK if setting.quick else _NETS[net]
+    small = (*_SMALL, *TINY.get(net, ())) if setting.quick else ()
+    return parts(
+        setting.device,
+        f"model={net}",
+        *WHOLE,
+        *small,
+        f"training.precision={precision}",
+        "training.lr=0.01",
+        *words,
+        **(shape | more),
+    )
+
+
+def _trainer(of: Parts, capture: bool) -> Trainer:
+    """The trainer of a run, whose steps are captured or not."""
+    execution = Execution(of.device, of.run.channels_last, of.run.compile, capture)
+    model, recipe = of.build("init"), of.run.training
+    return Trainer(model, of.data, recipe, execution, Observers(ignore), seed=0, compact_training=False)
 
 
 def images(setting: Setting) -> Iterator[Row]:
-    """Images a second of whole epochs of masked training, and the share of the time in which the device works."""
-    small = ("training.batch_size=8",) if setting.quick else ()
-    cases: list[tuple[str, str, dict[str, int]]] = [
-        (net, precision, {"num_train": 64 if setting.quick else 51_200})
-        for net in (("resnet20",) if setting.quick else ("resnet20", "vgg16"))
-        for precision in ("float32", "bfloat16")
-    ]
-    if not setting.quick:
-        cases.append(("resnet50", "bfloat16", {"num_train": 2560, "size": 224, "num_classes": 1000}))
-    for net, precision, shape in cases:
-        of = parts(
-            setting.device,
-            f"model={net}",
-            *WHOLE,
-            *small,
-            f"training.precision={precision}",
-            "training.lr=0.01",
-            **shape,
-        )
-        mask = random_mask(of, 0.1)
-        training, number = trainer(of), shape["num_train"]
-
-        def epoch(training: Trainer = training, mask: dict[str, torch.Tensor] = mask) -> None:
-            training.until(mask, round(training.epoch) + 1)
-
-        epoch()  # chooses algorithms
-        took = min(seconds(epoch, setting.device) for _ in range(1 if setting.quick else 3))
-        counted = 6 * number * sum(cost.multiply_adds(training.model, of.data.input_shape).values())
-        busy = _busy(epoch, setting.device)
-        judged = setting.device.type == "cuda" and net == "resnet20" and precision == "bfloat16"
-        yield Row(
-            f"training of {net}, {precision}, batch {of.run.training.batch_size}",
-            number / took,
-            "images/s",
-            target=100_000 if judged else None,
-            goal=250_000 if judged else None,
-            time=took,
-            lower_bound=setting.rates.lower_bound(flops=counted, precision=precision),
-            note="" if busy is None else f"the device works {100 * busy:.0f} % of an epoch",
-        )
-        if net == "resnet20" and precision == "float32":
-            yield _published(setting, net, number, number / took)
+    """Images a second of whole epochs of masked training, captured and not, and how busy the device is."""
+    for net in ("resnet20",) if setting.quick else _NETS:
+        yield from _published(setting, net)
+        for precision in _PRECISIONS:
+            of = _of(setting, net, precision)
+            mask = random_mask(of, 0.1)
+            rates = {}
+            for capture in (True, False):
+                rates[capture], row = _images(setting, of, net, mask, capture)
+                judged = setting.device.type == "cuda" and capture and (net, precision) == ("resnet20", "bfloat16")
+                if not capture:
+                    row = replace(row, note=f"captured {rates[True] / rates[False]:.2f} times as fast; {row.note}")
+                yield replace(row, target=50_000 if judged else None, goal=250_000 if judged else None)
 
 
-def _published(setting: Setting, net: str, number: int, ours: float) -> Row:
-    """The plain loop with a DataLoader of processes, for comparison."""
-    of = parts(setting.device, f"model={net}", *WHOLE, "training.lr=0.01")
+def _images(setting: Setting, of: Parts, net: str, mask: Mask, capture: bool) -> tuple[float, Row]:
+    """Images a second of training, and their row."""
+    training, number = _trainer(of, capture), of.data.num_examples["train"]
+
+    def epoch() -> None:
+        training.until(mask, round(training.epoch) + 1)
+
+    epoch()  # chooses algorithms, and records the step
+    took = min(seconds(epoch, setting.device) for _ in range(1 if setting.quick else 3))
+    counted = 6 * number * sum(cost.multiply_adds(training.model, of.data.input_shape).values())
+    busy, precision = _busy(epoch, setting.device), of.run.training.precision
+    return number / took, Row(
+        f"training of {net}, {precision}, {'captured' if capture else 'kernel by kernel'}",
+        number / took,
+        "images/s",
+        time=took,
+        lower_bound=setting.rates.lower_bound(flops=counted, precision=precision),
+        note="" if busy is None else f"the device works {100 * busy:.0f} % of an epoch",
+    )
+
+
+def _published(setting: Setting, net: str) -> Iterator[Row]:
+    """The plain loop with a DataLoader of processes, for comparison. It has images of CIFAR's size."""
+    if net == "resnet50":
+        return
+    precision = "tfloat32"  # torch's own default, in convolutions
+    of = _of(setting, net, precision)
     copied = textbook.Masked(of.build("init"), random_mask(of, 0.1))
-    workers = 0 if setting.quick else devices.num_cores(setting.device)
+    number, workers = of.data.num_examples["train"], 0 if setting.quick else devices.num_cores(setting.device)
     loader = textbook_loader(number, of.run.training.batch_size, workers)
     optimizer = textbook_optimizer(of, copied)
 
@@ -85,12 +115,94 @@ def _published(setting: Setting, net: str, number: int, ours: float) -> Row:
         textbook.epoch(copied, loader, optimizer, setting.device)
 
     epoch()
-    took = seconds(epoch, setting.device)
-    return Row(
-        f"training of {net}, float32, over a DataLoader of {workers} processes",
-        ours * took / number,
-        note=f"{number / took:,.0f} images/s",
+    yield Row(
+        f"training of {net}, {precision}, published loop over a DataLoader of {workers} processes",
+        number / seconds(epoch, setting.device),
+        "images/s",
     )
+
+
+def compiled(setting: Setting) -> Iterator[Row]:
+    """torch.compile inside the captured step."""
+    for net in ("resnet20", "vgg16"):
+        of = _of(setting, net, "bfloat16", "compile=true")
+        _, row = _images(setting, of, net, random_mask(of, 0.1), capture=True)
+        yield replace(row, name=f"{row.name}, compiled")
+
+
+def evaluation(setting: Setting) -> Iterator[Row]:
+    """Images a second of evaluation, captured and not."""
+    size, number = (8, 20) if setting.quick else (512, 20_480)
+    of = _of(setting, "resnet20", "bfloat16", num_test=number)
+    found: list[Evaluation] = []
+    for capture in (True, False):
+        training = _trainer(of, capture)
+        step = training.network.step
+        evaluator = Evaluator(of.data, Execution(of.device, of.run.channels_last, False, capture))
+        step.net.eval()
+
+        def evaluate(evaluator: Evaluator = evaluator, step: Step = step) -> None:
+            batches = ((layout.laid_out(x, step.layout), y) for x, y in of.data.evaluation("test", size))
+            found.append(evaluator(step, batches, size))
+
+        evaluate()
+        yield Row(
+            f"evaluation of resnet20, bfloat16, {'captured' if capture else 'kernel by kernel'}",
+            number / min(seconds(evaluate, setting.device) for _ in range(3)),
+            "images/s",
+            exact=found[-1] == found[0] if setting.quick else None,
+        )
+
+
+def synflow(setting: Setting) -> Iterator[Row]:
+    """SynFlow in its 100 rounds, against the published loop, with the bars of a GPU."""
+    for row in scoring.synflow(replace(setting, full=not setting.quick)):
+        vgg = row.name.startswith("SynFlow vgg16") and "float32" in row.name
+        yield replace(row, target=4 if vgg else None, goal=50 if vgg else None)
+
+
+def compact(setting: Setting) -> Iterator[Row]:
+    """Captured steps without dead channels, compared with captured steps of the whole network."""
+    for net in ("resnet20",) if setting.quick else ("resnet20", "vgg16", "resnet18"):
+        for compression in (10,) if setting.quick else (10, 100, 1000):
+            words = ("pruner=synflow", f"compression={compression}", f"schedule.rounds={8 if setting.quick else 20}")
+            found = _of(setting, net, "bfloat16", *words)
+            mask = pruned(found, trainer(found)).mask
+            took, costs = {}, {}
+            for how in ("auto", "off"):
+                of = _of(setting, net, "bfloat16", f"training.compact={how}")
+                took[how], costs[how] = _step_seconds(setting, of, mask)
+            yield Row(
+                f"compact step of {net}, synflow at {compression}x, over a whole one, both captured",
+                took["off"] / took["auto"],
+                time=took["auto"],
+                lower_bound=setting.rates.lower_bound(
+                    flops=6 * costs["auto"] * of.run.training.batch_size, precision="bfloat16"
+                ),
+                note=f"{100 * costs['auto'] / costs['off']:.1f} % of the multiply-adds",
+            )
+
+
+def _step_seconds(setting: Setting, of: Parts, mask: Mask) -> tuple[float, int]:
+    """Seconds of a step under a mask, captured where there are graphs, and the multiply-adds of its network."""
+    network, size = trainer(of).network, of.run.training.batch_size
+    network.apply_mask(mask)
+    with network.training_for(10**12) as step:  # long enough for a compact network to be looked for
+        step.net.train()
+        macs = sum(cost.multiply_adds(step.net, of.data.input_shape).values())
+        assert isinstance(of.data, OnDevice)
+        tables = of.data.tables(Generator(), Generator())
+        num_steps = of.data.num_examples["train"] // size
+        if graphs.supported(setting.device):
+            captured = CapturedStep(step, of.data, tables, size, num_steps)
+            captured.begin(tables, [0.01] * num_steps, 0)
+            steps: list[Callable[[], None]] = [captured] * num_steps
+        else:
+            batch = of.data.gather(tables, slice(0, size))
+            steps = [partial(step, *batch, size)] * num_steps
+        steps[0]()
+        took = seconds(lambda: [one() for one in steps[1:]], setting.device)
+    return took / (num_steps - 1), macs
 
 
 def _busy(function: Any, device: torch.device) -> float | None:
@@ -114,15 +226,17 @@ def _busy(function: Any, device: torch.device) -> float | None:
 def replicas(setting: Setting) -> Iterator[Row]:
     """Several runs at once, each a process of its own, against one run that has the device to itself."""
     cores = devices.num_cores(setting.device)
-    crowds = (2,) if setting.quick else (2, 4, 8) if setting.device.type == "cuda" else (cores,)
+    on_gpu = setting.device.type == "cuda"
+    crowds = (2,) if setting.quick else (8, 4, 2) if on_gpu else (cores,)
     alone = _together(setting, 1, 1 if setting.quick else cores)
     for crowd in crowds:
         if crowd > 1:
-            rate = _together(setting, crowd, max(cores // crowd, 1))
+            with mps.shared(crowd, int(on_gpu)) as shared:
+                rate = _together(setting, crowd, max(cores // crowd, 1))
             yield Row(
                 f"{crowd} runs of resnet20 at once, images/s of all over one run alone",
                 rate / alone,
-                note=f"{rate:,.0f} images/s over {alone:,.0f}",
+                note=f"{rate:,.0f} images/s over {alone:,.0f}" + ("; by CUDA MPS" if shared else ""),
             )
 
 

@@ -70,6 +70,7 @@ class Rates:
 
     def lower_bound(self, *, flops: float = 0.0, precision: str = "float32", moved: float = 0.0) -> float:
         """Seconds below which so many operations and bytes cannot be done, if the two overlap."""
+        precision = precision if precision in self.gemm else "float32"  # a processor has no TF32
         best = max(self.gemm[precision], self.convolution[precision])
         return max(flops / best, moved / self.memory)
 
@@ -86,8 +87,9 @@ def rates(device: torch.device, quick: bool = False) -> Rates:
     gemm, convolution = {}, {}
     devices.prepare(device, "float32")
     with torch.no_grad():
-        for precision in ("float32", "float64", "bfloat16"):
-            dtype = getattr(torch, precision)
+        for precision in ("float32", "float64", "bfloat16", *(("tfloat32",) if device.type == "cuda" else ())):
+            devices.prepare(device, precision)
+            dtype = getattr(torch, precision.removeprefix("t"))
             # A processor without bfloat16 takes minutes for a large product.
             side = size // 4 if precision == "bfloat16" and device.type == "cpu" else size
             matrix = torch.randn(side, side, device=device).to(dtype)

@@ -45,13 +45,13 @@ def pixels(number: int, size: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (number, size, size, 3), dtype=np.uint8)
 
 
-def synthetic(place: DataSettings, *, size: int, num_classes: int, num_train: int) -> Resident:
+def synthetic(place: DataSettings, *, size: int, num_classes: int, num_train: int, num_test: int) -> Resident:
     """A resident dataset of noise, in CIFAR's size unless told otherwise, with next to nothing to evaluate on."""
-    train, test = pixels(num_train, size), pixels(2, size)
+    train, test = pixels(num_train, size), pixels(num_test, size)
     labels = np.arange(num_train) % num_classes
     return Resident(
         (train, labels),
-        (test, labels[:2]),
+        (test, np.arange(num_test) % num_classes),
         num_classes,
         place,
         validation=0.0,
@@ -62,9 +62,16 @@ def synthetic(place: DataSettings, *, size: int, num_classes: int, num_train: in
     )
 
 
-def parts(device: torch.device, *overrides: str, size: int = 32, num_classes: int = 10, num_train: int = 256) -> Parts:
+def parts(
+    device: torch.device,
+    *overrides: str,
+    size: int = 32,
+    num_classes: int = 10,
+    num_train: int = 256,
+    num_test: int = 2,
+) -> Parts:
     """The parts of the run that `python run.py *overrides` describes, on synthetic images."""
-    settings = {"size": size, "num_classes": num_classes, "num_train": num_train}
+    settings = {"size": size, "num_classes": num_classes, "num_train": num_train, "num_test": num_test}
     dataset = Call("benchmarks.subjects.synthetic", settings, "synthetic")
     run = replace(compose.compose(["tracker=none", f"device={device}", *overrides]), dataset=dataset)
     devices.prepare(device, run.training.precision)

@@ -155,12 +155,20 @@ def examined(parts: Parts, model: nn.Module) -> operations.Operations:
             "classes take (1, classes); give another model"
         )
     if parts.run.prunes:
-        _check_prunable(name, model, found)
+        check_prunable(name, model, found)
     return found
 
 
-def _check_prunable(name: str, model: nn.Module, found: operations.Operations) -> None:
-    """Refuses weights that zeros would not reach, and names once what stays dense."""
+def check_prunable(name: str, model: nn.Module, found: operations.Operations) -> None:
+    """Refuses weights that zeros would not reach, and names once what stays dense.
+
+    Args:
+        name: what the error calls the model.
+        found: what the model does with an image.
+
+    Raises:
+        ConfigError: a layer computes what it applies from its weights.
+    """
     if found.computed:
         layer = type(model.get_submodule(found.computed[0].rpartition(".")[0])).__name__
         raise ConfigError(

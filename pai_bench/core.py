@@ -330,6 +330,19 @@ class Data(Protocol):
 
 
 @runtime_checkable
+class ByEpoch(Protocol):
+    """A Data whose training images can depend on the epoch besides by what is drawn for it."""
+
+    def in_epoch(self, number: int, image_size: int | None) -> Data:
+        """The data as they are in an epoch.
+
+        Args:
+            number: of the epoch; 1 is the first.
+            image_size: pixels of each side of a training image. None: as in `input_shape`.
+        """
+
+
+@runtime_checkable
 class OnDevice(Protocol):
     """A Data that lies on the device whole, so that a batch is made there from a few tensors."""
 

@@ -13,7 +13,7 @@ from torch import nn
 from pai_bench.analysis import paths, signal
 from pai_bench.assembly import Parts, assembled, diagnostics, examined, given_mask, load_data, random_batch, trainer_for
 from pai_bench.config.composition import rerunnable
-from pai_bench.config.schema import RunConfig, plain
+from pai_bench.config.schema import RunConfig
 from pai_bench.core import Data, Mask, Record, Weights
 from pai_bench.errors import ConfigError, UserError
 from pai_bench.masks import mask_files, masks
@@ -25,6 +25,7 @@ from pai_bench.runs.checkpoints import Checkpoints, RunProgress, TrainingStart
 from pai_bench.runs.directory import NullRunDirectory, RunDirectory, final_weights
 from pai_bench.runs.provenance import provenance
 from pai_bench.runs.summary import already, closing
+from pai_bench.runs.tracker import Guarded, Tracker, described
 from pai_bench.search import find_mask, find_mask_without_ablation, shared_training
 from pai_bench.system import devices, distributed, seeding
 from pai_bench.system.world import world
@@ -82,10 +83,11 @@ def _run(config: RunConfig, device: torch.device, files: Files) -> dict[str, Any
     model = parts.build("init")
     macs = examined(parts, model).multiply_adds
     given = given_mask(config, model) if config.mask is not None else None
-    target = _target(parts, model, given)
-    _note_provenance(parts, files)
+    _announce(parts, model, given)
+    origin = provenance() | {"dataset_checksum": parts.data.checksum, "device": str(device)}
+    files.write_json("provenance.json", origin)
 
-    with _tracked(config, files, target) as tracker:
+    with _tracked(config, files, origin) as tracker:
         record = _recorded(files, tracker)
 
         # The mask.
@@ -151,17 +153,14 @@ def _check_same_images(config: RunConfig, row: dict[str, Any]) -> None:
 # Steps of the story ---------------------------------------------------------------------------------------------------
 
 
-def _target(parts: Parts, model: nn.Module, given: tuple[Mask, Mask] | None) -> dict[str, Any]:
-    """What is to be kept, in the units of the field; and says what the run works with."""
+def _announce(parts: Parts, model: nn.Module, given: tuple[Mask, Mask] | None) -> None:
+    """Says what the run works with, and how much it is to keep."""
     run, data = parts.run, parts.data
     sparsity = run.sparsity if given is None else masks.sparsity(given[0])  # whole layers that a file leaves out count
-    target = rows.kept(masks.full(model)) | {"rounds": len(parts.rounds)}
+    num_prunable = masks.total(masks.prunable(model))
     to_keep = f"{1 - sparsity:.4g} of the filters"
     if parts.pruner.reduce is None:
-        num_prunable = target["num_prunable"]
-        num_kept = masks.num_kept(sparsity, num_prunable)
-        target |= {"num_kept": num_kept, "density": num_kept / num_prunable, "compression": num_prunable / num_kept}
-        to_keep = f"{num_kept:,}"
+        to_keep = f"{masks.num_kept(sparsity, num_prunable):,}"
     log.info("%s", run.id)
     log.info(
         "%s: %s images of %s in %d classes; %s: %s prunable weights, %s to keep, in %d round%s; %s",
@@ -170,36 +169,20 @@ def _target(parts: Parts, model: nn.Module, given: tuple[Mask, Mask] | None) -> 
         "x".join(map(str, data.input_shape)),
         data.num_classes,
         run.model.name,
-        f"{target['num_prunable']:,}",
+        f"{num_prunable:,}",
         to_keep,
         len(parts.rounds),
         "" if len(parts.rounds) == 1 else "s",
         devices.describe(parts.device),
     )
-    return target
-
-
-def _note_provenance(parts: Parts, files: Files) -> None:
-    """Writes where the numbers come from."""
-    of_run = {"dataset_checksum": parts.data.checksum, "device": str(parts.device)}
-    files.write_json("provenance.json", provenance() | of_run)
 
 
 @contextmanager
-def _tracked(run: RunConfig, files: Files, target: dict[str, Any]) -> Iterator[tracking.Tracker]:
+def _tracked(run: RunConfig, files: Files, origin: dict[str, Any]) -> Iterator[Tracker]:
     """The tracker of the run inside the block, which ends it with its row; a failure ends it with its exit code."""
     start = tracking.none if world().rank > 0 else run.tracker
-    tracker: tracking.Tracker = start(
-        tracking.Run(
-            run.id,
-            run.group,
-            files.path,
-            plain(run) | target,
-            run.tags,
-            files.curve() if files.checkpoint else None,
-            files.num_repeated,
-        )
-    )
+    curve = files.curve() if files.checkpoint else None
+    tracker = Guarded(run.tracker.name, start, described(run, files.path, origin, curve, files.num_repeated))
     try:
         yield tracker
     except UserError as error:
@@ -210,7 +193,7 @@ def _tracked(run: RunConfig, files: Files, target: dict[str, Any]) -> Iterator[t
         raise
 
 
-def _recorded(files: Files, tracker: tracking.Tracker) -> Record:
+def _recorded(files: Files, tracker: Tracker) -> Record:
     """The one way by which numbers leave the run: into its directory, and to its tracker."""
 
     def record(metrics: dict[str, float], epoch: float) -> None:
@@ -270,9 +253,7 @@ def _training_start(
     return progress.training
 
 
-def _keep_mask(
-    run: RunConfig, files: Files, tracker: tracking.Tracker, pruned: Pruned, layers: list[dict[str, Any]]
-) -> None:
+def _keep_mask(run: RunConfig, files: Files, tracker: Tracker, pruned: Pruned, layers: list[dict[str, Any]]) -> None:
     """Writes what has been found: the mask, what it leaves of each layer, and the scores if they are asked for."""
     files.write_tensors("mask.safetensors", pruned.mask_with_coupled)
     files.write_json("mask.json", rows.mask_report(pruned, layers))

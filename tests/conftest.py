@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from pai_bench.config import checks, composition
 from pai_bench.config.schema import RunConfig
-from pai_bench.core import Ablation, Batches, Mask, Shape, TrainingLength, Weights
+from pai_bench.core import Batches, Shape, TrainingLength, Weights
 from pai_bench.launch import names
 from pai_bench.pruning.rounds import Pruned, prune
 
@@ -98,18 +98,6 @@ def residual() -> nn.Module:
     return model
 
 
-class Untrained:
-    """A core.Training for rounds that lie before training."""
-
-    age_epochs = 0.0
-
-    def until(self, mask: Mask, epoch: float) -> None:
-        raise AssertionError("this schedule does not train")
-
-    def rewind(self, mask: Mask, epoch: float, weights: bool) -> None:
-        raise AssertionError("this schedule does not train")
-
-
 def drawn(model: nn.Module) -> Weights:
     """A copy of every parameter."""
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
@@ -128,14 +116,11 @@ def pruned_as(
         cfg.pruner,
         cfg.allocation,
         cfg.schedule(cfg.sparsity, TrainingLength(1, 1)),
-        ablation=Ablation(),
         initial=drawn(model),
         input_shape=input_shape,
         draw=draw,
-        training=Untrained(),
         loss=F.cross_entropy,
         seed=0,
-        record=lambda metrics, epoch: None,
     )
 
 

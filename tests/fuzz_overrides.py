@@ -35,6 +35,7 @@ NEEDS = {
     "image_folder": ("dataset.root=somewhere",),
     "densities_of_mask": ("allocation.mask=some.safetensors",),
     "fine_tune": ("training=cifar",),
+    "imagenet_16": ("dataset=imagenet",),
 }
 VALUES = (
     "null", "true", "-1", "0", "1.5", "1e300", "1" + 30 * "0", "inf", "-inf", "nan", "''", "abc", "'a b'", "'a\tb'",

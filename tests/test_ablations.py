@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Chain, Untrained, composed, drawn, options
+from conftest import Chain, composed, drawn, options
 from test_rounds import MAGNITUDE, SHAPE, searched, top, topk
 from torch import Generator
 from torch.nn import functional as F
@@ -242,7 +242,6 @@ def test_a_change_of_stored_images_reaches_the_score(batches: Batches) -> None:
         initial=drawn(model),
         input_shape=SHAPE,
         draw=draw,
-        training=Untrained(),
         loss=F.cross_entropy,
         seed=0,
         record=lambda metrics, epoch: None,

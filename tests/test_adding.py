@@ -129,7 +129,7 @@ def test_the_page_names_files_that_exist_or_are_on_it() -> None:
 
 def test_every_kind_of_addition_has_an_example_and_says_what_tests_it() -> None:
     kinds = {title for title in SECTIONS if title.startswith("Adding ")}
-    assert len(kinds) == 10
+    assert len(kinds) == 11
     for kind in kinds:
         assert "**Held at once by**" in SECTIONS[kind] and re.findall(r"`tests/test_\w+\.py`", SECTIONS[kind]), kind
         assert any(f"`{path}`\n\n```" in SECTIONS[kind] for path in (*FILES, *DIFFS)), kind
@@ -282,6 +282,17 @@ def test_a_curve(added: Added) -> None:
     assert around["after/norm/fc.weight"] < around["before/norm/fc.weight"]
 
 
+def test_a_tracker(added: Added, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = "pruner=magnitude sparsity=0.9 tracker=one_file tracker.path=all.jsonl"
+    rows_of = [added.run(command, f"seed={seed}")[0] for seed in (0, 1)]
+    lines = [json.loads(line) for line in (tmp_path / "all.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == [row["id"] for row in rows_of]
+    assert json.loads(json.dumps(rows_of)) == lines
+    added.run(command, "seed=1")  # is finished already
+    assert len((tmp_path / "all.jsonl").read_text().splitlines()) == 2
+
+
 def test_a_column(added: Added, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(experiment, "rows", patched(rows, "pai_bench/runs/row.py"))
     row, directory = added.run("pruner=gradient_power sparsity=0.9")
@@ -316,5 +327,5 @@ def test_an_experiment_with_a_published_number(added: Added, tmp_path: Path) -> 
 
 def test_commands_of_the_page_are_run_here() -> None:
     source = Path(__file__).read_text()
-    assert len(COMMANDS) == len(set(COMMANDS)) == 10
+    assert len(COMMANDS) == len(set(COMMANDS)) == 11
     assert not [command for command in COMMANDS if f'"{command}"' not in source]

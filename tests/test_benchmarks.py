@@ -55,8 +55,31 @@ def test_every_benchmark_runs_and_finds_equal_what_has_to_be(tmp_path: Path) -> 
 
 def test_the_benchmarks_of_a_gpu_run_where_there_is_none() -> None:
     setting = Setting(CPU, RATES, quick=True)
-    rows = [*gpu.images(setting), *gpu.synflow(setting)]
-    assert len(rows) == 5 and all(row.passed(speed=False) for row in rows)
+    images, rows = list(gpu.images(setting)), [*gpu.synflow(setting), *gpu.evaluation(setting), *gpu.compact(setting)]
+    assert [row.name.rpartition(", ")[2] for row in images[1:]] == ["captured", "kernel by kernel"] * 3
+    assert "published" in images[0].name and all(row.lower_bound is not None for row in images[1:])
+    assert len(rows) == 5 and all(row.passed(speed=False) for row in [*images, *rows])
+
+
+def test_rows_are_kept_when_the_time_is_up(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def first(setting: Setting) -> Iterator[Row]:
+        assert setting.quick
+        yield Row("one", 1.0)
+        yield Row("two", 2.0)
+
+    monkeypatch.setattr(command, "GPU", dict.fromkeys(("first", "second", "third"), first))
+    monkeypatch.setattr(command.measure, "rates", lambda device, quick: RATES)
+    for minutes, number in ((None, 6), ("0", 1)):
+        more = [] if minutes is None else ["--minutes", minutes]
+        file = tmp_path / "found.json"
+        monkeypatch.setattr(sys, "argv", ["benchmarks", "--gpu", "--quick", "--json", str(file), *more])
+        with pytest.raises(SystemExit) as ended:
+            command.main()
+        said = capsys.readouterr().out
+        assert ended.value.code == 0 and len(json.loads(file.read_text())["rows"]) == number
+        assert ("the time is up; what is left of first is left out, second, third\n" in said) == (number == 1)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -1,6 +1,7 @@
 """Steps as one CUDA graph: they train as steps of single kernels do. What they are made of is tested on a CPU too."""
 
 import copy
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Chain
+from emulated_graphs import emulated
 from test_train import CPU, METHODS, RATES, RECIPE, FewImages, half, optimizer_of
 from test_train import trainer as training_of
 from torch import Generator, nn
@@ -18,12 +20,13 @@ from pai_bench.data.resident import Resident
 from pai_bench.masks import masks
 from pai_bench.system import devices
 from pai_bench.training.captured import obstacle
+from pai_bench.training.evaluation import evaluate
 from pai_bench.training.trainer import Trainer
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-def resident(device: torch.device, num_train: int = 43) -> Resident:
+def resident(device: torch.device, num_train: int = 43, num_test: int = 8, validation: float = 0.0) -> Resident:
     """Images of 12x12 in four classes, whose last batch is smaller."""
 
     def images(number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -32,10 +35,10 @@ def resident(device: torch.device, num_train: int = 43) -> Resident:
 
     return Resident(
         images(num_train),
-        images(8),
+        images(num_test),
         4,
         DataSettings(Path(), False, device, 0),
-        validation=0.0,
+        validation=validation,
         mean=None,
         std=None,
         padding=2,
@@ -97,11 +100,10 @@ def test_nothing_of_an_optimizer_moves_in_memory(name: str) -> None:
 
 def test_what_cannot_be_captured_says_why() -> None:
     training = trained(Chain(), CPU, epochs=0)
-    assert obstacle(training.network.step, resident(CPU), 1) is None
-    assert obstacle(training.network.step, resident(CPU), 2) == "several processes train it"
-    assert obstacle(training.network.step, FewImages(), 1) == "its images are read while it trains"
+    assert obstacle(training.network.step, 1) is None
+    assert obstacle(training.network.step, 2) == "several processes train it"
     training.network.step.recipe = replace(RECIPE, precision="float16")
-    assert obstacle(training.network.step, resident(CPU), 1) == "float16 looks at the gradients before it takes a step"
+    assert obstacle(training.network.step, 1) == "float16 looks at the gradients before it takes a step"
 
 
 def trained(net: nn.Module, device: torch.device, *, epochs: float = 2, **settings: Any) -> Trainer:
@@ -138,15 +140,27 @@ def assert_same(one: Trainer, other: Trainer) -> None:
             assert torch.equal(tensor, states[1][key][name]), (key, name)
 
 
-@gpu
+# Captured: on a GPU, and emulated on a CPU ----------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["emulated", pytest.param("cuda", marks=gpu)])
+def graphs_on(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """A device with CUDA graphs, or a CPU with emulated ones."""
+    if request.param == "cuda":
+        yield torch.device("cuda", 0)
+    else:
+        with emulated():
+            yield CPU
+
+
 @pytest.mark.parametrize("precision", ["float32", "tfloat32", "bfloat16"])
 @pytest.mark.parametrize("kind", [Chain, Dropped])
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("method", ["sgd_nesterov", "adamw"])
 def test_captured_steps_train_as_single_ones(
-    kind: type[nn.Module], precision: str, channels_last: bool, method: str
+    kind: type[nn.Module], precision: str, channels_last: bool, method: str, graphs_on: torch.device
 ) -> None:
-    device = torch.device("cuda", 0)
+    device = graphs_on
     devices.prepare(device, precision)
     torch.manual_seed(0)
     net = kind()
@@ -161,9 +175,8 @@ def test_captured_steps_train_as_single_ones(
     assert_same(captured, plain)
 
 
-@gpu
-def test_rewinding_and_a_checkpoint_in_mid_epoch_need_no_other_capture() -> None:
-    device = torch.device("cuda", 0)
+def test_rewinding_and_a_checkpoint_in_mid_epoch_need_no_other_capture(graphs_on: torch.device) -> None:
+    device = graphs_on
     devices.prepare(device, "float32")
     torch.manual_seed(0)
     net = Chain()
@@ -183,11 +196,10 @@ def test_rewinding_and_a_checkpoint_in_mid_epoch_need_no_other_capture() -> None
     assert masks.sparsity({name: whole.model.get_parameter(name) != 0 for name in whole.network.mask}) > 0.5
 
 
-@gpu
-def test_compact_networks_are_captured_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compact_networks_are_captured_too(monkeypatch: pytest.MonkeyPatch, graphs_on: torch.device) -> None:
     monkeypatch.setattr("pai_bench.training.compact.LONG", {})
     monkeypatch.setattr("pai_bench.training.compact.FASTER", 0.0)
-    device = torch.device("cuda", 0)
+    device = graphs_on
     devices.prepare(device, "float32")
     torch.manual_seed(0)
     net = nn.Sequential(  # wide enough for channels by eights
@@ -207,5 +219,90 @@ def test_compact_networks_are_captured_too(monkeypatch: pytest.MonkeyPatch) -> N
             trainer.until(mask, 2)
             trainers.append(trainer)
     assert trainers[0].trained is not trainers[0].model
+    assert all(trainer._steps._captured is not None for trainer in trainers)
     for one, other in zip(*(trainer.model.parameters() for trainer in trainers), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+class Streaming:
+    """A core.Data that has its images batch by batch only."""
+
+    def __init__(self, data: Resident) -> None:
+        self.input_shape, self.num_classes, self.checksum = data.input_shape, data.num_classes, data.checksum
+        self.num_examples, self.train, self.evaluation, self.draw = (
+            data.num_examples,
+            data.train,
+            data.evaluation,
+            data.draw,
+        )
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_captured_evaluations_equal_single_ones(
+    precision: str, streamed: bool, graphs_on: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pai_bench.training.recording._EVALUATION_BATCH", 12)
+    torch.manual_seed(0)
+    net = Dropped()
+    lines: list[list[dict[str, float]]] = []
+    for capture in (True, False):
+        device, measured = graphs_on, []
+        recipe = replace(RECIPE, precision=precision)
+        data = resident(device, num_test=29, validation=0.3)
+        trainer = training_of(
+            copy.deepcopy(net).to(device),
+            recipe,
+            Streaming(data) if streamed else data,
+            device=device,
+            capture=capture,
+            record=lambda metrics, epoch, measured=measured: measured.append(metrics),
+        )
+        with devices.reproducible(device):
+            trainer.until({name: kept.to(device) for name, kept in half(net).items()}, 2)
+        lines.append([{key: value for key, value in line.items() if "second" not in key} for line in measured])
+        assert (trainer._recording._evaluator._recorded is not None) == capture
+    assert len(lines[0]) == 3 and lines[0] == lines[1]
+
+
+def test_an_evaluation_is_captured_once_and_again_for_another_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pai_bench.training.recording._EVALUATION_BATCH", 4)
+    with emulated() as made:
+        training = trained(Chain(), CPU, epochs=0)
+        evaluator, step = training._recording._evaluator, training.network.step
+        images = torch.randn(4, 3, 12, 12, generator=Generator().manual_seed(0))
+        batches = [
+            (images, torch.tensor([0, 1, 2, 3])),
+            (-images, torch.tensor([0, 1, 2, 3])),
+            (images[:3], torch.arange(3)),
+        ]
+        step.net.eval()
+        before = len(made)
+        results = []
+        for _ in range(2):
+            results.append(evaluator(step, batches, 4))
+            assert results[-1] == evaluate(step.net, batches, CPU)
+            with torch.no_grad():
+                for parameter in step.net.parameters():
+                    parameter.mul_(1.5)  # in place: the same memory
+        assert results[0] != results[1] and len(made) == before  # recorded by the first evaluation of training
+        step.net.fc.weight.data = step.net.fc.weight.data.flip(0).clone()
+        assert evaluator(step, batches, 4) == evaluate(step.net, batches, CPU)
+        assert len(made) == before + 1
+
+
+def test_an_evaluation_that_cannot_be_captured_says_why_once(caplog: pytest.LogCaptureFixture) -> None:
+    class Peeks(Chain):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) * (2 if float(x[0, 0, 0, 0]) > 0 else 1)
+
+    caplog.set_level("INFO")
+    with emulated() as made:
+        trainer = training_of(Peeks(), RECIPE, resident(CPU, num_test=32))
+        trainer.until(masks.full(trainer.model), 2)
+    assert not made
+    lines = sorted(line for line in caplog.messages if "one by one" in line)
+    assert len(lines) == 2, lines
+    for line, work in zip(lines, ("a step", "an evaluation"), strict=True):
+        why = "the network cannot be captured (operation not permitted when stream is capturing"
+        assert line.startswith(f"the kernels of {work} are launched one by one: {why}")

@@ -27,6 +27,7 @@ MANDATORY = {
     "image_folder": ["dataset.root=somewhere"],
     "densities_of_mask": ["allocation.mask=some.safetensors"],
     "fine_tune": ["training=cifar"],
+    "imagenet_16": ["dataset=imagenet"],
 }
 
 
@@ -196,7 +197,7 @@ REFUSED = {
     ),
     "fine-tuning under cosine": (
         ["pruner=magnitude", "sparsity=0.5", "schedule=fine_tune"],
-        "schedule=fine_tune: the learning rate of training.lr_schedule=cosine ends at zero; set training",
+        "schedule=fine_tune: the learning rate of training.lr_schedule=cosine or linear ends at zero; set training",
     ),
     "fine-tuning over a drop": (
         ["pruner=magnitude", "sparsity=0.5", "training=cifar", "schedule=fine_tune", "schedule.epochs=41"],

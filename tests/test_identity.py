@@ -10,7 +10,7 @@ import pytest
 from conftest import CONF, ROOT, composed, options
 from omegaconf import OmegaConf
 
-from pai_bench.config import checks, composition, identity
+from pai_bench.config import checks, composition, identity, schema
 from pai_bench.config.schema import plain
 from pai_bench.core import Call
 from pai_bench.launch.compose import compose as launch
@@ -209,3 +209,16 @@ def test_a_printed_config_is_the_same_run_again(tmp_path: Path) -> None:
     printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
     again = checks.complete(composition.resolved(OmegaConf.create(printed)))
     assert again.id == composed("pruner=snip", "density=0.1").id
+
+
+def test_the_experiment_of_a_run_is_noted_and_no_part_of_its_names() -> None:
+    alone = composed("pruner=snip", "sparsity=0.9")
+    runs, _ = expand(["experiment=digits_baselines", "pruner=snip", "compression=10", "seed=0"])
+    (of_experiment,) = runs
+    assert (alone.experiment, of_experiment.experiment) == (None, "digits_baselines")
+    assert "digits_baselines" in of_experiment.tags and "digits_baselines" not in alone.tags
+    for name in ("id", "group", "task", "method", "chain"):
+        assert getattr(alone, name) == getattr(of_experiment, name)
+    older = {key: value for key, value in plain(alone).items() if key != "experiment"}
+    schema.check(older)
+    assert schema.made(older | {"experiment": None}) == alone

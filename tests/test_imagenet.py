@@ -323,7 +323,7 @@ def test_a_store_is_another_run() -> None:
 
 
 def test_a_store_that_is_not_there_says_what_to_run(originals: Path) -> None:
-    command = f"prepare_data.py imagenet dataset.store=64 dataset.root={originals} --data-dir {originals.parent}"
+    command = f"data imagenet dataset.store=64 dataset.root={originals} --data-dir {originals.parent}"
     with pytest.raises(DataError, match=f"dataset.store=64: there is no .*photos-64; run pai-bench {command}"):
         stored(originals)
     with pytest.raises(DataError, match="has 2 classes, 8 training and 4 val images, not 1,000"):

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from test_config import HEAVY, imported
 from test_resume import TINY, directory_of, outcome
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.nn.utils import prune as torch_prune
 
 from pai_bench import assembly, experiment
@@ -28,6 +29,7 @@ from pai_bench.config import composition
 from pai_bench.errors import ConfigError, PreemptedError
 from pai_bench.launch import cli, compose
 from pai_bench.masks import mask_files, masks
+from pai_bench.masks.parametrization import parametrize_
 from pai_bench.runs.directory import RunDirectory
 from pai_bench.runs.export import export_mask, initial, trained
 from pai_bench.system import preemption
@@ -145,6 +147,38 @@ def test_an_exported_state_dict_is_one_of_torch_prune(weights: Any, found: Path,
     assert any(not buffer.all() for name, buffer in model.named_buffers() if name.endswith("weight_mask"))
 
 
+def test_a_mask_holds_as_a_parametrization(found: Path, mask: Tensors) -> None:
+    model, shape = initial(found)
+    expected, _ = initial(found)
+    masks.apply_(expected, mask)
+    parametrize_(model, mask)
+    images = torch.randn(4, *shape)
+    assert torch.equal(model(images), expected(images))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9, weight_decay=0.1)
+    for _ in range(2):
+        model(images).square().sum().backward()
+        optimizer.step()
+    weights = {name: model.get_submodule(name.rpartition(".")[0]).weight for name in mask}
+    assert all(not weights[name][~kept].any() for name, kept in mask.items())
+    assert not torch.equal(model(images), expected(images))
+    for name in mask:
+        parametrize.remove_parametrizations(model.get_submodule(name.rpartition(".")[0]), "weight")
+    assert all(not model.get_parameter(name)[~kept].any() for name, kept in mask.items())
+    for wrong in ({"nosuch": torch.ones(2, dtype=torch.bool)}, {"fc.weight": torch.ones(2, dtype=torch.bool)}):
+        with pytest.raises(ConfigError, match="give its own mask"):
+            parametrize_(model, wrong)
+
+
+def test_weights_under_a_parametrization_can_be_started_from(found: Path, mask: Tensors, tmp_path: Path) -> None:
+    torch.save(parametrized(mask, found), tmp_path / "m.pt")
+    model, _ = initial(found)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    mask_files.load_weights_(model, str(tmp_path / "m.pt"))
+    assert all(torch.equal(value, initial(found)[0].state_dict()[name]) for name, value in model.state_dict().items())
+
+
 def test_export_says_what_it_wrote(
     found: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,6 +225,12 @@ def pruned_by_torch(mask: Tensors, directory: Path) -> Tensors:
     return model.state_dict()
 
 
+def parametrized(mask: Tensors, directory: Path) -> Tensors:
+    model, _ = initial(directory)
+    parametrize_(model, mask)
+    return model.state_dict()
+
+
 def like_synaptic_flow(mask: Tensors, directory: Path) -> Tensors:
     """Every parameter with a mask in a buffer beside it, those of biases and norms all ones."""
     state = initial(directory)[0].state_dict()
@@ -210,6 +250,7 @@ FORMATS: dict[str, Callable[[Tensors, Path, Path], Path]] = {
     "ints.pth": lambda mask, run, path: torch.save({n: t.int() for n, t in mask.items()}, path),
     "sparse.pt": lambda mask, run, path: torch.save({n: t.float().to_sparse() for n, t in mask.items()}, path),
     "prune.pt": lambda mask, run, path: torch.save(pruned_by_torch(mask, run), path),
+    "parametrized.pt": lambda mask, run, path: torch.save(parametrized(mask, run), path),
     "synflow.pt": lambda mask, run, path: torch.save(like_synaptic_flow(mask, run), path),
     "parallel.pt": lambda mask, run, path: torch.save({f"module.{n}": t for n, t in mask.items()}, path),
     "compiled.pt": lambda mask, run, path: torch.save({f"_orig_mod.module.{n}": t for n, t in mask.items()}, path),

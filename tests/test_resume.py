@@ -515,7 +515,7 @@ def test_a_checkpoint_of_something_else_is_passed_over(tmp_path: Path, caplog: p
 
 def test_a_sweep_counts_a_run_whose_records_are_damaged(run_cli: RunCli, tmp_path: Path) -> None:
     assert run_cli(*TWO_RUNS).returncode == 0
-    first, second = sorted((tmp_path / "results").iterdir())
+    first, second = sorted((tmp_path / "results").glob("[!.]*"))
     (first / "result.json").write_bytes(b'{"id": "cut')
     asked = [sys.executable, str(ROOT / "scripts" / "status.py"), str(tmp_path / "results")]
     said = subprocess.run(asked, capture_output=True, text=True, check=False)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Chain, Untrained, drawn
+from conftest import Chain, drawn
 from test_train import FewImages
 from test_train import trainer as training_of
 from torch import Generator, nn
@@ -340,7 +340,6 @@ def test_rounds_before_training_do_not_train() -> None:
         initial=drawn(model),
         input_shape=SHAPE,
         draw=lambda examples, generator, dtype: [],
-        training=Untrained(),
         loss=F.cross_entropy,
         seed=0,
         record=lambda metrics, epoch: None,

@@ -59,6 +59,7 @@ def test_one_run_leaves_a_whole_record(run_cli: RunCli, tmp_path: Path) -> None:
         "checkpoint.pt",
         "result.json.damaged",
         "wandb.json",
+        "tensorboard",
     }
     assert sorted(path.name for path in directory.iterdir()) == [
         "config.yaml",

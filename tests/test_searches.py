@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from conftest import Chain, Untrained, drawn
+from conftest import Chain, drawn
 from scored import SHAPE
 from torch import Generator, nn
 from torch.nn import functional as F
@@ -60,7 +60,6 @@ def search(
         initial=drawn(model),
         input_shape=SHAPE,
         draw=draw,
-        training=Untrained(),
         loss=F.cross_entropy,
         seed=0,
         record=lambda metrics, epoch: None,

@@ -5,13 +5,16 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from emulated_graphs import recorded
 from torch import Generator, Tensor
 
 from pai_bench.core import Mask, Scores
 from pai_bench.masks import masks, selection
 from pai_bench.masks.selection import (
+    chosen_on_device,
     keep_largest,
     keep_largest_by_sorting,
+    keep_largest_on_device,
     kth_largest,
     kth_largest_by_sorting,
     pool,
@@ -61,13 +64,38 @@ def test_the_largest_scores_are_those_of_a_stable_sort(kind: str, shapes: str, s
     number = masks.kept(candidates)
     assert (masks.total(candidates) > selection._SMALL) == (shapes == "many layers, some of them large")
     for k in sorted({0, min(1, number), number // 50, number // 2, max(number - 1, 0), number}):
-        found, expected = (keep(scores, candidates, k) for keep in (keep_largest, keep_largest_by_sorting))
-        assert all(torch.equal(found.mask[name], expected.mask[name]) for name in scores), k
-        assert found.num_tied == expected.num_tied, k
-        assert list(found.mask) == list(scores) and masks.kept(found.mask) == k
+        expected = keep_largest_by_sorting(scores, candidates, k)
+        large = masks.total(candidates) > selection._SMALL
+        for keep in (keep_largest,) if large and k != number // 2 else (keep_largest, keep_largest_on_device):
+            found = keep(scores, candidates, k)
+            assert all(torch.equal(found.mask[name], expected.mask[name]) for name in scores), (keep, k)
+            assert found.num_tied == expected.num_tied, (keep, k)
+            assert list(found.mask) == list(scores) and masks.kept(found.mask) == k
     assert all(torch.equal(before[name], mask) for name, mask in candidates.items())
     with pytest.raises(ValueError, match=f"cannot keep {number + 1} of {number}"):
         keep_largest(scores, candidates, number + 1)
+    with pytest.raises(ValueError, match=f"cannot keep {number + 1} of {number}"):
+        keep_largest_on_device(scores, candidates, number + 1)
+
+
+def test_a_choice_on_the_device_reads_nothing_and_follows_its_number() -> None:
+    """As a CUDA graph: the same operations for every number, on scores and candidates that change in place."""
+    generator = Generator().manual_seed(0)
+    values, allowed = torch.randint(0, 40, (5000,), generator=generator).double(), torch.ones(5000, dtype=torch.bool)
+    k, found = torch.tensor([3]), []
+
+    def choose() -> None:
+        found[:] = chosen_on_device(values, allowed, k)
+
+    replay = recorded(choose, values.device)
+    chosen, tied = found
+    for number in (1, 700, 5000, 0, 123):
+        values.copy_(torch.randint(0, 40, (5000,), generator=generator))
+        allowed.copy_(torch.rand(5000, generator=generator) < 0.5)
+        k.fill_(min(number, int(allowed.sum())))
+        replay()
+        expected = keep_largest_by_sorting({"w": values}, {"w": allowed}, int(k))
+        assert torch.equal(chosen, expected.mask["w"]) and int(tied) == expected.num_tied
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

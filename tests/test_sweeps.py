@@ -242,7 +242,7 @@ def test_pairs_and_exclusions_on_the_command_line(run_cli: RunCli, tmp_path: Pat
         "hydra.sweeper.exclude=[{pruner:snip,seed:2}]",
     )
     assert done.returncode == 0 and "3 done, 0 skipped, 0 failed" in done.stdout, done.stderr
-    names = sorted(path.name.split("resnet20-w4.6-b1.1-")[1][:-9] for path in (tmp_path / "results").iterdir())
+    names = sorted(path.name.split("resnet20-w4.6-b1.1-")[1][:-9] for path in (tmp_path / "results").glob("[!.]*"))
     assert names == ["magnitude-s0.5-seed1", "magnitude-s0.8-seed2", "snip-s0.5-seed1"]
 
 

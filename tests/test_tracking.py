@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from conftest import ROOT, RunCli, composed
+from safetensors.torch import load_file
 from test_resume import RUNS, TINY, directory_of
 from wandb_server import Server
 
 from pai_bench.errors import ConfigError
-from pai_bench.runs import tracking
+from pai_bench.runs.wandb_run import fitting
 
 ONLINE = [*[word for word in TINY if not word.startswith("tracker")], "tracker=wandb"]
 
@@ -38,11 +40,16 @@ def local(results: Path) -> list[float]:
     return epochs([json.loads(line) for line in path.read_text().splitlines()]) if path else []
 
 
+def runs_in(folder: Path) -> list[Path]:
+    """The directories of runs; the cache beside them is none."""
+    return sorted(path.parent for path in (folder / "results").glob("*/config.yaml"))
+
+
 def test_a_sweep_in_reused_workers_is_one_run_each(run_cli: RunCli, server: Server, tmp_path: Path) -> None:
     launcher = ["hydra/launcher=parallel", "hydra.launcher.n_jobs=2"]
     done = run_cli("-m", *launcher, *ONLINE, "pruner=snip", "sparsity=0.5", "seed=range(4)", env=server.env)
     assert done.returncode == 0 and "4 done, 0 skipped, 0 failed" in done.stdout, done.stderr
-    names = {path.name for path in (tmp_path / "results").iterdir()}
+    names = {path.name for path in runs_in(tmp_path)}
     assert set(server.runs) == set(server.history) == names
     assert server.exit_codes == {name: [0] for name in names}
     for name in names:
@@ -63,9 +70,9 @@ def test_a_run_that_is_taken_up_again_goes_on_as_one(number: signal.Signals, ser
     while process.poll() is None and len(local(results)) < 12:
         time.sleep(0.02)
     process.send_signal(number)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == (75 if number == signal.SIGTERM else -number), said
-    again = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+    again = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
     assert again.returncode == 0 and "going on from a checkpoint" in again.stdout, again.stderr
     name = directory_of(results).name
     assert epochs(server.history[name]) == local(results) == list(range(31))
@@ -90,10 +97,22 @@ def test_a_network_that_goes_away_ends_no_run_and_keeps_it_no_longer_than_allowe
     while process.poll() is None and not server.history:
         time.sleep(0.02)
     server.stop()
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == 0, said
     curve = [json.loads(line) for line in (directory_of(tmp_path) / "curve.jsonl").read_text().splitlines()]
     assert epochs(curve) == list(range(13))
+
+
+def sync(folder: Path, server: Server, *settings: str) -> "subprocess.CompletedProcess[str]":
+    """What scripts/sync.py does with a folder, where the environment says offline, as clusters set it."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "sync.py"), str(folder), *settings],
+        env=os.environ | server.env | {"WANDB_MODE": "offline"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
 
 
 def test_runs_are_sent_later_from_their_directories(run_cli: RunCli, server: Server, tmp_path: Path) -> None:
@@ -101,17 +120,10 @@ def test_runs_are_sent_later_from_their_directories(run_cli: RunCli, server: Ser
     assert done.returncode == 0, done.stderr
     for _ in range(2):  # once more makes no difference
         server.history.clear()
-        sent = subprocess.run(
-            [sys.executable, str(ROOT / "scripts" / "sync.py"), str(tmp_path / "results"), "tracker.project=new"],
-            env=os.environ | server.env | {"WANDB_MODE": "offline"},  # as clusters set it
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        sent = sync(tmp_path / "results", server, "tracker.project=new")
         assert sent.returncode == 0, sent.stderr
         assert len(server.history) == 2
-        for directory in (tmp_path / "results").iterdir():
+        for directory in runs_in(tmp_path):
             curve = [json.loads(line) for line in (directory / "curve.jsonl").read_text().splitlines()]
             assert epochs(server.history[directory.name]) == epochs(curve) == [0, 1, 2]
             assert server.runs[directory.name]["project"] == "new"
@@ -122,24 +134,17 @@ def test_runs_are_sent_later_from_their_directories(run_cli: RunCli, server: Ser
 def test_what_could_not_be_sent_is_said(run_cli: RunCli, server: Server, tmp_path: Path) -> None:
     assert run_cli(*TINY, "pruner=snip", "sparsity=0.5").returncode == 0
     server.refuse = True
-    sent = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "sync.py"), str(tmp_path / "results")],
-        env=os.environ | server.env,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    sent = sync(tmp_path / "results", server)
     assert sent.returncode == 1
     assert "NOT SENT" in sent.stdout and "error: 1 of 1 runs was not sent" in sent.stderr
 
 
 def test_names_are_brought_into_the_form_that_wandb_takes() -> None:
     long = "a" * 80
-    tag = tracking._fitting(long, 64)
-    assert len(tag) == 64 and tag != tracking._fitting(long + "b", 64)
-    assert tracking._fitting("mask-images of flowers/50%:ä") == "mask-images_of_flowers_50___"
-    assert tracking._fitting("digits-lenet300_1.5") == "digits-lenet300_1.5"
+    tag = fitting(long, 64)
+    assert len(tag) == 64 and tag != fitting(long + "b", 64)
+    assert fitting("mask-images of flowers/50%:ä") == "mask-images_of_flowers_50___"
+    assert fitting("digits-lenet300_1.5") == "digits-lenet300_1.5"
 
 
 def test_a_dataset_with_a_long_name_has_its_record(run_cli: RunCli, server: Server, tmp_path: Path) -> None:
@@ -182,7 +187,8 @@ def test_a_mode_or_project_that_cannot_be_is_refused(
 def test_an_agent_of_a_sweep_that_names_the_run_otherwise_is_told_and_kept(run_cli: RunCli, tmp_path: Path) -> None:
     agent = {"WANDB_SWEEP_ID": "abc", "WANDB_RUN_ID": "xyz", "WANDB_MODE": "offline"}
     done = run_cli("model=lenet300", "training.epochs=1", "pruner=magnitude", "sparsity=0.5", env=agent)
-    assert done.returncode == 0 and "W&B calls this run xyz" in done.stdout, done.stderr
+    assert done.returncode == 0 and "W&B calls this run xyz" in done.stdout, done.stdout + done.stderr
+    assert "the agent of a W&B sweep sees no run that is offline; give tracker.mode=online" in done.stdout
     kept = json.loads((directory_of(tmp_path / "results") / "wandb.json").read_text())
     assert kept == {"id": "xyz", "sweep": "abc"}
 
@@ -192,19 +198,100 @@ def test_a_damaged_run_keeps_no_other_from_being_sent(run_cli: RunCli, server: S
         "-m", "model=lenet300", "training.epochs=1", "tracker=none", "pruner=magnitude", "sparsity=0.5", "seed=range(4)"
     )
     assert done.returncode == 0, done.stderr
-    first, second, third, fourth = sorted((tmp_path / "results").iterdir())
+    first, second, third, fourth = runs_in(tmp_path)
     (first / "result.json").write_text("[]")
     (second / "curve.jsonl").write_bytes(b"\x00[")
     (third / "config.yaml").write_bytes(b"\x00: [")
-    sent = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "sync.py"), str(tmp_path / "results")],
-        env=os.environ | server.env,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    sent = sync(tmp_path / "results", server)
     assert sent.returncode == 4 and "error: 3 of 4 runs were not sent" in sent.stderr, sent.stderr
     for path in (first / "result.json", second / "curve.jsonl", third / "config.yaml"):
         assert f"{path.parent.name}: NOT SENT, {path}: it " in sent.stdout
     assert list(server.runs) == [fourth.name]
+
+
+SENT = ("config.yaml", "provenance.json", "mask.json", "result.json")
+
+
+def told(server: Server, run: str) -> dict[str, Any]:
+    """All that a server knows of a run, but for times, and for what the client says of itself."""
+    of_run = server.runs[run]
+    history = [{k: v for k, v in line.items() if not k.startswith("_")} for line in server.history[run]]
+    artifacts = [
+        {
+            "name": given["input"]["artifactCollectionName"],
+            "digest": given["input"]["digest"],
+            "aliases": {alias["alias"] for alias in given["input"]["aliases"]},
+            "metadata": json.loads(given["input"]["metadata"]),
+        }
+        for given in server.artifacts
+    ]
+    return {
+        "config": {key: value["value"] for key, value in of_run["config"].items() if key != "_wandb"},
+        "summary": {key: value for key, value in of_run["summary"].items() if not key.startswith("_")},
+        "tags": of_run["tags"],
+        "group": of_run["groupName"],
+        "history": history,
+        "artifacts": artifacts,
+        "files": {name: body for name, body in server.files[run].items() if name.startswith("pai_bench/")},
+    }
+
+
+def test_a_run_that_is_sent_later_is_the_run_that_was_sent_live(
+    run_cli: RunCli, server: Server, tmp_path: Path
+) -> None:
+    words = [*ONLINE, "save_scores=true", "dataset.validation=0.1", "ablation=shuffle_mask"]
+    done = run_cli(*words, "experiment=digits_baselines", "pruner=snip", "compression=10", "seed=0", env=server.env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    directory = directory_of(tmp_path / "results")
+    live = told(server, directory.name)
+    row = json.loads((directory / "result.json").read_text())
+    assert live["tags"] == ["digits", row["model"], "snip", "one_shot", "shuffle_mask", "digits_baselines"]
+    assert row["experiment"] == live["config"]["experiment"] == "digits_baselines"
+    config, summary = live["config"], live["summary"]
+    assert (config["sparsity"], config["density"], config["compression"]) == (0.9, 0.1, pytest.approx(10))
+    assert (summary["sparsity"], summary["num_kept"]) == (row["sparsity"], row["num_kept"])
+    assert not {"num_kept", "num_prunable", "rounds", "tracker"} & set(config)
+    origin = json.loads((directory / "provenance.json").read_text())
+    assert config["provenance"] == origin and origin["host"] and origin["versions"]["torch"]
+    assert not [key for key in (*summary, *live["history"][-1]) if key.replace("/", "_") != key and "top1" in key]
+    assert set(live["files"]) == {f"pai_bench/{name}" for name in SENT}
+    assert all(body == (directory / name.partition("/")[2]).read_bytes() for name, body in live["files"].items())
+    (artifact,) = live["artifacts"]
+    assert (artifact["name"], artifact["aliases"]) == (f"mask-{row['group']}", {"latest", "seed-0"})
+    assert (artifact["metadata"]["run"], artifact["metadata"]["seed"]) == (row["id"], 0)
+    assert artifact["metadata"]["pruner"] == "snip" and artifact["metadata"]["sparsity"] == 0.9
+    densities = [layer["density"] for layer in json.loads((directory / "mask.json").read_text())["layers"]]
+    assert [line["mask/density"] for line in live["history"] if "mask/density" in line] == densities
+    assert [sum(line["mask/scores_log10"]["values"]) for line in live["history"] if "mask/scores_log10" in line] == [
+        sum(int((scores != 0).sum()) for scores in load_file(directory / "scores.safetensors").values())
+    ]
+    later = Server()
+    try:
+        sent = sync(tmp_path / "results", later)
+        assert sent.returncode == 0, sent.stdout + sent.stderr
+        assert told(later, directory.name) == live
+    finally:
+        later.stop()
+
+
+def test_an_agent_gets_the_result_of_every_trial_even_if_it_was_known_before(server: Server, tmp_path: Path) -> None:
+    sweep = yaml.safe_load((ROOT / "docs" / "wandb_sweep.yaml").read_text())
+    assert sweep["metric"] == {"name": "validation_top1", "goal": "maximize"}
+    sweep["command"] += ["model=lenet300", "training.epochs=1", f"results_dir={tmp_path / 'results'}", "data_dir=none"]
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep))
+    server.trials = [{"training.lr": 0.1, "training.weight_decay": 1e-4}] * 2
+    folder = Path(sys.executable).parent
+    env = os.environ | server.env | {"OMP_NUM_THREADS": "1", "PATH": f"{folder}:{os.environ['PATH']}"}
+    env |= {"WANDB_DIR": str(tmp_path), "WANDB_PROJECT": "pai-bench", "WANDB_ENTITY": "test"}
+    for words in (["sweep", str(tmp_path / "sweep.yaml")], ["agent", "--count", "2", "test/pai-bench/sweep1"]):
+        command = [sys.executable, "-m", "wandb", *words]
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    (directory,) = runs_in(tmp_path)
+    row = json.loads((directory / "result.json").read_text())
+    assert set(server.runs) == {"trial1", "trial0"}, done.stdout + done.stderr
+    for name in ("trial1", "trial0"):
+        assert server.runs[name]["summary"]["validation_top1"] == row["validation_top1"]
+        assert server.runs[name]["config"]["training"]["value"]["lr"] == 0.1
+        assert epochs(server.history[name]) == [0, 1]
+        assert server.exit_codes[name] == [0]

@@ -501,6 +501,8 @@ def test_learning_rate(changes: dict[str, Any], rates: dict[float, float]) -> No
         assert learning_rate(recipe, epoch) == pytest.approx(rate, abs=1e-12)
 
 
+OF_DATASET = {"imagenet_16": ["dataset=imagenet"]}  # recipes whose images must be streamed
+
 # Recipes: what the papers' code and stored arguments say.
 RECIPES = {
     "cifar": {"epochs": 160, "batch_size": 128, "lr": 0.1, "lr_milestones": [60, 120], "weight_decay": 1e-4},
@@ -509,6 +511,8 @@ RECIPES = {
     "cifar_lottery": {"epochs": 160, "lr": 0.1, "lr_milestones": [80, 120], "weight_decay": 1e-4},
     "tiny_imagenet": {"epochs": 100, "lr": 0.01, "lr_milestones": [30, 60, 80], "lr_gamma": 0.2},
     "imagenet": {"epochs": 90, "batch_size": 1024, "lr": 0.4, "lr_milestones": [30, 60, 80], "warmup_epochs": 5},
+    "cifar_fast": {"epochs": 24, "batch_size": 512, "lr": 0.4, "warmup_epochs": 5, "weight_decay": 5e-4},
+    "imagenet_16": {"epochs": 16, "batch_size": 1024, "lr": 0.5, "warmup_epochs": 2, "weight_decay": 1e-4},
     "mnist_lottery": {"epochs": 55, "batch_size": 60, "lr": 1.2e-3, "lr_schedule": "step", "weight_decay": 0.0},
     "planted": {"epochs": 10, "batch_size": 32, "lr": 1e-3, "lr_schedule": "step", "weight_decay": 0.0},
 }
@@ -516,14 +520,14 @@ RECIPES = {
 
 @pytest.mark.parametrize("name", list(RECIPES))
 def test_recipes_are_the_published_ones(name: str) -> None:
-    training = composed(f"training={name}").training
+    training = composed(f"training={name}", *OF_DATASET.get(name, [])).training
     assert {key: getattr(training, key) for key in RECIPES[name]} == RECIPES[name]
 
 
 @pytest.mark.parametrize("name", sorted(set(options("training")) - {"planted", "mnist_lottery"}))
 def test_recipes_are_of_sgd_with_the_published_kind_of_momentum(name: str) -> None:
-    nesterov = name in ("cifar", "cifar_resnet18", "tiny_imagenet", "digits")
-    assert composed(f"training={name}").training.optimizer == Call(
+    nesterov = name in ("cifar", "cifar_fast", "cifar_resnet18", "tiny_imagenet", "digits")
+    assert composed(f"training={name}", *OF_DATASET.get(name, [])).training.optimizer == Call(
         "pai_bench.training.optimizers.sgd.sgd", {"momentum": 0.9, "nesterov": nesterov}
     )
 

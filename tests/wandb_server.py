@@ -6,6 +6,7 @@ import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import quote, unquote
 
 KEY = "a" * 40
 
@@ -22,6 +23,10 @@ class Server(ThreadingHTTPServer):
         self.preempting: set[str] = set()
         self.exit_codes: dict[str, list[int]] = {}
         self.refuse = False  # every key is wrong
+        self.files: dict[str, dict[str, bytes]] = {}  # of each run, by name
+        self.artifacts: list[dict[str, Any]] = []
+        self.sweep = ""  # its yaml
+        self.trials: list[dict[str, Any]] = []  # which the agent of the sweep is to do: settings by name
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     @property
@@ -61,7 +66,10 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer({})
 
     def do_PUT(self) -> None:
-        self._body()
+        _, place, run, name = unquote(self.path).split("/", 3)
+        body = self._body()
+        if place == "files":
+            self.server.files.setdefault(run, {})[name] = body
         self._answer({})
 
     def do_POST(self) -> None:
@@ -136,12 +144,25 @@ class _Handler(BaseHTTPRequestHandler):
             return {"model": {"id": "p", "name": given.get("project"), "entity": entity, "bucket": bucket}}
         if operation == "CreateRunFiles":
             url = f"http://{self.headers['Host']}/files/{given['run']}"
-            files = [{"name": name, "uploadUrl": f"{url}/{name}"} for name in given["files"]]
+            files = [{"name": name, "uploadUrl": f"{url}/{quote(name)}"} for name in given["files"]]
             return {"createRunFiles": {"runID": given["run"], "uploadHeaders": [], "files": files}}
         if operation == "CreateArtifact":
+            self.server.artifacts.append(given)
             latest = {"latestArtifact": {"id": "QXJ0aWZhY3Q6MQ==", "versionIndex": 0}, "id": "s"}
             artifact = {"id": "QXJ0aWZhY3Q6MQ==", "state": "COMMITTED", "artifactSequence": latest}
             return {"createArtifact": {"artifact": artifact}}
+        if operation == "UpsertSweep":
+            self.server.sweep = given["config"]
+            project = {"id": "p", "name": given.get("projectName") or "pai-bench", "entity": entity}
+            return {"upsertSweep": {"sweep": {"name": "sweep1", "project": project}, "configValidationWarnings": []}}
+        if operation == "SweepWithRuns":
+            runs: dict[str, Any] = {"edges": []}
+            return {"project": {"sweep": {"name": "sweep1", "config": self.server.sweep, "runs": runs}}}
+        if operation == "CreateAgent":
+            return {"createAgent": {"agent": {"id": "agent1"}}}
+        if operation == "Heartbeat":
+            commands = [] if json.loads(given["runState"]) else [self._command()]
+            return {"agentHeartbeat": {"agent": {"id": "agent1"}, "commands": json.dumps(commands)}}
         if operation == "ServerFeaturesQuery":
             return {"serverInfo": {"features": []}}
         if operation == "ArtifactType":
@@ -149,3 +170,12 @@ class _Handler(BaseHTTPRequestHandler):
         if operation == "ServerInfo":
             return {"serverInfo": {"cliVersionInfo": {}, "latestLocalVersionInfo": None}}
         return {}
+
+    def _command(self) -> dict[str, Any]:
+        """The next trial of the sweep for its agent."""
+        if not self.server.trials:
+            return {"type": "exit"}
+        values = self.server.trials.pop(0)
+        arguments = {key: {"value": value} for key, value in values.items()}
+        run = f"trial{len(self.server.trials)}"
+        return {"type": "run", "run_id": run, "program": "run.py", "args": arguments}

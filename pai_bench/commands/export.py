@@ -1,8 +1,9 @@
 """Writes the mask or the physically smaller network of a finished run, for other programs.
 
     pai-bench pruner=filter_magnitude sparsity=0.5
-    pai-bench export results/<run> -o mask.pt  # for torch.nn.utils.prune; also .npz, .safetensors
+    pai-bench export results/<run> -o mask.pt    # for torch.nn.utils.prune; also .npz, .safetensors
     pai-bench export results/<run> -o small.pt2
+    pai-bench export results/<run> --hub USER/NAME    # weights, mask, config, row and a card to Hugging Face
 
 A .pt file is a state dict with NAME_mask and NAME_orig. It holds the initial weights, or with --weights final those at
 the end of the run. A .pt2 file is a torch.export program without the pruned filters;
@@ -15,6 +16,7 @@ from pathlib import Path
 from pai_bench.launch import terminal
 from pai_bench.masks import masks
 from pai_bench.runs.export import export, export_mask
+from pai_bench.runs.hub import push
 
 ENDINGS = (".pt2", ".pt", ".npz", ".safetensors")
 
@@ -23,7 +25,10 @@ def main() -> None:
     """Exports one run, and prints what was written."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="directory of a run")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="file to write: " + ", ".join(ENDINGS))
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("-o", "--output", type=Path, help="file to write: " + ", ".join(ENDINGS))
+    where.add_argument("--hub", metavar="USER/NAME", help="repository of the Hugging Face Hub to upload to")
+    parser.add_argument("--private", action="store_true", help="a new repository of --hub is private")
     parser.add_argument("--weights", choices=("initial", "final"), help="what a .pt holds")
     parser.add_argument("--batch-size", type=int, default=64, help="images in the measured batch")
     parser.add_argument("--repeats", type=int, default=20, help="measured forward passes, of which the median counts")
@@ -31,6 +36,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.batch_size < 1 or arguments.repeats < 1:
         parser.error("--batch-size and --repeats: give 1 or more")
+    if arguments.hub is not None:
+        with terminal.one_line_errors():
+            print(f"uploaded to {push(arguments.run, arguments.hub, arguments.private, arguments.trust)}")
+        return
     if arguments.output.suffix not in ENDINGS:
         parser.error(f"-o {arguments.output}: it must end in one of {', '.join(ENDINGS)}")
     if arguments.weights and arguments.output.suffix != ".pt":

@@ -14,7 +14,11 @@ from pai_bench.config.schema import GROUPS, OPTIONAL_GROUPS, Plain, RunConfig, w
 from pai_bench.config.signatures import shown
 from pai_bench.core import HOOKS, Call, Round, TrainingLength
 from pai_bench.errors import ConfigError, is_installed
-from pai_bench.training.recipe import last_rate_epochs
+from pai_bench.training.recipe import Recipe, last_rate_epochs
+
+_BOTH = "pai_bench.runs.tracking.wandb_and_tensorboard"
+OF_WANDB = ("pai_bench.runs.tracking.wandb", _BOTH)
+_OF_TENSORBOARD = ("pai_bench.runs.tracking.tensorboard", _BOTH)
 
 
 def complete(settings: Plain) -> RunConfig:
@@ -30,7 +34,7 @@ def complete(settings: Plain) -> RunConfig:
     run = schema.made(settings | {"sparsity": 0.0})
     _check_values(run)
     asked = {key: settings[key] for key in schema.TARGETS if settings[key] is not None}
-    rounds = rounds_of(run, _target(asked) or 0.5)
+    rounds = rounds_of(run, target(asked) or 0.5)
     _check_mask_stands_alone(run, rounds)
     _check_rounds(run, rounds)
     _check_ablation(run)
@@ -107,6 +111,7 @@ def _check_values(run: RunConfig) -> None:
         _require(optimizer["momentum"] > 0, "training.optimizer.nesterov", True, needs)
     drops = recipe.lr_milestones
     _require(drops == sorted(drops), "training.lr_milestones", drops, "give the epochs in rising order")
+    _check_image_sizes(recipe, streamed="resize" in dataset)
     mean, std = dataset.get("mean"), dataset.get("std")
     many = f"give as many values as dataset.mean={shown(mean)} has"
     _require(len(mean or ()) == len(std or ()), "dataset.std", std, many)
@@ -123,12 +128,29 @@ def _check_values(run: RunConfig) -> None:
         _require(one, "pruner.scoring_data", asked, "give one of the two and null the other")
 
 
-def _check_tracker(tracker: Call) -> None:
-    """Refuses what W&B would refuse later, when the run has begun."""
-    if tracker.target != "pai_bench.runs.tracking.wandb":
+def _check_image_sizes(recipe: Recipe, streamed: bool) -> None:
+    """Refuses sizes of training images that belong to no epochs, or that the images cannot have."""
+    sizes, epochs = recipe.image_sizes, recipe.image_size_epochs
+    one_each = len(sizes or ()) == len(epochs or ())
+    needs = f"give one for each of training.image_sizes={shown(sizes)}"
+    _require(one_each, "training.image_size_epochs", epochs, needs)
+    if not sizes or not epochs:
         return
-    if not is_installed("wandb"):
-        raise ConfigError(f"tracker={tracker.name}: wandb is not installed; pip install wandb, or give tracker=none")
+    _require(streamed, "training.image_sizes", sizes, "give null: the images of this dataset lie in memory in one size")
+    _require(all(size % 32 == 0 for size in sizes), "training.image_sizes", sizes, "give multiples of 32")
+    rising = epochs == sorted(set(epochs))
+    _require(rising, "training.image_size_epochs", epochs, "give the epochs in rising order, each once")
+
+
+def _check_tracker(tracker: Call) -> None:
+    """Refuses what a tracker would refuse later, when the run has begun."""
+    for package, targets in (("wandb", OF_WANDB), ("tensorboard", _OF_TENSORBOARD)):
+        if tracker.target in targets and not is_installed(package):
+            raise ConfigError(
+                f"tracker={tracker.name}: {package} is not installed; pip install {package}, or give tracker=none"
+            )
+    if tracker.target not in OF_WANDB:
+        return
     mode = os.environ.get("WANDB_MODE") or "offline"
     _require(mode in ("online", "offline", "disabled"), "WANDB_MODE", mode, "give online, offline or disabled")
     for key in ("project", "entity"):
@@ -258,8 +280,12 @@ def _check_regrowing(run: RunConfig, rounds: Sequence[Round]) -> None:
 # The target -----------------------------------------------------------------------------------------------------------
 
 
-def _target(asked: dict[str, float]) -> float | None:
-    """The one target given as sparsity, density or compression, as a sparsity of at most twelve digits."""
+def target(asked: dict[str, float]) -> float | None:
+    """The one target given as sparsity, density or compression, as a sparsity of at most twelve digits.
+
+    Raises:
+        ConfigError: it is given twice, or lies outside its range.
+    """
     if len(asked) > 1:
         both = " and ".join(f"{key}={value:g}" for key, value in asked.items())
         raise ConfigError(f"{both}: they say the same thing; give one of them")
@@ -279,14 +305,14 @@ def _target(asked: dict[str, float]) -> float | None:
 
 def _sparsity(run: RunConfig, asked: dict[str, float]) -> float:
     """The target of a run that finds its own mask."""
-    target = _target(asked)
+    found = target(asked)
     if run.pruner.score is None:
         return 0.0  # a dense network is one and the same run at every sparsity of a sweep
-    if target is None:
+    if found is None:
         raise ConfigError(
             f"pruner={run.pruner.name} needs a target: add sparsity=0.9 (or density=0.1, or compression=10)"
         )
-    return target
+    return found
 
 
 # Files ----------------------------------------------------------------------------------------------------------------
@@ -332,7 +358,7 @@ def _with_mask(run: RunConfig, asked: dict[str, float]) -> RunConfig:
     again = run.checksums.mask is not None  # the config of a run, which has its sparsity
     run = identified(run, "mask", mask_files.digest(masks, file.names))
     sparsity = mask_files.sparsity(masks)
-    nominal = _target(asked)
+    nominal = target(asked)
     if nominal is None or (again and nominal == sparsity):
         return replace(run, sparsity=sparsity)
     ((key, value),) = asked.items()

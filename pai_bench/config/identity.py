@@ -16,6 +16,7 @@ from pai_bench.errors import ConfigError
 NOT_IDENTITY = {
     "tracker", "results_dir", "data_dir", "download", "save_scores", "save_model", "diagnostics",
     "checkpoint_epochs", "checkpoint_minutes", "device", "num_workers", "channels_last", "compile", "cache_gb",
+    "experiment",
 }  # fmt: skip
 
 
@@ -70,7 +71,7 @@ def _counted(settings: dict[str, Any], without: set[str]) -> dict[str, Any]:
     counted = _without(counted, "checksums", "mask_name")
     for group in ("training", "allocation", "schedule", "ablation"):
         counted[group] = _without(counted[group], "name")  # a label; what they do is in their settings
-    if settings["training"]["lr_schedule"] == "cosine":
+    if settings["training"]["lr_schedule"] != "step":
         counted["training"] = _without(counted["training"], "lr_milestones", "lr_gamma")
     if settings["pruner"]["score"] is None:  # nothing is scored and nothing allocated
         counted = _without(counted, "allocation") | {"pruner": {"name": settings["pruner"]["name"]}}

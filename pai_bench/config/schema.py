@@ -71,6 +71,7 @@ class RunConfig:
     save_model: bool | Literal["half"]
     diagnostics: Call | None
     cache_gb: NonNegative
+    experiment: str | None = None  # the name of the sweep in a file that this run was part of
 
     @cached_property
     def id(self) -> str:
@@ -104,8 +105,13 @@ class RunConfig:
 
     @property
     def tags(self) -> list[str]:
-        """The names of dataset, model and pruner."""
-        return [self.dataset.name, self.model.name, self.pruner.name]
+        """The names of its parts, and of its experiment: those by which one looks for a run."""
+        names = [self.dataset.name, self.model.name, self.training.name, self.pruner.name]
+        if self.prunes and self.mask is None:
+            names.append(self.schedule.name)
+        if any(getattr(self.ablation, hook) is not None for hook in HOOKS):
+            names.append(self.ablation.name)
+        return [*names, self.experiment] if self.experiment else names
 
     @property
     def keeps_weights(self) -> bool:

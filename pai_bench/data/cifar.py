@@ -8,7 +8,7 @@ import numpy as np
 
 from pai_bench.core import DataSettings, OfColours, PaddingOf32, ProperFraction, StdOfColours
 from pai_bench.data.archives import md5, unpack, unpickle
-from pai_bench.data.resident import Images, Resident, Standardize, lock
+from pai_bench.data.resident import Flip, Images, Resident, Standardize, lock
 from pai_bench.errors import DataError
 
 _UNREADABLE = (  # the errors of pickles that are cut, damaged, or hold something else
@@ -26,7 +26,7 @@ def cifar10(
     standardize: Standardize,
     padding: PaddingOf32,
     padding_mode: Literal["reflect"] | None,
-    flip: bool,
+    flip: Flip,
     verify: bool,
 ) -> Resident:
     """CIFAR-10: 50,000 training and 10,000 test images of 32x32, ten classes.
@@ -66,7 +66,7 @@ def cifar100(
     standardize: Standardize,
     padding: PaddingOf32,
     padding_mode: Literal["reflect"] | None,
-    flip: bool,
+    flip: Flip,
     verify: bool,
 ) -> Resident:
     """CIFAR-100: like CIFAR-10, with 100 fine classes."""

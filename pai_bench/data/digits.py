@@ -10,7 +10,7 @@ from annotated_types import Ge, Le
 from torch.nn import functional as F
 
 from pai_bench.core import DataSettings, OfGrey, ProperFraction, StdOfGrey
-from pai_bench.data.resident import Resident, hold_out
+from pai_bench.data.resident import Flip, Resident, hold_out
 from pai_bench.errors import ConfigError, DataError
 
 _TEST_FRACTION = 0.2
@@ -24,7 +24,7 @@ def digits(
     mean: OfGrey,
     std: StdOfGrey,
     padding: Annotated[int, Ge(0), Le(7)],
-    flip: bool,
+    flip: Flip,
 ) -> Resident:
     """Handwritten digits in grey, resized from 8x8: 1,438 training and 359 test images, the same for any seed.
 

@@ -6,7 +6,7 @@ from typing import Literal
 from pai_bench.core import Count, DataSettings, NonNegativeInt, Positive, ProperFraction
 from pai_bench.data.decode import decoded
 from pai_bench.data.listing import paired_class_folders
-from pai_bench.data.resident import Resident, check_padding
+from pai_bench.data.resident import Flip, Resident, check_padding
 from pai_bench.errors import DataError
 
 
@@ -19,7 +19,7 @@ def image_folder(
     mean: list[float] | None,
     std: list[Positive] | None,
     padding: NonNegativeInt,
-    flip: bool,
+    flip: Flip,
     padding_mode: Literal["reflect"] | None,
 ) -> Resident:
     """Images in class folders, decoded once into `data_dir/cache`. The test split is test/ if that exists, else val/.

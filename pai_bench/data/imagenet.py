@@ -1,5 +1,6 @@
 """ImageNet from class folders. Worker processes decode the images while the network trains."""
 
+import copy
 import itertools
 import logging
 import math
@@ -160,6 +161,18 @@ class Streamed:
         self._size, self._resize = size, resize
         self._normalise = Normalisation(mean, std, size, place.device)
         self._epoch: _Epoch | None = None
+        self._other_sizes: dict[int, Streamed] = {}
+
+    def in_epoch(self, number: int, image_size: int | None) -> "Streamed":
+        """The data with training images of another size."""
+        if image_size is None or image_size == self._size:
+            return self
+        if image_size not in self._other_sizes:
+            data = copy.copy(self)
+            data._size, data._epoch = image_size, None
+            data._normalise = self._normalise.for_width(image_size)
+            self._other_sizes = {image_size: data}  # the others are not needed again soon
+        return self._other_sizes[image_size]
 
     def _decoded(
         self, split: str, positions: Tensor, seeds: Tensor | None, batches: list[range], device: torch.device

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pai_bench.core import DataSettings, NonNegativeInt, OfGrey, ProperFraction, StdOfGrey
-from pai_bench.data.resident import Images, Resident, lock
+from pai_bench.data.resident import Flip, Images, Resident, lock
 from pai_bench.errors import DataError
 
 # MD5 of the unpacked files. torchvision knows only those of the packed files.
@@ -28,7 +28,7 @@ def mnist(
     mean: OfGrey,
     std: StdOfGrey,
     padding: NonNegativeInt,
-    flip: bool,
+    flip: Flip,
     verify: bool,
 ) -> Resident:
     """MNIST: 60,000 training and 10,000 test images of 28x28, greyscale, ten classes.

@@ -1,5 +1,6 @@
 """Datasets that fit in memory: uint8 images on the training device, which crops, flips and normalises them."""
 
+import copy
 import hashlib
 import math
 import shutil
@@ -21,6 +22,7 @@ from pai_bench.system.layout import laid_out
 Images = tuple[np.ndarray, np.ndarray]
 PaddingMode = Literal["reflect"] | None  # None: black
 Standardize = Literal["per_image"] | None  # None: by a mean and a deviation for each channel
+Flip = bool | Literal["alternating"]
 
 
 def lock(directory: Path, name: str) -> FileLock:
@@ -166,6 +168,10 @@ class Normalisation:
         self._mean, self._std, self._width, self._device = mean, std, width, device
         self._constants = {torch.float32: self._constants_in(torch.float32)}
 
+    def for_width(self, width: int) -> "Normalisation":
+        """The same for images of another width."""
+        return Normalisation(self._mean, self._std, width, self._device)
+
     def _constants_in(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """The factor and the summand of the normalisation."""
         mean, std = (torch.tensor(values, dtype=dtype, device=self._device) for values in (self._mean, self._std))
@@ -247,7 +253,9 @@ class Resident:
         standardize: "per_image" brings every image, as it is cropped, to mean 0 and deviation 1 instead.
         padding: pixels around the image before a random crop of the image's size. 0: no crop.
         padding_mode: the values of these pixels. "reflect" mirrors the image without repeating its border. None: black.
-        flip: mirror each image with probability 0.5.
+        flip: mirror each image with probability 0.5. "alternating" draws that for the first epoch; after it, an image
+            is mirrored in every epoch in which it was not mirrored in the epoch before. What is drawn is the same for
+            every seed. Reference: Jordan 2024, arXiv:2404.00498.
 
     Raises:
         ConfigError: mean, std or padding do not fit the images; a split would be empty; there is only one training
@@ -265,7 +273,7 @@ class Resident:
         mean: list[float] | None,
         std: list[float] | None,
         padding: int,
-        flip: bool,
+        flip: Flip,
         padding_mode: PaddingMode = None,
         standardize: Standardize = None,
     ) -> None:
@@ -285,13 +293,16 @@ class Resident:
         self.checksum = digest.hexdigest()
         device, self._share = place.device, place.share
         self._normalise = _normalisation(train[0], mean, std, standardize, device)
-        self._padding, self._padding_mode, self._flip, self._device = padding, padding_mode, flip, device
+        self._padding, self._padding_mode, self._flip, self._device = padding, padding_mode, bool(flip), device
         labels = torch.as_tensor(train[1], dtype=torch.int64)
         train_indices, validation_indices = hold_out(labels, validation)
         require_two(len(train_indices))
         images, held_out = (torch.from_numpy(train[0][i.numpy()]) for i in (train_indices, validation_indices))
         self._windows = self._windowed(images.to(device))
         self._labels = labels[train_indices]
+        first = torch.rand(len(train_indices), generator=Generator().manual_seed(1)) < 0.5
+        self._first_flips = first if flip == "alternating" else None  # of the first epoch
+        self._epoch = 1
         self._evaluation = {
             "train": (self._windows[:, padding, padding], self._labels.to(device)),
             "validation": (held_out.flatten(2).to(device), labels[validation_indices].to(device)),
@@ -348,10 +359,21 @@ class Resident:
             part = slice(step * batch_size + self._share.rank, (step + 1) * batch_size, self._share.size)
             yield self.gather(tables, part)
 
+    def in_epoch(self, number: int, image_size: int | None = None) -> "Resident":
+        """The data in an epoch, where flips may alternate. Images have one size."""
+        if self._first_flips is None:
+            return self
+        data = copy.copy(self)
+        data._epoch = number
+        return data
+
     def tables(self, order: Generator, augment: Generator) -> list[Tensor]:
         """The tables of an epoch: label, index, crop offsets and flip of each image, in random order."""
         permutation = torch.randperm(len(self._labels), generator=order)
-        return [self._labels[permutation].to(self._device), *self._augmented(permutation, augment)]
+        drawn = self._augmented(permutation, augment)
+        if self._first_flips is not None:
+            drawn[-1] = self._first_flips[permutation].logical_xor(torch.tensor(self._epoch % 2 == 0)).to(self._device)
+        return [self._labels[permutation].to(self._device), *drawn]
 
     def gather(self, tables: Sequence[Tensor], positions: slice | Tensor) -> Batch:
         """The augmented training images at some positions of an epoch, and their labels."""

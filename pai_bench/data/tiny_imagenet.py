@@ -11,7 +11,7 @@ from pai_bench.core import DataSettings, OfColours, PaddingOf64, ProperFraction,
 from pai_bench.data.archives import PUBLISHED_MD5, unpack
 from pai_bench.data.decode import decoded
 from pai_bench.data.listing import Files, images_in
-from pai_bench.data.resident import Resident, lock
+from pai_bench.data.resident import Flip, Resident, lock
 from pai_bench.errors import DataError
 
 _URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
@@ -27,7 +27,7 @@ def tiny_imagenet(
     mean: OfColours,
     std: StdOfColours,
     padding: PaddingOf64,
-    flip: bool,
+    flip: Flip,
     padding_mode: Literal["reflect"] | None,
 ) -> Resident:
     """Tiny-ImageNet: 100,000 training images of 64x64 in 200 classes. The 10,000 images of val/ are the test split.

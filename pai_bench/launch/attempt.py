@@ -3,13 +3,16 @@
 import atexit
 import gc
 import logging
+import os
 import sys
 from functools import cache
 
+from pai_bench.config.checks import OF_WANDB
 from pai_bench.config.schema import RunConfig
-from pai_bench.errors import PreemptedError
+from pai_bench.errors import PreemptedError, UserError
 from pai_bench.launch.terminal import count, report
 from pai_bench.runs import status
+from pai_bench.runs.replay import replay
 from pai_bench.runs.summary import already
 from pai_bench.system import preemption
 from pai_bench.system.world import world
@@ -22,6 +25,17 @@ def _spare_imports() -> None:
     """Hides all imported modules from the garbage collection after each run, which is faster then."""
     gc.freeze()
     atexit.register(gc.unfreeze)
+
+
+def _tell_agent(completed: RunConfig) -> None:
+    """Reports a run that was finished before to the agent of a W&B sweep, which waits for the result of its trial."""
+    if "WANDB_SWEEP_ID" not in os.environ or completed.tracker.target not in OF_WANDB or world().rank > 0:
+        return
+    log.info("its result goes to the agent of the W&B sweep")
+    try:
+        replay(completed.directory, completed, completed.tracker)
+    except UserError as error:
+        log.warning("the agent of the W&B sweep gets no result: %s", error)
 
 
 def _done_before(completed: RunConfig) -> bool:
@@ -38,6 +52,7 @@ def attempt(completed: RunConfig) -> int:
     """Does one run, and returns its exit code. A failure is reported in one line."""
     try:
         if _done_before(completed):
+            _tell_agent(completed)
             count(0, skipped=True)
             return 0
     except OSError as error:
@@ -54,6 +69,8 @@ def attempt(completed: RunConfig) -> int:
     code = 0
     try:
         experiment.run(completed)
+        if skipped:
+            _tell_agent(completed)
     except Exception as error:
         code = report(error)
         if preemption.requested() and world().rank > 0:  # the error only says that the first process is gone

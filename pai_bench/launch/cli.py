@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -56,7 +57,7 @@ def _run(composed: DictConfig) -> float | None:
 def _check_figure(completed: RunConfig) -> None:
     """Refuses a sweeper that searches if the run has no validation images."""
     hydra_config = HydraConfig.get()
-    searches = hydra_config.mode == RunMode.MULTIRUN and not str(hydra_config.sweeper._target_).endswith("GridSweeper")
+    searches = hydra_config.mode == RunMode.MULTIRUN and not overrides.tries_all(hydra_config.sweeper)
     if searches and not completed.dataset.settings.get("validation"):
         sweeper = hydra_config.runtime.choices["hydra/sweeper"]
         raise ConfigError(
@@ -99,7 +100,10 @@ def main() -> None:
         if folder != composition.CONF and not arguments.trust:
             _check_stored(folder, name)
         with overrides.explained(arguments.overrides, loader, name):
-            hydra.main(version_base="1.3", config_path=str(composition.CONF), config_name="config")(_run)()
+            try:
+                hydra.main(version_base="1.3", config_path=str(composition.CONF), config_name="config")(_run)()
+            finally:
+                shutil.rmtree(composition.SCRATCH, ignore_errors=True)
 
 
 def _arguments(words: list[str]) -> argparse.Namespace:

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from pai_bench.config import checks, composition
 from pai_bench.config.schema import RunConfig
 from pai_bench.core import Call
-from pai_bench.errors import DataError, UserError
+from pai_bench.errors import ConfigError, DataError, UserError
 from pai_bench.launch import overrides, sweeps
 from pai_bench.launch.terminal import one_line
 
@@ -58,9 +58,11 @@ def expand(
         swept = overrides.parsed([*params, *(line for line in words if line not in of_hydra)])
         overrides.check_scale(base.hydra.runtime.choices)
         sweeper, given = base.hydra.sweeper, {override.get_key_element() for override in parsed}
-        jobs = sweeps.overrides_of_jobs(
-            swept, sweeper.paired or [], sweeper.exclude or [], sweeper.drop or [], sweeper.scale, given
-        )
+        if not overrides.tries_all(sweeper):
+            chosen = base.hydra.runtime.choices["hydra/sweeper"]
+            raise ConfigError(f"hydra/sweeper={chosen}: nobody knows its runs before it has searched; leave it out")
+        rules = {key: OmegaConf.select(sweeper, key) or [] for key in ("paired", "exclude", "drop")}
+        jobs = sweeps.overrides_of_jobs(swept, **rules, scale=OmegaConf.select(sweeper, "scale"), given=given)
         loader = sweeps.SweepLoader(overrides.loader_here().get_search_path())
         runs = [loader.load_sweep_config(base, job) for job in choose(jobs)]
         launcher = OmegaConf.create(OmegaConf.to_container(base.hydra.launcher, resolve=True))

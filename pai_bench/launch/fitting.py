@@ -13,6 +13,7 @@ from pai_bench.config import checks
 from pai_bench.config.schema import RunConfig
 from pai_bench.errors import PreemptedError, UserError
 from pai_bench.runs import status
+from pai_bench.system import mps
 
 Say = Callable[[str], None]
 _SPAWN = multiprocessing.get_context("spawn")
@@ -221,7 +222,13 @@ def fit(runs: Sequence[RunConfig], minutes: float, at_once: int, say: Say) -> li
     say(f"{len(todo) + num_done} runs, {num_done} done or under way, {len(todo)} to do; {at_once} at once")
     if not todo:
         return []
-    crew = Crew(min(at_once, len(todo)))
+    num_workers = min(at_once, len(todo))
+    with mps.shared(num_workers, num_gpus()):
+        return _fitted(todo, Crew(num_workers), started, minutes, say)
+
+
+def _fitted(todo: Sequence[RunConfig], crew: Crew, started: float, minutes: float, say: Say) -> list[Outcome]:
+    """Does as many runs as fit, the first ones first. Ends the workers."""
     try:
         deadline = started + 60 * minutes - min(_PATIENCE, 6 * minutes)
         _expect(crew, todo, deadline, say)
@@ -261,8 +268,13 @@ def _expect(crew: Crew, todo: Sequence[RunConfig], deadline: float, say: Say) ->
         say("expected: no run will end in this time; those that are begun keep their checkpoints")
 
 
-def runs_at_once() -> int:
-    """One run on each core, or four on each GPU."""
+def num_gpus() -> int:
+    """The GPUs of this machine."""
     import torch
 
-    return 4 * torch.cuda.device_count() or len(os.sched_getaffinity(0))
+    return torch.cuda.device_count()
+
+
+def runs_at_once() -> int:
+    """One run on each core, or four on each GPU."""
+    return 4 * num_gpus() or len(os.sched_getaffinity(0))

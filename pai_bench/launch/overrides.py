@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -56,8 +57,9 @@ def _values(override: Override) -> list[Any]:
     """The values that an override gives to its key. A sweep gives several."""
     if not override.is_sweep_override():
         return [override.value()]
-    if not override.is_discrete_sweep():
-        raise ConfigError(f"{override.input_line}: a sweep needs values; use choice() or range()")
+    if not override.is_discrete_sweep():  # an interval, which sweepers that search take
+        interval: Any = override.value()
+        return [interval.start, interval.end]
     try:
         return [value.text if hasattr(value, "text") else value for value in override.sweep_iterator()]
     except HydraException as error:
@@ -300,6 +302,8 @@ def complete(composed: DictConfig, of_hydra: Any) -> RunConfig:
         _say_once("W&B is not installed: the run directory is the only record (pip install 'pai_bench[wandb]')")
         settings["tracker"] = {"name": "none", "_target_": "pai_bench.runs.tracking.none"}
     run = checks.complete(settings)
+    if choices.get("experiment"):
+        run = replace(run, experiment=choices["experiment"])
     _check_labels(given, choices)
     if choices.get("experiment") or any(key.startswith("model.") for key in given):
         run = names.with_changes(run, of_hydra)
@@ -312,6 +316,15 @@ def complete(composed: DictConfig, of_hydra: Any) -> RunConfig:
 @cache
 def _say_once(text: str) -> None:
     log.info("%s", text)
+
+
+def tries_all(sweeper: Any) -> bool:
+    """Whether a sweeper of Hydra tries all combinations, and searches nothing.
+
+    Args:
+        sweeper: hydra.sweeper.
+    """
+    return str(sweeper._target_).endswith(("GridSweeper", "BasicSweeper"))
 
 
 def check_scale(choices: Mapping[str, str | None]) -> None:

@@ -114,12 +114,21 @@ def counted() -> Iterator[None]:
     sys.exit(max((code for code, _ in runs), default=0))
 
 
+class _Console(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes to what sys.stdout is at the time. Notebooks replace it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Prints one message."""
+        self.stream = sys.stdout
+        super().emit(record)
+
+
 def start_process() -> None:
     """Prepares this process for runs. Later calls do nothing.
 
     The terminal gets the messages for people. The run.log of a run gets all messages.
     """
-    if log.handlers:
+    if any(isinstance(handler, _Console) for handler in log.handlers):
         return
     # A thread that waits for the others must not spin: beside other programs, spinning makes a step many times slower.
     # OpenMP reads this when torch is imported.
@@ -128,8 +137,8 @@ def start_process() -> None:
     logging.raiseExceptions = False  # a log line that cannot be written (full disk) must not hide the real failure
     log.setLevel(logging.DEBUG)
     log.propagate = False
-    console = logging.StreamHandler(sys.stdout)
+    console = _Console()
     console.setLevel(logging.ERROR if world().rank > 0 else logging.WARNING if in_worker() else logging.INFO)
-    log.handlers = [console]
+    log.addHandler(console)
     if in_worker():
         preemption.end_with_parent()

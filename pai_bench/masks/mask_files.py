@@ -6,6 +6,7 @@ torch is imported only for files that cannot be read without it, so that a confi
 import hashlib
 import logging
 import math
+import re
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -27,6 +28,8 @@ Names = Literal["exact", "order"]
 Missing = Literal["refuse", "keep"]
 Arrays = dict[str, NDArray[Any]]
 
+# CONV.parametrizations.weight.original, and CONV.parametrizations.weight.0.mask
+_PARAMETRIZED = re.compile(r"((?:.*\.)?)parametrizations\.(\w+)\.(?:(original)|\d+\.mask)")
 _OF_NUMPY = {"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64", "F16", "F32", "F64"}
 _MOST_ENTRIES = 2**31  # of a file: more than any network here has; it bounds the memory for reading
 _SAVE = "save {name: 0/1 tensor} with torch.save, numpy.savez or safetensors"
@@ -36,8 +39,8 @@ def read(setting: str, path: str, *, zeros: bool) -> Arrays:
     """The masks in a file, by parameter name in the order of the file: bool, True = kept.
 
     torch.nn.utils.prune names its buffers NAME_mask. Such an entry is the mask of NAME, and all other entries are
-    ignored. A file without such entries must hold nothing but masks. A network may have buffers of its own with such a
-    name.
+    ignored. Parametrizations with a buffer `mask` are read likewise. A file without such entries must hold nothing but
+    masks. A network may have buffers of its own with such a name.
 
     Args:
         setting: the setting that names the file, for errors.
@@ -237,7 +240,7 @@ def _tensors(where: str, path: str) -> Arrays:
         kind = {".safetensors": "safetensors", ".npz": "npz"}.get(suffix, "torch.save")
         raise ConfigError(f"{where}: it cannot be read as a {kind} file ({reason or type(error).__name__})") from error
     plain: Arrays = {}
-    for name, array in found.items():
+    for name, array in _as_prune_names(where, found).items():
         short = name.replace("_orig_mod.", "")
         while short.startswith("module."):
             short = short.removeprefix("module.")
@@ -246,6 +249,23 @@ def _tensors(where: str, path: str) -> Arrays:
         plain[short] = array
     if not plain:
         raise ConfigError(f"{where}: it holds no tensors; {_SAVE}")
+    return plain
+
+
+def _as_prune_names(where: str, tensors: Arrays) -> Arrays:
+    """Tensors of masks in parametrizations under the names of torch.nn.utils.prune: NAME_mask, and NAME_orig beside."""
+    masked = {f"{part[1]}{part[2]}" for name in tensors if (part := _PARAMETRIZED.fullmatch(name)) and part[3] is None}
+    plain: Arrays = {}
+    for name, array in tensors.items():
+        part = _PARAMETRIZED.fullmatch(name)
+        weight = part and f"{part[1]}{part[2]}"
+        if part and part[3] is None:
+            name = f"{weight}_mask"
+        elif part:
+            name = f"{weight}_orig" if weight in masked else str(weight)
+        if name in plain:
+            raise ConfigError(f"{where}: it holds {name} twice; give a network with one mask for each weight")
+        plain[name] = array
     return plain
 
 

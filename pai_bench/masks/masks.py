@@ -67,9 +67,18 @@ def count(tensor: Tensor) -> int:
     return int(np.count_nonzero(tensor.numpy()) if tensor.device.type == "cpu" else tensor.count_nonzero())
 
 
+def counts(mask: Mask) -> list[int]:
+    """`count` of each tensor."""
+    tensors = list(mask.values())
+    if not tensors or tensors[0].device.type == "cpu":
+        return [count(tensor) for tensor in tensors]
+    numbers: list[int] = torch.stack([tensor.count_nonzero() for tensor in tensors]).tolist()  # waits once
+    return numbers
+
+
 def kept(mask: Mask) -> int:
     """The number of weights that a mask keeps."""
-    return sum(count(tensor) for tensor in mask.values())
+    return sum(counts(mask))
 
 
 def sparsity(mask: Mask) -> float:
@@ -79,7 +88,7 @@ def sparsity(mask: Mask) -> float:
 
 def densities(mask: Mask) -> dict[str, float]:
     """The fraction kept of each prunable tensor."""
-    return {name: count(tensor) / tensor.numel() for name, tensor in mask.items()}
+    return {name: number / mask[name].numel() for name, number in zip(mask, counts(mask), strict=True)}
 
 
 def num_kept(sparsity: float, num_prunable: int, rounding: Rounding = "nearest") -> int:

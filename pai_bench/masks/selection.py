@@ -90,6 +90,8 @@ def keep_largest(scores: Scores, candidates: Mask, k: int) -> Selection:
     Raises:
         ValueError: there are fewer than k candidates.
     """
+    if next(iter(candidates.values())).device.type != "cpu":
+        return keep_largest_on_device(scores, candidates, k)
     if len(candidates) > 1 and masks.total(candidates) < _SMALL:
         return _keep_together(scores, candidates, k)
     pools = {name: pool(scores[name], candidate) for name, candidate in candidates.items()}
@@ -108,6 +110,41 @@ def keep_largest(scores: Scores, candidates: Mask, k: int) -> Selection:
         above[inside[part]] = True
         mask[name] = _scattered(above, source, candidates[name])
     return Selection(mask, num_tied=len(equal) if missing < len(equal) else 0)
+
+
+def keep_largest_on_device(scores: Scores, candidates: Mask, k: int) -> Selection:
+    """`keep_largest` for a GPU: a few operations on all layers, and one look at what they found.
+
+    To wait for a GPU takes longer than to sort what a sample could have left out.
+    """
+    values = torch.cat([scores[name].flatten() for name in candidates])
+    allowed = torch.cat([candidate.flatten() for candidate in candidates.values()])
+    chosen, tied = chosen_on_device(values, allowed, torch.tensor([k], device=values.device))
+    number, num_tied = torch.stack([allowed.sum(), tied]).tolist()
+    if k > number:
+        raise ValueError(f"cannot keep {k} of {number} weights")
+    parts = torch.split(chosen, [candidate.numel() for candidate in candidates.values()])
+    mask = {name: part.view(candidates[name].shape).clone() for name, part in zip(candidates, parts, strict=True)}
+    return Selection(mask, num_tied=int(num_tied))
+
+
+def chosen_on_device(values: Tensor, allowed: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """The k largest of the allowed values; of equal ones the first. Nothing is read from the device.
+
+    Args:
+        values, allowed: (n,).
+        k: (1,) int64, at most the number of allowed values.
+
+    Returns:
+        The choice (n,) bool, and among how many equal values the order decided: () int64.
+    """
+    ordered = torch.sort(torch.where(allowed, values, -torch.inf), descending=True).values
+    threshold = ordered.index_select(0, (k - 1).clamp(min=0, max=len(ordered) - 1))
+    above, equal = allowed & (values > threshold), allowed & (values == threshold)
+    above, equal = above & (k > 0), equal & (k > 0)
+    missing, num_equal = k - above.sum(), equal.sum()
+    chosen = above | (equal & (equal.cumsum(0, dtype=torch.int32) <= missing))
+    return chosen, torch.where(missing < num_equal, num_equal, 0).squeeze(0)
 
 
 def _scattered(chosen: Tensor, source: Pool, candidate: Tensor) -> Tensor:

@@ -2,15 +2,19 @@
 
 import copy
 import logging
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Generator, Tensor, nn
 
+from pai_bench.analysis import patches
 from pai_bench.analysis.channels import Channels, Slice
-from pai_bench.core import Batches, Loss, Mask, Scores, Subnetwork
+from pai_bench.core import Batches, Loss, Mask, Scores, Shape, Subnetwork
 from pai_bench.errors import ConfigError, UserError
 from pai_bench.masks import masks
 from pai_bench.masks.clearing import clear_removed_
+from pai_bench.system import graphs
 
 log = logging.getLogger(__name__)
 
@@ -24,8 +28,9 @@ def score(net: Subnetwork, batches: Batches, loss: Loss, generator: Generator) -
     Biases, norm parameters and running statistics have absolute values too. Pruned weights score exactly zero. It is
     meant for many exponential rounds, and for eval mode, because batch statistics of a constant image mean nothing.
 
-    In float64, dead channels of large networks are left out, because no flow passes them. The scores of the next round
-    may then overwrite those of this round.
+    On a CPU and in float64, dead channels of large networks are left out, because no flow passes them. On a GPU,
+    convolutions in float64 are matrix products, and rounds after the first are one CUDA graph each. In both cases the
+    scores of the next round may overwrite those of this round.
 
     Raises:
         UserError: R overflows the precision of the network. Deep networks overflow float32.
@@ -57,20 +62,33 @@ class _Flow:
         self.left: dict[str, Slice] = {}  # what is left of parameters and buffers that have lost channels
         self.products: Scores = {}  # their scores, in full size: zero outside of what is left
         self.channels: Channels | None = None
+        self.device = next(iter(net.mask.values())).device
+        if patches.pay(self.device, self.precision):
+            patches.use_(self.model)
+        self.flow = torch.empty(0)  # R of the last round
+        self.last: list[Tensor] = []  # the scores of the last round, in the order of the weights
+        self.replay: Callable[[], None] | None = None  # takes them anew, as one CUDA graph
         grouped = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in net.model.modules())
-        on_cpu = next(iter(net.mask.values())).device.type == "cpu"  # only there was leaving out measured
+        on_cpu = self.device.type == "cpu"  # only there was leaving out measured
         self.whole = self.precision == torch.float32 or grouped or not on_cpu or masks.total(net.mask) < _LARGE
+        self.can_record = graphs.supported(self.device) and self.whole  # parts would change their shapes
 
     def scores(self, net: Subnetwork) -> Scores:
         """The scores of all prunable weights."""
         # In every round anew, so that a resumed search gives the same bits.
         if not self.whole and not net.coupled and masks.kept(net.mask) <= _FEW * masks.total(net.mask):
             self._leave_out(net)
-        gradients = torch.autograd.grad(self._forward(net), list(self.weights.values()))
-        scores: Scores = {}
-        for (name, weight), gradient in zip(self.weights.items(), gradients, strict=True):
-            # The gradient is negative where batch statistics, layer norm or attention follow the weight.
-            scores[name] = gradient.mul_(weight.detach()).abs_()
+        self._prepare(net)
+        # Not in the first round: there, operations are counted.
+        if self.last and self.replay is None and self.can_record:
+            self._record(net.input_shape)
+        if self.replay is not None:
+            self.replay()
+        else:
+            self._take(net.input_shape)
+        self._check()
+        scores: Scores = dict(zip(self.weights, self.last, strict=True))
+        for name in scores:
             if name in self.left:
                 if name not in self.products:
                     self.products[name] = torch.zeros_like(net.mask[name], dtype=self.precision)
@@ -87,15 +105,44 @@ class _Flow:
 
     def _forward(self, net: Subnetwork) -> Tensor:
         """R, a scalar."""
+        self._prepare(net)
+        with torch.no_grad():
+            self.flow = self._of_ones(net.input_shape)
+        self._check()
+        return self.flow
+
+    def _prepare(self, net: Subnetwork) -> None:
+        """Brings the copy up to date with the network."""
         self._update(net.mask)
         if self.model.training != net.model.training:
             self.model.train(net.model.training)
-        image = torch.ones((1, *net.input_shape), dtype=self.precision, device=next(iter(self.source.values())).device)
-        flow: Tensor = self.model(image).sum()
-        if not flow.isfinite():
+
+    def _of_ones(self, input_shape: Shape) -> Tensor:
+        flow: Tensor = self.model(torch.ones((1, *input_shape), dtype=self.precision, device=self.device)).sum()
+        return flow
+
+    def _take(self, input_shape: Shape) -> None:
+        """Takes R and the scores. Nothing is read from the device."""
+        flow = self._of_ones(input_shape)
+        gradients = torch.autograd.grad(flow, list(self.weights.values()))
+        # The gradient is negative where batch statistics, layer norm or attention follow the weight.
+        pairs = zip(self.weights.values(), gradients, strict=True)
+        self.flow, self.last = flow.detach(), [gradient.mul_(weight.detach()).abs_() for weight, gradient in pairs]
+
+    def _record(self, input_shape: Shape) -> None:
+        """Records what a round takes, so that later rounds are one launch each."""
+        try:
+            take = partial(self._take, input_shape)
+            self.replay = graphs.recorded(take, self.device, changed=list(self.model.buffers()))
+        except RuntimeError as error:
+            self.can_record = False
+            reason = str(error).partition("\n")[0]
+            log.info("the kernels of SynFlow are launched one by one: its rounds cannot be captured (%s)", reason)
+
+    def _check(self) -> None:
+        if not self.flow.isfinite():
             name = str(self.precision).removeprefix("torch.")
             raise UserError(f"SynFlow overflows {name} on this model; set pruner.dtype=float64")
-        return flow
 
     @torch.no_grad()
     def _update(self, mask: Mask) -> None:
@@ -105,8 +152,9 @@ class _Flow:
         given = {name: self.left[name].of(own) if name in self.left else own for name, own in self.source.items()}
         stale = [name for name in given if name not in self.applied]
         values = [self.values[name] for name in stale]
-        torch._foreach_copy_(values, [given[name] for name in stale])
-        torch._foreach_abs_([value for value in values if value.is_floating_point()])
+        if stale:  # not in a network of prunable weights alone
+            torch._foreach_copy_(values, [given[name] for name in stale])
+            torch._foreach_abs_([value for value in values if value.is_floating_point()])
         self.applied = {name: kept for name, kept in mask.items() if name not in self.left}
 
     def _leave_out(self, net: Subnetwork) -> None:

@@ -17,6 +17,19 @@ def check_scores(scores: Scores, candidates: Mask, *, zeros_allowed: bool = Fals
     Raises:
         UserError: the score of a candidate is not finite, or the scores of all candidates are zero.
     """
+    on_cpu = next(iter(candidates.values())).device.type == "cpu"
+    # On a GPU, one look at all layers first.
+    if on_cpu or not bool(torch.stack([scores[name].sum() for name in candidates]).isfinite().all()):
+        _check_finite(scores, candidates)
+    if not zeros_allowed and all(_is_silent(scores[name], kept) for name, kept in candidates.items()):
+        name = next(iter(scores))
+        raise UserError(
+            f"every score is zero, in {name} and all other layers: no signal reaches the output; "
+            "lower the sparsity, add rounds, or check the model's initialization (model.init)"
+        )
+
+
+def _check_finite(scores: Scores, candidates: Mask) -> None:
     for name, candidate in candidates.items():
         # The sum is the cheap test. It decides nothing: it can overflow though every score is finite, and scores that
         # are not of candidates may be anything.
@@ -31,12 +44,6 @@ def check_scores(scores: Scores, candidates: Mask, *, zeros_allowed: bool = Fals
                 f"{num_bad} of {values.numel()} scores of {name} are not finite ({values.dtype}); "
                 f"{wider}lower the initial scale"
             )
-    if not zeros_allowed and all(_is_silent(scores[name], kept) for name, kept in candidates.items()):
-        first = next(iter(scores))
-        raise UserError(
-            f"every score is zero, in {first} and all other layers: no signal reaches the output; "
-            "lower the sparsity, add rounds, or check the model's initialization (model.init)"
-        )
 
 
 def silent(scores: Scores, candidates: Mask) -> list[str]:

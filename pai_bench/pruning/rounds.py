@@ -72,20 +72,34 @@ class Pruned:
         return cls(**{name: on_device(value) for name, value in state.items()})
 
 
+class NoTraining:
+    """A core.Training for rounds that lie before training."""
+
+    age_epochs = 0.0
+
+    def until(self, mask: Mask, epoch: float) -> None:
+        """Refuses to train."""
+        raise AssertionError("this schedule trains; give training=")
+
+    def rewind(self, mask: Mask, epoch: float, weights: bool) -> None:
+        """Refuses to rewind."""
+        raise AssertionError("this schedule rewinds; give training=")
+
+
 def prune(
     model: nn.Module,
     pruner: Pruner,
     allocate: Allocate,
     rounds: Sequence[Round],
     *,
-    ablation: Ablation,
     initial: Weights,
     input_shape: Shape,
     draw: Callable[..., Batches],
-    training: Training,
     loss: Loss,
     seed: int,
-    record: Record,
+    ablation: Ablation = Ablation(),  # noqa: B008, as it is frozen
+    training: Training = NoTraining(),  # noqa: B008, as it has no state
+    record: Record = lambda metrics, epoch: None,
     diagnose: Callable[[Mask], dict[str, float]] | None = None,
     resume_from: Pruned | None = None,
     checkpoint: Callable[[Pruned], None] = lambda pruned: None,
@@ -97,6 +111,7 @@ def prune(
     Args:
         initial: the initial values of every parameter.
         draw: draws training images for scoring, as core.Data does.
+        training: does what the rounds ask between them. The default is for rounds that lie before training.
         diagnose: measurements that are recorded before and after each round's mask is applied.
         resume_from: what an earlier attempt had reached. The model has to be as it was then.
         checkpoint: called with what has been reached, at the start and after every round.

@@ -116,7 +116,7 @@ def fine_tune(sparsity: float, length: TrainingLength, *, levels: Count, epochs:
     """
     if length.last_rate_epochs == 0:
         raise ConfigError(
-            "schedule=fine_tune: the learning rate of training.lr_schedule=cosine ends at zero; "
+            "schedule=fine_tune: the learning rate of training.lr_schedule=cosine or linear ends at zero; "
             "set training.lr_schedule=step, or use schedule=lr_rewind"
         )
     last = min(length.epochs, length.last_rate_epochs)

@@ -69,6 +69,7 @@ def names(of: Outcome) -> dict[str, Any]:
         "ablation": run.ablation.name,
         "training": run.training.name,
         "diagnostics": run.diagnostics.name if run.diagnostics else None,
+        "experiment": run.experiment,
         "mask": run.checksums.mask,
         "weights": run.checksums.weights,
     }

@@ -99,6 +99,16 @@ def prepare(device: torch.device, precision: str) -> None:
 
 
 @contextmanager
+def settings_restored() -> Iterator[None]:
+    """Runs a block, and gives torch back the settings of precision and algorithms that it had before."""
+    before = _flags()
+    try:
+        yield
+    finally:
+        _set_flags(before)
+
+
+@contextmanager
 def reproducible(device: torch.device) -> Iterator[None]:
     """Runs a block in IEEE precision and with deterministic algorithms. Scores are computed in such a block.
 

@@ -1,28 +1,56 @@
-"""A step on a GPU as one CUDA graph. Launching its hundreds of kernels one by one takes longer than running them."""
+"""A step on a GPU as one CUDA graph."""
 
-import logging
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from pai_bench.core import OnDevice
+from pai_bench.system import graphs
 from pai_bench.training.step import Step
 
-log = logging.getLogger(__name__)
 
-_WARM_UPS = 3  # steps before the capture: algorithms are chosen, memory is taken, a model is compiled
-
-
-def obstacle(step: Step, data: object, num_processes: int) -> str | None:
+def obstacle(step: Step, num_processes: int) -> str | None:
     """Why the steps of a network cannot be captured; None if they can."""
     if step.recipe.precision == "float16":
         return "float16 looks at the gradients before it takes a step"
     if num_processes > 1:
         return "several processes train it"
-    if not isinstance(data, OnDevice):
-        return "its images are read while it trains"
     return None
+
+
+class CapturedBatchStep:
+    """Steps on batches that are read while the network trains: a step on a copy of the batch in fixed memory.
+
+    The learning rate may change between steps. Weights, optimizer state and masks may if they change in place.
+
+    Args:
+        images, labels: any whole batch.
+
+    Raises:
+        RuntimeError: the network does something that cannot be captured; its state is as it was.
+    """
+
+    def __init__(self, step: Step, images: Tensor, labels: Tensor) -> None:
+        self._step, self._images, self._labels = step, images.clone(), labels.clone()
+        self._addresses = _addresses(step)
+        step.net.train()
+        # Threads of the loader pin memory meanwhile.
+        self._replay = graphs.recorded(self._take, step.device, changed=step.tensors, threads=True)
+
+    def holds_for(self, step: Step, images: Tensor) -> bool:
+        """Whether this is the step and the shape, and every tensor of the step is still at its address."""
+        same = (images.shape, images.stride()) == (self._images.shape, self._images.stride())
+        return same and self._step is step and self._addresses == _addresses(step)
+
+    def __call__(self, images: Tensor, labels: Tensor) -> None:
+        """Takes a step on a batch."""
+        self._images.copy_(images)
+        self._labels.copy_(labels)
+        self._replay()
+
+    def _take(self) -> None:
+        self._step(self._images, self._labels, len(self._labels))
 
 
 class CapturedStep:
@@ -46,14 +74,14 @@ class CapturedStep:
         self._rates = torch.zeros(num_steps, device=device)
         self._next = torch.zeros(1, dtype=torch.int64, device=device)
         self._places = torch.arange(batch_size, device=device)
-        self._addresses = self._addresses_now()
-        self._graph = torch.cuda.CUDAGraph()
-        self._capture()
+        self._addresses = _addresses(step)
+        step.net.train()
+        self._replay = graphs.recorded(self._take, device, changed=step.tensors, begin=self._next.zero_)
 
     @property
     def still_holds(self) -> bool:
         """Whether every tensor of the step is still at its address."""
-        return self._addresses == self._addresses_now()
+        return self._addresses == _addresses(self.step)
 
     def begin(self, tables: Sequence[Tensor], rates: Sequence[float], start: int) -> None:
         """Prepares for the steps of an epoch.
@@ -70,7 +98,7 @@ class CapturedStep:
 
     def __call__(self) -> None:
         """Takes the next step."""
-        self._graph.replay()
+        self._replay()
 
     def _take(self) -> None:
         rate = self.step.optimizer.lr_tensor
@@ -80,25 +108,6 @@ class CapturedStep:
         self.step(images, labels, self._batch_size)
         self._next += 1
 
-    def _capture(self) -> None:
-        tensors, device = self.step.tensors, self.step.device
-        before, random = [tensor.detach().clone() for tensor in tensors], torch.cuda.get_rng_state(device)
-        self.step.net.train()
-        try:
-            aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-            aside.wait_stream(torch.cuda.current_stream(device))
-            with torch.cuda.stream(aside):
-                for _ in range(_WARM_UPS):
-                    self._next.zero_()
-                    self._take()
-            torch.cuda.current_stream(device).wait_stream(aside)
-            with torch.cuda.graph(self._graph):
-                self._take()
-        finally:
-            with torch.no_grad():
-                for tensor, value in zip(tensors, before, strict=True):
-                    tensor.copy_(value)
-            torch.cuda.set_rng_state(random, device)
 
-    def _addresses_now(self) -> list[int]:
-        return [tensor.data_ptr() for tensor in self.step.tensors]
+def _addresses(step: Step) -> list[int]:
+    return [tensor.data_ptr() for tensor in step.tensors]

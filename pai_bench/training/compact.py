@@ -4,7 +4,8 @@ import copy
 import logging
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from pai_bench.analysis.mode import mode
 from pai_bench.core import Mask, Shape, Weights
 from pai_bench.errors import ConfigError
 from pai_bench.masks import masks
-from pai_bench.system import devices, layout
+from pai_bench.system import devices, graphs, layout
 from pai_bench.training import compact_model
 from pai_bench.training.optimizer import OptimizerState
 
@@ -155,27 +156,47 @@ def find(model: nn.Module, mask: Mask, input_shape: Shape) -> CompactNetwork | N
     return found
 
 
+def _as_graphs(passes: Sequence[Callable[[], None]], device: torch.device) -> Sequence[Callable[[], None]]:
+    """The passes as CUDA graphs; as they are if one cannot be captured."""
+    try:
+        # Threads of a loader of images may be at work.
+        return [graphs.recorded(one, device, threads=True) for one in passes]
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        log.info("a compact network is timed kernel by kernel: the network cannot be captured (%s)", reason)
+        return passes
+
+
 def pass_seconds(
-    nets: Sequence[nn.Module], batch_shape: Sequence[int], device: torch.device, precision: str
+    nets: Sequence[nn.Module], batch_shape: Sequence[int], device: torch.device, precision: str, capture: bool = True
 ) -> list[float]:
     """Seconds of a forward and backward pass of each network, the median of a few taken in turn.
 
     The networks are as before afterwards, without gradients. They are not copied: memory may be short.
+
+    Args:
+        capture: on a GPU, take the passes as CUDA graphs, as the steps will be taken.
     """
     images = torch.randn(tuple(batch_shape), generator=torch.Generator().manual_seed(0)).to(next(nets[0].parameters()))
     labels = torch.zeros(len(images), dtype=torch.int64, device=device)
     layouts = [layout.layout_of(net) for net in nets]
     before = [(buffer, buffer.clone()) for net in nets for buffer in net.buffers()]  # running statistics
+    batches = {form: layout.laid_out(images, form) for form in layouts}
+
+    def take(net: nn.Module, form: torch.memory_format) -> None:
+        with mode(net, training=True), devices.autocast(device, precision):
+            loss = F.cross_entropy(net(batches[form]), labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        net.zero_grad()
+
+    passes = [partial(take, net, form) for net, form in zip(nets, layouts, strict=True)]
+    runs = _as_graphs(passes, device) if capture and graphs.supported(device) else passes
     seconds: list[list[float]] = [[] for _ in nets]
     for repeat in range(4):
-        for net, form, taken in zip(nets, layouts, seconds, strict=True):
-            batch = layout.laid_out(images, form)
+        for run, taken in zip(runs, seconds, strict=True):
             devices.wait(device)
             started = time.perf_counter()
-            with mode(net, training=True), devices.autocast(device, precision):
-                loss = F.cross_entropy(net(batch), labels)
-            loss.backward()  # type: ignore[no-untyped-call]
-            net.zero_grad()
+            run()
             devices.wait(device)
             if repeat:  # the first call chooses algorithms
                 taken.append(time.perf_counter() - started)

@@ -130,5 +130,7 @@ class TrainedNetwork:
 
     def _measured_speedup(self, found: CompactNetwork) -> float:
         shape = (self._recipe.batch_size, *self._input_shape)
-        whole, small = compact.pass_seconds([self.model, found.model], shape, self.device, self._recipe.precision)
+        precision = self._recipe.precision
+        capture = self._execution.capture and precision != "float16"
+        whole, small = compact.pass_seconds([self.model, found.model], shape, self.device, precision, capture)
         return whole / small

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,10 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from pai_bench.core import Data, NonNegativeInt, Positive, ProperFraction, TrainingLength, num_steps
+from pai_bench.core import Count, Data, NonNegativeInt, Positive, ProperFraction, TrainingLength, num_steps
 
 if TYPE_CHECKING:
     from pai_bench.training.optimizer import Method
+
+_SIZE_STEP = 32  # pixels: networks halve an image five times
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,8 @@ class Recipe:
     optimizer: Callable[[], Method]
     weight_decay: Annotated[float, Ge(0), Lt(3e38)]
     decay_norm_and_bias: bool  # False: weight decay on the weights of convolutions and linear layers alone
-    lr_schedule: Literal["step", "cosine"]  # step: times lr_gamma at each of lr_milestones; cosine: to zero at the end
+    # step: times lr_gamma at each of lr_milestones; cosine and linear: to zero at the end
+    lr_schedule: Literal["step", "cosine", "linear"]
     lr_milestones: list[NonNegativeInt]
     lr_gamma: Annotated[float, Gt(0), Le(1)]
     warmup_epochs: NonNegativeInt  # the learning rate rises linearly from 0, step by step
@@ -33,6 +37,10 @@ class Recipe:
     temperature: Positive  # divides the logits in the loss
     precision: Literal["float32", "tfloat32", "bfloat16", "float16"]  # see devices.prepare
     compact: Literal["auto", "off"] = "auto"  # auto: train a smaller network where that saves work
+    # Progressive resizing: from the first to the last of these epochs, counted from 0, training images grow from the
+    # first to the last of these sizes. None: images have the size of the dataset.
+    image_sizes: list[Count] | None = None
+    image_size_epochs: list[NonNegativeInt] | None = None
     name: str = ""
 
 
@@ -57,4 +65,23 @@ def learning_rate(recipe: Recipe, epoch: float) -> float:
     if recipe.lr_schedule == "step":
         return recipe.lr * recipe.lr_gamma ** sum(epoch >= drop for drop in recipe.lr_milestones)
     done = (epoch - recipe.warmup_epochs) / max(recipe.epochs - recipe.warmup_epochs, 1)
-    return recipe.lr * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+    done = min(done, 1.0)
+    return recipe.lr * (1 - done if recipe.lr_schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def image_size(recipe: Recipe, epoch: int) -> int | None:
+    """Pixels of each side of the training images in an epoch, a multiple of 32; None where the recipe does not say.
+
+    Sizes lie on straight lines between the epochs that the recipe names.
+
+    Args:
+        epoch: 0 is the first.
+    """
+    if not recipe.image_sizes or not recipe.image_size_epochs:
+        return None
+    points = list(zip(recipe.image_size_epochs, recipe.image_sizes, strict=True))
+    size = float(points[0][1])
+    for (start, low), (end, high) in itertools.pairwise(points):
+        if epoch > start:
+            size = low + (high - low) * min((epoch - start) / (end - start), 1.0)
+    return round(size / _SIZE_STEP) * _SIZE_STEP

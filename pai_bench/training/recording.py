@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pai_bench.core import Batch, Data, Mask, Record
 from pai_bench.errors import UserError
 from pai_bench.system import layout
-from pai_bench.training.evaluation import Evaluation, evaluate
+from pai_bench.training.evaluation import Evaluation, Evaluator
 from pai_bench.training.network import TrainedNetwork
 from pai_bench.training.progress import Progress
 from pai_bench.training.recipe import Recipe, learning_rate
@@ -41,10 +41,16 @@ class Recording:
     """Evaluates the network that is trained and records what comes out."""
 
     def __init__(
-        self, network: TrainedNetwork, data: Data, recipe: Recipe, progress: Progress, observers: Observers
+        self,
+        network: TrainedNetwork,
+        data: Data,
+        recipe: Recipe,
+        progress: Progress,
+        observers: Observers,
+        evaluator: Evaluator,
     ) -> None:
         self._network, self._data, self._recipe, self._progress = network, data, recipe, progress
-        self._observers = observers
+        self._observers, self._evaluator = observers, evaluator
 
     def evaluate(self, metrics: dict[str, float]) -> dict[str, float]:
         """Records metrics together with an evaluation of the network as it is, and returns both.
@@ -112,7 +118,7 @@ class Recording:
         for split in ("validation", "test"):
             if self._data.num_examples[split]:
                 images = _laid_out(self._data.evaluation(split, size), step)
-                result = evaluate(step.infer, images, step.device, recipe.precision, recipe.temperature)
+                result = self._evaluator(step, images, size)
                 if result.num_not_finite:
                     raise self._not_finite(split, result)
                 metrics |= {f"{split}_loss": result.loss, f"{split}_top1": result.top1, f"{split}_top5": result.top5}

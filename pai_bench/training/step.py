@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pai_bench.masks import masks
-from pai_bench.system import devices, distributed, layout
+from pai_bench.system import devices, distributed, graphs, layout
 from pai_bench.system.world import world
+from pai_bench.training.compiled import Compiled
 from pai_bench.training.optimizer import Optimizer
 from pai_bench.training.recipe import Recipe
 
@@ -20,7 +21,7 @@ class Execution:
 
     device: torch.device
     channels_last: bool  # lay images and weights out channels last, where that is safe
-    compile_model: bool  # run forward and backward through torch.compile
+    compile_model: bool  # run forward and backward of whole batches through torch.compile
     capture: bool = True  # on a GPU, take steps as one CUDA graph where possible
 
 
@@ -57,16 +58,28 @@ class Step:
         self._prepare, self._num_processes = prepare, world().size
         self.layout = layout.suitable(net, device, execution.channels_last)  # of images and weights
         layout.lay_out_(net, self.layout)
-        self.infer: nn.Module = torch.compile(net) if execution.compile_model else net  # type: ignore[assignment]
-        self._forward = distributed.wrapped(self.infer, device)
+        self._plain = distributed.wrapped(net, device)
+        self._compiled = Compiled(net) if execution.compile_model else None
         always = masks.prunable(net) if decayed is None else decayed
         groups: list[dict[str, nn.Parameter]] = [{}, {}]
         for name, parameter in (dict(net.named_parameters()) if parameters is None else parameters).items():
             groups[name not in always][name] = parameter
         decays = (recipe.weight_decay, recipe.weight_decay * recipe.decay_norm_and_bias)
         self.optimizer = Optimizer(
-            recipe.optimizer(), list(zip(groups, decays, strict=True)), lr=recipe.lr, capturable=device.type == "cuda"
+            recipe.optimizer(),
+            list(zip(groups, decays, strict=True)),
+            lr=recipe.lr,
+            capturable=graphs.supported(device),
         )
+
+    def infer(self, images: Tensor, whole: bool) -> Tensor:
+        """Logits of images that are laid out as the step does it, without a step.
+
+        Args:
+            whole: the batch has a size that comes again and again. Only then is it worth compiling for.
+        """
+        logits: Tensor = self._compiled(images) if self._compiled is not None and whole else self.net(images)
+        return logits
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -83,7 +96,11 @@ class Step:
         """
         recipe = self.recipe
         with devices.autocast(self.device, recipe.precision):
-            logits = self._forward(layout.laid_out(images, self.layout))
+            images = layout.laid_out(images, self.layout)
+            if self._compiled is not None and len(labels) == recipe.batch_size:
+                logits = self._compiled(images)
+            else:
+                logits = self._plain(images)
             loss = F.cross_entropy(logits / recipe.temperature, labels, label_smoothing=recipe.label_smoothing)
         with torch.no_grad():
             self.sums += torch.stack([loss.detach() * len(labels), (logits.detach().argmax(1) == labels).sum()])

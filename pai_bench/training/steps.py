@@ -5,11 +5,12 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from torch import Generator, Tensor
 
-from pai_bench.core import Batch, Data, OnDevice
+from pai_bench.core import Batch, ByEpoch, Data, OnDevice
+from pai_bench.system import graphs, streams
 from pai_bench.system.world import world
 from pai_bench.training import captured
-from pai_bench.training.captured import CapturedStep
-from pai_bench.training.recipe import Recipe, learning_rate, length
+from pai_bench.training.captured import CapturedBatchStep, CapturedStep
+from pai_bench.training.recipe import Recipe, image_size, learning_rate, length
 from pai_bench.training.step import Execution, Step
 
 log = logging.getLogger(__name__)
@@ -23,8 +24,9 @@ class Steps:
         self._per_epoch = length(recipe, data).steps_per_epoch
         self._obstacle = "it is switched off"  # why steps are not captured
         if execution.capture:
-            self._obstacle = captured.obstacle(step, data, world().size) or ""
+            self._obstacle = captured.obstacle(step, world().size) or ""
         self._captured: CapturedStep | None = None
+        self._on_batch: CapturedBatchStep | None = None
         self._log_obstacle()
 
     def taken(self, step: Step, clock: int, order: Generator, augment: Generator) -> Iterator[int]:
@@ -37,12 +39,15 @@ class Steps:
             augment: decides its augmentation.
         """
         data, size, start = self._data, self._recipe.batch_size, clock % self._per_epoch
+        if isinstance(data, ByEpoch):
+            number = clock // self._per_epoch
+            data = data.in_epoch(number + 1, image_size(self._recipe, number))
         num_train = data.num_examples["train"]
         first = clock - start
         rates = [learning_rate(self._recipe, (first + at) / self._per_epoch) for at in range(self._per_epoch)]
         batches: Iterable[Batch]
         done = start
-        if self._execution.device.type == "cuda" and not self._obstacle and isinstance(data, OnDevice):
+        if self._captures and isinstance(data, OnDevice):
             tables = data.tables(order, augment)
             if (graph := self._captured_step(step, data, tables)) is not None:
                 graph.begin(tables, rates, start)
@@ -53,11 +58,22 @@ class Steps:
             batches = (data.gather(tables, slice(at * size, (at + 1) * size)) for at in range(done, self._per_epoch))
         else:
             batches = data.train(size, order, augment, start)
+            if not isinstance(data, OnDevice):
+                batches = streams.beside(batches, self._execution.device)
         for at, (images, labels) in enumerate(batches, done):
             num_images = min(size, num_train - at * size)
             step.optimizer.lr = rates[at]
-            step(images, labels, num_images)
+            on_batch = None if isinstance(data, OnDevice) else self._captured_on_batch(step, images, labels)
+            if on_batch is None:
+                step(images, labels, num_images)
+            else:
+                on_batch(images, labels)
             yield num_images
+
+    @property
+    def _captures(self) -> bool:
+        """Whether steps can be captured, as far as is known."""
+        return graphs.supported(self._execution.device) and not self._obstacle
 
     def _captured_step(self, step: Step, data: OnDevice, tables: Sequence[Tensor]) -> CapturedStep | None:
         """The step as a CUDA graph. None if no batch is whole, or if it cannot be captured."""
@@ -68,10 +84,25 @@ class Steps:
             try:
                 self._captured = CapturedStep(step, data, tables, self._recipe.batch_size, self._per_epoch)
             except RuntimeError as error:
-                self._obstacle = f"the network cannot be captured ({str(error).partition(chr(10))[0]})"
-                self._log_obstacle()
+                self._cannot(error)
         return self._captured
 
+    def _captured_on_batch(self, step: Step, images: Tensor, labels: Tensor) -> CapturedBatchStep | None:
+        """The step on a batch as a CUDA graph. None if the batch is not whole, or if it cannot be captured."""
+        if not self._captures or len(labels) != self._recipe.batch_size:
+            return None
+        if self._on_batch is None or not self._on_batch.holds_for(step, images):
+            self._on_batch = None  # frees its memory before the next capture
+            try:
+                self._on_batch = CapturedBatchStep(step, images, labels)
+            except RuntimeError as error:
+                self._cannot(error)
+        return self._on_batch
+
+    def _cannot(self, error: RuntimeError) -> None:
+        self._obstacle = f"the network cannot be captured ({str(error).partition(chr(10))[0]})"
+        self._log_obstacle()
+
     def _log_obstacle(self) -> None:
-        if self._obstacle and self._execution.device.type == "cuda":
+        if self._obstacle and graphs.supported(self._execution.device):
             log.info("the kernels of a step are launched one by one: %s", self._obstacle)

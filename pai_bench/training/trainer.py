@@ -14,6 +14,7 @@ from pai_bench.errors import ConfigError, LostWorkerError
 from pai_bench.masks import masks
 from pai_bench.system import distributed, seeding
 from pai_bench.system.world import world
+from pai_bench.training.evaluation import Evaluator
 from pai_bench.training.network import TrainedNetwork
 from pai_bench.training.progress import Progress
 from pai_bench.training.recipe import Recipe, length
@@ -58,7 +59,8 @@ class Trainer:
         self.progress = Progress(length(recipe, data).steps_per_epoch)
         self.network = TrainedNetwork(model, recipe, execution, data.input_shape, compact_training=compact_training)
         self._steps = Steps(data, recipe, execution, self.network.step)
-        self._recording = Recording(self.network, data, recipe, self.progress, observers)
+        evaluator = Evaluator(data, execution)
+        self._recording = Recording(self.network, data, recipe, self.progress, observers, evaluator)
         # Sums of losses and correct predictions of the epoch stay on the device: to read them is to wait for it.
         self._own_sums = self.network.step.sums  # of this process
         self._sums = self._own_sums if self._world.size == 1 else torch.zeros_like(self._own_sums)

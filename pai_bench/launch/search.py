@@ -1,0 +1,174 @@
+"""A search for the best settings with Optuna: which settings are tried, and what they were worth."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from pai_bench.errors import ConfigError, UserError, check_installed
+from pai_bench.launch import overrides as words
+from pai_bench.system import files
+
+if TYPE_CHECKING:
+    from optuna import Study, Trial
+    from optuna.distributions import BaseDistribution
+
+log = logging.getLogger(__name__)
+
+Launch = Callable[[Sequence[Sequence[str]], int], Sequence[Any]]
+Space = dict[str, "BaseDistribution"]
+Sampler = Literal["tpe", "random"]
+Direction = Literal["maximize", "minimize"]
+
+_HOPELESS = 3  # after so many failures and no success, the search ends
+
+
+@dataclass(frozen=True)
+class Settings:
+    """hydra.sweeper: conf/hydra/sweeper/optuna.yaml says what each is."""
+
+    n_trials: int
+    n_jobs: int
+    direction: Direction
+    sampler: Sampler
+    seed: int
+    storage: str | None
+    study_name: str
+    output: str
+    params: Mapping[str, Any] | None
+
+
+def search(arguments: Sequence[str], launch: Launch, **given: Any) -> None:
+    """Runs trials until there are enough, and writes what came out to a file.
+
+    Args:
+        arguments: the words of the command line.
+        launch: runs several jobs at once, each given by its words, and returns what they returned.
+        given: hydra.sweeper.
+
+    Raises:
+        ConfigError: a setting of the search is wrong, or nothing is searched.
+        UserError: no trial succeeds.
+    """
+    settings = _checked(given)
+    check_installed("hydra/sweeper=optuna needs", "optuna", "optuna")
+    space, fixed = space_of([*(f"{key}={value}" for key, value in (settings.params or {}).items()), *arguments])
+    study = _study(settings)
+    number, num_trials = 0, settings.n_trials - _num_finished(study)
+    while number < num_trials:
+        trials = [study.ask(space) for _ in range(min(settings.n_jobs, num_trials - number))]
+        jobs = [[*fixed, *(f"{key}={value}" for key, value in trial.params.items())] for trial in trials]
+        for trial, job in zip(trials, launch(jobs, number), strict=True):
+            _tell(study, trial, job.return_value)
+        number += len(trials)
+        if _num_finished(study) == 0 and number >= min(_HOPELESS, num_trials):
+            raise UserError(f"hydra/sweeper=optuna: {number} of {number} trials failed; mend what the lines above say")
+    _conclude(study, settings)
+
+
+def _checked(given: Mapping[str, Any]) -> Settings:
+    unknown = sorted(set(given) - set(Settings.__dataclass_fields__))
+    if unknown:
+        raise ConfigError(
+            f"hydra.sweeper.{unknown[0]}: a search has no such setting; an experiment is a grid and goes without "
+            "hydra/sweeper=optuna"
+        )
+    settings = Settings(**given)
+    for key, value in (("n_trials", settings.n_trials), ("n_jobs", settings.n_jobs)):
+        if type(value) is not int or value < 1:
+            raise ConfigError(f"hydra.sweeper.{key}={value}: give a whole number of at least 1")
+    for key, kind in (("direction", Direction), ("sampler", Sampler)):
+        if getattr(settings, key) not in get_args(kind):
+            raise ConfigError(f"hydra.sweeper.{key}={getattr(settings, key)}: give {' or '.join(get_args(kind))}")
+    return settings
+
+
+def space_of(arguments: Sequence[str]) -> tuple[Space, list[str]]:
+    """The settings that are searched, with their distributions; and the words that stay as they are.
+
+    Raises:
+        ConfigError: there is nothing to search, or an interval is empty.
+    """
+    space: Space = {}
+    fixed: dict[str, str] = {}
+    for override in words.parsed(arguments):
+        key = override.get_key_element()
+        if override.is_sweep_override():
+            space[key] = _distribution(override)
+            fixed.pop(key, None)
+        else:  # the command line comes last and wins
+            fixed[key] = override.get_value_element_as_str()
+            space.pop(key, None)
+    if not space:
+        raise ConfigError(
+            "hydra/sweeper=optuna: there is nothing to search; give a setting several values, as in "
+            "'training.lr=tag(log,interval(0.01,1))' or training.lr=0.1,0.05"
+        )
+    return space, [f"{key}={value}" for key, value in fixed.items()]
+
+
+def _distribution(override: Any) -> "BaseDistribution":
+    """The distribution of a setting: interval(a,b), with tag(log,...) on a logarithmic scale; or its values."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if override.is_discrete_sweep():
+        return CategoricalDistribution(list(override.sweep_string_iterator()))
+    value = override.value()
+    low, high, scale = value.start, value.end, "log" in value.tags
+    whole = isinstance(low, int) and isinstance(high, int)
+    try:
+        return IntDistribution(low, high, log=scale) if whole else FloatDistribution(low, high, log=scale)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{override.input_line}: {error}; give interval(LOW,HIGH)") from error
+
+
+def _study(settings: Settings) -> "Study":
+    """The study, with the trials of an earlier attempt where it is stored."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    samplers: dict[str, Callable[[], Any]] = {
+        "tpe": lambda: optuna.samplers.TPESampler(seed=settings.seed, constant_liar=settings.n_jobs > 1),
+        "random": lambda: optuna.samplers.RandomSampler(seed=settings.seed),
+    }
+    try:
+        return optuna.create_study(
+            storage=settings.storage,
+            study_name=settings.study_name,
+            sampler=samplers[settings.sampler](),
+            direction=settings.direction,
+            load_if_exists=True,
+        )
+    except Exception as error:  # whatever a database says
+        reason = " ".join(str(error).split()).partition(". ")[0]
+        raise ConfigError(f"hydra.sweeper.storage={settings.storage}: it cannot be used ({reason})") from error
+
+
+def _tell(study: "Study", trial: "Trial", value: Any) -> None:
+    """Tells what a trial was worth. A run that failed has said so itself."""
+    from optuna.trial import TrialState
+
+    if value is None:
+        study.tell(trial, state=TrialState.FAIL)
+    else:
+        study.tell(trial, float(value))
+        log.info("trial %d: %.4f   best so far: %.4f", trial.number, value, study.best_value)
+
+
+def _num_finished(study: "Study") -> int:
+    return sum(trial.state.name == "COMPLETE" for trial in study.get_trials(deepcopy=False))
+
+
+def _conclude(study: "Study", settings: Settings) -> None:
+    """Says which settings were best, and writes all trials to a file."""
+    trials = [
+        {"number": trial.number, "state": trial.state.name.lower(), "value": trial.value, "params": trial.params}
+        for trial in study.get_trials(deepcopy=False)
+    ]
+    best = {"best_value": study.best_value, "best_params": study.best_params}
+    output = Path(settings.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    files.write_json(output, best | {"direction": settings.direction, "trials": trials})
+    shown = " ".join(f"{key}={value}" for key, value in study.best_params.items())
+    log.info("best validation accuracy: %.2f %% with %s; all trials are in %s", 100 * study.best_value, shown, output)

@@ -1,0 +1,66 @@
+"""Networks behind torch.compile: their steps and evaluations are those of plain ones, captured or not."""
+
+import copy
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from conftest import Chain
+from emulated_graphs import emulated
+from test_captured import resident
+from test_train import CPU, RECIPE, half
+from test_train import trainer as training_of
+
+from pai_bench.errors import ConfigError
+from pai_bench.masks import masks
+
+
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+    """torch.compile without the machine code, which takes a minute to make. Lists the shapes that it compiles for."""
+    shapes = []
+    make = torch.compile
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        shapes.append(next(value.shape for value in inputs if value.shape[1:] == (3, 12, 12)))
+        from torch._dynamo.backends.debugging import aot_eager
+
+        return aot_eager(graph, inputs)
+
+    monkeypatch.setattr(torch, "compile", lambda net, **settings: make(net, backend=backend, **settings))
+    return shapes
+
+
+@pytest.mark.parametrize("graphs_there", [False, True])
+def test_compiled_steps_and_evaluations_equal_plain_ones(
+    compiler: list[torch.Size], graphs_there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pai_bench.training.recording._EVALUATION_BATCH", 5)
+    torch.manual_seed(0)
+    net = Chain()
+    with emulated() if graphs_there else nullcontext():
+        one, other = (
+            training_of(copy.deepcopy(net), RECIPE, resident(CPU), compile_model=compiled) for compiled in (True, False)
+        )
+        for training in (one, other):
+            training.until(half(net), 2)
+    for (name, value), plain in zip(one.model.state_dict().items(), other.model.state_dict().values(), strict=True):
+        torch.testing.assert_close(value, plain, rtol=1e-5, atol=1e-6, msg=name)
+    assert torch.allclose(one.state()["sums"], other.state()["sums"])
+    # The network, once for steps and once for evaluations. Smaller last batches are not compiled for.
+    assert {shape[0] for shape in compiler} == {5, 8}
+    assert graphs_there or len(compiler) == 2
+
+
+def test_a_network_that_cannot_be_compiled_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def backend(graph: Any, inputs: Any) -> Any:
+        raise OSError("no compiler\nand a long story")
+
+    make = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda net, **settings: make(net, backend=backend, **settings))
+    training = training_of(Chain(), RECIPE, resident(CPU), compile_model=True)
+    with pytest.raises(
+        ConfigError, match=r"^compile=true: torch.compile fails here \(.*no compiler\); use compile=false$"
+    ):
+        training.until(masks.full(training.model), 1)

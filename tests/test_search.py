@@ -1,0 +1,165 @@
+"""Sweepers of Hydra beside the grid: Optuna searches by the validation accuracy, and the basic one tries everything."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from conftest import RunCli
+
+from hydra_plugins.pai_bench_plugins.optuna import OptunaSweeper
+from pai_bench.errors import ConfigError, UserError
+from pai_bench.launch import compose, search
+
+pytest.importorskip("optuna")
+
+TINY = ["model=lenet300", "model.hidden=[16]", "training=smoke", "training.epochs=1", "tracker=none", "device=cpu"]
+PRUNED = ["pruner=magnitude", "sparsity=0.5", "dataset.validation=0.1"]
+RATE = "training.lr=tag(log,interval(0.001,1))"
+
+
+def settings(tmp_path: Path, **changed: Any) -> dict[str, Any]:
+    """hydra.sweeper as its file has it, but for the place of its results."""
+    import yaml
+    from conftest import CONF
+
+    of_file = yaml.safe_load((CONF / "hydra" / "sweeper" / "optuna.yaml").read_text())
+    return {key: value for key, value in of_file.items() if key != "_target_"} | {
+        "output": str(tmp_path / "optuna.json"),
+        **changed,
+    }
+
+
+class Runs:
+    """A launcher whose runs are worth most at a learning rate of 0.1."""
+
+    def __init__(self, fails: Sequence[int] = ()) -> None:
+        self.jobs: list[list[str]] = []
+        self.batches: list[int] = []
+        self.fails = fails
+
+    def __call__(self, jobs: Sequence[Sequence[str]], number: int) -> list[Any]:
+        assert number == len(self.jobs)
+        self.batches.append(len(jobs))
+        self.jobs += map(list, jobs)
+        return [SimpleNamespace(return_value=self.worth(number + n, job)) for n, job in enumerate(jobs)]
+
+    def worth(self, number: int, job: Sequence[str]) -> float | None:
+        values = dict(word.split("=") for word in job)
+        return None if number in self.fails else 1 - abs(math.log10(float(values["training.lr"])) + 1) / 10
+
+
+def test_a_search_finds_the_rate_that_is_worth_most(tmp_path: Path) -> None:
+    runs = Runs()
+    search.search(["pruner=snip", RATE, "training.batch_size=32,64"], runs, **settings(tmp_path, n_trials=30))
+    found = json.loads((tmp_path / "optuna.json").read_text())
+    assert len(runs.jobs) == len(found["trials"]) == 30 and found["direction"] == "maximize"
+    assert found["best_value"] == max(trial["value"] for trial in found["trials"]) > 0.97
+    assert abs(math.log10(found["best_params"]["training.lr"]) + 1) < 0.3
+    assert {trial["params"]["training.batch_size"] for trial in found["trials"]} == {"32", "64"}
+    assert all(job[0] == "pruner=snip" for job in runs.jobs)
+
+
+def test_the_same_command_asks_for_the_same_runs(tmp_path: Path) -> None:
+    first, again, other = Runs(), Runs(), Runs()
+    for runs, seed in ((first, 0), (again, 0), (other, 1)):
+        search.search([RATE], runs, **settings(tmp_path, n_trials=12, seed=seed))
+    assert first.jobs == again.jobs != other.jobs
+
+
+def test_a_study_that_is_stored_goes_on(tmp_path: Path) -> None:
+    stored = {"storage": f"sqlite:///{tmp_path / 'study.db'}"}
+    search.search([RATE], Runs(), **settings(tmp_path, n_trials=4, **stored))
+    more = Runs()
+    search.search([RATE], more, **settings(tmp_path, n_trials=6, **stored))
+    assert len(more.jobs) == 2 and len(json.loads((tmp_path / "optuna.json").read_text())["trials"]) == 6
+
+
+def test_several_trials_at_once_and_some_that_fail(tmp_path: Path) -> None:
+    runs = Runs(fails=[0, 3])
+    search.search([RATE], runs, **settings(tmp_path, n_trials=7, n_jobs=3))
+    assert runs.batches == [3, 3, 1]
+    states = [trial["state"] for trial in json.loads((tmp_path / "optuna.json").read_text())["trials"]]
+    assert [n for n, state in enumerate(states) if state == "fail"] == [0, 3]
+
+
+def test_a_search_that_cannot_succeed_ends(tmp_path: Path) -> None:
+    runs = Runs(fails=range(100))
+    with pytest.raises(UserError, match="3 of 3 trials failed"):
+        search.search([RATE], runs, **settings(tmp_path))
+    assert len(runs.jobs) == 3 and not (tmp_path / "optuna.json").exists()
+
+
+def test_the_search_space() -> None:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    space, fixed = search.space_of(
+        [RATE, "training.epochs=int(interval(1,9))", "seed=range(3)", "model=a,b", "sparsity=0.5", "x=1,2", "x=7"]
+    )
+    assert space == {
+        "training.lr": FloatDistribution(0.001, 1, log=True),
+        "training.epochs": IntDistribution(1, 9),
+        "seed": CategoricalDistribution(["0", "1", "2"]),
+        "model": CategoricalDistribution(["a", "b"]),
+    }
+    assert fixed == ["sparsity=0.5", "x=7"]
+
+
+@pytest.mark.parametrize(
+    ("words", "changed", "said"),
+    [
+        (["sparsity=0.5"], {}, "there is nothing to search; give a setting several values"),
+        (["training.lr=interval(1,0.1)"], {}, "give interval"),
+        ([RATE], {"n_trials": 0}, "hydra.sweeper.n_trials=0: give a whole number of at least 1"),
+        ([RATE], {"direction": "up"}, "hydra.sweeper.direction=up: give maximize or minimize"),
+        ([RATE], {"sampler": "grid"}, "hydra.sweeper.sampler=grid: give tpe or random"),
+        ([RATE], {"storage": "nosuch://x"}, "hydra.sweeper.storage=nosuch://x: it cannot be used"),
+        ([RATE], {"paired": []}, "hydra.sweeper.paired: a search has no such setting; an experiment is a grid"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused(
+    words: list[str], changed: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        search.search(words, Runs(), **settings(tmp_path, **changed))
+
+
+def test_ten_trials_on_digits(run_cli: RunCli, tmp_path: Path) -> None:
+    done = run_cli("-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=10", *TINY, *PRUNED, RATE)
+    assert done.returncode == 0 and "10 done, 0 skipped, 0 failed" in done.stdout, done.stdout + done.stderr
+    rows = [json.loads(path.read_text()) for path in (tmp_path / "results").glob("*/result.json")]
+    best = max(row["validation_top1"] for row in rows)
+    found = json.loads((tmp_path / "results" / "optuna.json").read_text())
+    assert len(rows) == 10 and found["best_value"] == best
+    assert f"best validation accuracy: {100 * best:.2f} %" in done.stdout
+    (of_best,) = [trial for trial in found["trials"] if trial["params"] == found["best_params"]]
+    assert of_best["value"] == best
+
+
+def test_the_basic_sweeper_of_hydra_tries_everything(run_cli: RunCli, tmp_path: Path) -> None:
+    scratch = tmp_path / "tmp"
+    scratch.mkdir()
+    words = ["-m", "hydra/sweeper=basic", *TINY, *PRUNED[:2], "training.lr=0.1,0.05"]
+    done = run_cli(*words, env={"TMPDIR": str(scratch)})
+    assert done.returncode == 0 and "2 done, 0 skipped, 0 failed" in done.stdout, done.stdout + done.stderr
+    assert not list(scratch.iterdir())
+
+
+def test_a_launcher_that_does_not_wait_is_refused() -> None:
+    sweeper = OptunaSweeper()
+    sweeper.launcher = SimpleNamespace(composes_all=True)
+    with pytest.raises(ConfigError, match="it waits for the result of every run, and hydra/launcher=slurm does not"):
+        sweeper.sweep([RATE])
+
+
+def test_the_runs_of_a_search_cannot_be_listed() -> None:
+    for sweeper, words in (("optuna", []), ("basic", ["seed=0,1"])):
+        command = [f"hydra/sweeper={sweeper}", *TINY, *PRUNED, *words]
+        if sweeper == "basic":
+            assert len(compose.expand(command)[0]) == 2
+        else:
+            with pytest.raises(ConfigError, match="hydra/sweeper=optuna: nobody knows its runs before it has searched"):
+                compose.expand(command)
