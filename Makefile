@@ -5,7 +5,7 @@ OLDEST := .venv-oldest/bin
 
 .DEFAULT_GOAL := help
 
-.PHONY: help setup run report test test-oldest bench lint types format clean
+.PHONY: help setup run report test test-oldest docs bench lint types format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ test: setup ## run the tests (a few minutes, no GPU, no download)
 test-oldest: .venv-oldest/installed ## run the fast tests on the oldest libraries that pyproject.toml admits
 	$(OLDEST)/python -m pytest -n 2 -m 'not slow'
 
+docs: setup ## build the documentation as a site, in site/; a dead link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 bench: setup ## measure the claims about speed (minutes; nothing else should run)
 	$(BIN)/python -m benchmarks
 
@@ -50,5 +53,5 @@ format: setup ## format the code and fix what can be fixed
 	$(BIN)/ruff format .
 
 clean: ## remove the environment, caches and build products; results/ and data/ stay
-	rm -rf .venv .venv-oldest build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-oldest build site *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

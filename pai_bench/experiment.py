@@ -161,7 +161,6 @@ def _announce(parts: Parts, model: nn.Module, given: tuple[Mask, Mask] | None) -
     to_keep = f"{1 - sparsity:.4g} of the filters"
     if parts.pruner.reduce is None:
         to_keep = f"{masks.num_kept(sparsity, num_prunable):,}"
-    log.info("%s", run.id)
     log.info(
         "%s: %s images of %s in %d classes; %s: %s prunable weights, %s to keep, in %d round%s; %s",
         run.dataset.name,

@@ -251,7 +251,7 @@ def test_an_optimizer_and_a_recipe(added: Added) -> None:
         added.words("training/optimizer=lion training.lr=1e-3 training.weight_decay=1e-2")
     ).training
     assert (recipe.optimizer, recipe.lr, recipe.weight_decay) == (by_hand.optimizer, 1e-3, 1e-2)
-    assert (recipe.name, by_hand.name, recipe.epochs) == ("digits_lion", "digits", 20)
+    assert (recipe.name, by_hand.name, recipe.epochs) == ("digits_lion", "digits", 10)
 
     weight = nn.Parameter(torch.tensor([1.0, -1.0, 2.0, 3.0]))
     optimizer = Optimizer(recipe.optimizer(), [({"weight": weight}, 0.1)], lr=0.5)

@@ -45,7 +45,7 @@ def test_the_most_informative_runs_come_first() -> None:
     ],
 )
 def test_all_training_of_a_run_is_counted(words: list[str], epochs: float) -> None:
-    assert fitting.epochs_to_train(composed(*words)) == pytest.approx(epochs)
+    assert fitting.epochs_to_train(composed("training.epochs=20", *words)) == pytest.approx(epochs)
 
 
 def runs(results: Path, *more: str) -> list[RunConfig]:

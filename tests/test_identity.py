@@ -84,8 +84,8 @@ def test_no_two_functions_of_a_group_have_one_name() -> None:
 
 
 NAMES = {
-    "": "digits-resnet20-dense-s0-seed0-6e60d144",
-    "pruner=synflow sparsity=0.98": "digits-resnet20-synflow-s0.98-seed0-39c7e420",
+    "": "digits-resnet20-dense-s0-seed0-f5f337b6",
+    "pruner=synflow sparsity=0.98": "digits-resnet20-synflow-s0.98-seed0-8facd0dd",
     "dataset=cifar10 model=vgg16 training=cifar pruner=snip compression=100 seed=2": (
         "cifar10-vgg16-snip-s0.99-seed2-55714f22"
     ),

@@ -95,7 +95,10 @@ def pins(name: str) -> dict[str, str]:
 def bounds() -> dict[str, tuple[str, str | None]]:
     """The lower and the upper bound of every library that a run or a test needs."""
     extras = PROJECT["optional-dependencies"]
-    needed = [*PROJECT["dependencies"], *(line for name in extras if name != "dev" for line in extras[name])]
+    needed = [
+        *PROJECT["dependencies"],
+        *(line for name in extras if name not in ("dev", "docs") for line in extras[name]),
+    ]
     found = {}
     for line in needed:
         if "[" in line:

@@ -461,7 +461,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("pruner", "more", "message"), WRONG, ids=[f"{name}-{list(more)}" for name, more, _ in WRONG])
+@pytest.mark.parametrize(("pruner", "more", "message"), WRONG, ids=[message[:40] for _, _, message in WRONG])
 def test_what_is_wrong_is_one_line_and_changes_nothing(pruner: str, more: dict[str, Any], message: str) -> None:
     model = Chain()
     before = copy.deepcopy(model.state_dict())

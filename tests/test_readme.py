@@ -45,6 +45,11 @@ def files_that_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     torch.save({"weight_orig": torch.ones(2, 2), "weight_mask": torch.ones(2, 2)}, tmp_path / "ticket.pt")
     (tmp_path / "conf" / "pruner").mkdir(parents=True)
     (tmp_path / "conf" / "pruner" / "snip_1000.yaml").write_text(example("configuration.md", "snip_1000"))
+    (tmp_path / "conf" / "pruner" / "scaled_magnitude.yaml").write_text(example("tutorial.md", "scaled_magnitude"))
+    (tmp_path / "my_pruners").mkdir()
+    (code,) = re.findall(r"```python\n(.*?)```", DOCS["tutorial.md"], re.S)
+    (tmp_path / "my_pruners" / "scaled_magnitude.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -72,14 +77,26 @@ def test_there_are_commands() -> None:
 
 
 METHODS = ["pruner", "allocation", "schedule", "ablation"]
+# Where the tables of a group are: the page, and how the titles of the sections begin.
+TABLES = {
+    "pruner": ("methods.md", "Scores"),
+    "model": ("models.md", "Models"),
+    "dataset": ("models.md", "Datasets"),
+    "training": ("models.md", "Training recipes"),
+}
 
 
 @pytest.mark.parametrize("group", ["pruner", "model", "dataset", "training"])
 def test_tables_list_every_option(group: str) -> None:
-    section = "Methods" if group == "pruner" else "Models and datasets"
-    text = README.split(f"## {section}\n")[1].split("\n## ")[0]
-    words = set(re.findall(r"[\w.]+", " ".join(re.findall(r"`([^`]*)`", text))))
+    page, section = TABLES[group]
+    text = "\n".join(part for part in DOCS[page].split("\n## ") if part.startswith(section))
+    words = set(re.findall(r"[\w.]+", " ".join(re.findall(r"`([^`]*)`", "\n".join(rows_of(text))))))
     assert set(options(group)) - {"none"} <= words
+
+
+def rows_of(text: str) -> list[str]:
+    """The first cells of the tables in a text."""
+    return [line.split("|")[1] for line in text.splitlines() if line.startswith("|")]
 
 
 def given_to(command: str) -> list[str]:
@@ -329,6 +346,8 @@ def test_paths_that_are_named_exist() -> None:
 
 # What a run or a report makes, and what a user has.
 NOT_OURS = {
+    "my_pruners/scaled_magnitude.py",
+    "conf/pruner/scaled_magnitude.yaml",
     "config.yaml",
     "data/",
     "results/",

@@ -10,8 +10,9 @@ import pytest
 from safetensors.numpy import save_file
 from scipy import stats
 
+from pai_bench.config.composition import CONF
 from pai_bench.errors import ConfigError, DataError
-from pai_bench.report import comparison, evidence, names, reading
+from pai_bench.report import comparison, evidence, names, palette, reading
 from pai_bench.report.comparison import Difference
 from pai_bench.report.configurations import Configuration, Grid, configurations, grids, spread
 
@@ -40,6 +41,7 @@ def row(method: str = "snip", seed: int = 0, accuracy: float | None = 0.9, spars
         "effective_sparsity": target,
         "num_rounds": 0 if dense else 1,
         "epochs": 2,
+        "num_classes": 10,
         "collapsed_layers": [],
         "output_depends_on_input": True,
         "stopped": None,
@@ -497,6 +499,36 @@ def test_no_two_methods_look_alike(tmp_path: Path) -> None:
         configurations([*runs, row("dense")]), {r["id"]: tmp_path for r in runs} | {row("dense")["id"]: tmp_path}
     )
     assert len({(look.colour, look.marker) for look in looks.values()}) == 43
+
+
+def look(tmp_path: Path, *runs: dict[str, Any]) -> dict[str, tuple[str, str, str]]:
+    found = names.looks(configurations(list(runs)), {run["id"]: tmp_path for run in runs})
+    return {run["method"]: (one.colour, one.marker, one.dash) for run in runs for one in [found[run["method"]]]}
+
+
+def test_a_method_looks_the_same_whatever_stands_beside_it(tmp_path: Path) -> None:
+    pruners = ["random", "magnitude", "snip", "grasp", "synflow", "force", "iter_snip"]
+    together = look(tmp_path, *(row(pruner) for pruner in pruners))
+    for pruner in pruners:
+        assert (
+            look(tmp_path, row(pruner), row("a"), row("mine"))[f"{pruner}-1111bbbb"] == together[f"{pruner}-1111bbbb"]
+        )
+    assert len({colour for colour, _, _ in together.values()}) == len(pruners)
+    shuffled = row("snip@2", ablation="shuffle_mask")
+    assert look(tmp_path, row("snip"), shuffled)["snip-1111bbbb"] == together["snip-1111bbbb"]
+
+
+def test_an_unknown_method_has_a_stable_look_that_nothing_shown_has(tmp_path: Path) -> None:
+    alone = look(tmp_path, row("mine"))["mine-1111bbbb"]
+    assert alone == look(tmp_path, row("mine"))["mine-1111bbbb"] and alone[2] == "solid"
+    known = ["random", "magnitude", "snip", "grasp", "synflow"]  # one colour is free
+    found = look(tmp_path, row("mine"), *(row(pruner) for pruner in known))
+    assert len({colour for colour, _, _ in found.values()}) == 6
+
+
+def test_every_pruner_has_a_look_of_its_own() -> None:
+    assert set(palette.OF_PRUNER) == {path.stem for path in (CONF / "pruner").glob("*.yaml")} - {"dense"}
+    assert len({style[:2] for style in palette.OF_PRUNER.values()}) == len(palette.OF_PRUNER)
 
 
 def test_sparsities_are_written_with_the_digits_they_need() -> None:

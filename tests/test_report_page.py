@@ -16,11 +16,9 @@ from conftest import ROOT, RunCli
 from test_report import directory, row, rows
 
 from pai_bench.errors import ConfigError
-from pai_bench.report import axes, drawing, names, plots, tables, writing
+from pai_bench.report import names, plots, tables, writing
 from pai_bench.report.comparison import comparisons
 from pai_bench.report.configurations import Grid, configurations, grids
-from pai_bench.report.evidence import Unreadable
-from pai_bench.report.figure import Lines, Matrix
 
 DENSITIES = {"dense": 1.0, "random": 0.3, "snip": 0.2, "synflow": 0.1}
 
@@ -102,7 +100,7 @@ def test_a_report_is_whole(tmp_path: Path) -> None:
         f"tables/{stem}.md",
         f"tables/{stem}.tex",
         *(f"{name}.csv" for name in ("configurations", "comparisons", "missing", "layers", "curves", "overlaps")),
-        *(f"figures/{stem}-{kind}.{suffix}" for kind in plots.KINDS for suffix in ("png", "svg")),
+        *(f"figures/{stem}-{kind}.{suffix}" for kind in plots.KINDS for suffix in ("png", "pdf", "svg")),
     }
     page = Page((output / "index.html").read_text())
     local = {reference for reference in page.references if not reference.startswith("#")}
@@ -112,7 +110,7 @@ def test_a_report_is_whole(tmp_path: Path) -> None:
         if path.suffix == ".svg":
             ElementTree.parse(path)
         else:
-            assert path.read_bytes().startswith(b"\x89PNG")
+            assert path.read_bytes().startswith({".png": b"\x89PNG", ".pdf": b"%PDF-"}[path.suffix])
 
 
 def test_the_page_asks_for_nothing_from_elsewhere(tmp_path: Path) -> None:
@@ -163,7 +161,7 @@ def test_a_report_removes_what_the_one_before_it_left_and_nothing_else(tmp_path:
     write(folder, output, figures=["collapse"])
     assert (output / "thesis.tex").is_file()
     names = {path.name.rpartition("-")[2] for path in (output / "figures").iterdir()}
-    assert names == {"collapse.png", "collapse.svg", "mine.png"}
+    assert names == {"collapse.png", "collapse.pdf", "collapse.svg", "mine.png"}
 
 
 def script(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -313,10 +311,10 @@ def test_marks_say_what_is_best_and_what_cannot_be_told_from_it() -> None:
     text = tables.markdown(table, looks)
     assert "| **93.20 ± 0.26** |" in text and "| 93.10 ± 0.10 † |" in text and "| 20.83 ± 0.76 |" in text
     assert "Bold: the best mean" in text and "† A paired t test cannot tell it from the best mean" in text
-    assert "There is no run of the dense network." in text and "Nothing was tested" not in text
+    assert "There is no run of the dense network." in text and "no test was made" not in text
     _, table, looks = made(rows(**{name: values[:2] for name, values in seeds.items()}))
     text = tables.markdown(table, looks)
-    assert "Nothing was tested: that takes 3 seeds." in text and "†" not in text and text.count("**") == 2
+    assert "- 2 seeds: no test was made, because that takes 3." in text and "†" not in text and text.count("**") == 2
 
 
 @pytest.mark.parametrize("dense", [True, False])
@@ -383,89 +381,77 @@ def test_csv_files_hold_fractions_that_add_up(tmp_path: Path) -> None:
     assert layers["snip", "4"] == 1 and layers["random", "4"] == pytest.approx(2 / 3)
 
 
-# Figures --------------------------------------------------------------------------------------------------------------
-
-
-def test_points_lie_where_the_axes_say(tmp_path: Path) -> None:
-    grid, _, looks = made(many())
+def test_the_table_starts_with_the_best_at_the_highest_compression() -> None:
+    runs = rows(dense=[0.9] * 3)
+    for method, at in {"low": (0.8, 0.3), "high": (0.6, 0.5), "chance": (0.7, 0.1), "luck": (0.2, 0.12)}.items():
+        runs += [row(method, s, a, sparsity) for s in range(3) for a, sparsity in zip(at, (0.9, 0.99), strict=True)]
+    runs.append(row("alone", 0, 0.9, 0.9))
+    grid, table, looks = made(runs)
+    # All means near chance are equal there, so that the lower compression decides.
+    order = ["high", "low", "chance", "luck", "alone"]
+    assert [looks[method].label for method, _ in table.rows] == order
+    assert [name for name, _ in table.dense] == ["dense-1111bbbb"]
     figure = plots.accuracy(grid, looks)
-    assert figure is not None and len(figure.panels) == 1 + (figure.panels[-1].title == "upper end")
-    whole = figure.panels[0]
-    assert isinstance(whole, Lines)
-    for x in (10, 100):
-        places = [p for series in whole.series if not series.flat for p in series.points if p.x == pytest.approx(x)]
-        assert len(places) == 3
-    across = [whole.x.place(value) for value in (10, 31.6227766, 100)]
-    assert across[1] - across[0] == pytest.approx(across[2] - across[1])
+    assert figure is not None and [looks[method].label for method in figure.methods] == ["dense", *order]
 
 
-def test_the_pointer_finds_values_where_the_svg_shows_their_markers() -> None:
-    grid, _, looks = made(many())
-    figure = plots.accuracy(grid, looks)
-    assert figure is not None
-    drawn = drawing.draw(figure, looks, "name", with_png=False)
-    assert drawn.png is None
-    root = ElementTree.fromstring(drawn.inline)
-    places: dict[str, set[tuple[float, float]]] = {}
-    for group in root.iter("g"):
-        markers = {(round(float(use.get("x", 0)), 1), round(float(use.get("y", 0)), 1)) for use in group.iter("use")}
-        places.setdefault(group.get("data-method", ""), set()).update(markers)
-    points = json.loads(drawn.points)
-    pruned = [(x, y, method) for x, y, method, _ in points if not method.startswith("dense")]
-    assert len(pruned) >= 6
-    for x, y, method in pruned:
-        assert min(abs(x - across) + abs(y - down) for across, down in places[method]) < 0.3
-    first, second = (next(p for p in points if p[3].startswith(words)) for words in ("snip at 10×", "snip at 100×"))
-    assert first[0] < second[0] and "93.20 % ± 0.26 (sd)\nn = 3: seeds 0, 1, 2" in first[3]
+def test_nothing_is_bold_at_chance() -> None:
+    _, table, looks = made(rows(snip=[0.12, 0.14, 0.13], synflow=[0.10, 0.11, 0.10]))
+    text = tables.markdown(table, looks)
+    assert "**" not in text and "†" not in text and "- No method is above chance (10 %) at 10×." in text
+    many_classes = [run | {"num_classes": 100} for run in rows(snip=[0.12, 0.14, 0.13], synflow=[0.10, 0.11, 0.10])]
+    _, table, looks = made(many_classes)
+    text = tables.markdown(table, looks)
+    assert text.count("**") == 2 and "chance" not in text
 
 
-def test_the_page_can_hide_each_method_and_follows_its_own_colours(tmp_path: Path) -> None:
-    write(results(tmp_path / "results", many()), tmp_path / "report", images=False)
+def test_warnings_come_first_and_name_what_collapsed() -> None:
+    _, table, looks = made([run for run in many() if run["pruner"] != "dense"])
+    assert table.warnings == (
+        "There is no run of the dense network.",
+        "Networks collapsed at 10×: random (1 of 3 seeds).",
+        "Networks collapsed at 100×: random (1 of 3 seeds).",
+    )
+    lines = tables.markdown(table, looks).splitlines()
+    assert lines[2:5] == [f"- {warning}" for warning in table.warnings]
+    assert table.warnings[0] in tables.latex(table, looks)
+
+
+def test_the_page_begins_with_what_was_compared_and_the_best_methods(tmp_path: Path) -> None:
+    other = [run | {"task": "digits-vgg16-11112222", "model": "vgg16"} for run in rows(synflow=[0.5, 0.6, 0.7])]
+    for run in other:
+        run["id"] = f"other-{run['seed']}"
+    folder = results(tmp_path / "results", many())
+    write(folder, tmp_path / "report", images=False)
     text = (tmp_path / "report" / "index.html").read_text()
-    for figure in re.findall(r"<figure .*?</figure>", text, re.S):
-        buttons = set(re.findall(r'<button aria-pressed="true" data-method="([^"]+)"', figure))
-        assert buttons == set(re.findall(r'<g data-method="([^"]+)"', figure))
-        drawn = figure.partition("<svg viewBox")[2]
-        assert "var(--ink)" in drawn and "var(--ground)" in drawn
-        assert not re.search("#(1b1b1a|ffffff|000000)", drawn)
+    head = text[text.index("<h1>") : text.index("</header>")]
+    assert "Pruning methods on digits, resnet20" in head
+    assert "snip, synflow and random at 10× and 100× compression, 3 seeds each." in head
+    best = re.findall(r"<dt>Best at ([^<]*)</dt><dd><svg.*?</svg> ([^<]*)</dd>", head)
+    assert [(ratio, words[:13]) for ratio, words in best] == [("10×", "snip, 93.20 ±"), ("100×", "snip, 93.25 ±")]
+    for word in ("cell", "protocol", "checksum", "cafecafe", "0000aaaa"):  # of insiders
+        assert word not in head
+    origin = text[text.index("Where the numbers come from") :]
+    assert "protocol" in origin and "cafecafe" in origin
+    assert "Best method by task" not in text
+    write(results(folder, other), tmp_path / "both", images=False)
+    text = (tmp_path / "both" / "index.html").read_text()
+    overview = text[text.index("Best method by task") : text.index("</header>")]
+    assert "Pruning methods on 2 tasks" in text
+    assert re.findall(r"(\w+ \d+\.\d+)</td>", overview) == ["snip 93.20", "snip 93.25", "synflow 60.00"]
 
 
-def test_zero_has_a_place_of_its_own_on_logarithmic_axes() -> None:
-    axis = axes.decades("cost", [0.0, 5.0, 2000.0], str)
-    assert axis.ticks[0][1] == "0" and axis.place(0.0) == axis.place(axis.ticks[0][0]) < axis.place(1.0)
-    assert 0 <= axis.place(0.0) < axis.place(2000.0) <= 1
-    nothing = axes.decades("cost", [0.0], str)
-    assert nothing.ticks[0][1] == "0" and nothing.shown(0.0) == nothing.ticks[0][0]
-
-
-@pytest.mark.parametrize(("low", "high"), [(0.0, 100.0), (91.23, 91.24), (93.0, 93.0), (9.99, 94.3), (0.0, 0.0)])
-def test_linear_axes_hold_their_values_and_few_ticks(low: float, high: float) -> None:
-    axis = axes.linear("accuracy", low, high, 0, 100)
-    assert axis.low <= low <= high <= axis.high and 2 <= len(axis.ticks) <= 9
-    assert len({words for _, words in axis.ticks}) == len(axis.ticks)
-    assert all(len(words) <= 6 for _, words in axis.ticks)
-
-
-def test_the_collapse_map_counts_seeds() -> None:
-    grid, _, looks = made(many())
-    figure = plots.collapse(grid, looks)
-    assert figure is not None
-    (matrix,) = figure.panels
-    assert isinstance(matrix, Matrix) and matrix.rows == ("random", "snip", "synflow")
-    assert [square.value for square in matrix.squares[0]] == pytest.approx([1 / 3, 1 / 3])
-    assert "collapsed layer: 1 of 3 seeds" in matrix.squares[0][0].text
-
-
-def test_only_what_is_shown_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    levels = tuple(1 - 2.0**-i for i in range(1, 12))
-    runs = rows(levels, snip=[0.9] * 8, random=[0.8] * 8)
-    folder = results(tmp_path / "results", runs)
-    opened: list[str] = []
-    keep = Path.open
-    monkeypatch.setattr(Path, "open", lambda self, *a, **k: opened.append(self.name) or keep(self, *a, **k))
-    (grid,) = grids(configurations(runs))
-    plots.look_up(grid, {run["id"]: folder / run["id"] for run in runs}, plots.KINDS, Unreadable())
-    assert opened.count("metrics.csv") == 2 * 4 * 5  # methods, compressions and seeds that are shown
+def test_names_can_be_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    folder, output = results(tmp_path / "results", many()), tmp_path / "report"
+    words = ["--label", "snip=SNIP", "--label", "resnet20=ResNet-20", "--label", "dense=Dense", "--no-images"]
+    assert script(monkeypatch, str(folder), "-o", str(output), *words, "--axis", "sparsity") == 0
+    assert {line["label"] for line in table(output, "configurations")} == {"Dense", "SNIP", "synflow", "random"}
+    text = (output / "index.html").read_text()
+    assert "digits, ResNet-20" in text and "Accuracy against sparsity" in text
+    assert "--axis sparsity --label snip=SNIP --label resnet20=ResNet-20" in text
+    capsys.readouterr()
+    assert script(monkeypatch, str(folder), "-o", str(output), "--label", "snipp=SNIP") == 2
+    assert "--label snipp=SNIP: the report has no snipp; give one of" in capsys.readouterr().err
 
 
 # Real runs ------------------------------------------------------------------------------------------------------------

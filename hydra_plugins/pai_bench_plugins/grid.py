@@ -57,9 +57,11 @@ class GridSweeper(BasicSweeper):
 
     def split_arguments(self, overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:  # type: ignore[override]
         """The overrides of every job, in batches."""
-        from pai_bench.launch import sweeps
+        from pai_bench.launch import sweep_progress, sweeps
 
         found = sweeps.overrides_of_jobs(overrides, *self.rules, self.given)
+        if not getattr(self.launcher, "composes_all", False):
+            sweep_progress.expect(len(found))
         return list(self.split_overrides_to_chunks(found, max_batch_size))
 
     def validate_batch_is_legal(self, batch: Any) -> None:

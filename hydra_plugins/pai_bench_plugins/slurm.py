@@ -49,12 +49,12 @@ class SlurmLauncher(Launcher):
     def submit(self, cfgs: Sequence[dict[str, Any]]) -> None:
         """Submits checked configs, and waits for their jobs if `wait` is set."""
         from pai_bench.errors import ConfigError
-        from pai_bench.launch import slurm, terminal
+        from pai_bench.launch import slurm, sweep_progress
 
         if self.export is not None:
             raise ConfigError(f"hydra.launcher.export={self.export}: only with pai-bench -m or an experiment")
         jobs = slurm.submit(cfgs, folder=self.folder, **self.settings)
         if self.wait:
             slurm.wait(list(jobs.values()))
-            for code, skipped in slurm.outcomes(cfgs, jobs):
-                terminal.count(code, skipped)
+            for code, skipped, directory in slurm.outcomes(cfgs, jobs):
+                sweep_progress.count(code, skipped, directory)

@@ -1,11 +1,12 @@
 """Makes tables, figures and a page from a results folder.
 
-Writes index.html, which opens from disk and needs no network, tables/ (Markdown, LaTeX), figures/ (PNG, SVG) and CSV
-files. docs/results.md explains them.
+Writes index.html, which opens from disk and needs no network, tables/ (Markdown, LaTeX), figures/ (PNG, PDF, SVG) and
+CSV files. docs/results.md explains them.
 
   pai-bench report results -o report
   pai-bench report results -o report --statistic best --dataset cifar10 --pruner snip synflow
   pai-bench report results -o report --figures accuracy overlap
+  pai-bench report results -o report --label resnet20=ResNet-20 --axis sparsity
 """
 
 import argparse
@@ -13,7 +14,15 @@ import sys
 from pathlib import Path
 
 from pai_bench.launch import terminal
-from pai_bench.report import configurations, plots, writing
+from pai_bench.report import axes, configurations, plots, writing
+
+
+def _label(text: str) -> tuple[str, str]:
+    """The two sides of KEY=TEXT."""
+    key, equals, label = text.partition("=")
+    if not (key and equals and label):
+        raise argparse.ArgumentTypeError(f"{text}: give KEY=TEXT, as in snip=SNIP")
+    return key, label
 
 
 def main() -> None:
@@ -38,11 +47,28 @@ def main() -> None:
         metavar="KIND",
         help=f"some of {', '.join(plots.KINDS)}; all if not given",
     )
-    parser.add_argument("--no-images", action="store_true", help="the page and the tables, no PNG and SVG files")
+    parser.add_argument("--axis", choices=list(axes.LEVELS), default="compression", help="the labels of that axis")
+    parser.add_argument(
+        "--label",
+        action="append",
+        default=[],
+        type=_label,
+        metavar="KEY=TEXT",
+        help="another name of a pruner, allocation, schedule, ablation, dataset, model, or id; may be repeated",
+    )
+    parser.add_argument("--no-images", action="store_true", help="the page and the tables, no PNG, PDF and SVG files")
     given = parser.parse_args()
     with terminal.one_line_errors():
         options = writing.Options(
-            given.statistic, given.task, given.dataset, given.model, given.pruner, given.figures, not given.no_images
+            given.statistic,
+            given.task,
+            given.dataset,
+            given.model,
+            given.pruner,
+            given.figures,
+            not given.no_images,
+            dict(given.label),
+            given.axis,
         )
         report = writing.write(given.results, given.output, options)
         for word, lines, file in (

@@ -10,7 +10,8 @@ from functools import cache
 from pai_bench.config.checks import OF_WANDB
 from pai_bench.config.schema import RunConfig
 from pai_bench.errors import PreemptedError, UserError
-from pai_bench.launch.terminal import count, report
+from pai_bench.launch.sweep_progress import count
+from pai_bench.launch.terminal import report
 from pai_bench.runs import status
 from pai_bench.runs.replay import replay
 from pai_bench.runs.summary import already
@@ -53,11 +54,11 @@ def attempt(completed: RunConfig) -> int:
     try:
         if _done_before(completed):
             _tell_agent(completed)
-            count(0, skipped=True)
+            count(0, skipped=True, directory=completed.directory)
             return 0
     except OSError as error:
         code = report(error)
-        count(code)
+        count(code, directory=completed.directory)
         return code
 
     from pai_bench import experiment
@@ -79,7 +80,7 @@ def attempt(completed: RunConfig) -> int:
             slurm_job.requeue()
     gc.collect()  # after a failure, a cycle of objects keeps tensors and workers; the next run needs the memory
     devices.release()
-    count(code, skipped)
+    count(code, skipped, completed.directory)
     if code and world().size > 1:
         sys.exit(code)  # the processes of the run may be at different places in the code now
     return code

@@ -17,9 +17,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from pai_bench.config import composition
 from pai_bench.config.schema import RunConfig
 from pai_bench.errors import ConfigError, PreemptedError
-from pai_bench.launch import attempt, compose, overrides, terminal, usage
+from pai_bench.launch import attempt, compose, overrides, sweep_progress, terminal, usage
 from pai_bench.runs import status
 from pai_bench.system import preemption
+from pai_bench.system.world import in_worker
 
 log = logging.getLogger("pai_bench")
 
@@ -31,8 +32,8 @@ def _run(composed: DictConfig) -> float | None:
         The validation accuracy, if there is one. Sweepers that search maximize it, and never see the test accuracy.
     """
     terminal.start_process()
-    if preemption.requested() and terminal.in_worker():  # the first process reports it
-        terminal.count(PreemptedError.exit_code)
+    if preemption.requested() and in_worker():  # the first process reports it
+        sweep_progress.count(PreemptedError.exit_code)
         return None
     try:
         preemption.check()
@@ -41,7 +42,7 @@ def _run(composed: DictConfig) -> float | None:
         directory = completed.directory
     except Exception as error:
         code = terminal.report(error)
-        terminal.count(code)
+        sweep_progress.count(code)
         if code == PreemptedError.exit_code:
             _stop()
         return None
@@ -49,8 +50,6 @@ def _run(composed: DictConfig) -> float | None:
     if code == PreemptedError.exit_code:
         _stop()
     row = status.finished(directory) if code == 0 else None
-    if row and terminal.in_worker():
-        print(f"{row['id']}: {100 * row['test_top1']:.2f} % test accuracy", flush=True)
     return None if row is None or row["validation_top1"] is None else float(row["validation_top1"])
 
 
@@ -68,7 +67,7 @@ def _check_figure(completed: RunConfig) -> None:
 
 def _stop() -> None:
     """Ends a sweep that was preempted. A worker does nothing, because its end would kill the other workers."""
-    if not terminal.in_worker():
+    if not in_worker():
         sys.exit(PreemptedError.exit_code)
 
 

@@ -298,7 +298,7 @@ def complete(composed: DictConfig, of_hydra: Any) -> RunConfig:
     settings = composition.resolved(composed)
     given = {override.key_or_group: override.value() for override in parsed(words)}
     chosen = any(key.partition(".")[0] == "tracker" for key in given) or "WANDB_MODE" in os.environ
-    if settings["tracker"]["name"] == "wandb" and not chosen and not is_installed("wandb"):
+    if not chosen and settings["tracker"]["name"] == "wandb" and not is_installed("wandb"):
         _say_once("W&B is not installed: the run directory is the only record (pip install 'pai_bench[wandb]')")
         settings["tracker"] = {"name": "none", "_target_": "pai_bench.runs.tracking.none"}
     run = checks.complete(settings)
@@ -315,7 +315,7 @@ def complete(composed: DictConfig, of_hydra: Any) -> RunConfig:
 
 @cache
 def _say_once(text: str) -> None:
-    log.info("%s", text)
+    log.warning("%s", text)
 
 
 def tries_all(sweeper: Any) -> bool:

@@ -2,7 +2,6 @@
 
 import io
 import logging
-import os
 import shlex
 import shutil
 import subprocess
@@ -144,12 +143,16 @@ def wait(jobs: Sequence[str], seconds: float = 10.0) -> None:
         pause = min(seconds, 1.5 * pause)
 
 
-def outcomes(cfgs: Sequence[RunConfig], submitted: Mapping[str, str]) -> list[tuple[int, bool]]:
-    """For each run whose job is over: its exit code, and whether there was nothing to do. The log names failures."""
+def outcomes(cfgs: Sequence[RunConfig], submitted: Mapping[str, str]) -> list[tuple[int, bool, Path]]:
+    """For each run whose job is over: its exit code, whether there was nothing to do, and its directory.
+
+    The log names failures.
+    """
     codes = {}
     for cfg in cfgs:
         run_id, state = cfg.id, status.state(cfg.directory)
-        codes[run_id] = (0 if state.name == "finished" else max(state.exit_code, 1), run_id not in submitted)
+        code = 0 if state.name == "finished" else max(state.exit_code, 1)
+        codes[run_id] = (code, run_id not in submitted, cfg.directory)
         if state.name != "finished":
             log.info("%s: %s%s", run_id, state.name, f" ({state.error})" if state.error else "")
     return list(codes.values())
@@ -264,9 +267,9 @@ class Job:
 
     def __call__(self) -> None:
         """Called by submitit in the job."""
-        from pai_bench.launch import attempt, terminal
+        from pai_bench.launch import attempt, sweep_progress, terminal
 
-        os.environ.pop(terminal.OUTCOMES, None)  # this file belongs to the process that submitted the job
+        sweep_progress.forget()  # the file of outcomes belongs to the process that submitted the job
         terminal.start_process()
         codes = []
         for cfg in self.cfgs:

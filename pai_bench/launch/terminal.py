@@ -1,25 +1,20 @@
-"""What a person sees in a terminal: the log, one clear line for each failure, an exit code, and a count of runs."""
+"""What a person sees in a terminal: the log, one clear line for each failure, and an exit code."""
 
 import logging
-import multiprocessing
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
 
-from pai_bench.errors import ConfigError, PreemptedError, UserError
+from pai_bench.errors import ConfigError, UserError
+from pai_bench.launch import colours, sweep_progress
 from pai_bench.system import preemption
-from pai_bench.system.world import world
+from pai_bench.system.world import in_worker, world
 
 log = logging.getLogger("pai_bench")
-
-
-OUTCOMES = "PAI_BENCH_OUTCOMES"  # environment variable: a file to which every run of a sweep adds a line
 
 
 def one_line(error: BaseException) -> str:
@@ -47,18 +42,6 @@ def one_line(error: BaseException) -> str:
     )
 
 
-def in_worker() -> bool:
-    """Whether this process is a worker of a sweep. Workers share one terminal, so they print little."""
-    return multiprocessing.current_process().name != "MainProcess"
-
-
-def count(code: int, skipped: bool = False) -> None:
-    """Adds a run to the count of this sweep, by its exit code."""
-    if OUTCOMES in os.environ:
-        with Path(os.environ[OUTCOMES]).open("a") as file:
-            file.write(f"{code} {int(skipped)}\n")
-
-
 def _rank() -> int:
     """The rank of this process. It is 0 too if the environment makes no sense: that error must be reported."""
     try:
@@ -78,7 +61,8 @@ def report(error: Exception) -> int:
         return code  # the first process reports it
     kind = {2: "config error", 4: "data error", 6: "owned", 75: "preempted"}.get(code, "error")
     where = f"process {rank}: " if rank else ""
-    print(f"{kind}: {where}{'; '.join([one_line(error), *getattr(error, '__notes__', [])])}", file=sys.stderr)
+    text = "; ".join([one_line(error), *getattr(error, "__notes__", [])])
+    print(f"{colours.painted(f'{kind}:', colours.RED, sys.stderr)} {where}{text}", file=sys.stderr)
     return code
 
 
@@ -96,22 +80,10 @@ def one_line_errors() -> Iterator[None]:
 
 @contextmanager
 def counted() -> Iterator[None]:
-    """Counts the runs inside the block, logs the numbers by outcome, and exits with the worst code."""
-    with tempfile.NamedTemporaryFile("r", prefix="pai_bench-") as outcomes:
-        os.environ[OUTCOMES] = outcomes.name
-        try:
-            with one_line_errors():
-                yield
-        finally:
-            del os.environ[OUTCOMES]
-            runs = [tuple(map(int, line.split())) for line in outcomes]
-            if len(runs) > 1:
-                preempted = sum(code == PreemptedError.exit_code for code, _ in runs)
-                failed, skipped = sum(code != 0 for code, _ in runs) - preempted, sum(skipped for _, skipped in runs)
-                done = len(runs) - failed - skipped - preempted
-                rest = f", {preempted} preempted" if preempted else ""
-                log.info("%d done, %d skipped, %d failed%s", done, skipped, failed, rest)
-    sys.exit(max((code for code, _ in runs), default=0))
+    """Counts the runs inside the block, says how they ended, and exits with the worst code."""
+    with sweep_progress.counting() as count, one_line_errors():
+        yield
+    sys.exit(count.worst)
 
 
 class _Console(logging.StreamHandler):  # type: ignore[type-arg]
@@ -139,6 +111,10 @@ def start_process() -> None:
     log.propagate = False
     console = _Console()
     console.setLevel(logging.ERROR if world().rank > 0 else logging.WARNING if in_worker() else logging.INFO)
+    console.setFormatter(colours.Formatter(sys.stdout))
     log.addHandler(console)
+    sweep_progress.quieten()
+    for launcher in ("hydra._internal.core_plugins.basic_launcher", "hydra_plugins.hydra_joblib_launcher._core"):
+        logging.getLogger(launcher).setLevel(logging.WARNING)  # they print long lines; the sweep prints its own
     if in_worker():
         preemption.end_with_parent()

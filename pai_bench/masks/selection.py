@@ -132,7 +132,8 @@ def chosen_on_device(values: Tensor, allowed: Tensor, k: Tensor) -> tuple[Tensor
     """The k largest of the allowed values; of equal ones the first. Nothing is read from the device.
 
     Args:
-        values, allowed: (n,).
+        values: (n,) floats.
+        allowed: (n,) bool.
         k: (1,) int64, at most the number of allowed values.
 
     Returns:

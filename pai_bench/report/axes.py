@@ -39,19 +39,40 @@ def decades(label: str, values: Sequence[float], written: Callable[[float], str]
     return Axis(label, ticks[0][0] / margin, 10.0**last * margin, tuple(ticks), True, ticks[0][0] if zero else None)
 
 
-def of_compression(grid: Grid) -> Axis:
-    """The axis of compression, with ticks at as many levels as there is room for."""
-    label = "compression of filters (1 / share kept)" if grid.filters else "compression (1 / density)"
+LEVELS: dict[str, Callable[[float], str]] = {
+    "compression": names.compression, "sparsity": names.sparsity, "density": names.density,
+}  # fmt: skip
+
+
+def of_levels(grid: Grid, written: str = "compression") -> Axis:
+    """The axis of compression, logarithmic, with ticks at as many levels as there is room for.
+
+    Args:
+        written: what the ticks say, a key of LEVELS.
+    """
+    label = f"{written} of filters" if grid.filters else written
+    label += {"compression": " (1 / share kept)" if grid.filters else " (1 / density)"}.get(written, " (log scale)")
     ratios = [compression(level) for level in grid.levels] or [1.0, 10.0]
     low, high = min(ratios), max(ratios)
     low, high = (low / 1.5, high * 1.5) if low == high else (low, high)
     ticks: list[tuple[float, str]] = []
     for level, ratio in zip(grid.levels, ratios, strict=False):
-        words = names.compression(level)
+        words = LEVELS[written](level)
         if not ticks or math.log(ratio / ticks[-1][0]) > 0.017 * len(words + ticks[-1][1]) * math.log(high / low):
             ticks.append((ratio, words))
-    margin = (high / low) ** 0.035
+    margin = (high / low) ** (0.12 if len(ratios) < 3 else 0.035)
     return Axis(label, low / margin, high * margin, tuple(ticks), log=True)
+
+
+_MOST_NAMES = 24  # layers whose names have room at an axis
+
+
+def of_layers(found: Sequence[str]) -> Axis:
+    """An axis for the layers of a network, by their names where these have room, or else by their numbers."""
+    if len(found) > _MOST_NAMES:
+        return counting("layer, from input to output", len(found))
+    ticks = tuple((float(i), name.removesuffix(".weight")) for i, name in enumerate(found, 1))
+    return Axis("", 0.5, len(found) + 0.5, ticks, turned=True)
 
 
 def counting(label: str, last: int) -> Axis:

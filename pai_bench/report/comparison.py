@@ -141,10 +141,13 @@ def comparisons(configurations: Sequence[Configuration]) -> list[Difference]:
 def best(grid: Grid, level: float) -> set[str]:
     """The methods to print in bold: those with the best mean, if other methods are below it.
 
-    The dense network does not count as a method. Configurations with untrained runs are left out.
+    None if the best mean is near chance. The dense network does not count as a method. Configurations with untrained
+    runs are left out.
     """
-    means = {configuration.method: configuration.mean for configuration in _ranked(grid, level)}
-    top = max((mean for mean in means.values() if mean is not None), default=None)
+    means = {one.method: one.mean for one in _ranked(grid, level) if one.mean is not None}
+    top = max(means.values(), default=0.0)
+    if grid.near_chance(top):
+        return set()
     found = {method for method, mean in means.items() if mean == top}
     return found if len(found) < len(means) else set()
 

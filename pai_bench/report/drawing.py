@@ -1,4 +1,4 @@
-"""Draws figures with matplotlib: PNG and SVG files, and the SVG inside the page."""
+"""Draws figures with matplotlib: PNG, PDF and SVG files, and the SVG inside the page."""
 
 import io
 import json
@@ -16,6 +16,7 @@ _MARKERS = {
 }  # fmt: skip
 _DASHES: dict[str, Any] = {"solid": "-", "dashed": (0, (4, 2)), "dotted": ":"}
 _LEGEND = "legend"  # id of the legend in the SVG
+_APART = 4.0  # points between the bars of two methods at one compression
 _ON_COLOUR = "#fafafa"  # text on a dark square; it does not follow the style of the page
 _SETTINGS: dict[Any, Any] = {
     "font.size": 8,
@@ -36,6 +37,7 @@ _SETTINGS: dict[Any, Any] = {
     "xtick.color": QUIET,
     "ytick.color": QUIET,
     "svg.fonttype": "none",
+    "pdf.fonttype": 42,  # letters stay letters, which journals ask for
     "text.parse_math": False,
 }
 
@@ -49,6 +51,7 @@ class Drawing:
 
     svg: bytes
     png: bytes | None
+    pdf: bytes | None
     inline: str  # SVG for the page
     points: str  # [x, y, method, text] of every value, as JSON that is safe within HTML; x and y as in the SVG
 
@@ -58,7 +61,8 @@ class _Canvas:
     """A matplotlib figure, and the facts about it that the page needs."""
 
     figure: Any
-    values: list[tuple[Any, float, float, str, str]] = field(default_factory=list)  # axes, x, y, method, text
+    # axes, x, y, how far to the right in points, method, text
+    values: list[tuple[Any, float, float, float, str, str]] = field(default_factory=list)
     methods: dict[str, str] = field(default_factory=dict)  # by the id of a group of the SVG
     legend: Any = None
 
@@ -69,12 +73,12 @@ class _Canvas:
         self.methods[name] = method
 
 
-def draw(figure: Figure, looks: Mapping[str, Look], name: str, with_png: bool = True) -> Drawing:
+def draw(figure: Figure, looks: Mapping[str, Look], name: str, with_images: bool = True) -> Drawing:
     """Draws a figure once.
 
     Args:
         name: the name of the figure. Ids inside the SVG come from it, so all figures of a page need different names.
-        with_png: whether to make a PNG too.
+        with_images: whether to make a PNG and a PDF too.
     """
     import matplotlib
 
@@ -85,11 +89,11 @@ def draw(figure: Figure, looks: Mapping[str, Look], name: str, with_png: bool = 
         cropped = canvas.legend.get_window_extent().y1 if canvas.legend else 0.0
         # The layout is done. Computing it again would take as long as drawing.
         canvas.figure.set_layout_engine("none")
-        png = _saved(canvas.figure, "png") if with_png else None
+        png, pdf = (_saved(canvas.figure, suffix) if with_images else None for suffix in ("png", "pdf"))
     words = "; ".join([figure.title, *(panel.title for panel in figure.panels)])
     on_page = inline.figure(svg, words, canvas.methods, {_LEGEND}, cropped)
     return Drawing(
-        svg, png, on_page, json.dumps(points, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+        svg, png, pdf, on_page, json.dumps(points, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     )
 
 
@@ -108,7 +112,8 @@ def swatch(look: Look, name: str) -> str:
 def _saved(figure: Any, suffix: str) -> bytes:
     buffer = io.BytesIO()
     # Without the date, so that the same figure gives the same bytes.
-    figure.savefig(buffer, format=suffix, dpi=200, metadata={"Date": None} if suffix == "svg" else None)
+    undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix)
+    figure.savefig(buffer, format=suffix, dpi=200, metadata=undated)
     return buffer.getvalue()
 
 
@@ -116,10 +121,10 @@ def _points(canvas: _Canvas) -> list[list[Any]]:
     """The values that the pointer can find: those inside their axes."""
     height = canvas.figure.bbox.height
     found: list[list[Any]] = []
-    for axes, x, y, method, text in canvas.values:
+    for axes, x, y, right, method, text in canvas.values:
         across, up = axes.transData.transform((x, y))
         if axes.bbox.y0 - 3 <= up <= axes.bbox.y1 + 3:
-            found.append([round(float(across), 1), round(float(height - up), 1), method, text])
+            found.append([round(float(across) + right, 1), round(float(height - up), 1), method, text])
     return found
 
 
@@ -160,9 +165,13 @@ def _lines(figure: Figure, looks: Mapping[str, Look]) -> _Canvas:
     for axes, panel in zip(grid, panels, strict=False):
         _axis(axes, "x", panel.x)
         _axis(axes, "y", panel.y)
+        barred = [series for series in panel.series if series.bars]
+        places = [point.x for series in barred for point in series.points]
+        beside = barred if len(set(places)) < len(places) else []  # where bars would cover each other
         for series in panel.series:
-            _series(canvas, axes, panel, series, looks[series.method])
-        if number > 1:
+            right = _APART * (beside.index(series) - (len(beside) - 1) / 2) if series in beside else 0.0
+            _series(canvas, axes, panel, series, looks[series.method], right)
+        if panel.title:
             axes.set_title(panel.title, loc="left")
         axes.grid(axis="y", color=LINE, linewidth=0.6)
         axes.set_axisbelow(True)
@@ -177,21 +186,30 @@ def _lines(figure: Figure, looks: Mapping[str, Look]) -> _Canvas:
     return canvas
 
 
-def _series(canvas: _Canvas, axes: Any, panel: Lines, series: Series, look: Look) -> None:
-    """Draws the line and the markers of a method, and its bands or bars."""
+def _series(canvas: _Canvas, axes: Any, panel: Lines, series: Series, look: Look, right: float) -> None:
+    """Draws the line and the markers of a method, and its bands or bars.
+
+    Args:
+        right: how far to the right of their places, in points, so that bars do not cover each other.
+    """
+    from matplotlib.transforms import ScaledTranslation
+
+    moved = axes.transData + ScaledTranslation(right / 72, 0, canvas.figure.dpi_scale_trans)
     points = [(panel.x.shown(point.x), panel.y.shown(point.y), point.text) for point in series.points]
-    style = _style(look, series.markers, linewidth=0.8 if series.bars else 1.5)
+    style = _style(look, series.markers, linewidth=0.8 if series.bars or series.thin else 1.5)
     if series.flat:
         style["linestyle"] = _DASHES["dashed"]
-    (line,) = axes.plot([x for x, _, _ in points], [y for _, y, _ in points], zorder=2 if series.flat else 3, **style)
+    (line,) = axes.plot(
+        [x for x, _, _ in points], [y for _, y, _ in points], zorder=2 if series.flat else 3, transform=moved, **style
+    )
     canvas.belongs(line, series.method)
-    canvas.values += [(axes, x, y, series.method, text) for x, y, text in points]
+    canvas.values += [(axes, x, y, right, series.method, text) for x, y, text in points]
     for piece in series.bands():
         across, lows, highs = zip(*piece, strict=True)
         x = [panel.x.shown(value) for value in across]
         low, high = ([panel.y.shown(value) for value in ends] for ends in (lows, highs))
         if series.bars or len(piece) == 1:
-            band = axes.vlines(x, low, high, color=_colour(look), linewidth=1)
+            band = axes.vlines(x, low, high, color=_colour(look), linewidth=1, transform=moved)
         else:
             band = axes.fill_between(x, low, high, color=_colour(look), alpha=0.14, linewidth=0)
         canvas.belongs(band, series.method)
@@ -204,6 +222,8 @@ def _axis(axes: Any, which: str, axis: Axis) -> None:
         getattr(axes, f"set_{which}scale")("log")
     getattr(axes, f"set_{which}lim")(axis.low, axis.high)
     getattr(axes, f"set_{which}ticks")([value for value, _ in axis.ticks], [words for _, words in axis.ticks])
+    if axis.turned:
+        axes.tick_params(axis=which, rotation=90, labelsize=6.5)
     getattr(axes, f"{which}axis").set_minor_locator(NullLocator())
     getattr(axes, f"set_{which}label")(axis.label)
 
@@ -220,7 +240,8 @@ def _matrices(figure: Figure) -> _Canvas:
     widest = max(len(column) for panel in panels for column in panel.columns)
     turned = widest > 6
     left = 0.062 * max(len(row) for panel in panels for row in panel.rows)
-    width = left + 0.44 * max(len(panel.columns) for panel in panels) + 0.3
+    width = left + 0.44 * max(len(panel.columns) for panel in panels) + 0.3 + (0.045 * widest if turned else 0)
+    width = max(width, left + 0.085 * max(len(panel.title) for panel in panels))
     above = 0.3 + (0.045 * widest if turned else 0)
     height = above + 0.3 * max(len(panel.rows) for panel in panels) + 0.25
     canvas = _Canvas(NewFigure(figsize=(max(3.0, width * across), height * down), layout="constrained"))
@@ -237,7 +258,14 @@ def _matrix(canvas: _Canvas, axes: Any, panel: Matrix, turned: bool) -> None:
 
     axes.set(xlim=(0, len(panel.columns)), ylim=(len(panel.rows), 0))
     colours = [
-        [to_rgba(RAISED) if square.value is None else to_rgba(panel.colour, square.value) for square in line]
+        [
+            to_rgba(GROUND)
+            if square.empty
+            else to_rgba(RAISED)
+            if square.value is None
+            else to_rgba(panel.colour, max(0.06, square.value))  # zero is a square, too
+            for square in line
+        ]
         for line in panel.squares
     ]
     axes.pcolormesh(colours, edgecolors=GROUND, linewidth=1.5)
@@ -249,7 +277,7 @@ def _matrix(canvas: _Canvas, axes: Any, panel: Matrix, turned: bool) -> None:
             words = axes.text(j + 0.5, i + 0.5, square.written, ha="center", va="center", fontsize=7.5, color=colour)
             words.set_in_layout(False)  # these texts lie inside the axes, and measuring all of them takes long
             if square.text:
-                canvas.values.append((axes, j + 0.5, i + 0.5, "", square.text))
+                canvas.values.append((axes, j + 0.5, i + 0.5, 0.0, "", square.text))
     axes.xaxis.tick_top()
     turning: dict[str, Any] = {"rotation": 45, "ha": "left"} if turned else {}
     axes.set_xticks([j + 0.5 for j in range(len(panel.columns))], panel.columns, **turning)

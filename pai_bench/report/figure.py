@@ -14,6 +14,7 @@ class Axis:
     ticks: tuple[tuple[float, str], ...]
     log: bool = False
     zero: float | None = None  # on a logarithmic axis: zero and all smaller values are drawn here
+    turned: bool = False  # whether the words at the ticks are turned, because they are long
 
     def shown(self, value: float) -> float:
         """The value to draw: the value itself, or the end of a logarithmic axis that does not reach it."""
@@ -46,6 +47,7 @@ class Series:
     markers: bool = True
     flat: bool = False  # a horizontal line: the dense network
     bars: bool = False  # bars instead of a band
+    thin: bool = False  # a thin line: it joins points for the eye, and there is nothing between them
 
     def bands(self) -> list[list[tuple[float, float, float]]]:
         """x, low and high of the points with a band. Points without a band split them into pieces."""
@@ -75,6 +77,7 @@ class Square:
     value: float | None
     written: str
     text: str
+    empty: bool = False  # whether it is no square at all, but ground
 
 
 @dataclass(frozen=True)

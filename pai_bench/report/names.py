@@ -1,21 +1,20 @@
-"""The names of methods and settings in a report, and the colour and marker of each method."""
+"""The names of methods and tasks in a report, and how each method looks."""
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from pai_bench.report import configurations
+from pai_bench.report import configurations, palette
 from pai_bench.report.configurations import NO_DENSE, Configuration, Grid
+from pai_bench.report.palette import Named
 
-# The colours of Okabe and Ito, which colour-blind readers can distinguish. Without yellow, which is faint on white.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_MARKERS = ("circle", "square", "triangle", "diamond", "cross", "down", "plus")
-_DASHES = ("solid", "dashed", "dotted")
 _PARTS = ("allocation", "schedule", "ablation")
 _OF_METHOD = ("pruner", *_PARTS, "mask", "mask_file")
+NO_TEXTS: Mapping[str, str] = MappingProxyType({})
 _OF_TASK = ("dataset", "model", "training", "on_collapse", "protocol")
 
 
@@ -24,35 +23,47 @@ class Look:
     """How a method is drawn. The dense network has the colour of text."""
 
     label: str
-    colour: str
+    colour: str  # "dense", or as #RRGGBB
     marker: str
     dash: str
 
 
-def looks(found: Sequence[Configuration], directories: Mapping[str, Path]) -> dict[str, Look]:
-    """The look of each method, by its id. Up to 42 methods, no two have the same colour and marker."""
+def looks(
+    found: Sequence[Configuration], directories: Mapping[str, Path], texts: Mapping[str, str] = NO_TEXTS
+) -> dict[str, Look]:
+    """The look of each method, by its id. `palette.styles` decides colour, marker and dash.
+
+    Args:
+        texts: replaces labels, by the id of a method or by a word of a label: the name of a pruner, an allocation, a
+            schedule or an ablation.
+    """
     of_method: dict[str, Configuration] = {}
     for configuration in found:
         of_method.setdefault(configuration.method, configuration)
-    labels = _method_labels(of_method, directories)
-    made = {}
-    pruned = sorted(
-        (method for method, configuration in of_method.items() if not configuration.dense),
-        key=lambda method: labels[method].lower(),
+    labels = _method_labels(of_method, directories, texts)
+    pruned = {method: one.rows[0] for method, one in of_method.items() if not one.dense}
+    styles = palette.styles(
+        [
+            Named(method, row["pruner"], (row["ablation"] != "none", row["allocation"] != "global"))
+            for method, row in pruned.items()
+        ]
     )
-    for index, method in enumerate(pruned):
-        # 6 colours and 7 markers have no common divisor, so a combination comes back only after 42 methods.
-        colour, marker = _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]
-        dash = _DASHES[index // (len(_COLOURS) * len(_MARKERS)) % len(_DASHES)]
-        made[method] = Look(labels[method], colour, marker, dash)
-    for method, configuration in of_method.items():
-        if configuration.dense:
-            made[method] = Look(labels[method], "dense", "none", "dashed")
-    made.setdefault(NO_DENSE, Look("dense", "dense", "none", "dashed"))
+    made = {method: Look(labels[method], *styles[method]) for method in pruned}
+    for method in of_method.keys() - pruned.keys():
+        made[method] = Look(labels[method], "dense", "none", "dashed")
+    made.setdefault(NO_DENSE, Look(texts.get(NO_DENSE, "dense"), "dense", "none", "dashed"))
     return made
 
 
-def _method_labels(of_method: Mapping[str, Configuration], directories: Mapping[str, Path]) -> dict[str, str]:
+def words(rows: Iterable[Mapping[str, Any]]) -> set[str]:
+    """What `texts` may rename: the words of labels and titles, and the ids of methods and tasks."""
+    keys = ("pruner", *_PARTS, "dataset", "model", "method", "task")
+    return {str(row[key]) for row in rows for key in keys} | {NO_DENSE}
+
+
+def _method_labels(
+    of_method: Mapping[str, Configuration], directories: Mapping[str, Path], texts: Mapping[str, str]
+) -> dict[str, str]:
     """The label of each method: its pruner, and whatever distinguishes methods with the same pruner.
 
     That can be the allocation, the schedule, the ablation, or other settings.
@@ -65,26 +76,35 @@ def _method_labels(of_method: Mapping[str, Configuration], directories: Mapping[
         rows = {method: of_method[method].rows[0] for method in methods}
         differing = [part for part in _PARTS if len({row[part] for row in rows.values()}) > 1]
         for method, row in rows.items():
-            words = [row[part] for part in differing if not (part == "ablation" and row[part] == "none")]
-            labels[method] = ", ".join([_label(directories[row["id"]]) or pruner, *words])
-    return _distinguished(labels, {m: directories[of_method[m].rows[0]["id"]] for m in labels}, _OF_METHOD)
+            parts = [row[part] for part in differing if not (part == "ablation" and row[part] == "none")]
+            name = texts.get(pruner) or _label(directories[row["id"]]) or pruner
+            labels[method] = ", ".join([name, *(texts.get(part, part) for part in parts)])
+    places = {method: directories[of_method[method].rows[0]["id"]] for method in labels}
+    return {method: texts.get(method, label) for method, label in _distinguished(labels, places, _OF_METHOD).items()}
 
 
-def tasks(grids: Sequence[Grid], directories: Mapping[str, Path]) -> dict[tuple[str, str], str]:
-    """Titles of tables, by task and checksum: dataset and model, and whatever distinguishes equal titles."""
+def tasks(
+    grids: Sequence[Grid], directories: Mapping[str, Path], texts: Mapping[str, str] = NO_TEXTS
+) -> dict[tuple[str, str], str]:
+    """Titles of tables, by task and checksum: dataset and model, and whatever distinguishes equal titles.
+
+    Args:
+        texts: replaces titles, by the id of a task, or words in them, by the name of a dataset or a model.
+    """
     labels, places = {}, {}
     for grid in grids:
         row = grid.first.rows[0]
         key = (grid.first.task, grid.first.checksum)
-        labels[key] = f"{row['dataset']}, {row['model']}"
+        labels[key] = ", ".join(texts.get(row[word], row[word]) for word in ("dataset", "model"))
         places[key] = directories[row["id"]]
     titles = _distinguished(labels, places, _OF_TASK)
     images: dict[str, set[str]] = defaultdict(set)
     for task, checksum in labels:
         images[task].add(checksum)
     return {
-        (task, checksum): f"{label}, images {checksum[:8]}" if len(images[task]) > 1 else label
+        (task, checksum): f"{name}, images {checksum[:8]}" if len(images[task]) > 1 else name
         for (task, checksum), label in titles.items()
+        for name in [texts.get(task, label)]
     }
 
 
@@ -169,6 +189,11 @@ def sparsity(level: float) -> str:
     digits = max(0, 1 - math.floor(math.log10(100 * (1 - level)) + 1e-9))
     text = f"{100 * level:.{digits}f}"
     return f"{text.rstrip('0').rstrip('.') if '.' in text else text} %"
+
+
+def density(level: float) -> str:
+    """1 minus a sparsity, in percent: 0.9 is 10 %."""
+    return f"{100 * (1 - level):.3g} %"
 
 
 def counted(number: int, noun: str) -> str:

@@ -7,17 +7,23 @@ from pathlib import Path
 from statistics import median_low
 from typing import Any
 
-from pai_bench.report import drawing, names, tables
+from pai_bench.report import drawing, findings, names, tables
 from pai_bench.report.comparison import Difference, resolvable
 from pai_bench.report.configurations import Configuration, Grid
 from pai_bench.report.drawing import Drawing
 from pai_bench.report.figure import Figure
+from pai_bench.report.findings import Best
 from pai_bench.report.names import Look
 from pai_bench.report.plots import Shown
 from pai_bench.report.tables import Table
 
 _HERE = Path(__file__).parent
 _NUMBERS_OF_SEEDS = (3, 5, 10, 20)
+_STATISTICS = {
+    "last": "Test accuracies are those of the last epoch",
+    "best": "Test accuracies are those of the best test epoch, which flatters",
+    "selected": "Test accuracies are those of the epoch selected on the validation split",
+}
 _MOST_COMPARISONS = 150  # of one grid, on the page; comparisons.csv has all
 
 
@@ -38,6 +44,7 @@ class Section:
 class Heading:
     """The facts about a report itself."""
 
+    title: str
     folder: str
     date: str
     command: str
@@ -67,7 +74,9 @@ def render(
     swatches = {method: f"swatch-{index}" for index, method in enumerate(looks)}
     return template.render(
         heading=heading,
+        statistic=_STATISTICS[heading.statistic],
         sections=[_described(section, looks, directories) for section in sections],
+        overview=_overview(sections, looks) if len(sections) > 1 else None,
         looks=looks,
         numbers_of_seeds=_NUMBERS_OF_SEEDS,
         swatches=swatches,
@@ -89,14 +98,23 @@ def _described(section: Section, looks: Mapping[str, Look], directories: Mapping
         "facts": [
             ("training", f"{row['training']}, {names.counted(row['epochs'], 'epoch')}"),
             ("seeds", ", ".join(map(str, grid.seeds[:20])) + (" ..." if len(grid.seeds) > 20 else "")),
-            ("runs", f"{sum(len(one.rows) for one in every):,} in {names.counted(len(every), 'configuration')}"),
-            ("protocol", str(row["protocol"])),
+            ("runs", f"{sum(len(one.rows) for one in every):,}"),
+        ],
+        "compared": findings.compared(grid, looks),
+        "best": [
+            (names.compression(one.level), one.methods[0] if len(one.methods) == 1 else None, one.words)
+            for one in findings.winners(grid, section.differences, looks)
+        ],
+        "identity": [
             ("task", row["task"]),
-            ("images", row["dataset_checksum"][:8]),
+            ("protocol", str(row["protocol"])),
+            ("checksum of the images", row["dataset_checksum"][:8]),
+            ("configurations (a method at a sparsity)", f"{len(every):,}"),
         ],
         "figures": [(figure, drawn, section.commands[figure.kind]) for figure, drawn in section.figures],
         "comparisons": [_compared(level, found, looks) for level, found in differences],
         "left_out": left_out,
+        "tested": any(d.p is not None for _, d in differences),
         "resolution": _resolution(section),
         "costs": [_cost(configuration, looks) for configuration in every],
         "missing": [
@@ -105,6 +123,29 @@ def _described(section: Section, looks: Mapping[str, Look], directories: Mapping
         ],
         "origin": _origin(grid, directories),
     }
+
+
+def _overview(sections: Sequence[Section], looks: Mapping[str, Look]) -> dict[str, Any]:
+    """The best method of every task at every sparsity."""
+    found = [
+        (section, {one.level: one for one in findings.winners(section.grid, section.differences, looks)})
+        for section in sections
+    ]
+    levels = sorted({level for _, best in found for level in best})
+
+    def entry(best: Mapping[float, Best], level: float) -> tuple[str | None, str]:
+        one = best.get(level)
+        if one is None or one.mean is None:
+            return None, "all at chance" if one is not None and one.at_chance else "–"
+        labels = ", ".join(looks[method].label for method in one.methods)
+        return one.methods[0] if len(one.methods) == 1 else None, f"{labels} {one.mean:.2f}"
+
+    rows = []
+    for section, best in found:
+        dense = max((c.mean for c in section.grid.dense if c.mean is not None), default=None)
+        words = "–" if dense is None else names.percent(dense)
+        rows.append((section.stem, section.table.title, words, [entry(best, level) for level in levels]))
+    return {"columns": [names.compression(level) for level in levels], "rows": rows}
 
 
 def _chosen(section: Section) -> tuple[list[tuple[float, Difference]], int]:

@@ -18,7 +18,7 @@ _WORDS = (
     "dataset_checksum", "hardware",
 )  # fmt: skip
 _NUMBERS = (
-    "protocol", "seed", "target_sparsity", "sparsity", "density", "num_rounds", "epochs",
+    "protocol", "seed", "num_classes", "target_sparsity", "sparsity", "density", "num_rounds", "epochs",
     "score_examples", "search_train_examples", "train_examples", "score_flops", "search_train_flops", "train_flops",
     "prune_seconds", "train_seconds", "total_seconds", "macs_masked", "test_top1", "best_test_top1",
 )  # fmt: skip
@@ -114,6 +114,8 @@ def _fault(row: Any) -> str | None:
         return "its names hold what cannot be printed"
     if not 0 <= row["target_sparsity"] < 1:
         return f"its target_sparsity is {row['target_sparsity']!r}"
+    if row["num_classes"] < 1:
+        return f"its num_classes is {row['num_classes']!r}"
     if not isinstance(row.get("collapsed_layers"), list) or not isinstance(row.get("output_depends_on_input"), bool):
         return "it does not say which layers collapsed and whether it carries signal"
     return None

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pai_bench.report import names
-from pai_bench.report.comparison import FEWEST, Difference, best, critical, not_told_from_best
+from pai_bench.report import findings, names
+from pai_bench.report.comparison import Difference, best, critical, not_told_from_best
 from pai_bench.report.configurations import Configuration, Grid, compression
 from pai_bench.report.names import Look
 from pai_bench.report.plots import Shown
@@ -35,6 +35,7 @@ class Table:
     columns: tuple[tuple[str, str], ...]  # compression and sparsity
     rows: tuple[tuple[str, tuple[Entry, ...]], ...]  # by method's id
     dense: tuple[tuple[str, Entry], ...]
+    warnings: tuple[str, ...]  # what a reader must know first
     notes: tuple[str, ...]
 
 
@@ -73,7 +74,8 @@ def accuracy(
     dense = tuple((configuration.method, entry(configuration)) for configuration in grid.dense)
     entries = [*(entry for _, line in rows for entry in line), *(entry for _, entry in dense)]
     columns = tuple((names.compression(level), names.sparsity(level)) for level in grid.levels)
-    return Table(title, columns, rows, dense, _notes(grid, entries, statistic, looks))
+    warnings = tuple(findings.warnings(grid, looks))
+    return Table(title, columns, rows, dense, warnings, _notes(grid, entries, statistic, looks))
 
 
 _MEANING = {
@@ -96,8 +98,6 @@ def _notes(grid: Grid, entries: Sequence[Entry], statistic: str, looks: Mapping[
             f"{UNTOLD} A paired t test cannot tell it from the best mean at 5 % (Holm, over all pairs of the column), "
             "which with few seeds says little."
         )
-    if full < FEWEST and len(grid.methods) > 1:
-        notes.append(f"Nothing was tested: that takes {FEWEST} seeds.")
     if any(not entry.run for entry in entries):
         notes.append("A dash: there is no run.")
     if any(UNTRAINED in entry.marks for entry in entries):
@@ -114,8 +114,6 @@ def _notes(grid: Grid, entries: Sequence[Entry], statistic: str, looks: Mapping[
         for method, level, absent in grid.missing()
         if len(absent) < len(grid.seeds)
     ]
-    if not grid.dense:
-        notes.append("There is no run of the dense network.")
     if few:
         rest = f", and {names.counted(len(few) - 8, 'more configuration')}" if len(few) > 8 else ""
         notes.append(f"Seeds that are missing: {'; '.join(few[:8])}{rest}.")
@@ -146,6 +144,7 @@ def markdown(table: Table, looks: Mapping[str, Look]) -> str:
         return f"**{text}**" if entry.bold else text
 
     lines = [f"### {table.title}", ""]
+    lines += [f"- {warning}" for warning in table.warnings] + [""] * bool(table.warnings)
     lines += [f"{looks[method].label}: {shown(entry)}" for method, entry in table.dense]
     if table.rows:
         lines += ["", "| method | " + " | ".join(f"{ratio} ({share})" for ratio, share in table.columns) + " |"]
@@ -183,7 +182,7 @@ def latex(table: Table, looks: Mapping[str, Look]) -> str:
         r"% \usepackage{booktabs}",
         r"\begin{table}",
         r"  \centering",
-        rf"  \caption{{{_latex(f'{table.title}. ' + ' '.join(table.notes))}}}",
+        rf"  \caption{{{_latex(' '.join([f'{table.title}.', *table.warnings, *table.notes]))}}}",
         rf"  \begin{{tabular}}{{l{'r' * width}}}",
         r"    \toprule",
     ]

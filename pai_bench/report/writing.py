@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pai_bench.errors import ConfigError, check_installed
-from pai_bench.report import comparison, drawing, names, page, plots, reading, tables
+from pai_bench.report import axes, comparison, drawing, names, page, plots, reading, tables
 from pai_bench.report.configurations import STATISTICS, Configuration, Grid, configurations, grids, is_dense
 from pai_bench.report.evidence import Unreadable
 from pai_bench.report.names import Look
@@ -32,7 +32,9 @@ class Options:
     model: list[str] = field(default_factory=list)
     pruner: list[str] = field(default_factory=list)  # dense networks are always included
     figures: list[str] = field(default_factory=lambda: list(plots.KINDS))
-    images: bool = True  # PNG and SVG files beside the page
+    images: bool = True  # PNG, PDF and SVG files beside the page
+    labels: dict[str, str] = field(default_factory=dict)  # instead of the names in tables and figures
+    axis: str = "compression"  # what the axis of compression is labelled with
 
     def wants(self, row: Row) -> bool:
         """Whether a row belongs in the report."""
@@ -56,6 +58,9 @@ class Options:
             ("figures", [kind] if kind else self.figures if self.figures != list(plots.KINDS) else []),
         ):
             words += [f"--{key}", *wanted] if wanted else []
+        words += ["--axis", self.axis] if self.axis != "compression" else []
+        for key, text in self.labels.items():
+            words += ["--label", f"{key}={text}"]
         return shlex.join(words)
 
 
@@ -82,9 +87,10 @@ def write(folder: Path, output: Path, options: Options) -> Report:
     _check(folder, output, options)
     results = reading.read(folder, options.wants)
     found = configurations(results.rows, options.statistic)
-    looks = names.looks(found, results.directories)
+    _check_labels(options, results.rows)
+    looks = names.looks(found, results.directories, options.labels)
     compared = grids(found)
-    titles = names.tasks(compared, results.directories)
+    titles = names.tasks(compared, results.directories, options.labels)
     unreadable = Unreadable()
     about = _About(folder, output, options, results, looks)
     sections = [
@@ -93,6 +99,7 @@ def write(folder: Path, output: Path, options: Options) -> Report:
     ]
     problems = [*results.refused.values(), *(f"{path}: {why}" for path, why in unreadable.paths.items())]
     heading = page.Heading(
+        title=f"Pruning methods on {sections[0].table.title if len(sections) == 1 else f'{len(sections)} tasks'}",
         folder=str(folder),
         date=date.today().isoformat(),
         command=options.command(folder, output),
@@ -138,7 +145,7 @@ def _section(grid: Grid, title: str, stem: str, about: _About, unreadable: Unrea
     shown = plots.look_up(grid, about.results.directories, options.figures, unreadable)
     figures = [
         (figure, drawing.draw(figure, looks, f"{stem}-{figure.kind}", options.images))
-        for figure in plots.figures(grid, looks, shown, options.figures)
+        for figure in plots.figures(grid, looks, shown, options.figures, options.axis)
     ]
     table = tables.accuracy(grid, title, differences, options.statistic, looks)
     commands = {f.kind: options.command(about.folder, about.output, grid.first.task, f.kind) for f, _ in figures}
@@ -155,6 +162,8 @@ def _tables_and_figures(sections: Sequence[Section], looks: Mapping[str, Look]) 
             if drawn.png is not None:
                 contents[f"figures/{section.stem}-{figure.kind}.png"] = drawn.png
                 contents[f"figures/{section.stem}-{figure.kind}.svg"] = drawn.svg
+            if drawn.pdf is not None:
+                contents[f"figures/{section.stem}-{figure.kind}.pdf"] = drawn.pdf
     return contents
 
 
@@ -195,10 +204,21 @@ def _check(folder: Path, output: Path, options: Options) -> None:
         raise ConfigError(f"--statistic {options.statistic}: give one of {', '.join(STATISTICS)}")
     if unknown := [kind for kind in options.figures if kind not in plots.KINDS]:
         raise ConfigError(f"--figures {unknown[0]}: give some of {', '.join(plots.KINDS)}")
+    if options.axis not in axes.LEVELS:
+        raise ConfigError(f"--axis {options.axis}: give one of {', '.join(axes.LEVELS)}")
     for name in ("scipy", "jinja2", "matplotlib"):
         check_installed("a report needs", name, "report")
     if folder.resolve() == output.resolve():
         raise ConfigError(f"--output {output}: that is the results folder; give another folder")
+
+
+def _check_labels(options: Options, rows: Sequence[Row]) -> None:
+    known = names.words(rows)
+    for key, text in options.labels.items():
+        if key not in known:
+            raise ConfigError(f"--label {key}={text}: the report has no {key}; give one of {', '.join(sorted(known))}")
+        if not (text and text.isprintable()):
+            raise ConfigError(f"--label {key}={text}: give a text that can be printed")
 
 
 def _prepare(folder: Path) -> None:
@@ -217,7 +237,7 @@ def _forget(output: Path, written: Sequence[str]) -> None:
     manifest = output / _MANIFEST
     magic, *earlier = manifest.read_text().splitlines() or [""] if manifest.is_file() else [""]
     for name in set(earlier) - set(written) if magic == _MAGIC else ():
-        if re.fullmatch(r"\w+\.csv|tables/[\w.-]+\.(md|tex)|figures/[\w.-]+\.(png|svg)", name):
+        if re.fullmatch(r"\w+\.csv|tables/[\w.-]+\.(md|tex)|figures/[\w.-]+\.(png|pdf|svg)", name):
             (output / name).unlink(missing_ok=True)
     files.write_atomically(manifest, "".join(f"{line}\n" for line in (_MAGIC, *written)).encode())
 

@@ -1,6 +1,8 @@
-"""The summary that a run prints at its end."""
+"""What a run prints at its end, and a sweep at its own."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from pai_bench.config.schema import RunConfig
@@ -28,7 +30,8 @@ def _again(directory: Path, how: str = "") -> str:
     return f"run it again{how}: remove {directory / 'result.json'}, or give another results_dir="
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time for people: 12.3 s, 4.5 min, 2.0 h."""
     if seconds < 90:
         return f"{seconds:.1f} s"
     minutes, hours = seconds / 60, seconds / 3600
@@ -44,10 +47,12 @@ def _count(number: float) -> str:
 
 def _layers(layers: list[dict[str, Any]]) -> list[str]:
     width = max(len(layer["name"]) for layer in layers)
-    lines = []
+    # Linear up to the densest layer. Up to 100 % it would be empty for most layers at 98 % sparsity.
+    most = max(layer["density"] for layer in layers)
+    scale = f"density (linear: a full bar is {100 * most:.3g} %)"
+    lines = [f"  {'layer':<{width}}  {'kept':>10} of {'size':>10}  {scale}"]
     for layer in layers:
-        # The bar shows the square root of the density. A linear bar would be empty for most layers at 98 % sparsity.
-        bar = "#" * round(_BAR * layer["density"] ** 0.5)
+        bar = "#" * round(_BAR * layer["density"] / most) if most else ""
         mark = "  collapsed" if layer["kept"] == 0 else ""
         share = f"{100 * layer['density']:7.2f} %"
         lines.append(f"  {layer['name']:<{width}}  {layer['kept']:>10,} of {layer['size']:>10,}  {share}  {bar}{mark}")
@@ -65,7 +70,7 @@ def closing(row: dict[str, Any], layers: list[dict[str, Any]], directory: Path) 
     accuracy = f"{percent['test_top1']:.2f} % test accuracy after the last epoch"
     if "best_test_top1" in percent:
         accuracy += f"   (best {percent['best_test_top1']:.2f} % in epoch {row['best_test_epoch']})"
-    lines = ["", row["id"], "", f"  {accuracy}"]
+    lines = ["", f"  {accuracy}"]
     if row["test_top1_at_best_validation"] is not None:
         selected = f"  {100 * row['test_top1_at_best_validation']:.2f} % in epoch {row['selected_epoch']}"
         lines.append(f"{selected}, the best on the validation split")
@@ -73,9 +78,7 @@ def closing(row: dict[str, Any], layers: list[dict[str, Any]], directory: Path) 
         filters = f"{row['num_filters_kept']:,} of {row['num_filters']:,} filters kept"
         lines.append(f"  filter sparsity {row['filter_sparsity']:.6g}   {filters}")
     kept = f"{row['num_kept']:,} of {row['num_prunable']:,} weights kept"
-    lines.append(
-        f"  sparsity {row['sparsity']:.6g}   density {row['density']:.6g}   compression {row['compression']:.4g}x"
-    )
+    lines.append(f"  sparsity {row['sparsity']:.6g}   compression {row['compression']:.4g}x")
     lines.append(f"  {kept}" + (f", {row['num_tied']:,} tied at the threshold" if row["num_tied"] else ""))
     if row["num_effective"] is not None and row["num_effective"] < row["num_kept"]:
         useless = row["num_kept"] - row["num_effective"]
@@ -103,10 +106,67 @@ def closing(row: dict[str, Any], layers: list[dict[str, Any]], directory: Path) 
         lines.append(f"  finding the mask took {_count(row['search_train_examples'])} images of training")
     if row["reused_examples"]:
         lines.append(f"  {_count(row['reused_examples'])} images of all training were those of an earlier run")
-    seconds = f"  {_duration(row['total_seconds'])} in all: {_duration(row['prune_seconds'])} to prune"
-    lines.append(
-        f"{seconds}, {_duration(row['train_seconds'])} to train at {_count(row['images_per_second'])} images/s"
-    )
+    seconds = f"  {duration(row['total_seconds'])} in all: {duration(row['prune_seconds'])} to prune"
+    lines.append(f"{seconds}, {duration(row['train_seconds'])} to train at {_count(row['images_per_second'])} images/s")
     lines.append(f"  {row['hardware']}, {row['precision']}, peak memory {row['peak_memory_bytes'] / 2**30:.2f} GiB")
     lines.append(f"  everything is in {directory}")
     return "\n".join([*lines, ""])
+
+
+_PARTS = ("allocation", "schedule", "ablation", "mask")
+_MOST_COLUMNS = 6
+
+
+def accuracies(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The test accuracies of several runs as lines of text: a table for each task, by method and compression.
+
+    Runs that `on_collapse=stop` left untrained count in no mean.
+    """
+    tasks: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        tasks.setdefault((row["task"], row["filter_sparsity"] is not None), []).append(row)
+    lines: list[str] = []
+    for (task, filters), found in tasks.items():
+        name = f"{found[0]['dataset']}, {found[0]['model']}"
+        same = {other for other, _ in tasks if other != task and other.rpartition("-")[0] == task.rpartition("-")[0]}
+        title = f"{name} ({task.rpartition('-')[2]})" if same else name
+        lines += ["", f"{title}{', by filters' if filters else ''}: test accuracy in percent", *_table(found)]
+    return lines[1:]
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """A line for each method, the dense network first, then by accuracy at the highest compression."""
+    values: dict[str, dict[float, list[float]]] = {}
+    of_pruner: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        of_pruner.setdefault(row["pruner"], []).append(row)
+    for row in rows:
+        # What distinguishes methods of one pruner.
+        differing = [part for part in _PARTS if len({other[part] for other in of_pruner[row["pruner"]]}) > 1]
+        parts = [str(row[part]) for part in differing if row[part] not in (None, "none")]
+        method = ", ".join([row["pruner"], *parts])
+        found = values.setdefault(method, {}).setdefault(row["target_sparsity"], [])
+        found += [] if row["stopped"] else [100 * row["test_top1"]]
+    dense = [method for method in values if set(values[method]) == {0.0}]
+    pruned = values.keys() - set(dense)
+    levels = sorted({level for method in pruned for level in values[method]})
+    shown = levels[-_MOST_COLUMNS:]
+
+    def order(method: str) -> list[float]:
+        return [-(fmean(found) if (found := values[method].get(level)) else -1) for level in reversed(levels)]
+
+    width = max(map(len, values))
+    lines = ["".join([f"  {'':<{width}}", *(f"  {f'{1 / (1 - level):.4g}x':>15}" for level in shown)])] if shown else []
+    for method in [*dense, *sorted(pruned, key=order)]:
+        entries = [_entry(values[method].get(level)) for level in ([0.0] if method in dense else shown)]
+        lines.append("".join([f"  {method:<{width}}", *(f"  {entry:>15}" for entry in entries)]).rstrip())
+    numbers = sorted({len(found) for by_level in values.values() for found in by_level.values() if found}) or [0]
+    seeds = " to ".join(map(str, numbers if len(numbers) == 1 else [numbers[0], numbers[-1]]))
+    rest = f"; the {_MOST_COLUMNS} highest of {len(levels)} compressions" if len(levels) > _MOST_COLUMNS else ""
+    return [*lines, f"  mean ± standard deviation of {seeds} run{'' if seeds == '1' else 's'}{rest}"]
+
+
+def _entry(found: Sequence[float] | None) -> str:
+    if not found:
+        return "-" if found is None else "not trained"
+    return f"{fmean(found):.2f}" + (f" ± {stdev(found):.2f}" if len(found) > 1 else "")

@@ -1,5 +1,6 @@
 """The rank of this process among the processes of its run. Imports no torch."""
 
+import multiprocessing
 import os
 from dataclasses import dataclass, field
 
@@ -28,6 +29,11 @@ def world() -> World:
     if "SLURM_PROCID" in env and _number("SLURM_STEP_NUM_TASKS", 1) > 1:
         return _world("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
     return World()
+
+
+def in_worker() -> bool:
+    """Whether this process does runs of a sweep for another process. Such processes share one terminal."""
+    return multiprocessing.current_process().name != "MainProcess"
 
 
 def _world(rank: str, size: str, local_rank: str) -> World:

@@ -25,7 +25,8 @@ class CapturedBatchStep:
     The learning rate may change between steps. Weights, optimizer state and masks may if they change in place.
 
     Args:
-        images, labels: any whole batch.
+        images: of any whole batch.
+        labels: of the same batch.
 
     Raises:
         RuntimeError: the network does something that cannot be captured; its state is as it was.

@@ -13,7 +13,7 @@ from pai_bench.core import Data, Mask, State
 from pai_bench.errors import ConfigError, LostWorkerError
 from pai_bench.masks import masks
 from pai_bench.system import distributed, seeding
-from pai_bench.system.world import world
+from pai_bench.system.world import in_worker, world
 from pai_bench.training.evaluation import Evaluator
 from pai_bench.training.network import TrainedNetwork
 from pai_bench.training.progress import Progress
@@ -270,7 +270,11 @@ class Trainer:
         every = 1 if self._world.size == 1 else _TOGETHER
         num_images = 0  # since the last sum
         shown = tqdm(
-            range(progress.clock, stop), f"epoch {int(progress.epoch) + 1}", leave=False, disable=None, unit="step"
+            range(progress.clock, stop),
+            f"epoch {int(progress.epoch) + 1}",
+            leave=False,
+            disable=True if in_worker() or self._world.rank > 0 else None,  # None: in a terminal only
+            unit="step",
         )
         for _, taken in zip(shown, self._steps.taken(step, progress.clock, order, augment), strict=False):
             now = time.perf_counter()

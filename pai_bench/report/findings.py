@@ -1,0 +1,95 @@
+"""What a report says first: what was compared, which method is best, and what a reader has to be warned of."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pai_bench.report import names
+from pai_bench.report.comparison import FEWEST, Difference, best, not_told_from_best
+from pai_bench.report.configurations import Grid
+from pai_bench.report.names import Look
+
+_MOST_NAMED = 8  # configurations or methods in one sentence
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best method at one sparsity of a grid."""
+
+    level: float
+    methods: tuple[str, ...]  # ids; several if their means are equal, none if there is nothing above chance
+    mean: float | None  # percent
+    words: str  # for people
+    at_chance: bool = False
+
+
+def compared(grid: Grid, looks: Mapping[str, Look]) -> str:
+    """What a grid compares, in one sentence."""
+    labels = [looks[method].label for method in grid.methods]
+    seeds = names.counted(len(grid.seeds), "seed")
+    if not labels:
+        return f"The dense network, {seeds}."
+    at = _listed([names.compression(level) for level in grid.levels])
+    kind = " of filters" if grid.filters else ""
+    return f"{_listed(labels)} at {at} compression{kind}, {seeds}{' each' if len(grid.seeds) > 1 else ''}."
+
+
+def winners(grid: Grid, differences: Mapping[float, Sequence[Difference]], looks: Mapping[str, Look]) -> list[Best]:
+    """The best method at each sparsity, the dense network aside.
+
+    Args:
+        differences: all comparisons at each sparsity.
+    """
+    found = []
+    for level in grid.levels:
+        ranked = [c for c in grid.at(level) if not c.dense and not c.untrained and c.mean is not None]
+        top = max((c.mean for c in ranked if c.mean is not None), default=None)
+        leading = [c for c in ranked if c.mean == top]
+        if top is None:
+            found.append(Best(level, (), None, "no method was trained with every seed"))
+        elif grid.near_chance(top):
+            words = f"no method is above chance ({_percent(grid.chance)})"
+            found.append(Best(level, (), None, words, at_chance=True))
+        else:
+            sd = leading[0].sd if len(leading) == 1 else None
+            words = f"{_listed([looks[c.method].label for c in leading])}, {names.percent(top)}"
+            words += f" ± {names.percent(sd)} %" if sd is not None else " %"
+            untold = not_told_from_best(grid, level, differences.get(level, ()))
+            others = [looks[method].label for method in grid.methods if method in untold]
+            if best(grid, level) and others:
+                words += f"; a test cannot tell it from {_listed(others)}"
+            found.append(Best(level, tuple(c.method for c in leading), 100 * top, words))
+    return found
+
+
+def warnings(grid: Grid, looks: Mapping[str, Look]) -> list[str]:
+    """What a reader of the table must know first: too few seeds, no dense network, chance, collapsed networks."""
+    found = []
+    if len(grid.seeds) < FEWEST and len(grid.methods) > 1:
+        found.append(f"{names.counted(len(grid.seeds), 'seed')}: no test was made, because that takes {FEWEST}.")
+    if not grid.dense:
+        found.append("There is no run of the dense network.")
+    for level in grid.levels:
+        means = [c.mean for c in grid.at(level) if not c.dense and c.mean is not None]
+        if means and grid.near_chance(max(means)):
+            found.append(f"No method is above chance ({_percent(grid.chance)}) at {names.compression(level)}.")
+    for level in grid.levels:
+        collapsed = []
+        for method in grid.methods:
+            one = grid.configurations.get((method, level))
+            if one is not None and (share := one.share("either")) > 0:
+                some = f" ({round(share * len(one.rows))} of {len(one.rows)} seeds)" if share < 1 else ""
+                collapsed.append(f"{looks[method].label}{some}")
+        if collapsed:
+            found.append(f"Networks collapsed at {names.compression(level)}: {_listed(collapsed)}.")
+    return found
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.3g} %"
+
+
+def _listed(words: Sequence[str]) -> str:
+    """Words as a list in a sentence. A long list is cut."""
+    if len(words) > _MOST_NAMED:
+        words = [*words[: _MOST_NAMED - 1], f"{len(words) - _MOST_NAMED + 1} more"]
+    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
