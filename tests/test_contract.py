@@ -102,7 +102,7 @@ def test_a_pruned_weight_stays_pruned(name: str, net: nn.Module, batches: Batche
 
 
 # Allocations that fix the density of some layers, and so cannot reach every sparsity of a tiny net.
-LIMITED = {"uniform_plus", "smart_ratio", "global_min_density", "layer_rates"}
+LIMITED = {"uniform_plus", "erk_plus", "smart_ratio", "global_min_density", "layer_rates"}
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.9, 0.999])
@@ -119,7 +119,10 @@ def test_every_allocation_keeps_exactly_k(
     }
     k = round(round(1 - sparsity, 12) * masks.total(candidates))
     save_file(selection.keep_largest(scores, candidates, k).mask, tmp_path / "mask.safetensors")
-    more = [f"allocation.mask={tmp_path / 'mask.safetensors'}"] if allocate == "densities_of_mask" else []
+    rows = "".join(f"{key},{1 / (1 + i)}\n" for i, key in enumerate(candidates))
+    (tmp_path / "densities.csv").write_text(f"name,density\n{rows}")
+    files = {"densities_of_mask": "mask=mask.safetensors", "densities_of_file": "file=densities.csv"}
+    more = [f"allocation.{files[allocate].replace('=', f'={tmp_path}/')}"] if allocate in files else []
     function = composed(f"allocation={allocate}", *more).allocation
     try:
         chosen = function(scores, candidates, k, generator)

@@ -47,7 +47,11 @@ def test_the_page_on_published_numbers_tells_the_truth(tmp_path: Path) -> None:
     assert [n.value for n in found] == pytest.approx([0.936, 0.921, 0.909, 0.894])
     assert Recipes().of(found[1]).allocation.name == "uniform"
     listed = set(re.findall(r"^\| `?([A-Za-z_0-9 ]+?)`? \|", page, re.M))
-    assert listed - {"verdict", "quantity", "evidence", "option"} == {*numbers.QUANTITIES, *numbers.EVIDENCE, *pages.ORDER}
+    assert listed - {"verdict", "quantity", "evidence", "option"} == {
+        *numbers.QUANTITIES,
+        *numbers.EVIDENCE,
+        *pages.ORDER,
+    }
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ def test_random_signs_come_to_the_diagonal_of_the_hessian(images: Batches) -> No
     hessian = torch.autograd.functional.hessian(loss_of_last, last.flatten())
     exact = hessian.diagonal().view(4, 4) * last**2 / 2  # type: ignore[union-attr]
     errors = []
-    for probes in (4, 400):
+    for probes in (4, 1600):
         with mode(model, False):
             found = second_order.score(
                 subnetwork(model),
@@ -126,7 +126,7 @@ def test_random_signs_come_to_the_diagonal_of_the_hessian(images: Batches) -> No
                 **settings | {"probes": probes},  # type: ignore[arg-type]
             )["3.weight"]
         errors.append(float((found - exact).norm() / exact.norm()))
-    assert errors[1] < errors[0] / 4 and errors[1] < 0.1
+    assert errors[1] < errors[0] / 8 and errors[1] < 0.3
 
 
 def test_with_the_fisher_information_of_single_images(chain: nn.Module, images: Batches) -> None:

@@ -56,7 +56,7 @@ def _normalise_(settings: Plain) -> None:
         if type(settings.get(key)) is int:
             settings[key] = str(settings[key])
     paths: list[tuple[Any, str]] = [(settings, key) for key in ("results_dir", "data_dir", "mask", "weights")]
-    for part, key in [*paths, (dataset, "root"), (allocation, "mask")]:
+    for part, key in [*paths, (dataset, "root"), (allocation, "mask"), (allocation, "file")]:
         path = part.get(key) if isinstance(part, dict) else None
         if isinstance(path, str) and path.startswith("~"):  # which shells leave as it is behind an =
             try:
