@@ -23,7 +23,7 @@ run: setup ## prune and train a small network on real digits
 report: setup ## tables, figures and a page of results/, in report/
 	$(BIN)/pai-bench report results -o report
 
-test: setup ## run the tests (a few minutes, no GPU, no download)
+test: setup ## run the tests (twenty minutes, no GPU, no download)
 	$(BIN)/python -m pytest -n 2
 
 .venv-oldest/installed: pyproject.toml constraints-oldest.txt

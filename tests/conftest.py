@@ -1,5 +1,6 @@
 """What every test shares: composed configs, two tiny networks, a few labelled images."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -72,6 +73,16 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)  # tests run side by side
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """A test that starts a process of ours inside this one leaves no handlers behind."""
+    log = logging.getLogger("pai_bench")
+    handlers, propagate, level, raises = list(log.handlers), log.propagate, log.level, logging.raiseExceptions
+    yield
+    log.handlers, log.propagate, logging.raiseExceptions = handlers, propagate, raises
+    log.setLevel(level)
 
 
 class Chain(nn.Module):

@@ -11,7 +11,8 @@ import pytest
 import torch
 from conftest import Chain
 from emulated_graphs import emulated
-from test_train import CPU, METHODS, RATES, RECIPE, FewImages, half, optimizer_of
+from test_optimizers import METHODS, RATES, optimizer_of
+from test_train import CPU, RECIPE, FewImages, half
 from test_train import trainer as training_of
 from torch import Generator, nn
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import Chain, composed, options
-from test_train import CPU, METHODS, RATES, RECIPE, FewImages
+from test_optimizers import METHODS, RATES
+from test_train import CPU, RECIPE, FewImages
 from test_train import trainer as training_of
 from torch import Generator, nn
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import CONF, ROOT
+from packaging.version import Version
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -111,16 +112,33 @@ def bounds() -> dict[str, tuple[str, str | None]]:
 
 def test_the_oldest_libraries_of_the_tests_are_the_lower_bounds() -> None:
     oldest = pins("constraints-oldest.txt")
+    newer = {"torchcodec", *of_tests()}  # releases of torchcodec go with newer releases of torch
     for name, (low, _) in bounds().items():
-        if name != "torchcodec":  # its releases go with newer releases of torch
+        if name not in newer:
             number = [int(part) for part in low.split(".")]
             assert [int(part) for part in oldest[name].split(".")] == number + [0] * (3 - len(number)), name
 
 
+def of_tests() -> set[str]:
+    """The libraries that only the tests need."""
+    return {line.partition(">=")[0] for line in PROJECT["optional-dependencies"]["test"]}
+
+
+def plain(name: str) -> str:
+    """The name of a library, as pip compares names."""
+    return name.lower().replace("_", "-")
+
+
+def test_the_pinned_environment_has_every_library_within_its_bounds() -> None:
+    pinned = {plain(name): Version(version) for name, version in pins("constraints.txt").items()}
+    for name, (low, high) in bounds().items():
+        assert Version(low) <= pinned[plain(name)], name
+        assert high is None or pinned[plain(name)] < Version(high), name
+
+
 def test_every_library_of_a_run_has_an_upper_bound() -> None:
-    of_tests = {line.partition(">=")[0] for line in PROJECT["optional-dependencies"]["test"]}
     without = {name for name, (_, high) in bounds().items() if high is None}
-    assert without == {"torchcodec", *of_tests}
+    assert without == {"torchcodec", *of_tests()}
 
 
 def test_the_citation_has_the_version_and_the_licence_of_the_package() -> None:

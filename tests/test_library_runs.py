@@ -125,7 +125,7 @@ def test_messages_are_shown_once_however_often_it_is_called(
     words = ["pruner=random", "sparsity=0.5", "model=lenet300", "training.epochs=0", "tracker=none"]
     for _ in range(3):
         pb.run(*words)
-    assert [type(handler).__name__ for handler in log.handlers].count("_Console") == 1
+    assert [type(handler).__name__ for handler in log.handlers].count("Console") == 1
     assert capsys.readouterr().out.count("is finished already") == 2
 
 

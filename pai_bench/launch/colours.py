@@ -1,8 +1,9 @@
-"""Colours in a terminal that takes them."""
+"""What is written to the terminal, and colours where it takes them."""
 
 import logging
 import os
 import re
+import sys
 from functools import partial
 from typing import TextIO
 
@@ -24,6 +25,15 @@ _PATTERNS = (
     (re.compile(r"^  (LAYER COLLAPSE|NO SIGNAL|NOT TRAINED)(?=:)", re.M), YELLOW),
     (re.compile(r"^run +\d+(?= of \d+  )"), BOLD),
 )
+
+
+class Console(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes to what sys.stdout is at the time. Notebooks replace it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Prints one message."""
+        self.stream = sys.stdout
+        super().emit(record)
 
 
 class Formatter(logging.Formatter):

@@ -299,7 +299,7 @@ def complete(composed: DictConfig, of_hydra: Any) -> RunConfig:
     given = {override.key_or_group: override.value() for override in parsed(words)}
     chosen = any(key.partition(".")[0] == "tracker" for key in given) or "WANDB_MODE" in os.environ
     if not chosen and settings["tracker"]["name"] == "wandb" and not is_installed("wandb"):
-        _say_once("W&B is not installed: the run directory is the only record (pip install 'pai_bench[wandb]')")
+        _say_once("W&B is not installed: the run directory is the only record; pip install wandb, or give tracker=none")
         settings["tracker"] = {"name": "none", "_target_": "pai_bench.runs.tracking.none"}
     run = checks.complete(settings)
     if choices.get("experiment"):

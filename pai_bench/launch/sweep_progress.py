@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pai_bench.errors import PreemptedError
+from pai_bench.launch.colours import Console
 from pai_bench.runs import status, summary
 
 log = logging.getLogger("pai_bench")
@@ -55,7 +56,7 @@ def quieten() -> None:
     """In a sweep of several runs, shows only their lines and warnings in the terminal. The run.log files get all."""
     if _expected() > 1:
         for handler in log.handlers:
-            on_terminal = isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler)
+            on_terminal = type(handler) in (logging.StreamHandler, Console)  # and no handler of pytest or of a file
             if on_terminal and handler.level <= logging.WARNING:
                 handler.setLevel(logging.INFO)
                 handler.addFilter(_belongs)

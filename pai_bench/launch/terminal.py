@@ -86,30 +86,21 @@ def counted() -> Iterator[None]:
     sys.exit(count.worst)
 
 
-class _Console(logging.StreamHandler):  # type: ignore[type-arg]
-    """Writes to what sys.stdout is at the time. Notebooks replace it."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Prints one message."""
-        self.stream = sys.stdout
-        super().emit(record)
-
-
 def start_process() -> None:
     """Prepares this process for runs. Later calls do nothing.
 
     The terminal gets the messages for people. The run.log of a run gets all messages.
     """
-    if any(isinstance(handler, _Console) for handler in log.handlers):
+    if any(isinstance(handler, colours.Console) for handler in log.handlers):
         return
-    # A thread that waits for the others must not spin: beside other programs, spinning makes a step many times slower.
-    # OpenMP reads this when torch is imported.
-    if "GOMP_SPINCOUNT" not in os.environ:
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # A thread that waits for the others must not spin for long: beside other programs, spinning makes a step many times
+    # slower. Not to spin at all makes it slower where no other program runs. OpenMP reads this when torch is imported.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     logging.raiseExceptions = False  # a log line that cannot be written (full disk) must not hide the real failure
     log.setLevel(logging.DEBUG)
     log.propagate = False
-    console = _Console()
+    console = colours.Console()
     console.setLevel(logging.ERROR if world().rank > 0 else logging.WARNING if in_worker() else logging.INFO)
     console.setFormatter(colours.Formatter(sys.stdout))
     log.addHandler(console)

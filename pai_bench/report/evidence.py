@@ -152,12 +152,13 @@ def overlaps(
             mask = _packed(directories[row["id"]], unreadable)
             if mask:
                 masks[configuration.method] = mask
+    bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1)  # set in each byte; numpy 2 has it
     found = []
     for first, second in combinations(masks, 2):
         a, b = masks[first], masks[second]
         if a.keys() != b.keys():
             continue
-        common = sum(int(np.bitwise_count(a[name][2] & b[name][2]).sum()) for name in a)
+        common = sum(int(bits[a[name][2] & b[name][2]].sum()) for name in a)
         chance = sum(a[name][1] * b[name][1] / a[name][0] for name in a)
         kept = [sum(layer[1] for layer in mask.values()) for mask in (a, b)]
         if min(kept):
