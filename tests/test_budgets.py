@@ -8,7 +8,7 @@ from conftest import composed
 from torch import Generator
 
 from pai_bench.errors import ConfigError
-from pai_bench.masks import budgets, masks
+from pai_bench.masks import allocation, budgets, masks
 
 GENERATOR = Generator()
 SHAPES = [(8, 3, 3, 3), (16, 8, 3, 3), (32, 16, 3, 3), (10, 32)]
@@ -101,6 +101,31 @@ def test_a_file_that_does_not_fit_is_refused(text: str | None, said: str, tmp_pa
         file.write_text(text)
     with pytest.raises(ConfigError, match=rf"^allocation.file=.*: {said}"):
         counts(budgets.densities_of_file, 1000, file=str(file))
+
+
+# Percent pruned of the layers of ResNet-50 under ERK at 90 %, as STR publishes them (Kusupati et al. 2020,
+# arXiv:2002.03231, SparsityDistributions_90_ResNet50.csv), rounded there to whole numbers; by the sizes of a layer.
+ERK_OF_RESNET50 = {
+    (64, 3, 7, 7): 58, (64, 64, 1, 1): 0, (64, 64, 3, 3): 82, (256, 64, 1, 1): 4, (64, 256, 1, 1): 4,
+    (128, 256, 1, 1): 43, (128, 128, 3, 3): 91, (512, 128, 1, 1): 52, (512, 256, 1, 1): 71, (128, 512, 1, 1): 52,
+    (256, 512, 1, 1): 71, (256, 256, 3, 3): 96, (1024, 256, 1, 1): 76, (1024, 512, 1, 1): 86, (256, 1024, 1, 1): 76,
+    (512, 1024, 1, 1): 86, (512, 512, 3, 3): 98, (2048, 512, 1, 1): 88, (2048, 1024, 1, 1): 93, (512, 2048, 1, 1): 88,
+    (1000, 2048): 93,
+}  # fmt: skip
+
+
+def test_erk_gives_the_published_densities_of_resnet50() -> None:
+    blocks = [(64, 64, 256, 3), (256, 128, 512, 4), (512, 256, 1024, 6), (1024, 512, 2048, 3)]
+    shapes: list[tuple[int, ...]] = [(64, 3, 7, 7)]
+    for num_in, width, num_out, number in blocks:
+        shapes += [(width, num_in, 1, 1), (width, width, 3, 3), (num_out, width, 1, 1), (num_out, num_in, 1, 1)]
+        shapes += [(width, num_out, 1, 1), (width, width, 3, 3), (num_out, width, 1, 1)] * (number - 1)
+    everything = candidates([*shapes, (1000, 2048)])
+    assert masks.total(everything) == 25_502_912
+    keep = masks.num_kept(0.9, masks.total(everything))
+    chosen = allocation.erk(dict(everything), everything, keep, GENERATOR, kernel=True)  # all scores tie
+    for mask in chosen.mask.values():
+        assert 100 * (1 - float(mask.float().mean())) == pytest.approx(ERK_OF_RESNET50[tuple(mask.shape)], abs=0.51)
 
 
 def test_they_are_options() -> None:
