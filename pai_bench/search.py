@@ -98,6 +98,7 @@ def search(
         "loss": F.cross_entropy,
         "seed": run.seed,
         "diagnose": trainer.diagnose,
+        "build": lambda: run.model(parts.data.input_shape, parts.data.num_classes),
         "resume_from": resume_from,
         "checkpoint": checkpoint,
     }
@@ -119,7 +120,9 @@ def search(
         found = reuse.scores(cache, trainer.model)
         if found is None:
             return pruned_by(record, pruner=replace(pruner, score=reuse.CachedScore(pruner.score, cache))), None
-        changed = {"pruner": replace(pruner, score=lambda *_: found[0]), "ablation": replace(ablation, batches=None)}
+        # The mode plays no part any more.
+        known = replace(pruner, score=lambda *_: found[0], mode="eval")
+        changed = {"pruner": known, "ablation": replace(ablation, batches=None)}
         # Nothing looks at images, and a checkpoint would lack the costs.
         pruned = pruned_by(record, **changed, draw=lambda *_: [], checkpoint=lambda _: None)
         return replace(pruned, **found[1] | {"seconds": pruned.seconds + found[1]["seconds"]}), cache.used
@@ -206,6 +209,8 @@ def _cache(parts: Parts, model: nn.Module, ablation: Ablation) -> Cache | None:
         # Rounding is another on other machines.
         "machine": [torch.__version__, devices.describe(parts.device)],
     }
+    if pruner.redraws:  # how weights are drawn counts, beside those that were
+        determines["model"] = _without_name(settings["model"])
     return _folder(parts, determines)
 
 

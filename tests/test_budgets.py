@@ -1,5 +1,6 @@
 """Layer densities from sizes alone and from files: exact counts, and what must hold of each by its formula."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,7 @@ def test_balanced_keeps_equal_counts_and_redistributes() -> None:
 def test_pyramid_is_a_geometric_sequence() -> None:
     found = counts(budgets.pyramid, 2000)
     densities = [number / size for number, size in zip(found, SIZES, strict=True)]
-    ratios = [densities[0], *(deep / shallow for shallow, deep in zip(densities, densities[1:], strict=False))]
+    ratios = [densities[0], *(deep / shallow for shallow, deep in itertools.pairwise(densities))]
     assert max(ratios) == pytest.approx(min(ratios), rel=0.02)
 
 

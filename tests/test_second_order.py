@@ -6,7 +6,6 @@ from scored import assert_close, subnetwork, taken
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from pai_bench.analysis.mode import mode
 from pai_bench.core import Batches, Subnetwork
 from pai_bench.errors import UserError
 from pai_bench.masks import allocation, masks

@@ -15,8 +15,8 @@ from pai_bench.masks.allocation import asked, by_density, require_weights
 def igq(scores: Scores, candidates: Mask, keep: int, generator: Generator) -> Selection:
     """Ideal-gas quotas, by score within the layer: the density of a layer with n weights is 1 / (f n + 1).
 
-    The force f is the same for all layers, and makes the total exact. No density exceeds 1. At high sparsity every layer
-    keeps about the same number of weights.
+    The force f is the same for all layers, and makes the total exact. No density exceeds 1. At high sparsity every
+    layer keeps about the same number of weights.
 
     Reference: Vysogorets and Kempe 2023, arXiv:2107.02306, and the released code.
     Deviates: the total is exact; theirs is exact up to rounding.

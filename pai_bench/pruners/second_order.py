@@ -26,8 +26,8 @@ def score(
     Removing w changes the loss by -w g + h w^2 / 2 to second order.
 
     Args:
-        curvature: "hessian": the diagonal of the Hessian, estimated with random signs z as the mean of z (H z). "fisher":
-            the mean of the squared gradient of single images; it needs eval mode.
+        curvature: "hessian": the diagonal of the Hessian, estimated with random signs z as the mean of z (H z).
+            "fisher": the mean of the squared gradient of single images; it needs eval mode.
         first_order: the sign of w g. "minus" is the change of the loss. "plus" is what released code computes. "none"
             leaves the term out, and keeps the sign of the rest: at a minimum g is zero.
         probes: how many z for the Hessian.

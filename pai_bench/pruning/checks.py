@@ -1,10 +1,12 @@
-"""Whether scores can rank the candidates of a round."""
+"""Whether scores can rank the candidates of a round, and whether a mask may be ablated."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from pai_bench.core import Mask, Scores
-from pai_bench.errors import UserError
+from pai_bench.core import Ablation, Mask, Round, Scores
+from pai_bench.errors import ConfigError, UserError
 from pai_bench.masks.known_positions import known
 
 
@@ -53,3 +55,17 @@ def silent(scores: Scores, candidates: Mask) -> list[str]:
 
 def _is_silent(scores: Tensor, kept: Tensor) -> bool:
     return not ((scores != 0) & kept).any()
+
+
+def check_ablation(ablation: Ablation, rounds: Sequence[Round]) -> None:
+    """Refuses an ablation of the mask after training that is not rewound.
+
+    Raises:
+        ConfigError: it would bring back weights that have no value.
+    """
+    rewinds = all(one.until_epoch == 0 or (one.rewind_epoch is not None and one.rewind_weights) for one in rounds)
+    if ablation.mask is not None and not rewinds:
+        raise ConfigError(
+            "ablation of the mask: weights that training has moved and pruned have no value to come back with; use a "
+            "schedule before training, or one that rewinds the weights"
+        )

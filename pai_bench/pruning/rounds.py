@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, nn
 
 from pai_bench.analysis.cost import CountFlops
 from pai_bench.analysis.filters import find_filters
@@ -23,6 +23,7 @@ from pai_bench.core import (
     Record,
     Round,
     Scores,
+    ScoringData,
     Shape,
     Subnetwork,
     Training,
@@ -32,6 +33,7 @@ from pai_bench.core import (
 from pai_bench.errors import ConfigError, UserError
 from pai_bench.masks import masks
 from pai_bench.pruning import checks, scoring
+from pai_bench.pruning.values import assign_, restore_
 from pai_bench.system import devices, layout, seeding
 
 log = logging.getLogger(__name__)
@@ -101,6 +103,7 @@ def prune(
     training: Training = NoTraining(),  # noqa: B008, as it has no state
     record: Record = lambda metrics, epoch: None,
     diagnose: Callable[[Mask], dict[str, float]] | None = None,
+    build: Callable[[], nn.Module] | None = None,
     resume_from: Pruned | None = None,
     checkpoint: Callable[[Pruned], None] = lambda pruned: None,
 ) -> Pruned:
@@ -113,6 +116,7 @@ def prune(
         draw: draws training images for scoring, as core.Data does.
         training: does what the rounds ask between them. The default is for rounds that lie before training.
         diagnose: measurements that are recorded before and after each round's mask is applied.
+        build: makes a model anew, its weights drawn from torch's global generator; for pruners that redraw.
         resume_from: what an earlier attempt had reached. The model has to be as it was then.
         checkpoint: called with what has been reached, at the start and after every round.
 
@@ -121,9 +125,21 @@ def prune(
             training that is not rewound.
         UserError: the scores of a round cannot rank the weights.
     """
-    _check_ablation(ablation, rounds)
+    checks.check_ablation(ablation, rounds)
     search = _Search(
-        model, pruner, allocate, ablation, initial, input_shape, draw, training, loss, seed, diagnose, len(rounds)
+        model,
+        pruner,
+        allocate,
+        ablation,
+        initial,
+        input_shape,
+        draw,
+        training,
+        loss,
+        seed,
+        diagnose,
+        build,
+        len(rounds),
     )
     pruned = resume_from or search.start()
     checkpoint(pruned)
@@ -143,15 +159,6 @@ def prune(
     return pruned
 
 
-def _check_ablation(ablation: Ablation, rounds: Sequence[Round]) -> None:
-    rewinds = all(one.until_epoch == 0 or (one.rewind_epoch is not None and one.rewind_weights) for one in rounds)
-    if ablation.mask is not None and not rewinds:
-        raise ConfigError(
-            "ablation of the mask: weights that training has moved and pruned have no value to come back with; use a "
-            "schedule before training, or one that rewinds the weights"
-        )
-
-
 @dataclass(frozen=True)
 class _Prepared:
     """What one round works with."""
@@ -160,6 +167,7 @@ class _Prepared:
     goal: Round
     before: Pruned  # what the rounds so far have reached
     batches: Batches
+    pass_batches: Batches  # of the pass that sets the statistics of norms
     candidates: Mask  # the units that the round may keep
     num_kept: int  # how many of them it keeps
     moved: Weights | None
@@ -194,6 +202,7 @@ class _Search:
     loss: Loss
     seed: int
     diagnose: Callable[[Mask], dict[str, float]] | None
+    build: Callable[[], nn.Module] | None
     num_rounds: int
 
     def __post_init__(self) -> None:
@@ -204,6 +213,12 @@ class _Search:
         self.dtype = scoring.DTYPES[self.pruner.dtype]
         self.scored = scoring.copy_for_scores(self.model, self.dtype)
         self.scored_initial = scoring.cast_weights(self.initial, self.dtype)
+        self.passes = self.pruner.mode == "eval_after_pass"
+        if self.passes:
+            scoring.check_pass(self.pruner, self.scored)
+        self.redraw = None
+        if self.pruner.redraws and self.build is not None:
+            self.redraw = scoring.redrawing(self.build, self.device, self.dtype)
         self.stale = False  # whether the model's weights have moved since the copy was made, other than by pruning
         self.cache: dict[str, Any] = {}
 
@@ -231,7 +246,8 @@ class _Search:
 
     def _prepare(self, number: int, goal: Round, before: Pruned) -> _Prepared:
         """Draws the images, brings the copy that is scored up to date, and says what the round has to keep."""
-        batches = self._batches(number)
+        batches = self._batches(number, "examples", self.pruner.scoring_data)
+        pass_batches = self._batches(number, "pass", scoring.data_of_pass(self.pruner)) if self.passes else []
         started = time.perf_counter()
         if self.stale:
             scoring.update_(self.scored, self.model)
@@ -249,20 +265,26 @@ class _Search:
             num_kept=lambda: num_kept,
             cache=self.cache,
             moved=None if moved is None else scoring.cast_weights(moved, self.dtype),
+            redraw=self.redraw,
         )
         # All rounds do the same arithmetic on the same shapes, so the first is counted for all. What a score can leave
         # out in later rounds counts as done, so that costs can be compared.
         counter = CountFlops() if number == 1 else None
-        return _Prepared(number, goal, before, batches, candidates, num_kept, moved, net, counter, started)
+        parts = batches, pass_batches, candidates, num_kept
+        return _Prepared(number, goal, before, *parts, moved, net, counter, started)
 
-    def _batches(self, number: int) -> Batches:
-        """The images and labels that the score of a round sees."""
-        if self.pruner.scoring_data is None:
+    def _batches(self, number: int, stream: str, wanted: ScoringData | None) -> Batches:
+        """The images and labels that the score of a round sees, or that pass before it."""
+        if wanted is None:
             return []
         noise, change_stored = self._generator("ablation", number), self.ablation.images
         change = () if change_stored is None else (lambda images, labels: change_stored(images, labels, noise),)
-        examples = self._generator("examples", number)
-        batches = self.draw(self.pruner.scoring_data, examples, self.dtype, *change)
+        try:
+            batches = self.draw(wanted, self._generator(stream, number), self.dtype, *change)
+        except ConfigError as error:
+            if stream != "pass":
+                raise
+            raise ConfigError(str(error).replace("pruner.scoring_data.total", "pruner.pass_images")) from error
         return batches if self.ablation.batches is None else self.ablation.batches(batches, noise)
 
     def _moved(self, before: Pruned) -> Weights:
@@ -303,6 +325,7 @@ class _Search:
             seeding.seeded(self.seed, stream, prepared.number),
             devices.reproducible(self.device),
             prepared.counter or nullcontext(),
+            scoring.after_pass(self.scored, prepared.pass_batches) if self.passes else nullcontext(),
         ):
             yield
 
@@ -327,10 +350,10 @@ class _Search:
         before = prepared.before.mask_with_coupled
         if pruner.regrow or choice.without_ablation is not None:
             returned = {name: choice.held[name] & ~kept for name, kept in before.items()}
-            _restore_(self.model, self.initial | (prepared.moved or {}), returned)
+            restore_(self.model, self.initial | (prepared.moved or {}), returned)
         if choice.scale is not None:
             weights = prepared.net.weights
-            _assign_(self.model, {name: weight * choice.scale[name] for name, weight in weights.items()})
+            assign_(self.model, {name: weight * choice.scale[name] for name, weight in weights.items()})
         masks.apply_narrower_(self.model, before, choice.held)
         if pruner.transfer is not None:
             scoring.update_(self.scored, self.model)
@@ -338,7 +361,7 @@ class _Search:
             net = Subnetwork(self.scored, mask, self.scored_initial, self.input_shape)
             with self._conditions("transfer", prepared):
                 generator = self._generator("transfer", prepared.number)
-                _assign_(self.model, pruner.transfer(net, prepared.batches, self.loss, generator))
+                assign_(self.model, pruner.transfer(net, prepared.batches, self.loss, generator))
             masks.apply_(self.model, choice.held)
         rewinds = prepared.goal.rewind_epoch is not None
         self.stale = pruner.regrow or pruner.transfer is not None or choice.scale is not None or rewinds
@@ -352,6 +375,7 @@ class _Search:
         devices.wait(self.device)
         seconds = time.perf_counter() - prepared.started
         number, before, counter = prepared.number, prepared.before, prepared.counter
+        seen = [*labels_of(prepared.batches), *labels_of(prepared.pass_batches)]
         mask = {name: choice.held[name] for name in self.names}
         sparsity = 1 - sum(densities[name] * kept.numel() for name, kept in mask.items()) / masks.total(mask)
         log.debug("round %d of %d: sparsity %.6f, %.2f s", number, self.num_rounds, sparsity, seconds)
@@ -362,7 +386,7 @@ class _Search:
             without_ablation=choice.without_ablation,
             scores=scores,
             seconds=before.seconds + seconds,
-            num_examples=before.num_examples + sum(map(len, labels_of(prepared.batches))),
+            num_examples=before.num_examples + sum(map(len, seen)),
             flops=counter.flops if counter is not None else before.flops // (number - 1) * number,
             sparsities=[*before.sparsities, sparsity],
             num_tied=[*before.num_tied, choice.num_tied],
@@ -376,18 +400,3 @@ class _Search:
 
     def _generator(self, stream: str, number: int) -> Generator:
         return seeding.generator(self.seed, stream, number)
-
-
-@torch.no_grad()
-def _restore_(model: nn.Module, values: Weights, returned: Mask) -> None:
-    """Gives the weights that return the values that they return with."""
-    parameters = dict(model.named_parameters())
-    for name, tensor in returned.items():
-        parameters[name][tensor] = values[name][tensor]
-
-
-@torch.no_grad()
-def _assign_(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    parameters = dict(model.named_parameters())
-    for name, weight in weights.items():
-        parameters[name].copy_(weight)

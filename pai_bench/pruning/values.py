@@ -1,0 +1,22 @@
+"""Puts values into the parameters of a model, in place."""
+
+import torch
+from torch import nn
+
+from pai_bench.core import Mask, Weights
+
+
+@torch.no_grad()
+def restore_(model: nn.Module, values: Weights, returned: Mask) -> None:
+    """Gives the weights that return the values that they return with."""
+    parameters = dict(model.named_parameters())
+    for name, tensor in returned.items():
+        parameters[name][tensor] = values[name][tensor]
+
+
+@torch.no_grad()
+def assign_(model: nn.Module, weights: Weights) -> None:
+    """Gives the parameters that are named these values."""
+    parameters = dict(model.named_parameters())
+    for name, weight in weights.items():
+        parameters[name].copy_(weight)
