@@ -119,6 +119,7 @@ def pruned_as(
     input_shape: Shape,
     *overrides: str,
     draw: Callable[..., Batches] = lambda examples, generator, dtype: [],
+    build: Callable[[], nn.Module] | None = None,
 ) -> Pruned:
     """What a config makes of a model, where the rounds come before training."""
     cfg = composed(*overrides)
@@ -132,6 +133,7 @@ def pruned_as(
         draw=draw,
         loss=F.cross_entropy,
         seed=0,
+        build=build,
     )
 
 

@@ -1,6 +1,7 @@
 """What holds for every pruner, whatever its method: a yaml in conf/pruner is under test by existing."""
 
 import copy
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -8,17 +9,18 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import CONF, composed, options
+from conftest import CONF, Chain, composed, options, residual
 from safetensors.torch import save_file
 from torch import Generator, nn
 from torch.nn import functional as F
 
 from pai_bench import assembly, search
 from pai_bench.analysis.mode import mode
-from pai_bench.core import Batches, DataSettings, Pruner, Scores, Subnetwork, TrainingLength
+from pai_bench.core import Batches, DataSettings, Pruner, Scores, Subnetwork, TrainingLength, Weights
 from pai_bench.data.resident import Resident
 from pai_bench.errors import ConfigError
 from pai_bench.masks import allocation, masks, selection
+from pai_bench.pruning import scoring
 from pai_bench.system import layout
 from pai_bench.training.reuse import SharedTraining
 
@@ -30,12 +32,17 @@ def pruner_of(name: str) -> Pruner:
     return composed(f"pruner={name}", "sparsity=0.5").pruner
 
 
+def redraw(model: nn.Module) -> Callable[[Generator], Weights]:
+    dtype = next(model.parameters()).dtype
+    return scoring.redrawing(Chain if isinstance(model, Chain) else residual, torch.device("cpu"), dtype)
+
+
 def take(name: str, model: nn.Module, batches: Batches, mask: masks.Mask | None = None, seed: int = 0) -> Scores:
     pruner = pruner_of(name)
     initial = {key: weight.detach().clone() for key, weight in masks.prunable(model).items()}
     mask = masks.full(model) if mask is None else mask
     masks.apply_(model, mask)
-    net = Subnetwork(model, mask, initial, (3, 8, 8))
+    net = Subnetwork(model, mask, initial, (3, 8, 8), redraw=redraw(model) if pruner.redraws else None)
     with mode(model, pruner.mode == "train"):
         assert pruner.score is not None
         return pruner.score(net, batches, F.cross_entropy, Generator().manual_seed(seed))
@@ -87,6 +94,20 @@ def test_scoring_leaves_no_trace(name: str, net: nn.Module, batches: Batches) ->
     assert [key for key, parameter in net.named_parameters() if parameter.grad is not None] == ["fc.weight"]
     assert torch.equal(net.fc.weight.grad, torch.ones_like(net.fc.weight))
     assert torch.equal(torch.get_rng_state(), random)
+
+
+REDRAWS = [name for name in SCORED if pruner_of(name).redraws]
+
+
+@pytest.mark.parametrize("name", REDRAWS)
+def test_pruners_that_redraw_look_at_no_weights_and_no_images(name: str, net: nn.Module, batches: Batches) -> None:
+    assert pruner_of(name).scoring_data is None
+    first = take(name, net, batches)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.normal_()
+    second = take(name, net, [])
+    assert all(torch.equal(first[key], second[key]) for key in first)
 
 
 @pytest.mark.parametrize("name", SCORED)
@@ -164,6 +185,8 @@ def _mask(name: str, num_threads: int, channels_last: bool, device: str = "cpu")
     of_method = ["sparsity=0.9"]
     if name.startswith("filter_"):
         of_method += ["schedule=linear", "schedule.rounds=5"]
+    if name.startswith(("px", "synflow_l2", "ntk_sap")):
+        of_method += ["schedule.rounds=5"]
     if name.startswith("ntt"):
         of_method = ["sparsity=0.5", "schedule.rounds=2", "pruner.transfer.steps=2"]
     if composed(f"pruner={name}", *of_method).pruner.scoring_data is not None:

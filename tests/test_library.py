@@ -117,6 +117,8 @@ def test_every_pruner_prunes_a_model_of_ones_own(name: str) -> None:
         more = {"schedule": "linear", "settings": few | {"schedule.rounds": 2}}
     elif name.startswith("ntt"):
         more = {"settings": few | {"schedule.rounds": 2}}
+    elif composed(f"pruner={name}", "sparsity=0.5").pruner.redraws:
+        more = {"build": Chain, "settings": {"schedule.rounds": 3}}
     mask = pb.prune(model, name, sparsity=0.5, data=random_batches(), **more)
     prunable = masks.prunable(model)
     assert set(prunable) <= set(mask)
@@ -449,6 +451,9 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     (by_size, {"settings": {"pruner.score.power": 2}}, r"pruner\.score is a function of yours"),  # type: ignore[list-item]
     ("magnitude", {"mask": {"fc.bias": torch.ones(4).bool()}}, "^mask: Chain has no parameter 'fc.bias'"),
     ("magnitude", {"mask": {"norm1.bias": torch.ones(6).bool()}}, "^mask: norm1.bias is no weight that is pruned"),
+    ("ntk_sap", {"input_shape": SHAPE}, "^pruner=ntk_sap: it draws new weights .*; give build="),
+    ("ntk_sap", {"input_shape": SHAPE, "build": lambda: nn.Linear(2, 2)}, "^build: it makes no Chain with"),
+    ("snip", {"data": [IMAGES], "build": Chain}, "^build: pruner=snip draws no weights; leave it out"),
     ("snip", {"data": 5}, "^data: int is no iterable of batches"),
     ("snip", {"data": []}, "^data: it holds no batch"),
     ("snip", {"data": IMAGES}, "^data: a batch is Tensor; .* a single batch goes into a list"),

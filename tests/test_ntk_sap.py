@@ -78,8 +78,8 @@ class Smooth(nn.Module):
 
 
 def test_it_comes_to_the_derivative_of_the_trace_of_the_tangent_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As epsilon falls, S / epsilon^2 comes to |J z|^2. Summed over the unit vectors z, or in the mean over normal z, that
-    is the trace of J J'."""
+    """As epsilon falls, S / epsilon^2 comes to |J z|^2. Its sum over unit vectors z, as its mean over normal z, is the
+    trace of J J'."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3, bias=False), nn.Tanh(), nn.Linear(3, 2, bias=False)).double()
     weights = {name: weight.detach() for name, weight in masks.prunable(model).items()}
@@ -88,7 +88,7 @@ def test_it_comes_to_the_derivative_of_the_trace_of_the_tangent_kernel(monkeypat
 
     def trace(*mask: Tensor) -> Tensor:
         def outputs(*values: Tensor) -> Tensor:
-            named = {name: value * factor for (name, value), factor in zip(zip(weights, values), mask, strict=True)}
+            named = {name: value * factor for name, value, factor in zip(weights, values, mask, strict=True)}
             return torch.func.functional_call(model, named, (images,))
 
         jacobians = torch.autograd.functional.jacobian(outputs, tuple(weights.values()), create_graph=True)

@@ -233,8 +233,13 @@ def searched(name: str, *settings: str) -> tuple[nn.Module, Mask]:
     """The mask that a pruner finds before training, with the settings of its yaml, on a host of depth 4."""
     words = [f"pruner={name}", "dataset=planted_circle", "model=planted", f"sparsity={1 - 124 / 2_800}", *settings]
     model, data = host(4, 50), composed(*words).dataset(PLACE)
+
+    def build() -> nn.Module:
+        fresh: nn.Module = composed("model=planted", "model.depth=4", "model.width=50").model(SHAPE, 4)
+        return fresh
+
     with seeding.seeded(0, "score"):
-        pruned = pruned_as(model, SHAPE, *words, draw=data.draw)
+        pruned = pruned_as(model, SHAPE, *words, draw=data.draw, build=build)
     return model, pruned.mask
 
 

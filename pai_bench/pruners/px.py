@@ -31,7 +31,9 @@ def score(
         UserError: there are no images; an activation is no ReLU; a flow overflows the precision of the network.
 
     Reference: Iurada et al. 2024, arXiv:2406.01820, and the released code.
-    Deviates: R is divided by its largest weight of an output, which changes no rank and avoids overflow. In the network
+    Deviates: code released in February 2025 (commit ed6c40e) has batch statistics in the flow of weights. Where a
+        network ends with a norm and average pooling, that flow then does not depend on the weights, so it is no option.
+        R is divided by its largest weight of an output, which changes no rank and avoids overflow. In the network
         of ones, norms are the identity and biases zero. The squared network keeps running variances as they are.
     """
     if not batches:
