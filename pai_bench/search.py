@@ -120,9 +120,7 @@ def search(
         found = reuse.scores(cache, trainer.model)
         if found is None:
             return pruned_by(record, pruner=replace(pruner, score=reuse.CachedScore(pruner.score, cache))), None
-        # The mode plays no part any more.
-        known = replace(pruner, score=lambda *_: found[0], mode="eval")
-        changed = {"pruner": known, "ablation": replace(ablation, batches=None)}
+        changed = {"pruner": replace(pruner, score=lambda *_: found[0]), "ablation": replace(ablation, batches=None)}
         # Nothing looks at images, and a checkpoint would lack the costs.
         pruned = pruned_by(record, **changed, draw=lambda *_: [], checkpoint=lambda _: None)
         return replace(pruned, **found[1] | {"seconds": pruned.seconds + found[1]["seconds"]}), cache.used
@@ -192,6 +190,8 @@ def _cache(parts: Parts, model: nn.Module, ablation: Ablation) -> Cache | None:
         return None
     # What comes after the score cannot change it, and masks are kept for searches of several rounds alone.
     single = len(parts.rounds) == 1
+    if single and pruner.mode == "eval_after_pass":  # what is kept of a single score lacks the costs of the pass
+        return None
     after = ("reduce", "regrow") if single else ()
     before = ("images", "batches") if single else ("images", "batches", "scores", "mask")
     broken = ablation is run.ablation
