@@ -8,7 +8,7 @@ from torch import Generator, Tensor, nn
 from pai_bench.analysis import gates
 from pai_bench.core import Batches, Loss, Scores, Subnetwork, Weights
 from pai_bench.errors import UserError
-from pai_bench.pruners.synflow import Flow, warn_without_conservation
+from pai_bench.pruners.synflow import Flow
 
 _NAME = "PX"
 
@@ -38,7 +38,6 @@ def score(
     """
     if not batches:
         raise UserError("pruner.scoring_data=null: this score looks at images; say how many, as in conf/pruner/px.yaml")
-    warn_without_conservation(net, _NAME)
     if "px" not in net.cache:
         net.cache["px"] = Flow(net, _NAME, squares=True)
     flow: Flow = net.cache["px"]
@@ -67,14 +66,14 @@ def _flow_of_images(net: Subnetwork, images: Tensor) -> Tensor:
     found: list[Tensor] = []
     with gates.recorded(_NAME, found):
         net(images, net.weights)
-    values = net.free(ones(net.model) | {name: kept.to(images) for name, kept in net.mask.items()})
+    values = net.free(_ones(net.model) | {name: kept.to(images) for name, kept in net.mask.items()})
     buffers = {name: _of_identity(name, buffer) for name, buffer in net.model.named_buffers()}
     with gates.replayed(_NAME, found):
         outputs: Tensor = torch.func.functional_call(net.model, (values, buffers), (images**2,))
     return outputs.sum(0)
 
 
-def ones(model: nn.Module) -> Weights:
+def _ones(model: nn.Module) -> Weights:
     """One for every parameter called weight, zero for every bias. Other parameters as they are."""
     kinds = {"weight": torch.ones_like, "bias": torch.zeros_like}
     named = ((name, parameter.detach()) for name, parameter in model.named_parameters())

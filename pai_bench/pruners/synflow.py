@@ -40,7 +40,6 @@ def score(net: Subnetwork, batches: Batches, loss: Loss, generator: Generator) -
         precision and the same numbers of weights (schedule.rounding=up; their last round rounds up too) masks equal
         those of their loop, bit for bit. They drop all weights that equal the threshold.
     """
-    warn_without_conservation(net, "SynFlow")
     if "synflow" not in net.cache:
         net.cache["synflow"] = Flow(net, "SynFlow")
     scores: Scores = net.cache["synflow"].scores(net)
@@ -56,6 +55,8 @@ class Flow:
     """
 
     def __init__(self, net: Subnetwork, name: str, *, squares: bool = False) -> None:
+        if all(kept.all() for kept in net.mask.values()) and (odd := _without_conservation(net.model)):
+            log.warning("%s's conservation laws do not hold through %s; its scores are taken as they come", name, odd)
         self.name, self.squares = name, squares
         self.outputs: Tensor | None = None  # by what each output counts in R; None: all alike
         self.precision = next(iter(net.weights.values())).dtype
@@ -205,12 +206,6 @@ class Flow:
 
 def _named(model: nn.Module) -> list[tuple[str, Tensor]]:
     return [*model.named_parameters(), *model.named_buffers()]
-
-
-def warn_without_conservation(net: Subnetwork, name: str) -> None:
-    """Says in the first round which layers do not conserve the flow."""
-    if all(kept.all() for kept in net.mask.values()) and (odd := _without_conservation(net.model)):
-        log.warning("%s's conservation laws do not hold through %s; its scores are taken as they come", name, odd)
 
 
 def _without_conservation(model: nn.Module) -> str:

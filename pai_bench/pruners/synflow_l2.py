@@ -5,7 +5,7 @@ from typing import Literal
 from torch import Generator
 
 from pai_bench.core import Batches, Loss, Scores, Subnetwork
-from pai_bench.pruners.synflow import Flow, warn_without_conservation
+from pai_bench.pruners.synflow import Flow
 
 
 def score(
@@ -26,7 +26,6 @@ def score(
         arXiv:2406.01820.
     Deviates: that code squares running statistics too, which at initialization changes nothing.
     """
-    warn_without_conservation(net, "SynFlow-L2")
     if "synflow_l2" not in net.cache:
         net.cache["synflow_l2"] = Flow(net, "SynFlow-L2", squares=True)
     scores: Scores = net.cache["synflow_l2"].scores(net)
