@@ -118,6 +118,8 @@ class Subnetwork:
     # pruning. Results must not depend on it.
     cache: dict[str, Any] = field(default_factory=dict)
     moved: Weights | None = None  # the values that weights had when they were last kept; None: the initial values
+    # Values of every parameter, drawn anew as the model's were. None: the pruner does not say that it redraws.
+    redraw: Callable[[Generator], Weights] | None = None
 
     @property
     def weights(self) -> Weights:
@@ -245,6 +247,8 @@ class Training(Protocol):
         """Puts the clock back, and the weights if asked, and forgets the momentum."""
 
 
+NUM_PASS_IMAGES = 1000  # enough for statistics of norms, which average over positions too
+
 Reduction = Literal["sum", "abs_sum", "l2", "max"]  # how the scores of a filter's weights become one score
 
 
@@ -253,13 +257,15 @@ class Pruner:
     """A score and the conditions under which it is taken."""
 
     score: Score | None  # None: dense, there are no rounds
-    mode: Literal["eval", "train"]  # batch-norm mode while scoring
+    mode: Literal["eval", "train", "eval_after_pass"]  # batch-norm mode while scoring
     scoring_data: ScoringData | None  # None: the score looks at no images
     dtype: Literal["float64", "float32"] = "float64"  # of network, images and scores; most authors compute in float32
     reduce: Reduction | None = None  # set: whole filters are ranked and pruned, and the sparsity is that of filters
     regrow: bool = False  # a weight pruned in one round may return in the next, with its initial value
     regrow_moved: bool = False  # or with the value that it had when it was pruned
     transfer: Transfer | None = None  # set: every round ends with new weights
+    pass_images: Count | None = None  # with mode=eval_after_pass: of the pass before scoring; None: NUM_PASS_IMAGES
+    redraws: Literal[True] | None = None  # set: the score draws weights anew, and those of the network play no part
     name: str = ""
     label: str | None = None  # what tables and figures call the method; None: its name
 

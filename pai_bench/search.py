@@ -103,6 +103,7 @@ def search(
         "prunable": run.prunable,
         "target": run.target,
         "diagnose": trainer.diagnose,
+        "build": lambda: run.model(parts.data.input_shape, parts.data.num_classes),
         "resume_from": resume_from,
         "checkpoint": checkpoint,
     }
@@ -197,6 +198,8 @@ def _cache(parts: Parts, model: nn.Module, ablation: Ablation) -> Cache | None:
         return None
     # What comes after the score cannot change it, and masks are kept for searches of several rounds alone.
     single = len(parts.rounds) == 1
+    if single and pruner.mode == "eval_after_pass":  # what is kept of a single score lacks the costs of the pass
+        return None
     after = ("reduce", "regrow") if single else ()
     before = ("images", "batches") if single else ("images", "batches", "scores", "mask")
     broken = ablation is run.ablation
@@ -215,6 +218,8 @@ def _cache(parts: Parts, model: nn.Module, ablation: Ablation) -> Cache | None:
         # Rounding is another on other machines.
         "machine": [torch.__version__, devices.describe(parts.device)],
     }
+    if pruner.redraws:  # how weights are drawn counts, beside those that were
+        determines["model"] = _without_name(settings["model"])
     return _folder(parts, determines)
 
 

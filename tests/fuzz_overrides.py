@@ -34,6 +34,7 @@ NEEDS = {
     "timm": ("model.name=resnet18",),
     "image_folder": ("dataset.root=somewhere",),
     "densities_of_mask": ("allocation.mask=some.safetensors",),
+    "densities_of_file": ("allocation.file=some.csv",),
     "fine_tune": ("training=cifar",),
     "imagenet_16": ("dataset=imagenet",),
 }

@@ -113,8 +113,8 @@ def test_synflow_without_dead_channels_finds_the_same_masks(
     from pai_bench.pruners import synflow
 
     cuts = []
-    cut = synflow._Flow._cut
-    monkeypatch.setattr(synflow._Flow, "_cut", lambda flow, left: (cuts.append(len(left)), cut(flow, left)))
+    cut = synflow.Flow._cut
+    monkeypatch.setattr(synflow.Flow, "_cut", lambda flow, left: (cuts.append(len(left)), cut(flow, left)))
     settings = ("pruner=synflow", "compression=1000", "schedule.rounds=12")
     monkeypatch.setattr(synflow, "_LARGE", 1 << 60)
     plain = pruned_as(build(*overrides, shape=shape), shape, *settings)
@@ -140,7 +140,7 @@ def test_synflow_needs_no_memory_of_earlier_rounds() -> None:
         masks.apply_(model, mask)
         for buffer in model.buffers():  # as training would move running statistics
             buffer.add_(1)
-    assert isinstance(cache["synflow"], synflow._Flow) and cache["synflow"].left
+    assert isinstance(cache["synflow"], synflow.Flow) and cache["synflow"].left
     for name, fresh in _flow(model, mask, {}).items():
         assert torch.equal(_flow(model, mask, cache)[name], fresh), name  # a search that was interrupted has none
 

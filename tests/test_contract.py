@@ -1,6 +1,7 @@
 """What holds for every pruner, whatever its method: a yaml in conf/pruner is under test by existing."""
 
 import copy
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -8,17 +9,18 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import CONF, composed, options
+from conftest import CONF, Chain, composed, options, residual
 from safetensors.torch import save_file
 from torch import Generator, nn
 from torch.nn import functional as F
 
 from pai_bench import assembly, search
 from pai_bench.analysis.mode import mode
-from pai_bench.core import Batches, DataSettings, Pruner, Scores, Subnetwork, TrainingLength
+from pai_bench.core import Batches, DataSettings, Pruner, Scores, Subnetwork, TrainingLength, Weights
 from pai_bench.data.resident import Resident
 from pai_bench.errors import ConfigError
 from pai_bench.masks import allocation, masks, selection
+from pai_bench.pruning import scoring
 from pai_bench.system import layout
 from pai_bench.training.reuse import SharedTraining
 
@@ -30,12 +32,17 @@ def pruner_of(name: str) -> Pruner:
     return composed(f"pruner={name}", "sparsity=0.5").pruner
 
 
+def redraw(model: nn.Module) -> Callable[[Generator], Weights]:
+    dtype = next(model.parameters()).dtype
+    return scoring.redrawing(Chain if isinstance(model, Chain) else residual, torch.device("cpu"), dtype)
+
+
 def take(name: str, model: nn.Module, batches: Batches, mask: masks.Mask | None = None, seed: int = 0) -> Scores:
     pruner = pruner_of(name)
     initial = {key: weight.detach().clone() for key, weight in masks.prunable(model).items()}
     mask = masks.full(model) if mask is None else mask
     masks.apply_(model, mask)
-    net = Subnetwork(model, mask, initial, (3, 8, 8))
+    net = Subnetwork(model, mask, initial, (3, 8, 8), redraw=redraw(model) if pruner.redraws else None)
     with mode(model, pruner.mode == "train"):
         assert pruner.score is not None
         return pruner.score(net, batches, F.cross_entropy, Generator().manual_seed(seed))
@@ -89,6 +96,20 @@ def test_scoring_leaves_no_trace(name: str, net: nn.Module, batches: Batches) ->
     assert torch.equal(torch.get_rng_state(), random)
 
 
+REDRAWS = [name for name in SCORED if pruner_of(name).redraws]
+
+
+@pytest.mark.parametrize("name", REDRAWS)
+def test_pruners_that_redraw_look_at_no_weights_and_no_images(name: str, net: nn.Module, batches: Batches) -> None:
+    assert pruner_of(name).scoring_data is None
+    first = take(name, net, batches)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.normal_()
+    second = take(name, net, [])
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
 @pytest.mark.parametrize("name", SCORED)
 def test_a_pruned_weight_stays_pruned(name: str, net: nn.Module, batches: Batches) -> None:
     mask = masks.full(net)
@@ -102,7 +123,7 @@ def test_a_pruned_weight_stays_pruned(name: str, net: nn.Module, batches: Batche
 
 
 # Allocations that fix the density of some layers, and so cannot reach every sparsity of a tiny net.
-LIMITED = {"uniform_plus", "smart_ratio", "global_min_density", "layer_rates"}
+LIMITED = {"uniform_plus", "erk_plus", "smart_ratio", "global_min_density", "layer_rates"}
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.9, 0.999])
@@ -119,7 +140,10 @@ def test_every_allocation_keeps_exactly_k(
     }
     k = round(round(1 - sparsity, 12) * masks.total(candidates))
     save_file(selection.keep_largest(scores, candidates, k).mask, tmp_path / "mask.safetensors")
-    more = [f"allocation.mask={tmp_path / 'mask.safetensors'}"] if allocate == "densities_of_mask" else []
+    rows = "".join(f"{key},{1 / (1 + i)}\n" for i, key in enumerate(candidates))
+    (tmp_path / "densities.csv").write_text(f"name,density\n{rows}")
+    files = {"densities_of_mask": "mask=mask.safetensors", "densities_of_file": "file=densities.csv"}
+    more = [f"allocation.{files[allocate].replace('=', f'={tmp_path}/')}"] if allocate in files else []
     function = composed(f"allocation={allocate}", *more).allocation
     try:
         chosen = function(scores, candidates, k, generator)
@@ -166,6 +190,8 @@ def _mask(name: str, num_threads: int, channels_last: bool, device: str = "cpu")
     of_method = ["sparsity=0.9"]
     if name.startswith("filter_"):
         of_method += ["schedule=linear", "schedule.rounds=5"]
+    if name.startswith(("px", "synflow_l2", "ntk_sap")):
+        of_method += ["schedule.rounds=5"]
     if name.startswith("ntt"):
         of_method = ["sparsity=0.5", "schedule.rounds=2", "pruner.transfer.steps=2"]
     if composed(f"pruner={name}", *of_method).pruner.scoring_data is not None:

@@ -188,6 +188,9 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     (by_size, {"settings": {"pruner.score.power": 2}}, r"pruner\.score is a function of yours"),  # type: ignore[list-item]
     ("magnitude", {"mask": {"fc.bias": torch.ones(4).bool()}}, "^mask: Chain has no parameter 'fc.bias'"),
     ("magnitude", {"mask": {"norm1.bias": torch.ones(6).bool()}}, "^mask: norm1.bias is no weight that is pruned"),
+    ("ntk_sap", {"input_shape": SHAPE}, "^pruner=ntk_sap: it draws new weights .*; give build="),
+    ("ntk_sap", {"input_shape": SHAPE, "build": lambda: nn.Linear(2, 2)}, "^build: it makes no Chain with"),
+    ("snip", {"data": [IMAGES], "build": Chain}, "^build: pruner=snip draws no weights; leave it out"),
     ("snip", {"data": 5}, "^data: int is no iterable of batches"),
     ("snip", {"data": []}, "^data: it holds no batch"),
     ("snip", {"data": IMAGES}, "^data: a batch is Tensor; .* a single batch goes into a list"),

@@ -206,6 +206,8 @@ def test_recall_needs_a_planted_ticket_and_its_weights() -> None:
 FOUND = {
     "biased_loss": ((34, 60, 30), (4, 0, 8)),
     "fisher": ((27, 60, 37), (2, 0, 10)),
+    "fisher_taylor2": ((12, 70, 42), (2, 0, 10)),
+    "fisher_taylor2_official": ((16, 72, 36), (2, 0, 8)),
     "force": ((7, 85, 32), (0, 0, 4)),
     "force_official": ((7, 92, 25), (1, 0, 8)),
     "gradient_norm": ((0, 67, 57), (0, 0, 22)),
@@ -215,17 +217,27 @@ FOUND = {
     "grasp_official": ((28, 38, 58), (1, 0, 19)),
     "iter_snip": ((11, 92, 21), (2, 0, 2)),
     "iter_snip_official": ((7, 92, 25), (1, 0, 8)),
+    "lamp": ((32, 59, 33), (3, 0, 4)),
     "loss_preservation": ((16, 60, 48), (1, 0, 14)),
     "magnitude": ((65, 54, 5), (4, 0, 1)),
+    "ntk_sap": ((32, 52, 40), (3, 3, 15)),
     "ntt": ((4, 111, 9), (0, 0, 1)),
     "ntt_official": ((4, 111, 9), (0, 0, 1)),
+    "optimal_brain_damage": ((28, 75, 21), (2, 1, 1)),
     "phew": ((35, 47, 42), (2, 1, 16)),
     "prospr": ((12, 87, 25), (1, 0, 3)),
     "prospr_first_order": ((6, 82, 36), (0, 0, 12)),
     "prospr_official": ((19, 66, 39), (2, 0, 8)),
+    "px": ((27, 69, 28), (3, 0, 0)),
+    "px_official_2024": ((29, 71, 24), (2, 0, 0)),
+    "px_squared": ((8, 80, 36), (0, 0, 1)),
     "random": ((1, 115, 8), (0, 3, 4)),
     "snip": ((16, 70, 38), (2, 0, 12)),
     "synflow": ((25, 65, 34), (2, 0, 4)),
+    "synflow_l2": ((24, 67, 33), (2, 0, 5)),
+    "synflow_l2_size": ((6, 74, 44), (0, 0, 6)),
+    "taylor2": ((33, 63, 28), (2, 2, 5)),
+    "taylor2_official": ((41, 60, 23), (4, 2, 4)),
 }
 
 
@@ -233,8 +245,13 @@ def searched(name: str, *settings: str) -> tuple[nn.Module, Mask]:
     """The mask that a pruner finds before training, with the settings of its yaml, on a host of depth 4."""
     words = [f"pruner={name}", "dataset=planted_circle", "model=planted", f"sparsity={1 - 124 / 2_800}", *settings]
     model, data = host(4, 50), composed(*words).dataset(PLACE)
+
+    def build() -> nn.Module:
+        fresh: nn.Module = composed("model=planted", "model.depth=4", "model.width=50").model(SHAPE, 4)
+        return fresh
+
     with seeding.seeded(0, "score"):
-        pruned = pruned_as(model, SHAPE, *words, draw=data.draw)
+        pruned = pruned_as(model, SHAPE, *words, draw=data.draw, build=build)
     return model, pruned.mask
 
 

@@ -52,6 +52,28 @@ def test_scores_of_one_shot_pruning_serve_every_sparsity(tmp_path: Path) -> None
     assert_same_as_anew(second, tmp_path / "a", tmp_path / "b", "pruner=snip", "sparsity=0.8", "allocation=uniform")
 
 
+def test_the_mask_of_a_search_with_passes_is_kept_with_their_costs(tmp_path: Path) -> None:
+    mode = ["pruner=snip", "pruner.mode=eval_after_pass", "+pruner.pass_images=64", "sparsity=0.6"]
+    assert run(tmp_path / "a", *mode)["score_examples"] == 100 + 64
+    assert not (tmp_path / "a" / ".cache").exists()
+    rounds = [*mode, "schedule=exponential", "schedule.rounds=2"]
+    first = run(tmp_path / "a", *rounds)
+    assert first["cache_hit"] is None and first["score_examples"] == 2 * (100 + 64)
+    more = [*rounds, "training.lr=0.05"]
+    second = run(tmp_path / "a", *more)
+    assert second["cache_hit"] == "mask"
+    assert_same_as_anew(second, tmp_path / "a", tmp_path / "b", *more)
+
+
+def test_how_weights_are_drawn_counts_where_a_score_draws_them(tmp_path: Path) -> None:
+    settings = ["pruner=ntk_sap", "sparsity=0.6", "schedule.rounds=2", "pruner.score.repeats=1"]
+    drawn = run(tmp_path, *settings, "save_model=true")
+    weights = f"weights={tmp_path / drawn['id'] / 'model.safetensors'}"
+    assert run(tmp_path, *settings, weights)["cache_hit"] is None
+    assert run(tmp_path, *settings, weights, "training.lr=0.05")["cache_hit"] == "mask"
+    assert run(tmp_path, *settings, weights, "model.init.conv=xavier_normal")["cache_hit"] is None
+
+
 @pytest.mark.parametrize("pruner", ["synflow", "filter_magnitude"])
 def test_the_mask_of_a_search_without_images_serves_other_recipes_and_images(pruner: str, tmp_path: Path) -> None:
     settings = [f"pruner={pruner}", "sparsity=0.6", "schedule=exponential", "schedule.rounds=4"]

@@ -1,13 +1,13 @@
 """Models as users hand them over: wrapped, of any architecture, with masks that may be of another model."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
-from pai_bench.core import Mask
+from pai_bench.core import Mask, Pruner
 from pai_bench.errors import ConfigError
 from pai_bench.masks import masks
 
@@ -57,6 +57,30 @@ def copied(network: nn.Module) -> nn.Module:
             f"model: {type(network).__name__} cannot be copied by copy.deepcopy ({type(error).__name__}: {reason}); "
             "remove weight_norm and tensors that are kept as plain attributes"
         ) from error
+
+
+def check_build(network: nn.Module, pruner: Pruner, build: Callable[[], nn.Module] | None) -> None:
+    """Refuses a function that makes no such network, or that is missing or plays no part.
+
+    Raises:
+        ConfigError: the pruner draws weights and there is no function, or it draws none, or another network is made.
+    """
+    if build is None:
+        if pruner.redraws:
+            raise ConfigError(
+                f"pruner={pruner.name}: it draws new weights as those of the model were drawn; give build=, a function "
+                "that makes such a model"
+            )
+        return
+    if not pruner.redraws:
+        raise ConfigError(f"build: pruner={pruner.name} draws no weights; leave it out")
+    made = build()
+    shapes = {name: parameter.shape for name, parameter in network.named_parameters()}
+    if not isinstance(made, nn.Module) or {name: p.shape for name, p in made.named_parameters()} != shapes:
+        raise ConfigError(
+            f"build: it makes no {type(network).__name__} with the parameters of model; give a function that does, "
+            "without wrappers"
+        )
 
 
 def check_mask(network: nn.Module, mask: Mapping[str, Tensor]) -> None:

@@ -1,7 +1,7 @@
 """A mask for any model: the pruners of conf/ on a network and data of the user's."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,6 +40,7 @@ def prune(
     repair: str | None = None,
     settings: Mapping[str, Any] | None = None,
     mask: Mask | None = None,
+    build: Callable[[], nn.Module] | None = None,
     loss: Loss = F.cross_entropy,
     seed: int = 0,
 ) -> Mask:
@@ -72,6 +73,8 @@ def prune(
         settings: other settings by the names that they have on the command line, such as
             {"pruner.score.temperature": 100, "schedule.rounds": 10}.
         mask: what is pruned already. It stays pruned, and counts as pruned in the sparsity.
+        build: makes such a model anew, for methods that draw new weights (`ntk_sap`). Its weights come from torch's
+            global generator, which is seeded meanwhile.
         loss: of outputs and labels, a scalar.
         seed: of all that is random in a method, and of the order and augmentations of a loader.
 
@@ -102,6 +105,7 @@ def prune(
     )
     with untouched():
         copied = networks.copied(network)
+        networks.check_build(copied, chosen.pruner, build)
         device = next(copied.parameters()).device
         examples = None if data is None else Examples(data, device, seed, classes=loss is F.cross_entropy)
         shape = _shape(chosen, examples, input_shape)
@@ -121,6 +125,7 @@ def prune(
             seed=seed,
             prunable=chosen.prunable,
             target=chosen.target,
+            build=build,
             resume_from=before,
         )
     with torch.no_grad():

@@ -65,7 +65,7 @@ def _normalise_(settings: Plain) -> None:
         if type(settings.get(key)) is int:
             settings[key] = str(settings[key])
     paths: list[tuple[Any, str]] = [(settings, key) for key in ("results_dir", "data_dir", "mask", "weights")]
-    for part, key in [*paths, (dataset, "root"), (allocation, "mask")]:
+    for part, key in [*paths, (dataset, "root"), (allocation, "mask"), (allocation, "file")]:
         path = part.get(key) if isinstance(part, dict) else None
         if isinstance(path, str) and path.startswith("~"):  # which shells leave as it is behind an =
             try:
@@ -138,6 +138,12 @@ def _check_values(run: RunConfig) -> None:
         size, resize, store = dataset["size"], dataset["resize"], dataset["store"]
         _require(resize >= size, "dataset.resize", resize, f"give dataset.size={size} or more")
         _require(store is None or store >= resize, "dataset.store", store, f"give dataset.resize={resize} or more")
+    if run.pruner.mode == "eval_after_pass":
+        needs = f"pruner={run.pruner.name} looks at no images; set pruner.mode=eval"
+        _require(data is not None, "pruner.mode", "eval_after_pass", needs)
+    else:
+        needs = "it needs pruner.mode=eval_after_pass; set both, or null"
+        _require(run.pruner.pass_images is None, "pruner.pass_images", run.pruner.pass_images, needs)
     if data is not None:
         asked = {"per_class": data.per_class, "total": data.total}
         one = (data.per_class is None) != (data.total is None)

@@ -69,9 +69,10 @@ def _counted(settings: dict[str, Any], without: set[str]) -> dict[str, Any]:
     counted["dataset"] = _without(settings["dataset"], "root")
     counted["training"] = _without(settings["training"], "compact")
     counted["pruner"] = _without(settings["pruner"], "label")
-    if isinstance(settings["allocation"].get("mask"), str):  # what a file holds counts, not where it lies
-        found = digest_of_file("allocation.mask", settings["allocation"]["mask"], "a mask.safetensors")
-        counted["allocation"] = settings["allocation"] | {"mask": found}
+    for key, kind in (("mask", "a mask.safetensors"), ("file", "a CSV file")):
+        if isinstance(settings["allocation"].get(key), str):  # what a file holds counts, not where it lies
+            found = digest_of_file(f"allocation.{key}", settings["allocation"][key], kind)
+            counted["allocation"] = settings["allocation"] | {key: found}
     counted |= settings["checksums"]
     counted["mask_file"] = _without(settings["mask_file"], "zeros") if settings["mask"] is not None else None
     counted = _without(counted, "checksums", "mask_name")

@@ -40,18 +40,25 @@ def score(net: Subnetwork, batches: Batches, loss: Loss, generator: Generator) -
         precision and the same numbers of weights (schedule.rounding=up; their last round rounds up too) masks equal
         those of their loop, bit for bit. They drop all weights that equal the threshold.
     """
-    if all(kept.all() for kept in net.mask.values()) and (odd := _without_conservation(net.model)):
-        log.warning("SynFlow's conservation laws do not hold through %s; its scores are taken as they come", odd)
     if "synflow" not in net.cache:
-        net.cache["synflow"] = _Flow(net)
+        net.cache["synflow"] = Flow(net, "SynFlow")
     scores: Scores = net.cache["synflow"].scores(net)
     return scores
 
 
-class _Flow:
-    """A copy of the network with absolute values, which the rounds of a search share."""
+class Flow:
+    """A copy of the network with absolute values, or squares, which the rounds of a search share.
 
-    def __init__(self, net: Subnetwork) -> None:
+    Args:
+        name: what an error calls the score.
+        squares: whether parameters have squares in place of absolute values.
+    """
+
+    def __init__(self, net: Subnetwork, name: str, *, squares: bool = False) -> None:
+        if all(kept.all() for kept in net.mask.values()) and (odd := _without_conservation(net.model)):
+            log.warning("%s's conservation laws do not hold through %s; its scores are taken as they come", name, odd)
+        self.name, self.squares = name, squares
+        self.outputs: Tensor | None = None  # by what each output counts in R; None: all alike
         self.precision = next(iter(net.weights.values())).dtype
         self.source = {name: tensor.detach() for name, tensor in _named(net.model)}
         own = {id(tensor): self._like(tensor) for _, tensor in _named(net.model)}
@@ -73,8 +80,14 @@ class _Flow:
         self.whole = self.precision == torch.float32 or grouped or not on_cpu or masks.total(net.mask) < _LARGE
         self.can_record = graphs.supported(self.device) and self.whole  # parts would change their shapes
 
-    def scores(self, net: Subnetwork) -> Scores:
-        """The scores of all prunable weights."""
+    def scores(self, net: Subnetwork, outputs: Tensor | None = None) -> Scores:
+        """w |dR/dw| of all prunable weights, for w as the copy has it.
+
+        Args:
+            outputs: by what each output counts in R, of shape (K,). None: all alike. A search has it always or never.
+        """
+        if outputs is not None:  # in the same memory, as a CUDA graph reads it there
+            self.outputs = outputs.clone() if self.outputs is None else self.outputs.copy_(outputs)
         # In every round anew, so that a resumed search gives the same bits.
         if not self.whole and not net.coupled and masks.kept(net.mask) <= _FEW * masks.total(net.mask):
             self._leave_out(net)
@@ -118,8 +131,8 @@ class _Flow:
             self.model.train(net.model.training)
 
     def _of_ones(self, input_shape: Shape) -> Tensor:
-        flow: Tensor = self.model(torch.ones((1, *input_shape), dtype=self.precision, device=self.device)).sum()
-        return flow
+        outputs: Tensor = self.model(torch.ones((1, *input_shape), dtype=self.precision, device=self.device))
+        return (outputs if self.outputs is None else outputs * self.outputs).sum()
 
     def _take(self, input_shape: Shape) -> None:
         """Takes R and the scores. Nothing is read from the device."""
@@ -142,7 +155,8 @@ class _Flow:
     def _check(self) -> None:
         if not self.flow.isfinite():
             name = str(self.precision).removeprefix("torch.")
-            raise UserError(f"SynFlow overflows {name} on this model; set pruner.dtype=float64")
+            remedy = "set pruner.dtype=float64" if self.precision == torch.float32 else "lower the initial scale"
+            raise UserError(f"{self.name} overflows {name} on this model; {remedy}")
 
     @torch.no_grad()
     def _update(self, mask: Mask) -> None:
@@ -155,6 +169,8 @@ class _Flow:
         if stale:  # not in a network of prunable weights alone
             torch._foreach_copy_(values, [given[name] for name in stale])
             torch._foreach_abs_([value for value in values if value.is_floating_point()])
+            if self.squares:
+                torch._foreach_pow_([value for value in values if isinstance(value, nn.Parameter)], 2)
         self.applied = {name: kept for name, kept in mask.items() if name not in self.left}
 
     def _leave_out(self, net: Subnetwork) -> None:
@@ -171,7 +187,7 @@ class _Flow:
             else:
                 self._cut(self.channels.left(net.mask))
         except (ConfigError, RuntimeError) as error:
-            log.debug("SynFlow keeps dead channels: %s", error)
+            log.debug("%s keeps dead channels: %s", self.name, error)
             self._cut({})
             self.whole = True
 

@@ -24,6 +24,7 @@ from pai_bench.core import (
     Record,
     Round,
     Scores,
+    ScoringData,
     Shape,
     Subnetwork,
     Target,
@@ -31,7 +32,7 @@ from pai_bench.core import (
     Weights,
     labels_of,
 )
-from pai_bench.errors import UserError
+from pai_bench.errors import ConfigError, UserError
 from pai_bench.masks import masks
 from pai_bench.pruning import checks, effective, scoring, values
 from pai_bench.pruning.no_training import NoTraining
@@ -92,6 +93,7 @@ def prune(
     training: Training = NoTraining(),  # noqa: B008, as it has no state
     record: Record = lambda metrics, epoch: None,
     diagnose: Callable[[Mask], dict[str, float]] | None = None,
+    build: Callable[[], nn.Module] | None = None,
     resume_from: Pruned | None = None,
     checkpoint: Callable[[Pruned], None] = lambda pruned: None,
 ) -> Pruned:
@@ -107,6 +109,7 @@ def prune(
             as reach it.
         training: does what the rounds ask between them. The default is for rounds that lie before training.
         diagnose: measurements that are recorded before and after each round's mask is applied.
+        build: makes a model anew, its weights drawn from torch's global generator; for pruners that redraw.
         resume_from: what an earlier attempt had reached. The model has to be as it was then.
         checkpoint: called with what has been reached, at the start and after every round.
 
@@ -128,6 +131,7 @@ def prune(
         loss,
         seed,
         diagnose,
+        build,
         len(rounds),
         prunable,
         target,
@@ -158,6 +162,7 @@ class _Prepared:
     goal: Round
     before: Pruned  # what the rounds so far have reached
     batches: Batches
+    pass_batches: Batches  # of the pass that sets the statistics of norms
     candidates: Mask  # the units that the round may keep
     num_kept: int | None  # how many of them it keeps; None: as many as its effective sparsity takes
     moved: Weights | None
@@ -192,6 +197,7 @@ class _Search:
     loss: Loss
     seed: int
     diagnose: Callable[[Mask], dict[str, float]] | None
+    build: Callable[[], nn.Module] | None
     num_rounds: int
     prunable: masks.Which
     target: Target
@@ -206,6 +212,12 @@ class _Search:
         self.scored_initial = scoring.cast_weights(self.initial, self.dtype)
         if self.target == "effective":
             self.by_paths = effective.Target(self.model, masks.full(self.model, self.prunable), self.input_shape)
+        self.passes = self.pruner.mode == "eval_after_pass"
+        if self.passes:
+            scoring.check_pass(self.pruner, self.scored)
+        self.redraw = None
+        if self.pruner.redraws and self.build is not None:
+            self.redraw = scoring.redrawing(self.build, self.device, self.dtype)
         self.stale = False  # whether the model's weights have moved since the copy was made, other than by pruning
         self.cache: dict[str, Any] = {}
 
@@ -235,7 +247,8 @@ class _Search:
 
     def _prepare(self, number: int, goal: Round, before: Pruned) -> _Prepared:
         """Draws the images, brings the copy that is scored up to date, and says what the round has to keep."""
-        batches = self._batches(number)
+        batches = self._batches(number, "examples", self.pruner.scoring_data)
+        pass_batches = self._batches(number, "pass", scoring.data_of_pass(self.pruner)) if self.passes else []
         started = time.perf_counter()
         if self.stale:
             scoring.update_(self.scored, self.model)
@@ -255,20 +268,26 @@ class _Search:
             num_kept=lambda: checks.known_number(num_kept, self.pruner),
             cache=self.cache,
             moved=None if moved is None else scoring.cast_weights(moved, self.dtype),
+            redraw=self.redraw,
         )
         # All rounds do the same arithmetic on the same shapes, so the first is counted for all. What a score can leave
         # out in later rounds counts as done, so that costs can be compared.
         counter = CountFlops() if number == 1 else None
-        return _Prepared(number, goal, before, batches, candidates, num_kept, moved, net, counter, started)
+        parts = batches, pass_batches, candidates, num_kept
+        return _Prepared(number, goal, before, *parts, moved, net, counter, started)
 
-    def _batches(self, number: int) -> Batches:
-        """The images and labels that the score of a round sees."""
-        if self.pruner.scoring_data is None:
+    def _batches(self, number: int, stream: str, wanted: ScoringData | None) -> Batches:
+        """The images and labels that the score of a round sees, or that pass before it."""
+        if wanted is None:
             return []
         noise, change_stored = self._generator("ablation", number), self.ablation.images
         change = () if change_stored is None else (lambda images, labels: change_stored(images, labels, noise),)
-        examples = self._generator("examples", number)
-        batches = self.draw(self.pruner.scoring_data, examples, self.dtype, *change)
+        try:
+            batches = self.draw(wanted, self._generator(stream, number), self.dtype, *change)
+        except ConfigError as error:
+            if stream != "pass":
+                raise
+            raise ConfigError(str(error).replace("pruner.scoring_data.total", "pruner.pass_images")) from error
         return batches if self.ablation.batches is None else self.ablation.batches(batches, noise)
 
     def _moved(self, before: Pruned) -> Weights:
@@ -309,6 +328,7 @@ class _Search:
             seeding.seeded(self.seed, stream, prepared.number),
             devices.reproducible(self.device),
             prepared.counter or nullcontext(),
+            scoring.after_pass(self.scored, prepared.pass_batches) if self.passes else nullcontext(),
         ):
             yield
 
@@ -362,6 +382,7 @@ class _Search:
         devices.wait(self.device)
         seconds = time.perf_counter() - prepared.started
         number, before, counter = prepared.number, prepared.before, prepared.counter
+        seen = [*labels_of(prepared.batches), *labels_of(prepared.pass_batches)]
         mask = {name: choice.held[name] for name in self.names}
         sparsity = 1 - sum(densities[name] * kept.numel() for name, kept in mask.items()) / masks.total(mask)
         log.debug("round %d of %d: sparsity %.6f, %.2f s", number, self.num_rounds, sparsity, seconds)
@@ -372,7 +393,7 @@ class _Search:
             without_ablation=choice.without_ablation,
             scores=scores,
             seconds=before.seconds + seconds,
-            num_examples=before.num_examples + sum(map(len, labels_of(prepared.batches))),
+            num_examples=before.num_examples + sum(map(len, seen)),
             flops=counter.flops if counter is not None else before.flops // (number - 1) * number,
             sparsities=[*before.sparsities, sparsity],
             num_tied=[*before.num_tied, choice.num_tied],

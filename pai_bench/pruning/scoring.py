@@ -4,11 +4,16 @@ So a mask depends neither on the memory layout nor on the precision in which the
 """
 
 import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
-from pai_bench.core import Weights
+from pai_bench.analysis.norm_statistics import statistics, with_statistics
+from pai_bench.core import NUM_PASS_IMAGES, Batches, Pruner, ScoringData, Weights
+from pai_bench.errors import ConfigError
+from pai_bench.system import seeding
 from pai_bench.system.layout import laid_out, lay_out_
 
 PLAIN = torch.contiguous_format
@@ -35,3 +40,62 @@ def _tensors(model: nn.Module) -> list[Tensor]:
 def cast_weights(weights: Weights, dtype: torch.dtype) -> Weights:
     """Weights in `dtype`, laid out as in the copy."""
     return {name: laid_out(weight.to(dtype), PLAIN) for name, weight in weights.items()}
+
+
+def redrawing(
+    build: Callable[[], nn.Module], device: torch.device, dtype: torch.dtype
+) -> Callable[[Generator], Weights]:
+    """A function of a generator: the values of all parameters of a freshly built model, on a device.
+
+    Args:
+        build: makes a model, its weights drawn from torch's global generator.
+    """
+
+    def redraw(generator: Generator) -> Weights:
+        number = int(torch.randint(1 << 62, (), generator=generator))
+        with seeding.seeded(number, "redraw"):
+            model = build()
+        return {name: parameter.detach().to(device, dtype) for name, parameter in model.named_parameters()}
+
+    return redraw
+
+
+def check_pass(pruner: Pruner, model: nn.Module) -> None:
+    """Refuses a pass before scoring that would change nothing.
+
+    Raises:
+        ConfigError: the score looks at no images, or the network has no norms with running statistics.
+    """
+    if pruner.scoring_data is None:
+        raise ConfigError(f"pruner.mode=eval_after_pass: pruner={pruner.name} looks at no images; set pruner.mode=eval")
+    if not with_statistics(model):
+        raise ConfigError(
+            "pruner.mode=eval_after_pass: the network has no norms with running statistics, so the pass would change "
+            "nothing; set pruner.mode=eval"
+        )
+
+
+def data_of_pass(pruner: Pruner) -> ScoringData:
+    """The images of the pass that sets the statistics of norms: whatever their class, and else as for the score."""
+    data = pruner.scoring_data
+    assert data is not None, "the pass has been checked"
+    return ScoringData(None, pruner.pass_images or NUM_PASS_IMAGES, data.batch_size, data.augment, balanced=False)
+
+
+@contextmanager
+def after_pass(model: nn.Module, batches: Batches) -> Iterator[None]:
+    """Runs a block in which norms have the statistics of one pass of images. Afterwards they have their own again."""
+    found = statistics(model, {}, (images for images, _ in batches))
+    buffers = dict(model.named_buffers())
+    before = {name: buffer.clone() for name, buffer in buffers.items()}
+    try:
+        _copy_(buffers, found)
+        yield
+    finally:
+        _copy_(buffers, before)
+
+
+@torch.no_grad()
+def _copy_(buffers: dict[str, Tensor], values: dict[str, Tensor]) -> None:
+    for name, buffer in buffers.items():
+        buffer.copy_(values[name])
