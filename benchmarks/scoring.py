@@ -19,7 +19,7 @@ from pai_bench.config import composition
 from pai_bench.core import Mask, Round
 from pai_bench.masks import masks
 from pai_bench.masks.selection import Pool, kth_largest
-from pai_bench.pruning.rounds import Pruned
+from pai_bench.pruning.pruned import Pruned
 from pai_bench.system import devices
 
 MEGABYTE = 2**20

@@ -18,7 +18,8 @@ from pai_bench.assembly import Parts
 from pai_bench.core import Call, DataSettings, Mask, Subnetwork
 from pai_bench.data.resident import Resident
 from pai_bench.launch import compose
-from pai_bench.pruning.rounds import Pruned, prune
+from pai_bench.pruning.pruned import Pruned
+from pai_bench.pruning.rounds import prune
 from pai_bench.system import devices
 from pai_bench.training.trainer import Trainer
 

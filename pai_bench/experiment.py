@@ -27,7 +27,7 @@ from pai_bench.config.schema import RunConfig
 from pai_bench.core import Data, Mask, Record, Weights
 from pai_bench.errors import ConfigError, UserError
 from pai_bench.masks import mask_files, masks
-from pai_bench.pruning.rounds import Pruned
+from pai_bench.pruning.pruned import Pruned
 from pai_bench.runs import row as rows
 from pai_bench.runs import status, tracking
 from pai_bench.runs.attempt import attempt

@@ -14,7 +14,7 @@ from pai_bench.learned.network import LearnedNetwork
 from pai_bench.learned.settings import recipe_of
 from pai_bench.masks import masks
 from pai_bench.pruning.given import apply_given_mask
-from pai_bench.pruning.rounds import Pruned
+from pai_bench.pruning.pruned import Pruned
 from pai_bench.runs.checkpoints import Checkpoints
 from pai_bench.system import distributed, seeding
 from pai_bench.training.recording import Observers

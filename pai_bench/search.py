@@ -18,7 +18,8 @@ from pai_bench.core import Ablation, Call, Mask, Record, Weights
 from pai_bench.learning import learn_mask
 from pai_bench.pruning import reuse
 from pai_bench.pruning.given import apply_given_mask
-from pai_bench.pruning.rounds import Pruned, prune
+from pai_bench.pruning.pruned import Pruned
+from pai_bench.pruning.rounds import prune
 from pai_bench.runs.checkpoints import Checkpoints
 from pai_bench.system import devices
 from pai_bench.system.cache import Cache, code, fingerprint

@@ -24,7 +24,8 @@ from pai_bench.config import checks, composition
 from pai_bench.config.schema import RunConfig
 from pai_bench.core import Batches, Shape, TrainingLength, Weights
 from pai_bench.launch import names
-from pai_bench.pruning.rounds import Pruned, prune
+from pai_bench.pruning.pruned import Pruned
+from pai_bench.pruning.rounds import prune
 
 CONF = ROOT / "conf"
 

@@ -12,7 +12,7 @@ from pai_bench.analysis import graph
 from pai_bench.analysis.filters import Filters, Layer, find_filters
 from pai_bench.errors import ConfigError
 from pai_bench.masks import masks
-from pai_bench.pruning.rounds import Pruned
+from pai_bench.pruning.pruned import Pruned
 
 SHAPE = (3, 32, 32)
 

@@ -12,7 +12,7 @@ from torch import Generator, nn
 from pai_bench.analysis import patches
 from pai_bench.core import Mask
 from pai_bench.masks import masks, selection
-from pai_bench.pruning.rounds import Pruned
+from pai_bench.pruning.pruned import Pruned
 
 SHAPE = (3, 16, 16)
 WORDS = ("pruner=synflow", "sparsity=0.97", "schedule.rounds=12")

@@ -27,7 +27,8 @@ from pai_bench.core import (
 from pai_bench.masks import masks, selection
 from pai_bench.pruners import force, magnitude, neural_tangent_transfer, synflow
 from pai_bench.pruning import schedules
-from pai_bench.pruning.rounds import Pruned, prune
+from pai_bench.pruning.pruned import Pruned
+from pai_bench.pruning.rounds import prune
 from pai_bench.training.trainer import Trainer
 
 SHAPE = (3, 8, 8)

@@ -19,7 +19,7 @@ from pai_bench.core import Allocate, Loss, Mask, Schedule, Score
 from pai_bench.errors import ConfigError
 from pai_bench.masks import masks
 from pai_bench.pruning import rounds
-from pai_bench.pruning.rounds import Pruned
+from pai_bench.pruning.pruned import Pruned
 
 log = logging.getLogger(__name__)
 

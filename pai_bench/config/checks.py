@@ -1,7 +1,6 @@
 """From composed settings to a checked config: rules that involve several settings, the target, and what files hold."""
 
 import math
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,15 +11,11 @@ from pai_bench.config import learned_checks, schema
 from pai_bench.config.identity import digest_of_file
 from pai_bench.config.rewiring import check_reach, check_rewire
 from pai_bench.config.schema import GROUPS, OPTIONAL_GROUPS, Plain, RunConfig, with_checksum
-from pai_bench.config.signatures import shown
+from pai_bench.config.value_checks import check_name, check_values, require
 from pai_bench.config.what_is_pruned import check_layers, check_repair, check_target, has_one_number
-from pai_bench.core import HOOKS, Call, Round, TrainingLength
-from pai_bench.errors import ConfigError, is_installed
-from pai_bench.training.recipe import Recipe, last_rate_epochs
-
-_BOTH = "pai_bench.runs.tracking.wandb_and_tensorboard"
-OF_WANDB = ("pai_bench.runs.tracking.wandb", _BOTH)
-_OF_TENSORBOARD = ("pai_bench.runs.tracking.tensorboard", _BOTH)
+from pai_bench.core import HOOKS, Round, TrainingLength
+from pai_bench.errors import ConfigError
+from pai_bench.training.recipe import last_rate_epochs
 
 
 def complete(settings: Plain) -> RunConfig:
@@ -34,7 +29,7 @@ def complete(settings: Plain) -> RunConfig:
     schema.check(settings)
     _check_labels_(settings)
     run = schema.made(settings | {"sparsity": 0.0})
-    _check_values(run)
+    check_values(run)
     asked = {key: settings[key] for key in schema.TARGETS if settings[key] is not None}
     start = run.rewire.start_sparsity
     rounds = rounds_of(run, (target(asked) if start is None else start) or 0.5)
@@ -92,93 +87,13 @@ def _check_labels_(settings: Plain) -> None:
         dataset["name"] = Path(dataset["root"]).resolve().name
     for group in (*GROUPS, *OPTIONAL_GROUPS, "pruner", "search", "ablation", "rewire", "training"):
         if settings[group] is not None:
-            _check_name(f"{group}.name", settings[group]["name"])
+            check_name(f"{group}.name", settings[group]["name"])
     if settings["mask_name"] is not None:
-        _check_name("mask_name", settings["mask_name"])
+        check_name("mask_name", settings["mask_name"])
     if settings["mask"] is not None:
         settings["pruner"]["name"], settings["pruner"]["label"] = settings["mask_name"] or "mask", None
     elif settings["search"] is not None and settings["pruner"]["score"] is None:
         settings["pruner"] |= {key: settings["search"][key] for key in ("name", "label")}
-
-
-def _check_name(setting: str, name: object) -> None:
-    _require(isinstance(name, str) and name != "", setting, name, "give a word (quote a number: \"'7'\")")
-    bad = set(str(name)) & set("/\\") or not str(name).isprintable()
-    _require(
-        not bad and str(name)[0] not in ".-", setting, name, "give a word without / that does not begin with . or -"
-    )
-    _require(len(str(name)) <= 100, setting, name, "give one of at most 100 letters")
-
-
-def _require(condition: bool, setting: str, value: object, remedy: str) -> None:
-    if not condition:
-        raise ConfigError(f"{setting}={shown(value)}: {remedy}")
-
-
-def _check_values(run: RunConfig) -> None:
-    """Refuses values that are wrong beside other values, and values whose range is no type."""
-    _check_tracker(run.tracker)
-    device = re.fullmatch(r"auto|cpu|cuda|cuda:[0-9]{1,2}", run.device)
-    _require(device is not None, "device", run.device, "give auto, cpu, cuda or cuda:<n>")
-    recipe, dataset, data = run.training, run.dataset.settings, run.pruner.scoring_data
-    optimizer = recipe.optimizer.settings if isinstance(recipe.optimizer, Call) else {}
-    if optimizer.get("nesterov"):
-        needs = "it needs training.optimizer.momentum above 0"
-        _require(optimizer["momentum"] > 0, "training.optimizer.nesterov", True, needs)
-    drops = recipe.lr_milestones
-    _require(drops == sorted(drops), "training.lr_milestones", drops, "give the epochs in rising order")
-    _check_image_sizes(recipe, streamed="resize" in dataset)
-    mean, std = dataset.get("mean"), dataset.get("std")
-    many = f"give as many values as dataset.mean={shown(mean)} has"
-    _require(len(mean or ()) == len(std or ()), "dataset.std", std, many)
-    if (kind := dataset.get("standardize")) is not None:
-        needs = "give dataset.mean=null and dataset.std=null with it"
-        _require(mean is None and std is None, "dataset.standardize", kind, needs)
-    if "store" in dataset:
-        size, resize, store = dataset["size"], dataset["resize"], dataset["store"]
-        _require(resize >= size, "dataset.resize", resize, f"give dataset.size={size} or more")
-        _require(store is None or store >= resize, "dataset.store", store, f"give dataset.resize={resize} or more")
-    if run.pruner.mode == "eval_after_pass":
-        needs = f"pruner={run.pruner.name} looks at no images; set pruner.mode=eval"
-        _require(data is not None, "pruner.mode", "eval_after_pass", needs)
-    else:
-        needs = "it needs pruner.mode=eval_after_pass; set both, or null"
-        _require(run.pruner.pass_images is None, "pruner.pass_images", run.pruner.pass_images, needs)
-    if data is not None:
-        asked = {"per_class": data.per_class, "total": data.total}
-        one = (data.per_class is None) != (data.total is None)
-        _require(one, "pruner.scoring_data", asked, "give one of the two and null the other")
-
-
-def _check_image_sizes(recipe: Recipe, streamed: bool) -> None:
-    """Refuses sizes of training images that belong to no epochs, or that the images cannot have."""
-    sizes, epochs = recipe.image_sizes, recipe.image_size_epochs
-    one_each = len(sizes or ()) == len(epochs or ())
-    needs = f"give one for each of training.image_sizes={shown(sizes)}"
-    _require(one_each, "training.image_size_epochs", epochs, needs)
-    if not sizes or not epochs:
-        return
-    _require(streamed, "training.image_sizes", sizes, "give null: the images of this dataset lie in memory in one size")
-    _require(all(size % 32 == 0 for size in sizes), "training.image_sizes", sizes, "give multiples of 32")
-    rising = epochs == sorted(set(epochs))
-    _require(rising, "training.image_size_epochs", epochs, "give the epochs in rising order, each once")
-
-
-def _check_tracker(tracker: Call) -> None:
-    """Refuses what a tracker would refuse later, when the run has begun."""
-    for package, targets in (("wandb", OF_WANDB), ("tensorboard", _OF_TENSORBOARD)):
-        if tracker.target in targets and not is_installed(package):
-            raise ConfigError(
-                f"tracker={tracker.name}: {package} is not installed; pip install {package}, or give tracker=none"
-            )
-    if tracker.target not in OF_WANDB:
-        return
-    mode = os.environ.get("WANDB_MODE") or "offline"
-    _require(mode in ("online", "offline", "disabled"), "WANDB_MODE", mode, "give online, offline or disabled")
-    for key in ("project", "entity"):
-        name = tracker.settings.get(key)
-        fits = name is None or re.fullmatch(r"[^/\\#?%:]{1,128}", name)
-        _require(bool(fits), f"tracker.{key}", name, "give 1 to 128 characters, none of them / \\ # ? % :")
 
 
 # Settings that exclude each other -------------------------------------------------------------------------------------
@@ -219,7 +134,7 @@ def _returns_weights(rounds: Sequence[Round]) -> bool:
 def _check_mask_stands_alone(run: RunConfig, rounds: Sequence[Round]) -> None:
     """Refuses what would compute another mask than the given one, and settings of a mask where none is given."""
     if run.weights is None:
-        _require(run.checksums.weights is None, "checksums.weights", run.checksums.weights, "add weights=PATH")
+        require(run.checksums.weights is None, "checksums.weights", run.checksums.weights, "add weights=PATH")
     mask, file = run.mask, run.mask_file
     if mask is None:
         for setting, value, no_effect in (
@@ -229,9 +144,9 @@ def _check_mask_stands_alone(run: RunConfig, rounds: Sequence[Round]) -> None:
             ("mask_file.zeros", file.zeros, False),
             ("checksums.mask", run.checksums.mask, None),
         ):
-            _require(value == no_effect, setting, value, "there is no mask for it; add mask=PATH")
+            require(value == no_effect, setting, value, "there is no mask for it; add mask=PATH")
         return
-    _require(run.mask_name != "dense", "mask_name", "dense", "that is the unpruned network; give another name")
+    require(run.mask_name != "dense", "mask_name", "dense", "that is the unpruned network; give another name")
     if run.pruner.score is not None:
         raise ConfigError(f"mask={mask}: a pruner would compute another mask; leave pruner= or mask= out")
     if rounds:
@@ -244,7 +159,7 @@ def _check_mask_stands_alone(run: RunConfig, rounds: Sequence[Round]) -> None:
             "choose an ablation of the mask or the weights"
         )
     if file.names == "order":
-        _require(file.missing == "refuse", "mask_file.missing", "keep", "by order every layer needs its mask")
+        require(file.missing == "refuse", "mask_file.missing", "keep", "by order every layer needs its mask")
         if mask.endswith(".safetensors"):
             raise ConfigError(f"mask={mask}: it is sorted by name; with mask_file.names=order give a .pt or .npz")
 
@@ -314,13 +229,13 @@ def target(asked: dict[str, float]) -> float | None:
     for key, value in asked.items():
         match key:
             case "density":
-                _require(0 < value <= 1, key, value, "give a fraction in (0, 1]")
+                require(0 < value <= 1, key, value, "give a fraction in (0, 1]")
                 return round(1.0 - value, 12)
             case "compression":
-                _require(1 <= value < math.inf, key, value, "give a ratio of 1 or more")
+                require(1 <= value < math.inf, key, value, "give a ratio of 1 or more")
                 return round(1.0 - 1 / value, 12)
             case "sparsity":
-                _require(0 <= value < 1, key, value, "give a fraction in [0, 1)")
+                require(0 <= value < 1, key, value, "give a fraction in [0, 1)")
                 return float(round(value, 12))
     return None
 

@@ -5,7 +5,7 @@ from torch import nn
 from pai_bench.core import Ablation, Mask, Record
 from pai_bench.errors import ConfigError
 from pai_bench.masks import masks
-from pai_bench.pruning.rounds import Pruned
+from pai_bench.pruning.pruned import Pruned
 from pai_bench.system import seeding
 
 

@@ -11,7 +11,7 @@ from torch import Generator, Tensor, nn
 from pai_bench.analysis.cost import CountFlops
 from pai_bench.core import Batches, Loss, Mask, Score, Scores, Subnetwork, Weights, labels_of
 from pai_bench.masks import masks
-from pai_bench.pruning.rounds import Pruned
+from pai_bench.pruning.pruned import Pruned
 from pai_bench.system import devices
 from pai_bench.system.cache import Cache
 

@@ -10,7 +10,7 @@ import torch
 
 from pai_bench.core import Mask
 from pai_bench.errors import PreemptedError
-from pai_bench.pruning.rounds import Pruned
+from pai_bench.pruning.pruned import Pruned
 from pai_bench.runs.directory import NullRunDirectory, RunDirectory
 from pai_bench.system import preemption
 from pai_bench.system.world import world

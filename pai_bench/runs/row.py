@@ -15,7 +15,7 @@ from pai_bench.analysis import cost, paths
 from pai_bench.config.schema import RunConfig
 from pai_bench.core import Data, Mask
 from pai_bench.masks import masks
-from pai_bench.pruning.rounds import Pruned
+from pai_bench.pruning.pruned import Pruned
 from pai_bench.runs.checkpoints import TrainingStart
 from pai_bench.system import devices
 from pai_bench.system.world import world
