@@ -162,11 +162,12 @@ def _announce(parts: Parts, model: nn.Module, given: tuple[Mask, Mask] | None) -
     if parts.pruner.reduce is None:
         to_keep = f"{masks.num_kept(sparsity, num_prunable):,}"
     log.info(
-        "%s: %s images of %s in %d classes; %s: %s prunable weights, %s to keep, in %d round%s; %s",
+        "%s: %s images of %s in %d %s; %s: %s prunable weights, %s to keep, in %d round%s; %s",
         run.dataset.name,
         ", ".join(f"{number:,} {split}" for split, number in data.num_examples.items() if number),
         "x".join(map(str, data.input_shape)),
         data.num_classes,
+        "targets" if data.regression else "classes",
         run.model.name,
         f"{num_prunable:,}",
         to_keep,
