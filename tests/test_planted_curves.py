@@ -158,7 +158,7 @@ def test_under_its_mask_the_untrained_host_gives_the_targets(task: str, depth: i
         masks.apply_(model, mask)
         with torch.no_grad():
             outputs = model(line().float().view(-1, *SHAPE)).double()
-        assert model.output_scale == 1 and (outputs - expected).abs().max() < 1e-5
+        assert model.output_scale == 1 and (outputs - expected).abs().max() < 5e-5
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -200,7 +200,7 @@ def test_every_layer_has_an_equal_share_in_the_scale(task: str, monkeypatch: pyt
 
 
 def test_a_host_too_narrow_for_the_helix_is_refused() -> None:
-    with pytest.raises(ConfigError, match="model.width=37: the ticket of this dataset needs 38 units"):
+    with pytest.raises(ConfigError, match=r"model\.width=37: the ticket of this dataset needs 38 units"):
         host("helix", 3, 37)
     host("helix", 3, 38)
     host("relu", 3, 20)
