@@ -1,12 +1,13 @@
 """Planted regressions: the data, the tickets, their hosts, and what scores find there."""
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import composed, drawn, options
+from conftest import ROOT, composed, drawn, options
 from torch import Generator, Tensor, nn
 
 from pai_bench.core import Data, DataSettings, Mask, ScoringData, TrainingLength
@@ -197,6 +198,18 @@ def test_every_layer_has_an_equal_share_in_the_scale(task: str, monkeypatch: pyt
         shares += ratio.tolist()
         assert torch.equal(model.get_parameter(name)[~mask], plain.get_parameter(name)[~mask])
     assert min(shares) > 1 and shares == pytest.approx([shares[0]] * len(shares), rel=1e-5)
+
+
+def test_the_table_on_the_page_has_the_densities_of_the_hosts() -> None:
+    text = (ROOT / "docs" / "planted.md").read_text()
+    rows = re.findall(r"^\| (ReLU|helix) \| (\d+) \| (\d+) \| ([\d,]+) \| ([\d.]+) \|$", text, re.M)
+    assert [(row[0], row[1]) for row in rows] == [
+        (task, depth) for task in ("ReLU", "helix") for depth in ("3", "5", "10")
+    ]
+    for task, depth, num_ticket, num_host, density in rows:
+        mask = place(host(task.lower(), int(depth), 100))
+        assert (f"{masks.kept(mask)}", f"{masks.total(mask):,}") == (num_ticket, num_host)
+        assert masks.num_kept(1 - float(density), masks.total(mask)) == masks.kept(mask)
 
 
 def test_a_host_too_narrow_for_the_helix_is_refused() -> None:
