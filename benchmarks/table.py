@@ -52,6 +52,7 @@ class Row:
 
 
 HEADINGS = ["", "figure", "target", "goal", "time", "lower bound", "exact", "verdict", ""]
+RULE = "| --- |" + " ---: |" * 5 + " --- |" * 3
 
 
 def _number(value: float) -> str:
@@ -83,8 +84,13 @@ def text(rows: Sequence[Row], speed: bool = True) -> str:
 
 def markdown(rows: Sequence[Row], machine: dict[str, str], command: str) -> str:
     """The table as a page, with the machine that it was taken on and the command that wrote it."""
-    lines = ["# Figures of one machine", "", f"Written by `{command}`; `performance.md` says how to read it.", ""]
+    lines = [
+        "# Figures of one machine",
+        "",
+        f"Written by `{command}`; [performance.md](performance.md#measuring) says how to read it.",
+        "",
+    ]
     lines += [f"- {name}: {value}" for name, value in machine.items()]
-    lines += ["", f"| {' | '.join(HEADINGS)} |", f"|{' --- |' * len(HEADINGS)}"]
+    lines += ["", f"| {' | '.join(HEADINGS)} |", RULE]
     lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row.cells())} |" for row in rows]
     return "\n".join(lines) + "\n"

@@ -1,9 +1,11 @@
 """What every test shares: composed configs, two tiny networks, a few labelled images."""
 
-import logging
 import os
-import subprocess
-import sys
+
+# OpenMP reads it when torch is imported. Threads that wait would take the time of the tests beside them.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+import logging
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +16,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import open_dict
+from processes import ROOT, Ended, run_script
 from torch import nn
 from torch.nn import functional as F
 
@@ -23,11 +26,10 @@ from pai_bench.core import Batches, Shape, TrainingLength, Weights
 from pai_bench.launch import names
 from pai_bench.pruning.rounds import Pruned, prune
 
-ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
 
 Compose = Callable[..., dict[str, Any]]
-RunCli = Callable[..., "subprocess.CompletedProcess[str]"]
+RunCli = Callable[..., Ended]
 
 # The smallest sweep.
 TWO_RUNS = ["-m", "model=lenet300", "training.epochs=1", "tracker=none", "pruner=magnitude", "sparsity=0.5", "seed=0,1"]
@@ -38,6 +40,7 @@ SLOW = {
     "test_benchmarks", "test_distributed", "test_experiments", "test_families", "test_faults", "test_matching",
     "test_preemption", "test_published", "test_readme", "test_report_figures", "test_report_page", "test_resume",
     "test_reuse", "test_run", "test_site", "test_slurm", "test_compact", "test_installed", "test_sweeps", "test_verify",
+    "test_missing_packages", "test_ownership", "test_paper_numbers", "test_report_tables", "test_run_methods",
 }  # fmt: skip
 
 
@@ -164,18 +167,7 @@ def images(batches: Batches) -> Batches:
 def run_cli(tmp_path: Path) -> RunCli:
     """Runs run.py as a user would, in its own results folder; returns the finished process."""
 
-    def run(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(ROOT / "run.py"), *arguments, f"results_dir={tmp_path / 'results'}"]
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "HYDRA"))}
-        return subprocess.run(
-            command,
-            cwd=tmp_path,
-            env=environment | {"OMP_NUM_THREADS": "1"} | (env or {}),
-            capture_output=True,
-            text=True,
-            timeout=300,
-            stdin=subprocess.DEVNULL,
-            check=False,
-        )
+    def run(*arguments: str, env: dict[str, str] | None = None) -> Ended:
+        return run_script("run.py", *arguments, f"results_dir={tmp_path / 'results'}", cwd=tmp_path, env=env)
 
     return run

@@ -131,3 +131,9 @@ def photographs(tmp_path: Path) -> Path:
 
 def imagenet(data_dir: Path, *overrides: str) -> Streamed:
     return load("dataset=imagenet", "dataset.subset=true", *overrides, data_dir=data_dir)
+
+
+def photograph(height: int, width: int, seed: int = 0) -> Image.Image:
+    """Smooth colours, as photographs have and noise has not."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)

@@ -10,7 +10,9 @@ from pai_bench.config import composition
 from pai_bench.config.schema import made, plain
 from pai_bench.published import matching, numbers
 from pai_bench.published.numbers import Number
-from pai_bench.published.verdicts import Rule
+from pai_bench.published.verdicts import (
+    Rule,
+)
 
 NUMBERS = numbers.read(numbers.PAPERS)
 RECIPES = matching.Recipes()
@@ -72,3 +74,17 @@ def compared(rows: list[dict[str, Any]], root: Path, chosen: list[Number]) -> di
     """The comparisons for which there were runs, by table and label."""
     found = matching.compare(chosen, rows, root / "results", Rule())
     return {f"{c.number.table.name}: {c.number.label}": c for c in found if c.groups}
+
+
+FIGURE_6 = [n for n in NUMBERS if n.table.name.startswith("Figure 6") and n.table.quantity == "best_test_top1"]
+NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "tiny_imagenet": 200}
+
+
+def exponent(number: Number) -> float:
+    assert number.target
+    return float(number.target.removeprefix("log10_compression="))
+
+
+def find(table: str, *values: str) -> Number:
+    (number,) = [n for n in NUMBERS if n.table.name == table and {*values} <= {*n.settings.values(), n.target}]
+    return number

@@ -11,9 +11,9 @@ import pytest
 import torch
 from conftest import Chain
 from emulated_graphs import emulated
+from few_images import CPU, RECIPE, FewImages, half
+from few_images import trainer as training_of
 from test_optimizers import METHODS, RATES, optimizer_of
-from test_train import CPU, RECIPE, FewImages, half
-from test_train import trainer as training_of
 from torch import Generator, nn
 
 from pai_bench.core import DataSettings, OnDevice

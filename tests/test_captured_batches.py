@@ -12,9 +12,9 @@ import pytest
 import torch
 from conftest import Chain
 from emulated_graphs import emulated
+from few_images import CPU, RECIPE, half
+from few_images import trainer as training_of
 from test_captured import Dropped, Streaming, assert_same, graphs_on, resident
-from test_train import CPU, RECIPE, half
-from test_train import trainer as training_of
 from torch import nn
 
 from pai_bench.system import devices, streams

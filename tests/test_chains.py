@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import composed
 from safetensors.torch import load_file
-from test_resume import TINY
+from whole_runs import TINY
 
 from pai_bench import experiment
 from pai_bench.errors import PreemptedError

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 from conftest import Chain, composed, options
+from few_images import CPU, RECIPE, FewImages
+from few_images import trainer as training_of
 from test_optimizers import METHODS, RATES
-from test_train import CPU, RECIPE, FewImages
-from test_train import trainer as training_of
 from torch import Generator, nn
 
 from pai_bench.analysis import cost

@@ -8,9 +8,9 @@ import pytest
 import torch
 from conftest import Chain
 from emulated_graphs import emulated
+from few_images import CPU, RECIPE, half
+from few_images import trainer as training_of
 from test_captured import resident
-from test_train import CPU, RECIPE, half
-from test_train import trainer as training_of
 
 from pai_bench.errors import ConfigError
 from pai_bench.masks import masks

@@ -4,6 +4,7 @@ import errno
 import os
 import pickle
 import shutil
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -14,10 +15,11 @@ import pytest
 import torch
 from conftest import composed
 from image_data import CPU, all_images, all_labels, cifar_files, load, mnist_files
+from PIL import Image
 
 from pai_bench.commands import data as data_command
 from pai_bench.core import DataSettings
-from pai_bench.data import archives
+from pai_bench.data import archives, cifar
 from pai_bench.data.digits import digits
 from pai_bench.errors import ConfigError, DataError
 
@@ -241,3 +243,31 @@ def test_a_data_folder_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("HOME", str(tmp_path))
     mnist_files(tmp_path / "x")
     assert load("dataset=mnist", "dataset.verify=false", data_dir=Path("'~/x'")).num_examples["train"] == 30
+
+
+@pytest.mark.parametrize(("name", "num_classes"), [("cifar10", 10), ("cifar100", 100)])
+def test_a_copy_of_cifar_as_images_becomes_its_files(
+    name: str, num_classes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (2 * num_classes, 32, 32, 3), np.uint8)
+    for number, image in enumerate(pixels):
+        split, label = ("train", "test")[number % 2], number // 2
+        folder = tmp_path / "copy" / split / f"class{label:02}"
+        folder.mkdir(parents=True)
+        Image.fromarray(image).save(folder / "image.png")
+    words = ["data", name, "dataset.verify=false", "--data-dir", str(tmp_path), "--from", str(tmp_path / "copy")]
+    monkeypatch.setattr(sys, "argv", words)
+    data_command.main()
+    data = load(
+        f"dataset={name}", "dataset.verify=false", "dataset.mean=[0,0,0]", "dataset.std=[1,1,1]", data_dir=tmp_path
+    )
+    assert (data.num_classes, data.num_examples["train"]) == (num_classes, num_classes)
+    images, labels = all_images(data, "test"), all_labels(data, "test")
+    assert sorted(labels) == list(range(num_classes))
+    for image, label in zip(images, labels, strict=True):
+        np.testing.assert_allclose(255 * image.permute(1, 2, 0).numpy(), pixels[2 * label + 1], atol=1e-3)
+
+
+def test_a_copy_is_not_taken_for_the_published_files(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"give dataset\.verify=false too"):
+        data_command.take_images(tmp_path, tmp_path, cifar.KINDS["cifar10"], verify=True)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Chain
-from test_train import CPU, RECIPE, trainer
+from few_images import CPU, RECIPE, trainer
 from torch import nn
 
 from pai_bench.errors import ConfigError

@@ -15,7 +15,7 @@ import torch
 from conftest import ROOT, RunCli
 from image_data import all_images, all_labels, numbered
 from safetensors.torch import load_file
-from test_resume import TINY, directory_of
+from whole_runs import TINY, directory_of
 
 from pai_bench.core import Shard
 from pai_bench.errors import PreemptedError

@@ -8,6 +8,7 @@ import pytest
 from conftest import CONF, ROOT, RunCli, options
 
 from pai_bench.core import ScoringData
+from pai_bench.errors import ConfigError
 from pai_bench.launch import compose
 from pai_bench.runs import status
 
@@ -207,6 +208,14 @@ def test_levels_prune_a_fifth_each(name: str) -> None:
     for job in tickets:
         base, _, power = job["density"].partition("**")
         assert float(base) ** int(power or 1) == pytest.approx(0.8 ** int(job["schedule.levels"]), rel=1e-5)
+
+
+def test_a_setting_of_the_dataset_of_an_experiment_asks_for_the_dataset() -> None:
+    words = ["experiment=rewinding_or_fine_tuning", "dataset.verify=false"]
+    with pytest.raises(ConfigError, match=r"dataset\.verify: there is no such setting; give dataset=cifar10 too"):
+        compose.expand(words)
+    run, *_ = compose.expand([*words, "dataset=cifar10"], lambda jobs: jobs[:1])[0]
+    assert run.dataset.settings["verify"] is False
 
 
 # docs/reproducing.md --------------------------------------------------------------------------------------------------

@@ -13,9 +13,9 @@ import pytest
 import torch
 from conftest import Chain, composed
 from emulated_graphs import emulated
+from few_images import CPU, RECIPE
+from few_images import trainer as training_of
 from image_data import all_images, load, numbered, photographs
-from test_train import CPU, RECIPE
-from test_train import trainer as training_of
 from torch import Generator, Tensor
 
 from pai_bench.core import ByEpoch, DataSettings, ScoringData

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from conftest import composed
-from test_resume import TINY
+from whole_runs import TINY
 
 from pai_bench.config.schema import RunConfig
 from pai_bench.errors import DataError

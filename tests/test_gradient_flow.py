@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import Chain
+from few_images import FewImages
 from scored import assert_close, subnetwork, taken
-from test_train import FewImages
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 

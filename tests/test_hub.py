@@ -8,14 +8,14 @@ import runpy
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import ROOT, composed
+from local_server import JSONHandler, LocalServer
 
 from pai_bench import experiment
 from pai_bench.errors import ConfigError, DataError, UserError
@@ -24,38 +24,25 @@ from pai_bench.runs.hub import FILES, card, push
 pytest.importorskip("huggingface_hub")
 
 
-class Hub(ThreadingHTTPServer):
+class Hub(LocalServer):
     """As much of the Hub as an upload needs."""
 
-    daemon_threads = True
-
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
         self.created: list[dict[str, Any]] = []
         self.files: dict[str, bytes] = {}
         self.tokens: set[str | None] = set()
         self.refuse = False
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        super().__init__(_Handler)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(JSONHandler, BaseHTTPRequestHandler):
     server: Hub
-
-    def log_message(self, *_: Any) -> None: ...
-
-    def _answer(self, value: Any, code: int = 200) -> None:
-        body = json.dumps(value).encode()
-        self.send_response(code)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
 
     def do_GET(self) -> None:
         if "/revision/" in self.path:  # older clients ask how a repository stores large files
-            self._answer({"id": "me/net", "sha": "1", "xetEnabled": False})
+            self.answer({"id": "me/net", "sha": "1", "xetEnabled": False})
         else:
-            self._answer({"error": "there is nothing"}, 404)
+            self.answer({"error": "there is nothing"}, 404)
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -63,30 +50,29 @@ class _Handler(BaseHTTPRequestHandler):
         hub.tokens.add(self.headers.get("authorization"))
         url = f"http://{self.headers['Host']}/me/net"
         if hub.refuse:
-            self._answer({"error": "you may not write there"}, 403)
+            self.answer({"error": "you may not write there"}, 403)
         elif self.path == "/api/repos/create":
             hub.created.append(json.loads(body))
-            self._answer({"url": url, "id": "1"})
+            self.answer({"url": url, "id": "1"})
         elif self.path.startswith("/api/models/me/net/preupload/"):
             asked = json.loads(body)["files"]
-            self._answer(
+            self.answer(
                 {"files": [{"path": one["path"], "uploadMode": "regular", "shouldIgnore": False} for one in asked]}
             )
         elif self.path.startswith("/api/models/me/net/commit/"):
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
                     hub.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-            self._answer({"commitUrl": f"{url}/commit/1", "commitOid": "1", "success": True})
+            self.answer({"commitUrl": f"{url}/commit/1", "commitOid": "1", "success": True})
         else:
-            self._answer({"errors": [], "warnings": []})
+            self.answer({"errors": [], "warnings": []})
 
 
 @pytest.fixture
 def hub() -> Iterator[Hub]:
     started = Hub()
     yield started
-    started.shutdown()
-    started.server_close()
+    started.stop()
 
 
 @pytest.fixture(scope="module")

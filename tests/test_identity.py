@@ -222,3 +222,16 @@ def test_the_experiment_of_a_run_is_noted_and_no_part_of_its_names() -> None:
     older = {key: value for key, value in plain(alone).items() if key != "experiment"}
     schema.check(older)
     assert schema.made(older | {"experiment": None}) == alone
+
+
+def test_the_scale_of_a_run_is_a_tag_and_no_part_of_its_names() -> None:
+    words = ["pruner=snip", "seed=0", "compression=10"]
+    ((small,), _), ((full,), _) = (
+        expand(["experiment=digits_baselines", f"scale={s}", *words]) for s in ("smoke", "full")
+    )
+    assert (small.scale, full.scale) == ("smoke", None)
+    assert "scale=smoke" in small.tags and not [tag for tag in full.tags if tag.startswith("scale")]
+    unmarked = schema.made({key: value for key, value in plain(small).items() if key != "scale"})
+    assert unmarked.scale is None
+    for name in ("id", "group", "task", "method", "chain"):
+        assert getattr(small, name) == getattr(unmarked, name)

@@ -67,7 +67,7 @@ def test_an_installed_package_runs_in_any_folder(site: Path, tmp_path: Path) -> 
     swept = installed(site, tmp_path, "-m", "pruner=magnitude,random", "sparsity=0.5", *small)
     assert swept.returncode == 0 and "2 done, 0 skipped, 0 failed" in swept.stdout
     counted = installed(site, tmp_path, "status", "results")
-    assert counted.stdout == "3 finished   of 3\n"
+    assert counted.stdout == "3 runs: 3 finished\n"
 
 
 def test_an_installed_package_finds_the_yaml_of_its_user(site: Path, tmp_path: Path) -> None:

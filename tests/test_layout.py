@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import composed
-from test_train import CPU
+from few_images import CPU
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Chain
-from test_train import RECIPE, half, trainer
+from few_images import RECIPE, half, trainer
 from torch import Generator, nn
 from torch.nn import functional as F
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, composed
-from test_resume import directory_of, in_child
+from test_resume import in_child
+from whole_runs import directory_of
 
 from pai_bench import experiment
 from pai_bench.errors import PreemptedError

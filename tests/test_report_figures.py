@@ -7,8 +7,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from test_report import directory, rows
-from test_report_page import made, many, results, write
+from report_rows import directory, made, many, results, rows, write
 
 from pai_bench.report import axes, drawing, matrices, plots
 from pai_bench.report.configurations import configurations, grids
@@ -82,6 +81,26 @@ def test_the_caption_says_what_lies_outside_the_zoom() -> None:
     grid, _, looks = made(rows(snip=[0.5, 0.51], dense=[0.95, 0.96]))  # no method is near the dense network
     figure = plots.accuracy(grid, looks)
     assert figure is not None and len(figure.panels) == 1 and "zoom" not in figure.caption
+
+
+def test_a_legend_of_many_methods_lies_within_the_figure_and_below_its_axes() -> None:
+    grid, _, looks = made(rows((0.9,), **{f"a_method_with_a_long_name_{i:02}": [0.9, 0.91] for i in range(20)}))
+    figure = plots.accuracy(grid, looks)
+    assert figure is not None
+    drawn = drawing.draw(figure, looks, "name", with_images=False)
+    names_space = "{http://www.w3.org/2000/svg}"
+    root = ElementTree.fromstring(drawn.svg)
+    (legend,) = (group for group in root.iter(f"{names_space}g") if group.get("id") == "legend")
+    width = float(root.attrib["viewBox"].split()[2])
+    entries = {text.text: text.attrib for text in legend.iter(f"{names_space}text")}
+    assert len(entries) == 20
+    for words, attributes in entries.items():
+        left = float(attributes["x"])
+        assert left > 0 and left + 0.5 * 8 * len(words or "") < width
+    page = ElementTree.fromstring(drawn.inline)
+    height = float(page.attrib["viewBox"].split()[3])
+    below = [float(text.attrib["y"]) for text in page.iter("text")]
+    assert height - 6 < max(below) < height - 1  # the label of the axis is the lowest text, and it is whole
 
 
 def test_overlaps_and_what_chance_gives_are_two_matrices(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import Chain, composed
 from safetensors.torch import load_file
-from test_resume import TINY, config_of, directory_of, outcome
+from whole_runs import TINY, config_of, directory_of, outcome
 
 from pai_bench import experiment
 from pai_bench.core import Subnetwork

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import Chain, drawn
-from test_train import FewImages
-from test_train import trainer as training_of
+from few_images import FewImages
+from few_images import trainer as training_of
 from torch import Generator, nn
 from torch.nn import functional as F
 

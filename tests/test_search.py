@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,13 +13,19 @@ from conftest import RunCli
 
 from hydra_plugins.pai_bench_plugins.optuna import OptunaSweeper
 from pai_bench.errors import ConfigError, UserError
-from pai_bench.launch import compose, search
+from pai_bench.launch import compose, search, sweep_progress
 
 pytest.importorskip("optuna")
 
 TINY = ["model=lenet300", "model.hidden=[16]", "training=smoke", "training.epochs=1", "tracker=none", "device=cpu"]
 PRUNED = ["pruner=magnitude", "sparsity=0.5", "dataset.validation=0.1"]
 RATE = "training.lr=tag(log,interval(0.001,1))"
+
+
+@pytest.fixture(autouse=True)
+def no_part_of_a_sweep() -> Iterator[None]:
+    yield
+    sweep_progress.forget()
 
 
 def settings(tmp_path: Path, **changed: Any) -> dict[str, Any]:
@@ -127,14 +134,22 @@ def test_what_cannot_be_searched_is_refused(
         search.search(words, Runs(), **settings(tmp_path, **changed))
 
 
-def test_ten_trials_on_digits(run_cli: RunCli, tmp_path: Path) -> None:
-    done = run_cli("-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=10", *TINY, *PRUNED, RATE)
-    assert done.returncode == 0 and "10 done, 0 skipped, 0 failed" in done.stdout, done.stdout + done.stderr
+def test_four_trials_on_digits_print_a_line_each_and_the_best_setting_at_the_end(
+    run_cli: RunCli, tmp_path: Path
+) -> None:
+    done = run_cli("-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=4", *TINY, *PRUNED, RATE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    head, *lines, nothing, counts, conclusion = done.stdout.splitlines()
+    assert (head, nothing, counts) == ("4 runs", "", "4 done, 0 skipped, 0 failed")
+    assert [line[:11] for line in lines] == [f"run {n} of 4 " for n in range(1, 5)]
     rows = [json.loads(path.read_text()) for path in (tmp_path / "results").glob("*/result.json")]
     best = max(row["validation_top1"] for row in rows)
     found = json.loads((tmp_path / "results" / "optuna.json").read_text())
-    assert len(rows) == 10 and found["best_value"] == best
-    assert f"best validation accuracy: {100 * best:.2f} %" in done.stdout
+    assert len(rows) == 4 and found["best_value"] == best
+    shown = [re.search(r"   (\d+\.\d\d) % validation accuracy   ", line) for line in lines]
+    assert sorted(match[1] for match in shown if match) == sorted(f"{100 * row['validation_top1']:.2f}" for row in rows)
+    (setting,) = (f"{key}={value}" for key, value in found["best_params"].items())
+    assert conclusion.startswith(f"best validation accuracy: {100 * best:.2f} % with {setting}; all trials are in ")
     (of_best,) = [trial for trial in found["trials"] if trial["params"] == found["best_params"]]
     assert of_best["value"] == best
 

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import itertools
 import os
 import re
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import tomllib
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -21,6 +23,7 @@ from pai_bench.launch import compose
 
 _SPEC = importlib.util.spec_from_file_location("hooks", ROOT / "docs" / "site" / "hooks.py")
 assert _SPEC and _SPEC.loader
+sys.path.append(str(ROOT / "docs" / "site"))  # as mkdocs does: graph.py lies beside the hooks
 hooks: Any = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(hooks)
 MADE: dict[str, str] = hooks.pages()
@@ -59,6 +62,13 @@ def test_the_site_builds_without_a_dead_link(tmp_path: Path) -> None:
     assert "pip install" in (tmp_path / "index.html").read_text()
     assert "PreemptedError" in (tmp_path / "api" / "errors.html").read_text()
     assert not list(tmp_path.rglob("*.py"))
+    pages = {path: path.read_text() for path in tmp_path.rglob("*.html")}
+    assert len(pages) > 40
+    for path, page in pages.items():  # it can be read and searched from disk, without a network
+        assert not re.findall(r"<(?:script|img|iframe)[^>]* src=.?(?:https?:)?//|<link[^>]*stylesheet[^>]*//", page), (
+            path
+        )
+    assert 'class="graph"' in pages[tmp_path / "architecture.html"] and "graph TD" not in "".join(pages.values())
 
 
 def test_what_builds_the_site_has_an_upper_bound() -> None:
@@ -113,6 +123,39 @@ def test_sections_that_are_pages_leave_their_page() -> None:
     assert "| `test_top1` |" in MADE["columns.md"]
     left = hooks.on_page_markdown(DOCS["results.md"], Page)
     assert "| `test_top1` |" not in left and "(columns.md)" in left and "## Making a report" in left
+
+
+def test_a_graph_is_drawn_with_all_its_boxes_and_arrows() -> None:
+    (text,) = re.findall(r"```mermaid\n(.*?)```", DOCS["architecture.md"], re.S)
+    names, arrows = hooks.graph.read(text)
+    assert len(arrows) == text.count("->") > 20
+    picture = ElementTree.fromstring(hooks.graph.svg(text, "a graph"))
+    _, _, width, height = map(float, picture.attrib["viewBox"].split())
+    boxes = {}
+    for box, label in zip(picture.iter("rect"), picture.iter("text"), strict=True):
+        left, top, wide, high = (float(box.attrib[key]) for key in ("x", "y", "width", "height"))
+        boxes[label.text] = left, top, left + wide, top + high
+        assert left >= 0 and top >= 0 and left + wide <= width and top + high <= height
+    assert list(boxes) == names
+    for a, b in itertools.combinations(boxes.values(), 2):
+        assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1], "boxes lie on each other"
+    paths = [path for path in picture if path.tag == "path"]
+    for (first, second, label), path in zip(arrows, paths, strict=True):
+        points = [tuple(map(float, pair)) for pair in re.findall(r"(-?[\d.]+) (-?[\d.]+)", path.attrib["d"])]
+        (x, y), (u, v) = points[0], points[-1]
+        start, end = boxes[first], boxes[second]
+        assert y == start[3] and start[0] < x < start[2], (first, second)
+        assert v == end[1] and end[0] < u < end[2], (first, second)
+        assert path.attrib["class"] == ("dotted" if label else "arrow")
+        for name, (left, top, right, bottom) in boxes.items():
+            inside = [(x, y) for x, y in points if left < x < right and top < y < bottom]
+            assert not inside, (first, second, name)
+
+
+@pytest.mark.parametrize("text", ["graph TD\n    a ==> b\n", "graph TD\n    a --> b\n    b --> a\n"])
+def test_a_graph_that_cannot_be_drawn_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="arrow"):
+        hooks.graph.svg(text, "a graph")
 
 
 # Pages that people write ----------------------------------------------------------------------------------------------
@@ -187,6 +230,17 @@ def test_the_readme_is_short_and_its_pictures_are_small() -> None:
     assert len(README.splitlines()) <= 130
     for picture in (ROOT / "docs" / "pictures").glob("how-sparse-*.png"):
         assert picture.stat().st_size < 100_000, picture
+
+
+def test_the_numbers_of_the_readme_are_those_of_the_findings() -> None:
+    _, _, section = README.partition("## Results so far")
+    said = re.findall(r"([A-Za-z]+)(?: pruning| reaches)? (\d+\.\d) ± (\d+\.\d)", " ".join(section.split()))
+    assert len(said) == 5
+    lines = DOCS["findings.md"].partition("<!-- down to here -->")[0].splitlines()
+    found = {cells[1].strip().lower(): cells[-2] for line in lines if len(cells := line.split("|")) > 5}
+    for method, mean, deviation in said:
+        numbers = re.findall(r"\d+\.\d+", found[method.lower()])
+        assert [float(mean), float(deviation)] == pytest.approx([float(number) for number in numbers], abs=0.051)
 
 
 def test_the_page_of_models_has_every_recipe_in_its_table() -> None:

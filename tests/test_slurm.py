@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, RunCli
 from slurm_cluster import MISSING, Cluster, until
-from test_resume import TINY
+from whole_runs import TINY
 
 pytestmark = [
     pytest.mark.skipif(bool(MISSING), reason=f"no SLURM here: {', '.join(MISSING)} missing"),

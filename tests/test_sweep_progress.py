@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 from conftest import Chain, RunCli
-from test_report import row
-from test_train import half, trainer
+from few_images import half, trainer
+from report_rows import row
 
-from pai_bench.launch import colours, sweep_progress
+from pai_bench.errors import ConfigError
+from pai_bench.launch import colours, sweep_progress, terminal
 from pai_bench.runs import summary
 from pai_bench.training import trainer as loop
 
@@ -125,6 +126,28 @@ def test_a_sweep_has_one_line_a_run_and_ends_with_a_table_and_the_command(
     assert count.worst == 75
 
 
+def test_a_search_shows_validation_accuracies_and_ends_with_its_conclusion(
+    console: io.StringIO, tmp_path: Path
+) -> None:
+    runs = [row("snip", seed, 0.9) | {"validation_top1": 0.5 + seed / 10} for seed in (0, 1)]
+    with sweep_progress.counting():
+        sweep_progress.expect(2, searches=True)
+        for directory in stored(tmp_path, runs):
+            logging.getLogger("pai_bench.training").info("epoch 1 of 2")
+            sweep_progress.count(0, directory=directory)
+        sweep_progress.conclude("seed=1 was best")
+    lines = console.getvalue().splitlines()
+    assert [line.split("   ")[1] for line in lines[1:3]] == [
+        "50.00 % validation accuracy",
+        "60.00 % validation accuracy",
+    ]
+    assert lines[3:] == ["", "2 done, 0 skipped, 0 failed", "seed=1 was best"]
+    with sweep_progress.counting():
+        sweep_progress.expect(0, searches=True)  # all its trials were done before
+        sweep_progress.conclude("seed=1 was best")
+    assert console.getvalue().splitlines()[-1] == "seed=1 was best"
+
+
 def test_a_single_run_says_everything(console: io.StringIO, tmp_path: Path) -> None:
     (directory,) = stored(tmp_path, [row()])
     with sweep_progress.counting() as count:
@@ -171,7 +194,7 @@ def test_bars_of_layers_are_linear_and_labelled() -> None:
         for name, kept in (("first", 400), ("half", 200), ("quarter", 100), ("none", 0))
     ]
     head, *lines = summary._layers(layers)
-    assert "linear: a full bar is 40 %" in head
+    assert "full bar: 40 %, linear" in head
     assert [line.count("#") for line in lines] == [24, 12, 6, 0] and "collapsed" in lines[3]
     assert all("#" not in line for line in summary._layers([layers[3]]))
 
@@ -196,3 +219,32 @@ def test_colours_are_for_terminals_that_take_them(monkeypatch: pytest.MonkeyPatc
         with monkeypatch.context() as inner:
             inner.setenv(name, value)
             assert colours.painted("error:", colours.RED, Terminal()) == "error:"
+
+
+def test_lines_are_cut_between_columns_and_words_as_wide_as_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    columns = "  12 of 60   train 1.5000 loss, 38.11 %   test 0.7861 loss, 68.52 %"
+    cut = colours.wrapped(columns, Terminal())
+    assert cut == "  12 of 60   train 1.5000 loss, 38.11 %\n    test 0.7861 loss, 68.52 %"
+    assert colours.wrapped(columns, io.StringIO()) == columns
+    words = "config error: there is no such setting as the one that you gave; see --help\n\n  short"
+    assert colours.wrapped(words, Terminal()).split("\n") == [
+        "config error: there is no such setting",
+        "  as the one that you gave; see --help",
+        "",
+        "  short",
+    ]
+    path = "everything is in " + 50 * "x"
+    assert colours.wrapped(path, Terminal()).split() == path.split()
+    monkeypatch.setenv("COLUMNS", "200")
+    assert colours.wrapped(columns, Terminal()) == columns
+
+
+def test_the_line_of_a_failure_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Terminal()
+    monkeypatch.setattr("sys.stderr", stream)
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert terminal.report(ConfigError("give one of " + ", ".join(f"option_{i}" for i in range(30)))) == 2
+    lines = stream.getvalue().splitlines()
+    assert len(lines) > 5 and all(len(line) <= 60 for line in lines) and lines[0].startswith("config error: give one")

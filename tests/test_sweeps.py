@@ -15,7 +15,8 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from test_resume import TINY
+from processes import run_script
+from whole_runs import TINY
 
 from pai_bench.config import composition
 from pai_bench.errors import ConfigError
@@ -227,10 +228,8 @@ def test_an_experiment_runs_without_m(spelled: str, run_cli: RunCli, tmp_path: P
     done = run_cli(f"{spelled}=digits_baselines", *chosen, *TINY)
     assert done.returncode == 0 and "3 done, 0 skipped, 0 failed" in done.stdout, done.stderr
     overrides = ["experiment=digits_baselines", *chosen, *TINY, f"results_dir={tmp_path / 'results'}"]
-    said = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "status.py"), *overrides], capture_output=True, text=True, check=False
-    )
-    assert (said.returncode, said.stdout) == (0, "3 finished   of 3\n")
+    said = run_script("scripts/status.py", *overrides, cwd=tmp_path)
+    assert (said.returncode, said.stdout) == (0, "3 runs: 3 finished\n")
 
 
 def test_pairs_and_exclusions_on_the_command_line(run_cli: RunCli, tmp_path: Path) -> None:
@@ -250,10 +249,9 @@ def test_the_state_of_a_sweep_and_what_is_run_again(run_cli: RunCli, tmp_path: P
     results = tmp_path / "results"
     sweep = [*TINY, "pruner=snip", "sparsity=0.5", "training.lr=0.1,1e30"]
     assert run_cli("-m", *sweep).returncode == 1
-    script = [sys.executable, str(ROOT / "scripts" / "status.py")]
 
     def status(*arguments: str) -> tuple[int, list[str]]:
-        done = subprocess.run([*script, *arguments], capture_output=True, text=True, check=False, cwd=tmp_path)
+        done = run_script("scripts/status.py", *arguments, cwd=tmp_path)
         return done.returncode, (done.stdout + done.stderr).splitlines()
 
     code, said = status(*sweep, "seed=0,1", f"results_dir={results}")

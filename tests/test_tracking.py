@@ -14,8 +14,8 @@ import pytest
 import yaml
 from conftest import ROOT, RunCli, composed
 from safetensors.torch import load_file
-from test_resume import RUNS, TINY, directory_of
 from wandb_server import Server
+from whole_runs import RUNS, TINY, directory_of
 
 from pai_bench.errors import ConfigError
 from pai_bench.runs.wandb_run import fitting

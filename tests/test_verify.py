@@ -2,32 +2,24 @@
 
 import csv
 import json
-import math
-import random
 import runpy
 import subprocess
 import sys
-import tomllib
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import groupby, pairwise
 from pathlib import Path
-from statistics import fmean, median, stdev
+from statistics import fmean
 from typing import Any
 
 import published_runs
 import pytest
 from conftest import ROOT
-from published_runs import NUMBERS, written
-from scipy import stats
+from published_runs import FIGURE_6, NUMBERS, find, written
 
-from pai_bench.config import identity
-from pai_bench.config.schema import plain
-from pai_bench.errors import ConfigError, DataError
-from pai_bench.launch import compose, terminal
-from pai_bench.published import matching, numbers
+from pai_bench.errors import DataError
+from pai_bench.launch import terminal
+from pai_bench.published import matching
 from pai_bench.published.matching import MISSING, NO_EXPERIMENT, NOT_COMPARABLE
 from pai_bench.published.numbers import Number
 from pai_bench.published.verdicts import (
@@ -35,312 +27,8 @@ from pai_bench.published.verdicts import (
     REPRODUCED,
     UNDERPOWERED,
     Rule,
-    Sample,
-    judge,
-    judge_exactly,
-    num_needed,
     sample,
 )
-
-FIGURE_6 = [n for n in NUMBERS if n.table.name.startswith("Figure 6") and n.table.quantity == "best_test_top1"]
-NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "tiny_imagenet": 200}
-
-
-def exponent(number: Number) -> float:
-    assert number.target
-    return float(number.target.removeprefix("log10_compression="))
-
-
-def find(table: str, *values: str) -> Number:
-    (number,) = [n for n in NUMBERS if n.table.name == table and {*values} <= {*n.settings.values(), n.target}]
-    return number
-
-
-# The data -------------------------------------------------------------------------------------------------------------
-
-
-def test_every_number_says_where_it_is_from() -> None:
-    for number in NUMBERS:
-        assert number.table.source and number.table.title and number.table.evidence in numbers.EVIDENCE
-        assert number.num_runs is None or number.num_runs >= 1
-        assert number.sd is None or number.sd >= 0
-        assert math.isfinite(number.value) and number.value >= 0
-        assert (number.density is None) == (number.table.quantity in ("critical_compression", "collapse_threshold"))
-        assert (number.layer is not None) == (number.table.quantity == "layer_density")
-        if number.table.quantity in ("layer_density", "multiply_adds"):
-            assert number.value <= 1 and number.rounding <= max(0.25 * number.value, 1e-4)
-
-
-def test_the_last_digit_is_that_which_is_written() -> None:
-    halves = {text: numbers._half_digit(text) for text in ("92.1", "1", "1.000", "1e-3", "2.5e-4")}
-    assert halves == pytest.approx({"92.1": 0.05, "1": 0.5, "1.000": 5e-4, "1e-3": 5e-4, "2.5e-4": 5e-6})
-
-
-def test_no_number_is_there_twice() -> None:
-    count = Counter((n.table.paper, n.table.name, n.label) for n in NUMBERS)
-    twice = {key for key, times in count.items() if times > 1}
-    assert {name for _, name, _ in twice} == set()
-
-
-def test_layer_densities_make_up_the_target() -> None:
-    """VGG-16 for 100 classes: what is typed of its layers adds up to the compression of its row."""
-    sizes = [1728, 36864, 73728, 147456, 294912, 589824, 589824, 1179648, *[2359296] * 5, 51200]
-    of_vgg16 = [n for n in NUMBERS if n.table.name.startswith("Layer densities of VGG-16")]
-    for (_, _, target), row in groupby(of_vgg16, key=lambda n: (n.table.name, n.settings["pruner"], n.target)):
-        layers = list(row)
-        assert [n.layer for n in layers] == list(range(1, 15)), target
-        kept = sum(n.value * size for n, size in zip(layers, sizes, strict=True))
-        assert kept / sum(sizes) == pytest.approx(layers[0].density, rel=0.03), target
-
-
-def test_figure_6_has_every_cell() -> None:
-    assert len(FIGURE_6) == 12 * 5 * 13
-    assert all(n.num_runs == 3 and n.sd is not None and n.table.evidence == "V" for n in FIGURE_6)
-    grid = {step / 4 for step in range(13)}
-    rows = Counter(
-        (n.settings["dataset"], n.settings["model"], n.settings["pruner"], "Wide" in n.table.name) for n in FIGURE_6
-    )
-    assert set(rows.values()) == {13} and len(rows) == 60
-    assert {exponent(n) for n in FIGURE_6} == grid
-
-
-def test_a_spread_of_zero_is_that_of_chance() -> None:
-    for number in FIGURE_6:
-        chance = 1 / NUM_CLASSES[number.settings["dataset"]]
-        assert number.value >= chance - 1e-9
-        if number.sd == 0:
-            assert number.value == pytest.approx(chance, abs=1e-9), number.label
-
-
-def test_as_many_cells_sit_at_chance_as_were_counted_in_the_arrays() -> None:
-    at_chance = [n for n in FIGURE_6 if n.value < 1 / NUM_CLASSES[n.settings["dataset"]] + 0.001]
-    assert Counter(n.settings["pruner"] for n in at_chance) == {"magnitude": 77, "grasp": 16, "random": 12}
-
-
-@pytest.mark.parametrize(
-    ("pruner", "medians", "greatest"),
-    [
-        ("random", (0.18, 0.33, 1.48), None),
-        ("magnitude", (0.16, 0, 0), 9.9),
-        ("snip", (0.22, 1.04, 2.47), None),
-        ("grasp", (0.20, 0.30, 0.89), 26.9),
-        ("synflow", (0.17, 0.21, 0.20), None),
-    ],
-)
-def test_the_spreads_have_the_medians_that_were_computed_from_the_arrays(
-    pruner: str, medians: tuple[float, ...], greatest: float | None
-) -> None:
-    """Over panels, at log10 compression 0 to 1, to 2 and to 3: a slip of the pen would move one."""
-    of_pruner = [n for n in FIGURE_6 if n.settings["pruner"] == pruner]
-    for (low, high), expected in zip(((0, 1), (1.25, 2), (2.25, 3)), medians, strict=True):
-        found = median(100 * (n.sd or 0) for n in of_pruner if low <= exponent(n) <= high)
-        assert found == pytest.approx(expected, abs=0.011)
-    if greatest:
-        assert 100 * max(n.sd or 0 for n in of_pruner) == pytest.approx(greatest, abs=0.05)
-
-
-def test_resnet18_and_what_is_called_wide_differ_by_chance_alone() -> None:
-    """Up to compression 10 their mean difference over methods and datasets is nil, as of two draws from one network."""
-
-    def mean_accuracy(wide: bool) -> float:
-        return fmean(
-            n.value
-            for n in FIGURE_6
-            if n.settings["model"] == "resnet18" and ("Wide" in n.table.name) == wide and exponent(n) <= 1
-        )
-
-    assert mean_accuracy(True) == pytest.approx(mean_accuracy(False), abs=2e-4)
-
-
-def test_published_curves_fall() -> None:
-    """Means of three runs fall with compression but for their spread; a digit too many would stand out."""
-    for _, curve in groupby(FIGURE_6, key=lambda n: (n.table.name, tuple(n.settings.items()))):
-        points = sorted(curve, key=exponent)
-        for before, after in pairwise(points):
-            room = 0.005 + 3 * max(before.sd or 0, after.sd or 0)
-            assert after.value <= before.value + room, after.label
-
-
-def test_the_wheel_has_the_papers() -> None:
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    globs = settings["package-data"]["pai_bench.published"]
-    folder = numbers.PAPERS.parent
-    packaged = {path for pattern in globs for path in folder.glob(pattern)}
-    assert packaged == set(numbers.PAPERS.iterdir())
-
-
-# The recipes ----------------------------------------------------------------------------------------------------------
-
-CURVES = {}
-for _number in NUMBERS:
-    if _number.table.recipe is not None:
-        CURVES.setdefault(matching.overrides(_number), []).append(_number)
-EXPERIMENTS = sorted({w for words in CURVES for w in words if w.startswith("experiment=")})
-
-
-def some(curves: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """The first and the last of the curves of each recipe: composing all takes as long as a sweep's submission."""
-    return [curves[0], *curves[-1:]] if len(curves) > 1 else curves
-
-
-def options_of(words: tuple[str, ...]) -> tuple[str, ...]:
-    """The words of a recipe that choose options. The others only give values."""
-    return tuple(word for word in words if "." not in word.partition("=")[0] and not word.startswith("density="))
-
-
-# Numbers of one recipe and the same options differ in values alone: the first and the last stand for all.
-PLAIN = {}
-for _words in (words for words in CURVES if not words[0].startswith("experiment=")):
-    PLAIN.setdefault((CURVES[_words][0].table.recipe, options_of(_words)), []).append(_words)
-
-
-@pytest.mark.parametrize("words", [w for alike in PLAIN.values() for w in some(alike)], ids=" ".join)
-def test_recipes_without_an_experiment_compose(words: tuple[str, ...]) -> None:
-    (cfg,) = compose.expand(list(words))[0]
-    assert 1 - cfg.sparsity == pytest.approx(CURVES[words][0].density)
-
-
-SAMPLED = [
-    words
-    for _, group in groupby(
-        sorted(w for w in CURVES if w[0].startswith("experiment=")), key=lambda w: CURVES[w][0].table.recipe
-    )
-    for words in some(list(group))
-]
-
-
-@pytest.mark.parametrize("words", SAMPLED, ids=" ".join)
-def test_a_published_number_is_a_run_of_its_experiment(words: tuple[str, ...]) -> None:
-    cfgs, _ = compose.expand(list(words))
-    for cfg in cfgs:  # one curve and not several
-        assert identity.differences(plain(cfgs[0]), plain(cfg), {"sparsity"}) == {}
-    for number in CURVES[words]:
-        for key, value in matching.settings(number).items():
-            if key in numbers.NETWORK:
-                assert getattr(cfgs[0], key).name == value
-        if number.density is not None:
-            found = [cfg for cfg in cfgs if math.isclose(1 - cfg.sparsity, number.density, rel_tol=0.002)]
-            assert len(found) == 1, number.label
-
-
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_experiments_of_papers_exist(experiment: str) -> None:
-    assert (ROOT / "conf" / "experiment" / f"{experiment.partition('=')[2]}.yaml").is_file()
-
-
-# The statistics -------------------------------------------------------------------------------------------------------
-
-
-def test_the_interval_is_that_of_students_two_sample_test() -> None:
-    draw = random.Random(0)
-    for num_ours, num_theirs in ((3, 3), (2, 3), (10, 3), (5, 5)):
-        ours = [draw.gauss(0.9, 0.004) for _ in range(num_ours)]
-        theirs = [draw.gauss(0.902, 0.002) for _ in range(num_theirs)]
-        verdict = judge(sample(ours), Sample(fmean(theirs), stdev(theirs), num_theirs), Rule(confidence=0.9))
-        expected = stats.ttest_ind(ours, theirs, equal_var=True).confidence_interval(0.9)
-        assert verdict.interval == pytest.approx((expected.low, expected.high))
-        assert verdict.difference == pytest.approx(fmean(ours) - fmean(theirs))
-
-
-def test_one_run_borrows_the_published_spread() -> None:
-    """Student's interval of a new observation beside three others, by its definition."""
-    verdict = judge(sample([0.93]), Sample(0.935, 0.002, 3), Rule())
-    half = stats.t.ppf(0.975, 2) * 0.002 * math.sqrt(1 + 1 / 3)
-    assert verdict.interval == pytest.approx((-0.005 - half, -0.005 + half))
-
-
-def test_a_paper_without_a_spread_counts_as_one_run_with_ours() -> None:
-    ours = [0.931, 0.934, 0.932, 0.933]
-    verdict = judge(sample(ours), Sample(0.93, None, None), Rule())
-    half = stats.t.ppf(0.975, 3) * stdev(ours) * math.sqrt(1 / 4 + 1)
-    assert verdict.interval == pytest.approx((0.0025 - half, 0.0025 + half))
-
-
-def test_the_interval_holds_the_true_difference_as_often_as_it_says() -> None:
-    draw = random.Random(1)
-    held = 0
-    for _ in range(1000):
-        ours = sample([draw.gauss(0.905, 0.003) for _ in range(4)])
-        theirs = sample([draw.gauss(0.9, 0.003) for _ in range(3)])
-        interval = judge(ours, theirs, Rule(confidence=0.9)).interval
-        assert interval is not None
-        held += interval[0] <= 0.005 <= interval[1]
-    assert 0.87 < held / 1000 < 0.93  # three standard deviations of the count
-
-
-@pytest.mark.parametrize(
-    ("ours", "theirs", "expected"),
-    [
-        (Sample(0.9330, 0.001, 5), Sample(0.9326, 0.0012, 3), REPRODUCED),
-        (Sample(0.9130, 0.001, 5), Sample(0.9326, 0.0012, 3), DEVIATES),
-        (Sample(0.9290, 0.004, 3), Sample(0.9326, 0.0012, 3), UNDERPOWERED),
-        # Certainly different, but by less than matters.
-        (Sample(0.9300, 0.0001, 20), Sample(0.9326, 0.0001, 20), REPRODUCED),
-        # A noisy number: two of its own standard deviations are the margin.
-        (Sample(0.3400, 0.04, 40), Sample(0.3291, 0.0989, 3), REPRODUCED),
-        # Chance on both sides, where no run has a spread, and on one side only.
-        (Sample(0.1, None, 1), Sample(0.1, 0.0, 3), REPRODUCED),
-        (Sample(0.1, 0.0, 3), Sample(0.1, 0.0, 3), REPRODUCED),
-        (Sample(0.6, None, 1), Sample(0.1, 0.0, 3), DEVIATES),
-        (Sample(0.1, None, 1), Sample(0.9326, 0.0012, 3), DEVIATES),
-        # One run on each side tells nothing of a spread.
-        (Sample(0.5, None, 1), Sample(0.9326, None, None), UNDERPOWERED),
-        # A spread over an unknown number of runs sets the margin, and is nothing to build an interval on.
-        (Sample(0.9326, None, 1), Sample(0.9326, 0.001, None), UNDERPOWERED),
-    ],
-)
-def test_verdicts(ours: Sample, theirs: Sample, expected: str) -> None:
-    verdict = judge(ours, theirs, Rule())
-    assert verdict.name == expected
-    mirrored = judge(replace(ours, mean=1 - ours.mean), replace(theirs, mean=1 - theirs.mean), Rule())
-    assert mirrored.name == expected and mirrored.difference == pytest.approx(-verdict.difference)
-
-
-def test_the_margin_can_be_set_and_grows_with_the_published_spread() -> None:
-    assert Rule().margin_for(Sample(0.9, 0.001, 3)) == 0.005
-    assert Rule().margin_for(Sample(0.9, 0.01, 3)) == 0.02
-    assert Rule().margin_for(Sample(0.9, None, None)) == 0.005
-    assert Rule(margin=0.03, spread=0).margin_for(Sample(0.9, 0.5, 3)) == 0.03
-    for wrong in (Rule(margin=-0.01), Rule(spread=math.nan), Rule(confidence=1.0), Rule(confidence=0)):
-        with pytest.raises(ConfigError, match="give"):
-            wrong.check()
-
-
-@pytest.mark.parametrize("difference", [0.001, 0.002, 0.006, 0.02])
-def test_the_runs_said_to_decide_do_and_one_less_does_not(difference: float) -> None:
-    theirs = Sample(0.9, 0.004, 10)
-    needed = num_needed(0.004, theirs, difference, 0.005, 0.95)
-    assert needed is not None
-    rule = Rule(spread=0)
-
-    def with_runs(num: int) -> str:
-        return judge(Sample(0.9 + difference, 0.004, num), theirs, rule).name
-
-    assert with_runs(needed) == (REPRODUCED if difference < 0.005 else DEVIATES)
-    assert needed == 2 or with_runs(needed - 1) == UNDERPOWERED
-
-
-def test_it_is_said_when_no_number_of_runs_would_decide() -> None:
-    verdict = judge(Sample(0.9, 0.01, 3), Sample(0.9049, 0.01, 3), Rule(spread=0))
-    assert verdict.name == UNDERPOWERED and verdict.num_needed is None
-    assert "not even" in verdict.reason
-
-
-def test_a_difference_of_the_margin_is_within_it() -> None:
-    assert judge(Sample(0.935, 0.0, 3), Sample(0.93, 0.0, 3), Rule(margin=0.005)).name == REPRODUCED
-
-
-def test_two_equal_runs_beside_a_paper_without_a_spread_decide_nothing() -> None:
-    assert judge(sample([0.93, 0.93]), Sample(0.93, None, None), Rule()).name == UNDERPOWERED
-    assert judge(sample([0.93] * 3), Sample(0.93, None, None), Rule()).name == REPRODUCED
-
-
-def test_numbers_without_training_are_judged_by_their_tolerance() -> None:
-    assert judge_exactly(0.4138, 0.42, 0.003, 0.005).name == REPRODUCED
-    assert judge_exactly(0.4138, 0.42, 0.001, 0.005).name == DEVIATES
-    assert judge_exactly(2.75, 3.0, 0.25).name == REPRODUCED
-    assert judge_exactly(2.5, 3.0, 0.25).name == DEVIATES
-
 
 # Runs and numbers -----------------------------------------------------------------------------------------------------
 
@@ -374,6 +62,16 @@ def test_a_smoke_run_is_no_reproduction(write: Write, tmp_path: Path) -> None:
     comparison = compared(rows, tmp_path, [SYNFLOW])[f"Figure 6: {SYNFLOW.label}"]
     assert comparison.name == NOT_COMPARABLE and comparison.verdict is None
     assert comparison.reason == "training.epochs=2, published 160; training.lr=0.2, published 0.1"
+
+
+def test_a_copy_of_the_images_is_no_reproduction(write: Write, tmp_path: Path) -> None:
+    rows = write(SYNFLOW, [0.72, 0.721, 0.7205], {"dataset.verify": False, "training.epochs": 2})
+    comparison = compared(rows, tmp_path, [SYNFLOW])[f"Figure 6: {SYNFLOW.label}"]
+    assert comparison.name == NOT_COMPARABLE and comparison.verdict is None
+    assert comparison.reason == (
+        "dataset.verify=false: the images are not the published files, but a copy of them; "
+        "training.epochs=2, published 160"
+    )
 
 
 def test_what_cannot_change_a_result_makes_no_difference(write: Write, tmp_path: Path) -> None:

@@ -3,21 +3,19 @@
 import gzip
 import json
 import re
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import quote, unquote
+
+from local_server import JSONHandler, LocalServer
 
 KEY = "a" * 40
 
 
-class Server(ThreadingHTTPServer):
-    """Listens on a free port from its creation until `stop`."""
-
-    daemon_threads = True
+class Server(LocalServer):
+    """What it was told stands in its attributes."""
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
         self.runs: dict[str, dict[str, Any]] = {}
         self.history: dict[str, list[dict[str, Any]]] = {}
         self.preempting: set[str] = set()
@@ -27,7 +25,7 @@ class Server(ThreadingHTTPServer):
         self.artifacts: list[dict[str, Any]] = []
         self.sweep = ""  # its yaml
         self.trials: list[dict[str, Any]] = []  # which the agent of the sweep is to do: settings by name
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        super().__init__(_Handler)
 
     @property
     def env(self) -> dict[str, str]:
@@ -35,55 +33,37 @@ class Server(ThreadingHTTPServer):
         url = f"http://127.0.0.1:{self.server_port}"
         return {"WANDB_BASE_URL": url, "WANDB_API_KEY": KEY, "WANDB_MODE": "online", "WANDB_ERROR_REPORTING": "false"}
 
-    def stop(self) -> None:
-        """Is gone, as a server whose network is down."""
-        self.shutdown()
-        self.server_close()
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """The client drops connections when it ends."""
-
-
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(JSONHandler, BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: Server
-
-    def log_message(self, *_: Any) -> None: ...
 
     def _body(self) -> bytes:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         return gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body
 
-    def _answer(self, value: Any, code: int = 200) -> None:
-        body = json.dumps(value).encode()
-        self.send_response(code)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
     def do_GET(self) -> None:
-        self._answer({})
+        self.answer({})
 
     def do_PUT(self) -> None:
         _, place, run, name = unquote(self.path).split("/", 3)
         body = self._body()
         if place == "files":
             self.server.files.setdefault(run, {})[name] = body
-        self._answer({})
+        self.answer({})
 
     def do_POST(self) -> None:
         body = self._body()
         if self.server.refuse:
-            self._answer({"errors": [{"message": "permission denied"}]}, 401)
+            self.answer({"errors": [{"message": "permission denied"}]}, 401)
         elif self.path.endswith("/file_stream"):
             self._stream(self.path.split("/")[-2], json.loads(body))
         elif self.path == "/graphql":
             request = json.loads(body)
             named = re.search(r"(?:query|mutation)\s+(\w+)", request["query"])
-            self._answer({"data": self._data(named[1] if named else "", request.get("variables") or {})})
+            self.answer({"data": self._data(named[1] if named else "", request.get("variables") or {})})
         else:
-            self._answer({})
+            self.answer({})
 
     def _stream(self, run: str, content: dict[str, Any]) -> None:
         files = content.get("files") or {}
@@ -96,7 +76,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.preempting.add(run)
         if content.get("complete"):
             self.server.exit_codes.setdefault(run, []).append(content.get("exitcode", 0))
-        self._answer({"limits": {}})
+        self.answer({"limits": {}})
 
     def _data(self, operation: str, given: dict[str, Any]) -> dict[str, Any]:
         entity = {"id": "e", "name": "test"}

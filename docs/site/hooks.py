@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import graph  # the file beside this one
 import yaml
 
 from pai_bench.config import schema, signatures
@@ -29,6 +30,7 @@ SECTIONS = (
 FIRST = ("model", "dataset", "training", "pruner", "allocation", "schedule", "ablation")  # the other groups follow
 # The rooms of the package whose functions a user may call, and what to read there first.
 ROOMS = ("api", "core", "errors", "masks", "pruners", "pruning", "analysis", "models", "training", "runs", "report")
+RANK = "---\nsearch:\n  boost: 0.2\n---\n"  # in a search these pages come after those that people wrote
 PROBES = (object(), -(2**40), -1e30)  # values that no setting with a range takes
 
 
@@ -58,7 +60,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         if page.file.src_uri == source:
             before, _, after = parted(markdown, heading)
             markdown = f"{before}## {heading}\n\nOn a page of its own: [{heading}]({target}).\n\n{after}"
-    return with_titles(to_sections(out_of_docs(markdown), page.file.src_uri))
+    return with_pictures(with_titles(to_sections(out_of_docs(markdown), page.file.src_uri)))
 
 
 def pages() -> dict[str, str]:
@@ -113,6 +115,15 @@ def with_titles(text: str) -> str:
         return f"[{path.read_text().partition(chr(10))[0].removeprefix('# ')}](" if path else found[0]
 
     return re.sub(r"\[`?([-\w]+\.md)`?\]\(", title, text)
+
+
+def with_pictures(text: str) -> str:
+    """Graphs written in Mermaid are drawn here: its script would come from a network."""
+
+    def picture(found: re.Match[str]) -> str:
+        return f'<div class="graph">\n{graph.svg(found[1], "What each arrow leads to")}\n</div>'
+
+    return re.sub(r"^```mermaid\n(.*?)^```$", picture, text, flags=re.M | re.S)
 
 
 def indented(text: str) -> str:
@@ -207,7 +218,7 @@ def api() -> dict[str, str]:
         files = sorted((PACKAGE / room).glob("[a-z]*.py")) or [PACKAGE / f"{room}.py"]
         names = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files if file.exists()]
         if names:
-            made[f"api/{room}.md"] = f"# {room}\n\n" + "\n\n".join(f"::: {name}" for name in names) + "\n"
+            made[f"api/{room}.md"] = f"{RANK}# {room}\n\n" + "\n\n".join(f"::: {name}" for name in names) + "\n"
             rows.append(f"| [{room}](api/{room}.md) | {', '.join(f'`{name}`' for name in names)} |")
     text = (
         "# API\n\nEvery public function of these parts of the package, from its docstring. "

@@ -4,6 +4,7 @@ You may start it several times at once: one process works, the others wait.
 
   pai-bench data cifar10
   pai-bench data tiny_imagenet --from ~/Downloads/tiny-imagenet-200.zip
+  pai-bench data cifar10 dataset.verify=false --from FOLDER  # a copy as images, in train/<class>/ and test/<class>/
   pai-bench data imagenet dataset.root=/data/imagenet dataset.store=256
 """
 
@@ -14,8 +15,8 @@ from pathlib import Path
 import torch
 
 from pai_bench import assembly
-from pai_bench.data import archives
-from pai_bench.errors import DataError
+from pai_bench.data import archives, cifar, cifar_copy
+from pai_bench.errors import ConfigError, DataError
 from pai_bench.launch import compose, terminal
 
 
@@ -46,6 +47,22 @@ def take(source: Path, data_dir: Path, published: str | None) -> None:
         raise DataError(f"--from {source}: it cannot be unpacked ({error})") from error
 
 
+def take_images(source: Path, data_dir: Path, kind: cifar.Kind, verify: bool) -> None:
+    """Makes the files of CIFAR of a folder of images.
+
+    Raises:
+        ConfigError: the published files are asked for.
+        DataError: the folder does not hold the images of CIFAR.
+    """
+    if verify:
+        raise ConfigError(
+            f"--from {source}: images in folders are not the published files of CIFAR; give dataset.verify=false too, "
+            "here and to the runs"
+        )
+    print(f"making the files of CIFAR in {data_dir} of the images in {source}")
+    cifar_copy.write(source, data_dir, kind.files(), kind.num_classes)
+
+
 def main() -> None:
     """Loads the dataset once, like a run, with downloads allowed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -62,7 +79,11 @@ def main() -> None:
         if arguments.source is not None:
             published = archives.PUBLISHED_MD5.get(run.dataset.target.rpartition(".")[2])
             verify = run.dataset.settings.get("verify", True) and not run.dataset.settings.get("subset")
-            take(arguments.source, Path(run.data_dir).expanduser(), published if verify else None)
+            data_dir, kind = Path(run.data_dir).expanduser(), cifar.KINDS.get(run.dataset.name)
+            if kind is not None and cifar_copy.is_copy(arguments.source):
+                take_images(arguments.source, data_dir, kind, verify)
+            else:
+                take(arguments.source, data_dir, published if verify else None)
         data = assembly.load_data(run, torch.device("cpu"))
         images = ", ".join(f"{number:,} {split}" for split, number in data.num_examples.items() if number)
         shape = "x".join(map(str, data.input_shape))

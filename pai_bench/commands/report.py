@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from pai_bench.launch import terminal
-from pai_bench.report import axes, configurations, plots, writing
+from pai_bench.report import axes, configurations, names, plots, writing
 
 
 def _label(text: str) -> tuple[str, str]:
@@ -80,7 +80,7 @@ def main() -> None:
             if len(lines) > 20:
                 print(f"{word}: {len(lines) - 20} more, which the page names", file=file)
         print(
-            f"runs: {report.num_runs}, configurations: {report.num_configurations}, "
-            f"tasks: {report.num_tasks}: {report.page}"
+            f"{names.counted(report.num_runs, 'run')}, {names.counted(report.num_configurations, 'configuration')}, "
+            f"{names.counted(report.num_tasks, 'task')}: {report.page}"
         )
         sys.exit(1 if report.problems else 0)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pai_bench.config.schema import RunConfig
 from pai_bench.errors import ConfigError, DataError, PreemptedError, UserError
-from pai_bench.launch import attempt, compose, slurm, terminal
+from pai_bench.launch import attempt, colours, compose, slurm, terminal
 from pai_bench.runs import status
 from pai_bench.system import files
 
@@ -28,7 +28,7 @@ RETRIED = ("preempted", "killed", "failed", "broken", "missing")
 def table(states: dict[str, status.RunState]) -> str:
     """The counts by state, then a line for each run that is not finished."""
     counts = [(name, sum(state.name == name for state in states.values())) for name in ORDER]
-    lines = ["   ".join(f"{number} {name}" for name, number in counts if number) + f"   of {len(states)}"]
+    lines = [f"{len(states)} run{'s' * (len(states) > 1)}: " + ", ".join(f"{n} {name}" for name, n in counts if n)]
     width = max(len(run_id) for run_id in states)
     for name in ORDER[1:]:
         for run_id, state in sorted(states.items()):
@@ -66,7 +66,7 @@ def main() -> None:
         if not directories:
             raise DataError(f"{' '.join(arguments.what)}: there are no runs")
         states = slurm.queue_states(directories)
-        print(table(states))
+        print(colours.wrapped(table(states), sys.stdout))
         wanted = [run_id for run_id, state in states.items() if state.name in RETRIED]
         if not arguments.retry:
             sys.exit(int(any(state.name in ("failed", "killed", "broken") for state in states.values())))

@@ -32,7 +32,7 @@ def _arguments() -> argparse.Namespace:
         metavar="WORD",
         help="numbers that every word fits: part of a paper's or a table's name, or a value",
     )
-    parser.add_argument("--all", action="store_true", help="list the numbers that no run stands beside, too")
+    parser.add_argument("--all", action="store_true", help="also list the numbers without a run")
     parser.add_argument(
         "--margin",
         type=float,
@@ -78,7 +78,7 @@ def main() -> None:
                 raise DataError(f"{arguments.folder}: there are no finished runs; give a results folder that has some")
             comparisons = matching.compare(chosen, rows, folder, rule)
         listed = [comparison for comparison in comparisons if arguments.all or comparison.groups]
-        print(pages.text(listed, rule) if listed else "no run here stands beside a published number\n")
+        print(pages.text(listed, rule) if listed else "no run here can be compared with a published number\n")
         print(f"{pages.stated(rule)}\n{pages.counted(comparisons)}")
         if arguments.output:
             pages.write(listed, arguments.output, rule)

@@ -16,7 +16,7 @@ from pai_bench.errors import ConfigError
 NOT_IDENTITY = {
     "tracker", "results_dir", "data_dir", "download", "save_scores", "save_model", "diagnostics",
     "checkpoint_epochs", "checkpoint_minutes", "device", "num_workers", "channels_last", "compile", "cache_gb",
-    "experiment",
+    "experiment", "scale",
 }  # fmt: skip
 
 

@@ -72,6 +72,7 @@ class RunConfig:
     diagnostics: Call | None
     cache_gb: NonNegative
     experiment: str | None = None  # the name of the sweep in a file that this run was part of
+    scale: str | None = None  # how much smaller than in its file that sweep was; null if it was not
 
     @cached_property
     def id(self) -> str:
@@ -105,13 +106,14 @@ class RunConfig:
 
     @property
     def tags(self) -> list[str]:
-        """The names of its parts, and of its experiment: those by which one looks for a run."""
+        """The names of its parts, of its experiment and of its scale: those by which one looks for a run."""
         names = [self.dataset.name, self.model.name, self.training.name, self.pruner.name]
         if self.prunes and self.mask is None:
             names.append(self.schedule.name)
         if any(getattr(self.ablation, hook) is not None for hook in HOOKS):
             names.append(self.ablation.name)
-        return [*names, self.experiment] if self.experiment else names
+        names += [self.experiment] if self.experiment else []
+        return [*names, f"scale={self.scale}"] if self.scale else names
 
     @property
     def keeps_weights(self) -> bool:

@@ -1,8 +1,9 @@
 """CIFAR-10 and CIFAR-100 in the layout of the original archives. Names and checksums come from torchvision."""
 
 import pickle
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -15,6 +16,23 @@ _UNREADABLE = (  # the errors of pickles that are cut, damaged, or hold somethin
     RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError, AttributeError, ImportError,
     pickle.UnpicklingError,
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One of the two datasets."""
+
+    name: str  # of the class of torchvision that knows its files
+    num_classes: int
+
+    def files(self) -> type[Any]:
+        """The class of torchvision."""
+        from torchvision import datasets
+
+        return cast("type[Any]", getattr(datasets, self.name))
+
+
+KINDS = {"cifar10": Kind("CIFAR10", 10), "cifar100": Kind("CIFAR100", 100)}
 
 
 def cifar10(
@@ -39,13 +57,11 @@ def cifar10(
 
     Reference: Krizhevsky 2009, Learning multiple layers of features from tiny images.
     """
-    from torchvision.datasets import CIFAR10
-
-    train, test = _read(CIFAR10, "cifar10", place, verify)
+    train, test = _read("cifar10", place, verify)
     return Resident(
         train,
         test,
-        10,
+        KINDS["cifar10"].num_classes,
         place,
         validation=validation,
         mean=mean,
@@ -70,13 +86,11 @@ def cifar100(
     verify: bool,
 ) -> Resident:
     """CIFAR-100: like CIFAR-10, with 100 fine classes."""
-    from torchvision.datasets import CIFAR100
-
-    train, test = _read(CIFAR100, "cifar100", place, verify)
+    train, test = _read("cifar100", place, verify)
     return Resident(
         train,
         test,
-        100,
+        KINDS["cifar100"].num_classes,
         place,
         validation=validation,
         mean=mean,
@@ -88,8 +102,9 @@ def cifar100(
     )
 
 
-def _read(kind: type[Any], name: str, place: DataSettings, verify: bool) -> tuple[Images, Images]:
+def _read(name: str, place: DataSettings, verify: bool) -> tuple[Images, Images]:
     """The training and the test images."""
+    kind = KINDS[name].files()
     try:
         return _parts(kind, place.data_dir, verify)
     except _UNREADABLE as error:

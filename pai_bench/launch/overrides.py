@@ -216,7 +216,9 @@ def _check_key(override: Override, tree: DictConfig) -> None:
             if override.is_add() or override.is_force_add():
                 _check_addition(override, tree)
                 return
-            raise ConfigError(f"{key}: there is no such setting; see --help{_meant_key(key, tree)}")
+            chosen = OmegaConf.select(tree, "hydra.sweeper.params") or {}
+            remedy = f"give {group}={chosen[group]} too, as this sweep does for its runs" if group in chosen else ""
+            raise ConfigError(f"{key}: there is no such setting; {remedy or 'see --help' + _meant_key(key, tree)}")
         inner = node._get_node(part)
         plain: Any = OmegaConf.to_container(node)
         node = inner if isinstance(inner, DictConfig) and not inner._is_none() else plain[part]
@@ -303,7 +305,8 @@ def complete(composed: DictConfig, of_hydra: Any) -> RunConfig:
         settings["tracker"] = {"name": "none", "_target_": "pai_bench.runs.tracking.none"}
     run = checks.complete(settings)
     if choices.get("experiment"):
-        run = replace(run, experiment=choices["experiment"])
+        scale = choices.get("scale")
+        run = replace(run, experiment=choices["experiment"], scale=None if scale == "full" else scale)
     _check_labels(given, choices)
     if choices.get("experiment") or any(key.startswith("model.") for key in given):
         run = names.with_changes(run, of_hydra)

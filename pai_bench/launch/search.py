@@ -1,6 +1,5 @@
 """A search for the best settings with Optuna: which settings are tried, and what they were worth."""
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,13 +7,12 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pai_bench.errors import ConfigError, UserError, check_installed
 from pai_bench.launch import overrides as words
+from pai_bench.launch import sweep_progress
 from pai_bench.system import files
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
     from optuna.distributions import BaseDistribution
-
-log = logging.getLogger(__name__)
 
 Launch = Callable[[Sequence[Sequence[str]], int], Sequence[Any]]
 Space = dict[str, "BaseDistribution"]
@@ -56,6 +54,7 @@ def search(arguments: Sequence[str], launch: Launch, **given: Any) -> None:
     space, fixed = space_of([*(f"{key}={value}" for key, value in (settings.params or {}).items()), *arguments])
     study = _study(settings)
     number, num_trials = 0, settings.n_trials - _num_finished(study)
+    sweep_progress.expect(num_trials, searches=True)
     while number < num_trials:
         trials = [study.ask(space) for _ in range(min(settings.n_jobs, num_trials - number))]
         jobs = [[*fixed, *(f"{key}={value}" for key, value in trial.params.items())] for trial in trials]
@@ -153,7 +152,6 @@ def _tell(study: "Study", trial: "Trial", value: Any) -> None:
         study.tell(trial, state=TrialState.FAIL)
     else:
         study.tell(trial, float(value))
-        log.info("trial %d: %.4f   best so far: %.4f", trial.number, value, study.best_value)
 
 
 def _num_finished(study: "Study") -> int:
@@ -171,4 +169,6 @@ def _conclude(study: "Study", settings: Settings) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(output, best | {"direction": settings.direction, "trials": trials})
     shown = " ".join(f"{key}={value}" for key, value in study.best_params.items())
-    log.info("best validation accuracy: %.2f %% with %s; all trials are in %s", 100 * study.best_value, shown, output)
+    sweep_progress.conclude(
+        f"best validation accuracy: {100 * study.best_value:.2f} % with {shown}; all trials are in {output}"
+    )

@@ -1,4 +1,4 @@
-"""What a sweep prints: a line when a run ends, with the time that is left, and a table of accuracies at the end."""
+"""What a sweep or a search prints: a line when a run ends, with the time that is left, and a conclusion at the end."""
 
 import json
 import logging
@@ -19,7 +19,8 @@ log = logging.getLogger("pai_bench")
 
 # Environment variables, because the runs of a sweep may be in other processes.
 _OUTCOMES = "PAI_BENCH_OUTCOMES"  # a file to which every run of a sweep adds a line
-_EXPECTED = "PAI_BENCH_EXPECTED"  # the number of runs of the sweep, and the time when it started
+_EXPECTED = "PAI_BENCH_EXPECTED"  # the number of runs of the sweep, when it started, and whose accuracy its lines show
+_CONCLUSION = "PAI_BENCH_CONCLUSION"  # what a search says at the end
 _OF_RUN = "pai_bench.experiment"  # its warnings are about one network; the line of the run has them, too
 
 
@@ -44,9 +45,14 @@ class Count:
         return max((outcome.code for outcome in self.outcomes), default=0)
 
 
-def expect(number: int) -> None:
-    """Notes how many runs the sweep has. If there are several, each prints one line."""
-    os.environ[_EXPECTED] = f"{number} {time.time()}"
+def expect(number: int, searches: bool = False) -> None:
+    """Notes how many runs the sweep has. If there are several, each prints one line.
+
+    Args:
+        number: of runs.
+        searches: the sweep chooses settings. Its lines show the accuracy on validation images, by which it chooses.
+    """
+    os.environ[_EXPECTED] = f"{number} {time.time()} {'validation' if searches else 'test'}"
     if number > 1:
         log.info("%d runs", number)
         quieten()
@@ -62,9 +68,14 @@ def quieten() -> None:
                 handler.addFilter(_belongs)
 
 
+def conclude(text: str) -> None:
+    """Notes the last line of a search. There is no table then, because its means would be over different settings."""
+    os.environ[_CONCLUSION] = text
+
+
 def forget() -> None:
     """Makes this process, and those that it starts, no part of a sweep."""
-    for name in (_OUTCOMES, _EXPECTED):
+    for name in (_OUTCOMES, _EXPECTED, _CONCLUSION):
         os.environ.pop(name, None)
 
 
@@ -106,7 +117,7 @@ def _read(text: str) -> list[Outcome]:
 
 def _line(outcome: Outcome, ended: list[Outcome]) -> str:
     """What is said of a run: its number, accuracy, time and name, and the time that is left for the others."""
-    number, started = os.environ[_EXPECTED].split()
+    number, started, split = os.environ[_EXPECTED].split()
     own = max(index for index, other in enumerate(ended, 1) if other == outcome)  # others may have ended since
     words = [f"run {own:>{len(number)}} of {number}"]
     row = None if outcome.directory is None else status.finished(Path(outcome.directory))
@@ -115,7 +126,7 @@ def _line(outcome: Outcome, ended: list[Outcome]) -> str:
     elif row is None or outcome.code:
         words.append(f"failed with exit code {outcome.code}")
     else:
-        words += [] if row["stopped"] else [f"{100 * row['test_top1']:.2f} % test accuracy"]
+        words += [] if row["stopped"] else [f"{100 * row[f'{split}_top1']:.2f} % {split} accuracy"]
         words += _troubles(row)
         words.append("is finished already" if outcome.skipped else summary.duration(row["total_seconds"]))
     left, done = int(number) - len(ended), sum(not one.skipped for one in ended)
@@ -139,25 +150,32 @@ def _troubles(row: dict[str, object]) -> list[str]:
 
 @contextmanager
 def counting() -> Iterator[Count]:
-    """Counts the runs inside the block. At the end it prints how many there were of each outcome, and a table."""
+    """Counts the runs inside the block. At the end it prints how many there were of each outcome, and a conclusion."""
     result = Count()
     with tempfile.NamedTemporaryFile("r", prefix="pai_bench-") as file:
         os.environ[_OUTCOMES] = file.name
         try:
             yield result
         finally:
+            conclusion = os.environ.get(_CONCLUSION)
             forget()
             result.outcomes = _read(file.read())
-            if len(result.outcomes) > 1:
+            if conclusion is not None:
+                _say(f"\n{_counts(result.outcomes)}\n{conclusion}")
+            elif len(result.outcomes) > 1:
                 _say(_closing(result.outcomes))
 
 
-def _closing(outcomes: list[Outcome]) -> str:
+def _counts(outcomes: list[Outcome]) -> str:
     preempted = sum(outcome.code == PreemptedError.exit_code for outcome in outcomes)
     skipped = sum(outcome.skipped for outcome in outcomes)
     failed = sum(outcome.code != 0 for outcome in outcomes) - preempted
     done = len(outcomes) - failed - skipped - preempted
-    counts = f"{done} done, {skipped} skipped, {failed} failed" + (f", {preempted} preempted" if preempted else "")
+    return f"{done} done, {skipped} skipped, {failed} failed" + (f", {preempted} preempted" if preempted else "")
+
+
+def _closing(outcomes: list[Outcome]) -> str:
+    counts = _counts(outcomes)
     directories = dict.fromkeys(Path(outcome.directory) for outcome in outcomes if outcome.directory is not None)
     rows = [row for directory in directories if (row := status.finished(directory)) is not None]
     if not rows:

@@ -62,7 +62,8 @@ def report(error: Exception) -> int:
     kind = {2: "config error", 4: "data error", 6: "owned", 75: "preempted"}.get(code, "error")
     where = f"process {rank}: " if rank else ""
     text = "; ".join([one_line(error), *getattr(error, "__notes__", [])])
-    print(f"{colours.painted(f'{kind}:', colours.RED, sys.stderr)} {where}{text}", file=sys.stderr)
+    line = colours.wrapped(f"{kind}: {where}{text}", sys.stderr)
+    print(colours.painted(f"{kind}:", colours.RED, sys.stderr) + line.removeprefix(f"{kind}:"), file=sys.stderr)
     return code
 
 

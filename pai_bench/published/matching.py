@@ -313,6 +313,10 @@ def _same(density: float, other: float) -> bool:
 
 
 def _in_words(different: Differences) -> str:
+    if different.get("dataset.verify", (True, True))[0] is False:
+        others = {key: both for key, both in different.items() if key != "dataset.verify"}
+        copy = "dataset.verify=false: the images are not the published files, but a copy of them"
+        return "; ".join([copy, *([_in_words(others)] if others else [])])
     words = [f"{key}={_plain(here)}, published {_plain(there)}" for key, (here, there) in different.items()]
     more = len(words) - _MAX_DIFFERENCES
     settings = "setting" if more == 1 else "settings"

@@ -48,7 +48,7 @@ def stated(rule: Rule) -> str:
     """The rule in words."""
     return (
         f"margin {100 * rule.margin:g} points, or {rule.spread:g} published standard deviations where these are more; "
-        f"{100 * rule.confidence:g} % intervals of the difference, ours less theirs"
+        f"{100 * rule.confidence:g} % intervals of the difference, ours minus theirs"
     )
 
 

@@ -2,8 +2,9 @@
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from pai_bench.report import inline
@@ -36,6 +37,7 @@ _SETTINGS: dict[Any, Any] = {
     "text.color": INK,
     "xtick.color": QUIET,
     "ytick.color": QUIET,
+    "figure.constrained_layout.w_pad": 0.07,  # letters are a little wider in a PNG than on the canvas
     "svg.fonttype": "none",
     "pdf.fonttype": 42,  # letters stay letters, which journals ask for
     "text.parse_math": False,
@@ -86,7 +88,7 @@ def draw(figure: Figure, looks: Mapping[str, Look], name: str, with_images: bool
         canvas = _lines(figure, looks) if isinstance(figure.panels[0], Lines) else _matrices(figure)
         svg = _saved(canvas.figure, "svg")
         points = _points(canvas)
-        cropped = canvas.legend.get_window_extent().y1 if canvas.legend else 0.0
+        cropped = min(axes.get_tightbbox().y0 for axes in canvas.figure.axes) - 2 if canvas.legend else 0.0
         # The layout is done. Computing it again would take as long as drawing.
         canvas.figure.set_layout_engine("none")
         png, pdf = (_saved(canvas.figure, suffix) if with_images else None for suffix in ("png", "pdf"))
@@ -157,10 +159,11 @@ def _lines(figure: Figure, looks: Mapping[str, Look]) -> _Canvas:
     number = len(panels)
     across = min(number, 2 if number in (2, 4) else 3)
     down = -(-number // across)
-    columns = 4 if across > 1 else 3
+    width = 3.3 * across if across > 1 else 4.6
+    columns = _columns([looks[method].label for method in figure.methods], 4 if across > 1 else 3, 72 * width)
     legend_rows = -(-len(figure.methods) // columns)
     height = 2.45 * down + 0.2 * legend_rows + 0.15
-    canvas = _Canvas(NewFigure(figsize=(3.3 * across if across > 1 else 4.6, height), layout="constrained"))
+    canvas = _Canvas(NewFigure(figsize=(width, height), layout="constrained"))
     grid = canvas.figure.subplots(down, across, squeeze=False).flatten()
     for axes, panel in zip(grid, panels, strict=False):
         _axis(axes, "x", panel.x)
@@ -184,6 +187,17 @@ def _lines(figure: Figure, looks: Mapping[str, Look]) -> _Canvas:
     )
     canvas.legend.set_gid(_LEGEND)
     return canvas
+
+
+def _columns(labels: Sequence[str], most: int, width: float) -> int:
+    """In how many columns a legend fits into a width in points. matplotlib fills one column after the other."""
+    letter, beside = 0.62 * _SETTINGS["font.size"], 5.5 * _SETTINGS["font.size"]  # the line, and the gap after an entry
+    for columns in range(min(most, len(labels)), 1, -1):
+        longer, shorter = len(labels) % columns, len(labels) // columns
+        ends = [min(i, longer) + i * shorter for i in range(columns + 1)]
+        if sum(letter * max(map(len, labels[a:b])) + beside for a, b in pairwise(ends)) <= width:
+            return columns
+    return 1
 
 
 def _series(canvas: _Canvas, axes: Any, panel: Lines, series: Series, look: Look, right: float) -> None:

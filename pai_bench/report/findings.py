@@ -8,8 +8,6 @@ from pai_bench.report.comparison import FEWEST, Difference, best, not_told_from_
 from pai_bench.report.configurations import Grid
 from pai_bench.report.names import Look
 
-_MOST_NAMED = 8  # configurations or methods in one sentence
-
 
 @dataclass(frozen=True)
 class Best:
@@ -28,9 +26,9 @@ def compared(grid: Grid, looks: Mapping[str, Look]) -> str:
     seeds = names.counted(len(grid.seeds), "seed")
     if not labels:
         return f"The dense network, {seeds}."
-    at = _listed([names.compression(level) for level in grid.levels])
+    at = names.listed([names.compression(level) for level in grid.levels])
     kind = " of filters" if grid.filters else ""
-    return f"{_listed(labels)} at {at} compression{kind}, {seeds}{' each' if len(grid.seeds) > 1 else ''}."
+    return f"{names.listed(labels)} at {at} compression{kind}, {seeds}{' each' if len(grid.seeds) > 1 else ''}."
 
 
 def winners(grid: Grid, differences: Mapping[float, Sequence[Difference]], looks: Mapping[str, Look]) -> list[Best]:
@@ -51,12 +49,12 @@ def winners(grid: Grid, differences: Mapping[float, Sequence[Difference]], looks
             found.append(Best(level, (), None, words, at_chance=True))
         else:
             sd = leading[0].sd if len(leading) == 1 else None
-            words = f"{_listed([looks[c.method].label for c in leading])}, {names.percent(top)}"
+            words = f"{names.listed([looks[c.method].label for c in leading])}, {names.percent(top)}"
             words += f" ± {names.percent(sd)} %" if sd is not None else " %"
             untold = not_told_from_best(grid, level, differences.get(level, ()))
             others = [looks[method].label for method in grid.methods if method in untold]
             if best(grid, level) and others:
-                words += f"; a test cannot tell it from {_listed(others)}"
+                words += f"; a test cannot tell it from {names.listed(others)}"
             found.append(Best(level, tuple(c.method for c in leading), 100 * top, words))
     return found
 
@@ -80,16 +78,9 @@ def warnings(grid: Grid, looks: Mapping[str, Look]) -> list[str]:
                 some = f" ({round(share * len(one.rows))} of {len(one.rows)} seeds)" if share < 1 else ""
                 collapsed.append(f"{looks[method].label}{some}")
         if collapsed:
-            found.append(f"Networks collapsed at {names.compression(level)}: {_listed(collapsed)}.")
+            found.append(f"Networks collapsed at {names.compression(level)}: {names.listed(collapsed)}.")
     return found
 
 
 def _percent(fraction: float) -> str:
     return f"{100 * fraction:.3g} %"
-
-
-def _listed(words: Sequence[str]) -> str:
-    """Words as a list in a sentence. A long list is cut."""
-    if len(words) > _MOST_NAMED:
-        words = [*words[: _MOST_NAMED - 1], f"{len(words) - _MOST_NAMED + 1} more"]
-    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)

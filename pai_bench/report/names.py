@@ -12,6 +12,8 @@ from pai_bench.report import configurations, palette
 from pai_bench.report.configurations import NO_DENSE, Configuration, Grid
 from pai_bench.report.palette import Named
 
+_MOST_NAMED = 8  # configurations or methods in one sentence
+
 _PARTS = ("allocation", "schedule", "ablation")
 _OF_METHOD = ("pruner", *_PARTS, "mask", "mask_file")
 NO_TEXTS: Mapping[str, str] = MappingProxyType({})
@@ -207,3 +209,10 @@ def amount(number: float) -> str:
         if number >= size:
             return f"{number / size:.3g} {unit}"
     return f"{number:.3g}"
+
+
+def listed(words: Sequence[str]) -> str:
+    """Words as a list in a sentence. A long list is cut."""
+    if len(words) > _MOST_NAMED:
+        words = [*words[: _MOST_NAMED - 1], f"{len(words) - _MOST_NAMED + 1} more"]
+    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)

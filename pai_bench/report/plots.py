@@ -114,9 +114,9 @@ def _zoom(x: Axis, series: Sequence[Series], looks: Mapping[str, Look]) -> tuple
     lost = [looks[line.method].label for line in series if len(below[line.method]) == len(line.points)]
     partly = [looks[m].label for m, points in below.items() if points and looks[m].label not in lost]
     title = f"zoom: above {y.low:g} %"
-    words = f" The zoom leaves out {', '.join(lost)}" if lost else ""
+    words = f" The zoom leaves out {names.listed(lost)}" if lost else ""
     if partly:
-        words += f"{' and' if lost else ' The zoom leaves out'} points of {', '.join(partly)}"
+        words += f"{', and' if lost else ' The zoom leaves out'} points of {names.listed(partly)}"
     return Lines(title, x, y, tuple(visible)), f"{words}, below {y.low:g} %." if words else ""
 
 

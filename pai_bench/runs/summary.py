@@ -49,7 +49,7 @@ def _layers(layers: list[dict[str, Any]]) -> list[str]:
     width = max(len(layer["name"]) for layer in layers)
     # Linear up to the densest layer. Up to 100 % it would be empty for most layers at 98 % sparsity.
     most = max(layer["density"] for layer in layers)
-    scale = f"density (linear: a full bar is {100 * most:.3g} %)"
+    scale = f"density (full bar: {100 * most:.3g} %, linear)"
     lines = [f"  {'layer':<{width}}  {'kept':>10} of {'size':>10}  {scale}"]
     for layer in layers:
         bar = "#" * round(_BAR * layer["density"] / most) if most else ""
