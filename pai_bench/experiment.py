@@ -161,8 +161,11 @@ def _announce(parts: Parts, model: nn.Module, given: tuple[Mask, Mask] | None) -
     to_keep = f"{1 - sparsity:.4g} of the filters"
     if parts.pruner.reduce is None:
         to_keep = f"{masks.num_kept(sparsity, num_prunable):,}"
+    how = f"in {len(parts.rounds)} round{'' if len(parts.rounds) == 1 else 's'}"
+    if run.search is not None:
+        how = f"learned in {run.search.epochs} epochs"
     log.info(
-        "%s: %s images of %s in %d %s; %s: %s prunable weights, %s to keep, in %d round%s; %s",
+        "%s: %s images of %s in %d %s; %s: %s prunable weights, %s to keep, %s; %s",
         run.dataset.name,
         ", ".join(f"{number:,} {split}" for split, number in data.num_examples.items() if number),
         "x".join(map(str, data.input_shape)),
@@ -171,8 +174,7 @@ def _announce(parts: Parts, model: nn.Module, given: tuple[Mask, Mask] | None) -
         run.model.name,
         f"{num_prunable:,}",
         to_keep,
-        len(parts.rounds),
-        "" if len(parts.rounds) == 1 else "s",
+        how,
         devices.describe(parts.device),
     )
 

@@ -14,6 +14,7 @@ from pai_bench.config import identity
 from pai_bench.config.checks import trains_to_the_end
 from pai_bench.config.schema import Plain, plain
 from pai_bench.core import Ablation, Call, Mask, Record, Weights
+from pai_bench.learning import learn_mask
 from pai_bench.pruning import reuse
 from pai_bench.pruning.given import apply_given_mask
 from pai_bench.pruning.rounds import Pruned, prune
@@ -51,6 +52,8 @@ def find_mask(
         pruned = progress.pruned or apply_given_mask(
             training.trainer.model, *given, ablation=run.ablation, seed=run.seed, record=record
         )
+    elif run.search is not None:
+        pruned = progress.pruned or learn_mask(parts, training.trainer, record, checkpoints)
     else:
         pruned, cache_hit = search(parts, training, initial, run.ablation, record, progress.pruned, reached)
         progress.cache_hit = progress.cache_hit or cache_hit

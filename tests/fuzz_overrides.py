@@ -28,7 +28,7 @@ from pai_bench.launch import overrides, sweeps, terminal
 Words = tuple[str, ...]
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
-GROUPS = ("model", "dataset", "pruner", "schedule", "allocation", "ablation", "training", "tracker")
+GROUPS = ("model", "dataset", "pruner", "schedule", "allocation", "ablation", "training", "tracker", "search")
 # What an option cannot be composed without.
 NEEDS = {
     "timm": ("model.name=resnet18",),
@@ -81,7 +81,7 @@ BASES: dict[str, Words] = {  # one for each option whose keys are tried
             ()
             if path.stem in ("dense", "none") and group != "tracker"
             else ("sparsity=0.5",)
-            if group == "pruner"
+            if group in ("pruner", "search")
             else ()
         ),
         *(("sparsity=0.5",) if group in ("schedule", "ablation") and path.stem != "none" else ()),

@@ -129,7 +129,7 @@ def test_the_page_names_files_that_exist_or_are_on_it() -> None:
 
 def test_every_kind_of_addition_has_an_example_and_says_what_tests_it() -> None:
     kinds = {title for title in SECTIONS if title.startswith("Adding ")}
-    assert len(kinds) == 11
+    assert len(kinds) == 12
     for kind in kinds:
         assert "**Held at once by**" in SECTIONS[kind] and re.findall(r"`tests/test_\w+\.py`", SECTIONS[kind]), kind
         assert any(f"`{path}`\n\n```" in SECTIONS[kind] for path in (*FILES, *DIFFS)), kind
@@ -211,6 +211,27 @@ def test_an_ablation(added: Added) -> None:
     assert all(torch.equal(ours[name].abs(), theirs[name].abs()) for name in mask)
     same = sum(int((ours[name] == theirs[name])[kept].sum()) for name, kept in mask.items())
     assert row["ablation_overlap"] == same / row["num_kept"] and 0.4 < row["ablation_overlap"] < 0.6
+
+
+def test_a_learned_search(added: Added) -> None:
+    command = "search=magnitude_popup sparsity=0.5"
+    settings = compose.compose(added.words(command)).search
+    assert settings is not None and settings.epochs == 100
+    weight = torch.tensor([[0.5, -2.0]])
+    assert settings.method().draw(weight, Generator()).tolist() == [[0.5, 2.0]]
+
+    row, directory = added.run(command, "search.epochs=1")
+    untouched, _ = added.run(command, "search.epochs=1", "search.lr=1e-30")
+    assert row["pruner"] == "magnitude_popup" and row["test_top1"] == row["strong_test_top1"]
+    assert row["num_kept"] == untouched["num_kept"] == masks.kept(kept_of(directory))
+    cfg = compose.compose(added.words(command, *SMALL))
+    weights = masks.prunable(assembly.assembled(cfg, torch.device("cpu")).build("init"))
+    sizes = {name: weight.detach().abs() for name, weight in weights.items()}
+    full = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
+    largest = cfg.allocation(sizes, full, row["num_kept"], Generator()).mask
+    of_start = kept_of(added.results / untouched["id"])
+    assert all(torch.equal(kept, of_start[name]) for name, kept in largest.items())
+    assert any(not torch.equal(kept, of_start[name]) for name, kept in kept_of(directory).items())
 
 
 def test_a_model(added: Added) -> None:
@@ -327,5 +348,5 @@ def test_an_experiment_with_a_published_number(added: Added, tmp_path: Path) -> 
 
 def test_commands_of_the_page_are_run_here() -> None:
     source = Path(__file__).read_text()
-    assert len(COMMANDS) == len(set(COMMANDS)) == 11
+    assert len(COMMANDS) == len(set(COMMANDS)) == 12
     assert not [command for command in COMMANDS if f'"{command}"' not in source]

@@ -76,7 +76,7 @@ def test_there_are_commands() -> None:
     assert len(COMPOSED) >= 6
 
 
-METHODS = ["pruner", "allocation", "schedule", "ablation"]
+METHODS = ["pruner", "allocation", "schedule", "ablation", "search"]
 # Where the tables of a group are: the page, and how the titles of the sections begin.
 TABLES = {
     "pruner": ("methods.md", "Scores"),
@@ -218,6 +218,17 @@ def test_the_page_of_configuration_has_the_settings_of_an_optimizer(option: str)
     assert f"`{option}`" in page["training/optimizer="][1]
     for name in target.settings:
         assert f"`{option}`" in page[f"training.optimizer.{name}"][2], name
+
+
+@pytest.mark.parametrize("option", sorted(set(options("search")) - {"none"}))
+def test_the_page_of_learned_masks_has_every_search_and_its_settings(option: str) -> None:
+    page = table("learned.md")
+    assert option in page
+    for name, value in leaves(yaml.safe_load((CONF / "search" / f"{option}.yaml").read_text()), "search").items():
+        if not name.endswith((".name", "._target_", ".defaults")):
+            shown = f"{value:f}".rstrip("0") if isinstance(value, float) and value < 0.01 else str(value)
+            row = " ".join(page[name][1:])
+            assert (shown.lower() if isinstance(value, bool) else shown) in row or name == "search.label", (name, value)
 
 
 @pytest.mark.parametrize("group", ["dataset", "model"])

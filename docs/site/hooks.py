@@ -27,9 +27,13 @@ SECTIONS = (
     ("methods.md", "A mask from elsewhere", "masks.md"),
     ("cluster.md", "Exit codes", "exit-codes.md"),
 )
-FIRST = ("model", "dataset", "training", "pruner", "allocation", "schedule", "ablation")  # the other groups follow
+# Groups that come first; the others follow.
+FIRST = ("model", "dataset", "training", "pruner", "allocation", "schedule", "search", "ablation")
 # The rooms of the package whose functions a user may call, and what to read there first.
-ROOMS = ("api", "core", "errors", "masks", "pruners", "pruning", "analysis", "models", "training", "runs", "report")
+ROOMS = (
+    "api", "core", "errors", "masks", "pruners", "learned", "pruning", "analysis", "models", "training", "runs",
+    "report",
+)  # fmt: skip
 RANK = "---\nsearch:\n  boost: 0.2\n---\n"  # in a search these pages come after those that people wrote
 PROBES = (object(), -(2**40), -1e30)  # values that no setting with a range takes
 

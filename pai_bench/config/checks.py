@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pai_bench.config import schema
+from pai_bench.config import learned_checks, schema
 from pai_bench.config.identity import digest_of_file
 from pai_bench.config.schema import GROUPS, OPTIONAL_GROUPS, Plain, RunConfig, with_checksum
 from pai_bench.config.signatures import shown
@@ -35,6 +35,7 @@ def complete(settings: Plain) -> RunConfig:
     _check_values(run)
     asked = {key: settings[key] for key in schema.TARGETS if settings[key] is not None}
     rounds = rounds_of(run, target(asked) or 0.5)
+    learned_checks.check_stands_alone(run)
     _check_mask_stands_alone(run, rounds)
     _check_rounds(run, rounds)
     _check_ablation(run)
@@ -69,6 +70,7 @@ def _normalise_(settings: Plain) -> None:
             settings[key] = float(power[1]) ** int(power[2])
     if isinstance(training, dict) and training.get("compact") is False:
         training["compact"] = "off"
+    learned_checks.normalise_(settings)
 
 
 def _check_labels_(settings: Plain) -> None:
@@ -76,13 +78,15 @@ def _check_labels_(settings: Plain) -> None:
     dataset = settings["dataset"]
     if dataset["name"] is None and dataset.get("root"):  # a folder of images is known by its own name
         dataset["name"] = Path(dataset["root"]).resolve().name
-    for group in (*GROUPS, *OPTIONAL_GROUPS, "pruner", "ablation", "training"):
+    for group in (*GROUPS, *OPTIONAL_GROUPS, "pruner", "ablation", "training", "search"):
         if settings[group] is not None:
             _check_name(f"{group}.name", settings[group]["name"])
     if settings["mask_name"] is not None:
         _check_name("mask_name", settings["mask_name"])
     if settings["mask"] is not None:
         settings["pruner"]["name"], settings["pruner"]["label"] = settings["mask_name"] or "mask", None
+    elif settings["search"] is not None and settings["pruner"]["score"] is None:
+        settings["pruner"] |= {key: settings["search"][key] for key in ("name", "label")}
 
 
 def _check_name(setting: str, name: object) -> None:
@@ -306,12 +310,11 @@ def target(asked: dict[str, float]) -> float | None:
 def _sparsity(run: RunConfig, asked: dict[str, float]) -> float:
     """The target of a run that finds its own mask."""
     found = target(asked)
-    if run.pruner.score is None:
+    if run.pruner.score is None and run.search is None:
         return 0.0  # a dense network is one and the same run at every sparsity of a sweep
     if found is None:
-        raise ConfigError(
-            f"pruner={run.pruner.name} needs a target: add sparsity=0.9 (or density=0.1, or compression=10)"
-        )
+        said = f"pruner={run.pruner.name}" if run.search is None else f"search={run.search.name}"
+        raise ConfigError(f"{said} needs a target: add sparsity=0.9 (or density=0.1, or compression=10)")
     return found
 
 

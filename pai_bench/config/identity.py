@@ -24,7 +24,7 @@ NOT_IDENTITY = {
 _POINT = {"sparsity", "density", "compression", "seed"}
 
 
-_OF_METHOD = {"pruner", "allocation", "schedule", "ablation", "mask", "mask_file"}
+_OF_METHOD = {"pruner", "search", "allocation", "schedule", "ablation", "mask", "mask_file"}
 
 
 def _meaning(value: Any, group: str = "") -> Any:
@@ -73,8 +73,12 @@ def _counted(settings: dict[str, Any], without: set[str]) -> dict[str, Any]:
         counted[group] = _without(counted[group], "name")  # a label; what they do is in their settings
     if settings["training"]["lr_schedule"] != "step":
         counted["training"] = _without(counted["training"], "lr_milestones", "lr_gamma")
-    if settings["pruner"]["score"] is None:  # nothing is scored and nothing allocated
-        counted = _without(counted, "allocation") | {"pruner": {"name": settings["pruner"]["name"]}}
+    if settings["pruner"]["score"] is None:  # nothing is scored
+        counted["pruner"] = {"name": settings["pruner"]["name"]}
+        if settings.get("search") is None:  # and nothing allocated
+            counted = _without(counted, "allocation")
+        else:
+            counted["search"] = _without(settings["search"], "name", "label")
     meaning: dict[str, Any] = _meaning(_without(counted, *without))
     return meaning
 

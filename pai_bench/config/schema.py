@@ -15,6 +15,7 @@ from pai_bench.config import identity, signatures
 from pai_bench.config.signatures import check_call, check_keys, check_value, shown
 from pai_bench.core import HOOKS, Ablation, Call, Count, NonNegative, NonNegativeInt, Pruner, ScoringData
 from pai_bench.errors import ConfigError
+from pai_bench.learned.settings import Search
 from pai_bench.training.recipe import Recipe
 
 Plain = dict[str, Any]  # settings as a yaml file has them
@@ -71,6 +72,7 @@ class RunConfig:
     save_model: bool | Literal["half"]
     diagnostics: Call | None
     cache_gb: NonNegative
+    search: Search | None = None  # None: no mask is learned
     experiment: str | None = None  # the name of the sweep in a file that this run was part of
     scale: str | None = None  # how much smaller than in its file that sweep was; null if it was not
 
@@ -108,7 +110,7 @@ class RunConfig:
     def tags(self) -> list[str]:
         """The names of its parts, of its experiment and of its scale: those by which one looks for a run."""
         names = [self.dataset.name, self.model.name, self.training.name, self.pruner.name]
-        if self.prunes and self.mask is None:
+        if self.pruner.score is not None:
             names.append(self.schedule.name)
         if any(getattr(self.ablation, hook) is not None for hook in HOOKS):
             names.append(self.ablation.name)
@@ -122,8 +124,8 @@ class RunConfig:
 
     @property
     def prunes(self) -> bool:
-        """Whether the network is pruned, by a score or by a mask that is given."""
-        return self.pruner.score is not None or self.mask is not None
+        """Whether the network is pruned, by a score, by a mask that is learned or by one that is given."""
+        return self.pruner.score is not None or self.mask is not None or self.search is not None
 
     @property
     def name_decides_images(self) -> bool:
@@ -134,6 +136,7 @@ class RunConfig:
 
 GROUPS = ("model", "dataset", "allocation", "schedule", "tracker")  # each option names one function
 OPTIONAL_GROUPS = ("diagnostics",)  # so do these, where an option is chosen
+OF_SEARCH = ("search.method", "search.optimizer")  # and these, where a mask is learned
 # Where a config names a function, or null.
 CALLS = (
     *GROUPS,
@@ -141,6 +144,7 @@ CALLS = (
     "training.optimizer",
     "pruner.score",
     "pruner.transfer",
+    *OF_SEARCH,
     *(f"ablation.{hook}" for hook in HOOKS),
 )
 TARGETS = ("sparsity", "density", "compression")  # ways to say one thing
@@ -151,6 +155,7 @@ _PARTS: dict[str, Any] = {
     "MaskFile": MaskFile,
     "Checksums": Checksums,
     "ScoringData": ScoringData,
+    "Search": Search,
 }
 _TARGET_TYPE = "float | None"
 
@@ -166,14 +171,15 @@ def check(settings: Plain) -> None:
         check_value(key, settings[key], _parsed(_TARGET_TYPE))
     for path in CALLS:
         call = _at(settings, path)
-        if path in (*GROUPS, "training.optimizer") or call is not None:
+        needed = path in (*GROUPS, "training.optimizer") or (path in OF_SEARCH and settings["search"] is not None)
+        if needed or call is not None:
             check_call(path, call)
 
 
 def _at(settings: Plain, path: str) -> Any:
     value: Any = settings
     for key in path.split("."):
-        value = value[key]
+        value = None if value is None else value[key]
     return value
 
 

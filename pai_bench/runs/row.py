@@ -102,9 +102,15 @@ def state(of: Outcome) -> dict[str, Any]:
 
 
 def results(of: Outcome) -> dict[str, Any]:
-    """Losses and accuracies of the last training."""
+    """Losses and accuracies of the last training, and of the ticket before it where a search has learned the mask."""
     evaluated = [line for line in of.curve[of.start.num_lines :] if "test_top1" in line]
-    return accuracies(evaluated, of.start.age_epochs)
+    found = [line for line in of.curve[: of.start.num_lines] if "test_top1" in line]
+    strong = found[-1] if of.run.search is not None else {}
+    return accuracies(evaluated, of.start.age_epochs) | {
+        "strong_test_top1": strong.get("test_top1"),
+        "strong_test_loss": strong.get("test_loss"),
+        "strong_validation_top1": strong.get("validation_top1"),
+    }
 
 
 def costs(of: Outcome) -> dict[str, Any]:

@@ -71,6 +71,8 @@ def closing(row: dict[str, Any], layers: list[dict[str, Any]], directory: Path) 
     if "best_test_top1" in percent:
         accuracy += f"   (best {percent['best_test_top1']:.2f} % in epoch {row['best_test_epoch']})"
     lines = ["", f"  {accuracy}"]
+    if row["strong_test_top1"] is not None:
+        lines.append(f"  {100 * row['strong_test_top1']:.2f} % as the search left it, its weights untrained")
     if row["test_top1_at_best_validation"] is not None:
         selected = f"  {100 * row['test_top1_at_best_validation']:.2f} % in epoch {row['selected_epoch']}"
         lines.append(f"{selected}, the best on the validation split")

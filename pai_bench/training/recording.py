@@ -29,6 +29,7 @@ class Observers:
     diagnose: Callable[[Mask], dict[str, float]] | None = None  # further measurements for every evaluation
     # Called after every step and every recorded epoch (then with True), when the state may be saved.
     checkpoint: Callable[[bool], None] = lambda epoch_ended: None
+    group: str = "training"  # of the config that gives the learning rate
 
 
 def num_resurrected(model: nn.Module, mask: Mask) -> int:
@@ -98,9 +99,10 @@ class Recording:
 
     def divergence(self, loss: float) -> UserError:
         """What to raise where a training loss is not finite."""
+        lr = f"{self._observers.group}.lr={self._recipe.lr:g}"
         return UserError(
-            f"training diverged in epoch {math.ceil(self._progress.epoch)}: the loss is {loss}; lower "
-            f"training.lr={self._recipe.lr:g} or use a wider type than training.precision={self._recipe.precision}"
+            f"training diverged in epoch {math.ceil(self._progress.epoch)}: the loss is {loss}; lower {lr} or use a "
+            f"wider type than training.precision={self._recipe.precision}"
         )
 
     def _evaluations(self) -> dict[str, float]:
