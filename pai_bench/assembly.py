@@ -37,8 +37,10 @@ from pai_bench.masks import mask_files, masks
 from pai_bench.system import devices, distributed, layout, seeding
 from pai_bench.system.world import world
 from pai_bench.training import objectives
+from pai_bench.training.moving_mask import MovingMask
 from pai_bench.training.recipe import length
 from pai_bench.training.recording import Observers
+from pai_bench.training.rewires import rewire_steps
 from pai_bench.training.step import Execution
 from pai_bench.training.trainer import Trainer
 
@@ -103,7 +105,9 @@ def assembled(run: RunConfig, device: torch.device) -> Parts:
         return weights
 
     pruner = run.pruner if run.pruner.transfer is None else replace(run.pruner, transfer=transfer)
-    rounds = run.schedule(run.sparsity, length(run.training, data))
+    rounds = run.schedule(run.start_sparsity, length(run.training, data))
+    if run.rewires:
+        rewire_steps(run.rewire, length(run.training, data))  # refuses where there are none
     return Parts(run, device, data, build, pruner, allocate, rounds)
 
 
@@ -148,6 +152,20 @@ def trainer_for(
         compact_training=run.training.compact == "auto" and not returns,
         keep_epochs=[this.rewind_epoch for this in rounds if this.rewind_epoch is not None and this.rewind_weights],
     )
+
+
+def moving_mask(parts: Parts, trainer: Trainer, start: Mask) -> MovingMask:
+    """The mask of the last training, which moves while the trainer trains.
+
+    Args:
+        start: the mask that this training starts from.
+    """
+    run = parts.run
+    keep = masks.kept(start)
+    if run.rewire.start_sparsity is not None:
+        keep = masks.num_kept(run.sparsity, masks.total(start))
+    timing = length(run.training, parts.data)
+    return MovingMask(run.rewire, start, keep=keep, length=timing, seed=run.seed, clock=trainer.clock)
 
 
 def given_mask(run: RunConfig, model: nn.Module) -> tuple[Mask, Mask]:

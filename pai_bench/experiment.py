@@ -11,7 +11,17 @@ import torch
 from torch import nn
 
 from pai_bench.analysis import paths, signal
-from pai_bench.assembly import Parts, assembled, diagnostics, examined, given_mask, load_data, random_batch, trainer_for
+from pai_bench.assembly import (
+    Parts,
+    assembled,
+    diagnostics,
+    examined,
+    given_mask,
+    load_data,
+    moving_mask,
+    random_batch,
+    trainer_for,
+)
 from pai_bench.config.composition import rerunnable
 from pai_bench.config.schema import RunConfig
 from pai_bench.core import Data, Mask, Record, Weights
@@ -100,14 +110,23 @@ def _run(config: RunConfig, device: torch.device, files: Files) -> dict[str, Any
         pruned = find_mask(parts, training, initial, record, checkpoints, given)
         effective = paths.effective(model, pruned.mask, parts.data.input_shape)
         layers = rows.layers(pruned, effective, macs)
-        _keep_mask(config, files, tracker, pruned, layers)
+        _keep_scores(config, files, pruned)
+        if not config.rewires:
+            _keep_mask(files, tracker, pruned, layers)
         pruned = replace(pruned, scores=None, moved=None)  # they would lie on the device all through training
 
         # Training.
         start = _training_start(parts, trainer, checkpoints.progress, pruned, initial, effective, len(files.curve()))
         stopped = _stops(config, pruned, start)
         end = trainer.epoch if stopped else config.training.epochs
-        (trainer if start.overlap is not None else training).finish(pruned.mask_with_coupled, end)
+        if config.rewires:
+            trainer.move_mask(moving_mask(parts, trainer, pruned.mask))
+        (trainer if start.overlap is not None or config.rewires else training).finish(pruned.mask_with_coupled, end)
+        if trainer.moving is not None:
+            pruned = replace(pruned, mask=trainer.moving.mask)
+            effective = paths.effective(model, pruned.mask, parts.data.input_shape)
+            layers = rows.layers(pruned, effective, macs)
+            _keep_mask(files, tracker, pruned, layers)
         _keep_weights(config, files, model)
         if world().rank > 0:
             return {}
@@ -255,12 +274,16 @@ def _training_start(
     return progress.training
 
 
-def _keep_mask(run: RunConfig, files: Files, tracker: Tracker, pruned: Pruned, layers: list[dict[str, Any]]) -> None:
-    """Writes what has been found: the mask, what it leaves of each layer, and the scores if they are asked for."""
-    files.write_tensors("mask.safetensors", pruned.mask_with_coupled)
-    files.write_json("mask.json", rows.mask_report(pruned, layers))
+def _keep_scores(run: RunConfig, files: Files, pruned: Pruned) -> None:
+    """Writes the scores, if they are asked for."""
     if run.save_scores and pruned.scores is not None:
         files.write_tensors("scores.safetensors", pruned.scores)
+
+
+def _keep_mask(files: Files, tracker: Tracker, pruned: Pruned, layers: list[dict[str, Any]]) -> None:
+    """Writes what has been found: the mask, and what it leaves of each layer."""
+    files.write_tensors("mask.safetensors", pruned.mask_with_coupled)
+    files.write_json("mask.json", rows.mask_report(pruned, layers))
     tracker.mask(files.path / "mask.safetensors")
 
 

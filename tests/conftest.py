@@ -37,10 +37,11 @@ TWO_RUNS = ["-m", "model=lenet300", "training.epochs=1", "tracker=none", "pruner
 
 # Tests of whole runs in processes of their own, and of many networks: left out on the oldest torch.
 SLOW = {
-    "test_benchmarks", "test_distributed", "test_experiments", "test_families", "test_faults", "test_matching",
-    "test_preemption", "test_published", "test_readme", "test_report_figures", "test_report_page", "test_resume",
-    "test_reuse", "test_run", "test_site", "test_slurm", "test_compact", "test_installed", "test_sweeps", "test_verify",
-    "test_missing_packages", "test_ownership", "test_paper_numbers", "test_report_tables", "test_run_methods",
+    "test_benchmarks", "test_compact", "test_distributed", "test_experiments", "test_families", "test_faults",
+    "test_installed", "test_matching", "test_missing_packages", "test_ownership", "test_paper_numbers",
+    "test_preemption", "test_published", "test_readme", "test_report_figures", "test_report_page",
+    "test_report_tables", "test_resume", "test_reuse", "test_rewire_runs", "test_run", "test_run_methods",
+    "test_site", "test_slurm", "test_sweeps", "test_verify",
 }  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from pai_bench.launch import overrides, sweeps, terminal
 Words = tuple[str, ...]
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
-GROUPS = ("model", "dataset", "pruner", "schedule", "allocation", "ablation", "training", "tracker", "search")
+GROUPS = ("model", "dataset", "pruner", "schedule", "allocation", "ablation", "rewire", "training", "tracker", "search")
 # What an option cannot be composed without.
 NEEDS = {
     "timm": ("model.name=resnet18",),
@@ -74,9 +74,11 @@ MORE = (
     "pruner.score={a:1}", "pruner.scoring_data={a:1}", "model={}", "model={name:x}", "pruner={}", "seed=\udcff",
     "model.name=vgg16", "dataset.name=cifar10", "pruner.name=snip", "+model.depth=3", "+training.x=1", "++seed.x=1",
 )  # fmt: skip
+START = {"gradual": "pruner=dense", "acdc": "pruner=dense"}  # rewires that start from all weights
 BASES: dict[str, Words] = {  # one for each option whose keys are tried
     f"{group}={path.stem}": (
-        *(() if (group != "schedule" and group != "ablation") or path.stem == "none" else ("pruner=snip",)),
+        *(("pruner=snip",) if group in ("schedule", "ablation") and path.stem != "none" else ()),
+        *(("sparsity=0.5", START.get(path.stem, "pruner=snip")) if group == "rewire" and path.stem != "none" else ()),
         *(
             ()
             if path.stem in ("dense", "none") and group != "tracker"

@@ -26,6 +26,7 @@ from pai_bench.masks import masks
 from pai_bench.published import numbers
 from pai_bench.published.matching import compare
 from pai_bench.published.verdicts import DEVIATES, REPRODUCED, UNDERPOWERED, Rule
+from pai_bench.rewiring.rewire import RewireProgress
 from pai_bench.runs import row as rows
 from pai_bench.training.optimizer import Optimizer
 
@@ -232,6 +233,20 @@ def test_a_learned_search(added: Added) -> None:
     of_start = kept_of(added.results / untouched["id"])
     assert all(torch.equal(kept, of_start[name]) for name, kept in largest.items())
     assert any(not torch.equal(kept, of_start[name]) for name, kept in kept_of(directory).items())
+
+
+def test_a_rewiring_rule(added: Added) -> None:
+    command = "pruner=random allocation=erk rewire=against_the_sign sparsity=0.9"
+    rule = compose.compose(added.words(command, "rewire.rule.drop_fraction=0.5")).rewire.rule
+    assert rule is not None
+    weights, mask = {"w": torch.tensor([2.0, -1.0, 0.0, 0.0])}, {"w": torch.tensor([True, True, False, False])}
+    gradients = {"w": torch.tensor([15.0, 5.0, 4.0, -20.0])}  # 2 becomes 0.5, and -1 becomes -1.5
+    progress = RewireProgress(1, False, 0.0, 0.0, {"w": 2}, 2)
+    assert rule(weights, gradients, {}, mask, progress, Generator())["w"].tolist() == [False, True, False, True]
+
+    row, directory = added.run(command, "training.epochs=1", "rewire.every_steps=3")
+    assert row["rewire"] == "against_the_sign" and row["num_rewires"] > 1 and row["mean_churn"] > 0
+    assert masks.kept(kept_of(directory)) == row["num_kept"] == round(0.1 * row["num_prunable"])
 
 
 def test_a_model(added: Added) -> None:

@@ -19,7 +19,8 @@ from pai_bench.errors import ConfigError
 from pai_bench.launch import compose
 
 GROUPS = [
-    "model", "dataset", "pruner", "schedule", "allocation", "search", "ablation", "training", "tracker", "diagnostics",
+    "model", "dataset", "pruner", "schedule", "allocation", "search", "ablation", "rewire", "training",
+    "tracker", "diagnostics",
 ]  # fmt: skip
 MANDATORY = {
     "timm": ["model.name=resnet18"],
@@ -33,8 +34,8 @@ MANDATORY = {
 @pytest.mark.parametrize(("group", "option"), [(group, option) for group in GROUPS for option in options(group)])
 def test_every_option_composes_under_its_own_name(group: str, option: str) -> None:
     others = ["sparsity=0.5"]
-    if group in ("schedule", "ablation") and option != "none":
-        others.append("pruner=snip")
+    if group in ("schedule", "ablation", "rewire") and option != "none":
+        others.append("pruner=dense" if option in ("gradual", "acdc") and group == "rewire" else "pruner=snip")
     cfg = composed(*others, *MANDATORY.get(option, []), f"{group}={option}")
     expected = {"timm": "resnet18", "image_folder": "somewhere"}.get(option, option)
     if (group, option) == ("search", "none"):

@@ -19,7 +19,7 @@ import pytest
 import torch
 from conftest import ROOT, TWO_RUNS, RunCli, composed
 from image_data import photographs
-from test_resume import in_child
+from processes import in_child
 from whole_runs import RUNS, TINY, assert_equal, config_of, directory_of, outcome, whole
 
 from pai_bench import experiment

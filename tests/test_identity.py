@@ -161,6 +161,7 @@ def test_runs_are_told_apart_by_their_settings(
         (["allocation=uniform"], {"task"}),
         (["schedule=linear"], {"task"}),
         (["ablation=shuffle_mask"], {"task"}),
+        (["rewire=rigl"], {"task"}),
         (["pruner=dense"], {"task"}),
         (["training.lr=0.2", "ablation=reinit"], set()),
     ],

@@ -8,9 +8,10 @@ import pytest
 import torch
 from conftest import composed
 from emulated_graphs import emulated
+from processes import in_child
 from safetensors.torch import load_file
 from test_learned import network, ran, words_of
-from test_resume import in_child, outcome
+from test_resume import outcome
 from torch import Generator, Tensor, nn
 
 from pai_bench import assembly, learning

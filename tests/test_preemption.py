@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, composed
-from test_resume import in_child
+from processes import in_child
 from whole_runs import directory_of
 
 from pai_bench import experiment

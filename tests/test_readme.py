@@ -153,6 +153,10 @@ def table(page: str) -> dict[str, list[str]]:
     return rows
 
 
+def test_the_page_of_rewires_has_every_option() -> None:
+    assert set(options("rewire")) <= set(re.findall(r"\w+", " ".join(rows_of(DOCS["rewiring.md"]))))
+
+
 @pytest.mark.parametrize("group", METHODS)
 def test_the_page_of_methods_has_every_option(group: str) -> None:
     assert set(options(group)) <= set(re.findall(r"`(\w+)`", DOCS["methods.md"]))

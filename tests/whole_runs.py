@@ -50,6 +50,10 @@ RUNS = {
         "pruner=magnitude", "sparsity=0.98", "schedule=rewind", "schedule.levels=2", "schedule.rewind_epoch=1",
         "training.compact=auto",
     ],
+    "moving mask": ["pruner=random", "sparsity=0.7", "rewire=snfs", "rewire.every_steps=3", "rewire.end=1"],
+    "moving mask that returns values": [
+        "pruner=magnitude", "sparsity=0.7", "rewire=gradual", "rewire.start_sparsity=0.2", "rewire.every_steps=2",
+    ],
     "reinit": ["pruner=snip", "sparsity=0.5", "ablation=reinit", "dataset.validation=0.1"],
 }  # fmt: skip
 

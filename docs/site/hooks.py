@@ -28,11 +28,11 @@ SECTIONS = (
     ("cluster.md", "Exit codes", "exit-codes.md"),
 )
 # Groups that come first; the others follow.
-FIRST = ("model", "dataset", "training", "pruner", "allocation", "schedule", "search", "ablation")
+FIRST = ("model", "dataset", "training", "pruner", "allocation", "schedule", "search", "ablation", "rewire")
 # The rooms of the package whose functions a user may call, and what to read there first.
 ROOMS = (
-    "api", "core", "errors", "masks", "pruners", "learned", "pruning", "analysis", "models", "training", "runs",
-    "report",
+    "api", "core", "errors", "masks", "pruners", "learned", "pruning", "rewiring", "analysis", "models", "training",
+    "runs", "report",
 )  # fmt: skip
 RANK = "---\nsearch:\n  boost: 0.2\n---\n"  # in a search these pages come after those that people wrote
 PROBES = (object(), -(2**40), -1e30)  # values that no setting with a range takes

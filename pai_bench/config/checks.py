@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pai_bench.config import learned_checks, schema
 from pai_bench.config.identity import digest_of_file
+from pai_bench.config.rewiring import check_reach, check_rewire
 from pai_bench.config.schema import GROUPS, OPTIONAL_GROUPS, Plain, RunConfig, with_checksum
 from pai_bench.config.signatures import shown
 from pai_bench.core import HOOKS, Call, Round, TrainingLength
@@ -34,16 +35,19 @@ def complete(settings: Plain) -> RunConfig:
     run = schema.made(settings | {"sparsity": 0.0})
     _check_values(run)
     asked = {key: settings[key] for key in schema.TARGETS if settings[key] is not None}
-    rounds = rounds_of(run, target(asked) or 0.5)
+    start = run.rewire.start_sparsity
+    rounds = rounds_of(run, (target(asked) if start is None else start) or 0.5)
     learned_checks.check_stands_alone(run)
     _check_mask_stands_alone(run, rounds)
     _check_rounds(run, rounds)
     _check_ablation(run)
     _check_rescaling(run, rounds)
     _check_regrowing(run, rounds)
+    check_rewire(run, rounds)
     run = replace(run, sparsity=_sparsity(run, asked)) if run.mask is None else _with_mask(run, asked)
     if run.weights is not None and not _is_gone(run, "weights"):
         run = identified(run, "weights", weights_checksum(run))
+    check_reach(run)
     return run
 
 
@@ -78,7 +82,7 @@ def _check_labels_(settings: Plain) -> None:
     dataset = settings["dataset"]
     if dataset["name"] is None and dataset.get("root"):  # a folder of images is known by its own name
         dataset["name"] = Path(dataset["root"]).resolve().name
-    for group in (*GROUPS, *OPTIONAL_GROUPS, "pruner", "ablation", "training", "search"):
+    for group in (*GROUPS, *OPTIONAL_GROUPS, "pruner", "search", "ablation", "rewire", "training"):
         if settings[group] is not None:
             _check_name(f"{group}.name", settings[group]["name"])
     if settings["mask_name"] is not None:
@@ -191,7 +195,7 @@ def rounds_of(run: RunConfig, sparsity: float) -> Sequence[Round]:
 
 def trains_to_the_end(run: RunConfig) -> bool:
     """Whether the search trains whole networks, as for lottery tickets. Runs of one chain can share them."""
-    return any(one.until_epoch >= run.training.epochs for one in rounds_of(run, run.sparsity))
+    return any(one.until_epoch >= run.training.epochs for one in rounds_of(run, run.start_sparsity))
 
 
 def _returns_weights(rounds: Sequence[Round]) -> bool:
@@ -310,10 +314,12 @@ def target(asked: dict[str, float]) -> float | None:
 def _sparsity(run: RunConfig, asked: dict[str, float]) -> float:
     """The target of a run that finds its own mask."""
     found = target(asked)
-    if run.pruner.score is None and run.search is None:
+    by = {"pruner": run.pruner.score, "search": run.search, "rewire": run.rewire.rule}
+    group = next((name for name, found_by in by.items() if found_by is not None), None)
+    if group is None:
         return 0.0  # a dense network is one and the same run at every sparsity of a sweep
     if found is None:
-        said = f"pruner={run.pruner.name}" if run.search is None else f"search={run.search.name}"
+        said = f"{group}={getattr(run, group).name}"
         raise ConfigError(f"{said} needs a target: add sparsity=0.9 (or density=0.1, or compression=10)")
     return found
 

@@ -24,7 +24,7 @@ NOT_IDENTITY = {
 _POINT = {"sparsity", "density", "compression", "seed"}
 
 
-_OF_METHOD = {"pruner", "search", "allocation", "schedule", "ablation", "mask", "mask_file"}
+_OF_METHOD = {"pruner", "search", "allocation", "schedule", "ablation", "rewire", "mask", "mask_file"}
 
 
 def _meaning(value: Any, group: str = "") -> Any:
@@ -45,12 +45,13 @@ def same(value: Any, other: Any) -> bool:
 def function_name(group: str, target: str) -> str:
     """What a function is called in a group of the config, wherever it lies: a move renames no run.
 
-    Of ours the name; of a pruner's, whose file is named after the method, the file's too. Of others the whole path.
+    Of ours the name; of a pruner's or a rewire's, whose file is named after the method, the file's too. Of others the
+    whole path.
     """
     path = target.split(".")
     if path[0] != "pai_bench":
         return target
-    return ".".join(path[-2:] if group == "pruner" else path[-1:])
+    return ".".join(path[-2:] if group in ("pruner", "rewire") else path[-1:])
 
 
 def _without(settings: dict[str, Any], *keys: str) -> dict[str, Any]:
@@ -71,6 +72,7 @@ def _counted(settings: dict[str, Any], without: set[str]) -> dict[str, Any]:
     counted = _without(counted, "checksums", "mask_name")
     for group in ("training", "allocation", "schedule", "ablation"):
         counted[group] = _without(counted[group], "name")  # a label; what they do is in their settings
+    counted["rewire"] = _without(settings["rewire"], "name") if settings["rewire"]["rule"] is not None else None
     if settings["training"]["lr_schedule"] != "step":
         counted["training"] = _without(counted["training"], "lr_milestones", "lr_gamma")
     if settings["pruner"]["score"] is None:  # nothing is scored
@@ -108,6 +110,8 @@ def _named(settings: dict[str, Any], *ending: str) -> str:
     ]
     if any(settings["ablation"][hook] is not None for hook in HOOKS):
         names.append(settings["ablation"]["name"])
+    if settings["rewire"]["rule"] is not None:
+        names.append(settings["rewire"]["name"])
     return _safe("-".join([*names, *ending]))
 
 
@@ -136,14 +140,14 @@ def task_id(settings: dict[str, Any]) -> str:
 
 
 def chain_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """What the runs of a chain have in common: all but how deep they prune, and what is broken after the last round.
+    """What the runs of a chain have in common: all but how deep they prune, and what comes after the last round.
 
     Where a search trains, the runs of a chain train the same networks on their way, as far as they go the same way.
     """
     chain: dict[str, Any] = _counted(settings, NOT_IDENTITY | {"sparsity", "density", "compression"})
     chain["schedule"] = _without(chain["schedule"], "levels")
     chain["ablation"] = _without(chain["ablation"], "mask", "weights")
-    return chain
+    return _without(chain, "rewire")  # the mask moves in the last training alone
 
 
 def chain_id(settings: dict[str, Any]) -> str:
@@ -152,7 +156,7 @@ def chain_id(settings: dict[str, Any]) -> str:
 
 
 def method_id(settings: dict[str, Any]) -> str:
-    """The name of a method, whatever it is applied to: pruner, allocation, schedule and ablation."""
+    """The name of a method, whatever it is applied to: pruner, allocation, schedule, ablation and rewire."""
     return _safe(
         f"{settings['pruner']['name']}-{_hash(_told_apart_by_name(settings), set(settings) - _of_method(settings))}"
     )

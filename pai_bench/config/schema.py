@@ -17,6 +17,7 @@ from pai_bench.core import HOOKS, Ablation, Call, Count, NonNegative, NonNegativ
 from pai_bench.errors import ConfigError
 from pai_bench.learned.settings import Search
 from pai_bench.training.recipe import Recipe
+from pai_bench.training.rewires import Rewiring
 
 Plain = dict[str, Any]  # settings as a yaml file has them
 
@@ -51,6 +52,7 @@ class RunConfig:
     schedule: Call
     pruner: Pruner
     ablation: Ablation
+    rewire: Rewiring
     training: Recipe
     mask: str | None
     mask_name: str | None
@@ -93,7 +95,7 @@ class RunConfig:
 
     @cached_property
     def method(self) -> str:
-        """The name of a method, whatever it is applied to: pruner, allocation, schedule and ablation."""
+        """The name of a method, whatever it is applied to: pruner, allocation, schedule, ablation and rewire."""
         return identity.method_id(plain(self))
 
     @cached_property
@@ -114,6 +116,7 @@ class RunConfig:
             names.append(self.schedule.name)
         if any(getattr(self.ablation, hook) is not None for hook in HOOKS):
             names.append(self.ablation.name)
+        names += [self.rewire.name] if self.rewires else []
         names += [self.experiment] if self.experiment else []
         return [*names, f"scale={self.scale}"] if self.scale else names
 
@@ -124,8 +127,19 @@ class RunConfig:
 
     @property
     def prunes(self) -> bool:
-        """Whether the network is pruned, by a score, by a mask that is learned or by one that is given."""
-        return self.pruner.score is not None or self.mask is not None or self.search is not None
+        """Whether the network is pruned: by a score, by a mask that is learned or given, or while it trains."""
+        of_start = self.pruner.score is not None or self.mask is not None or self.search is not None
+        return of_start or self.rewires
+
+    @property
+    def rewires(self) -> bool:
+        """Whether the mask moves while the network trains."""
+        return self.rewire.rule is not None
+
+    @property
+    def start_sparsity(self) -> float:
+        """What the pruner prunes to: the sparsity that is asked for, unless the mask reaches that while it moves."""
+        return self.sparsity if self.rewire.start_sparsity is None else self.rewire.start_sparsity
 
     @property
     def name_decides_images(self) -> bool:
@@ -145,12 +159,14 @@ CALLS = (
     "pruner.score",
     "pruner.transfer",
     *OF_SEARCH,
+    "rewire.rule",
     *(f"ablation.{hook}" for hook in HOOKS),
 )
 TARGETS = ("sparsity", "density", "compression")  # ways to say one thing
 _PARTS: dict[str, Any] = {
     "Pruner": Pruner,
     "Ablation": Ablation,
+    "Rewiring": Rewiring,
     "Recipe": Recipe,
     "MaskFile": MaskFile,
     "Checksums": Checksums,

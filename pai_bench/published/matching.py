@@ -207,7 +207,7 @@ def compare(numbers: Sequence[Number], rows: Sequence[Row], root: Path, rule: Ru
             different = {key: both for key, both in different.items() if key not in values(number)}
             if not different:
                 matching[name] = group
-            elif _same_options(config(name), number) and group.rows[0]["ablation"] in ("none", recipe.ablation.name):
+            elif _same_options(config(name), number) and _breaks_as(group.rows[0], recipe):
                 reasons[name] = _in_words(different)  # else it is another experiment
         if matching:
             return _judged(number, matching, rule)
@@ -217,6 +217,12 @@ def compare(numbers: Sequence[Number], rows: Sequence[Row], root: Path, rule: Ru
         return Comparison(number, NOT_COMPARABLE, reason=reason, groups=tuple(reasons))
 
     return [compared(number) for number in numbers]
+
+
+def _breaks_as(row: Mapping[str, Any], recipe: RunConfig) -> bool:
+    """Whether a run has no ablation and no rewire but those of a recipe."""
+    rewire = row.get("rewire", "none")
+    return row["ablation"] in ("none", recipe.ablation.name) and rewire in ("none", recipe.rewire.name)
 
 
 def _has(config: Config, wanted: Mapping[str, Any]) -> bool:

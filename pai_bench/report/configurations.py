@@ -30,8 +30,8 @@ def deviation(values: Collection[float]) -> float | None:
 
 
 def is_dense(row: Row) -> bool:
-    """Whether nothing was pruned, neither in rounds nor by a mask from a file."""
-    return bool(row["num_rounds"] == 0 and row["mask"] is None)
+    """Whether nothing was pruned: neither in rounds, nor by a mask from a file, nor while the network trained."""
+    return bool(row["num_rounds"] == 0 and row["mask"] is None and row.get("rewire", "none") == "none")
 
 
 NO_DENSE = "dense"  # stands for the unknown id of a dense network that has no run

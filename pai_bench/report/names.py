@@ -15,7 +15,7 @@ from pai_bench.report.palette import Named
 _MOST_NAMED = 8  # configurations or methods in one sentence
 
 _PARTS = ("allocation", "schedule", "ablation")
-_OF_METHOD = ("pruner", *_PARTS, "mask", "mask_file")
+_OF_METHOD = ("pruner", *_PARTS, "rewire", "mask", "mask_file")
 NO_TEXTS: Mapping[str, str] = MappingProxyType({})
 _OF_TASK = ("dataset", "model", "training", "on_collapse", "protocol")
 
@@ -37,7 +37,7 @@ def looks(
 
     Args:
         texts: replaces labels, by the id of a method or by a word of a label: the name of a pruner, an allocation, a
-            schedule or an ablation.
+            schedule, an ablation or a rewire.
     """
     of_method: dict[str, Configuration] = {}
     for configuration in found:
@@ -46,7 +46,11 @@ def looks(
     pruned = {method: one.rows[0] for method, one in of_method.items() if not one.dense}
     styles = palette.styles(
         [
-            Named(method, row["pruner"], (row["ablation"] != "none", row["allocation"] != "global"))
+            Named(
+                method,
+                row["pruner"],
+                (row["ablation"] != "none" or row.get("rewire", "none") != "none", row["allocation"] != "global"),
+            )
             for method, row in pruned.items()
         ]
     )
@@ -60,7 +64,7 @@ def looks(
 def words(rows: Iterable[Mapping[str, Any]]) -> set[str]:
     """What `texts` may rename: the words of labels and titles, and the ids of methods and tasks."""
     keys = ("pruner", *_PARTS, "dataset", "model", "method", "task")
-    return {str(row[key]) for row in rows for key in keys} | {NO_DENSE}
+    return {str(row[key]) for row in rows for key in keys} | {row.get("rewire", "none") for row in rows} | {NO_DENSE}
 
 
 def _method_labels(
@@ -68,7 +72,7 @@ def _method_labels(
 ) -> dict[str, str]:
     """The label of each method: its pruner, and whatever distinguishes methods with the same pruner.
 
-    That can be the allocation, the schedule, the ablation, or other settings.
+    That can be the allocation, the schedule, the ablation, or other settings. A rewire is always named.
     """
     namesakes: dict[str, list[str]] = defaultdict(list)
     for method, configuration in of_method.items():
@@ -79,6 +83,7 @@ def _method_labels(
         differing = [part for part in _PARTS if len({row[part] for row in rows.values()}) > 1]
         for method, row in rows.items():
             parts = [row[part] for part in differing if not (part == "ablation" and row[part] == "none")]
+            parts += [row["rewire"]] if row.get("rewire", "none") != "none" else []
             name = texts.get(pruner) or _label(directories[row["id"]]) or pruner
             labels[method] = ", ".join([name, *(texts.get(part, part) for part in parts)])
     places = {method: directories[of_method[method].rows[0]["id"]] for method in labels}

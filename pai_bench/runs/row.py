@@ -19,6 +19,7 @@ from pai_bench.pruning.rounds import Pruned
 from pai_bench.runs.checkpoints import TrainingStart
 from pai_bench.system import devices
 from pai_bench.system.world import world
+from pai_bench.training.moving_mask import MovingMask
 from pai_bench.training.trainer import Trainer
 
 
@@ -68,6 +69,7 @@ def names(of: Outcome) -> dict[str, Any]:
         "allocation": run.allocation.name,
         "schedule": run.schedule.name,
         "ablation": run.ablation.name,
+        "rewire": run.rewire.name,
         "training": run.training.name,
         "diagnostics": run.diagnostics.name if run.diagnostics else None,
         "experiment": run.experiment,
@@ -98,6 +100,7 @@ def state(of: Outcome) -> dict[str, Any]:
         "output_depends_on_input": of.start.has_signal,
         "stopped": "collapse" if of.stopped else None,
         "ablation_overlap": of.start.overlap,
+        **rewired(of.trainer.moving),
     }
 
 
@@ -122,6 +125,7 @@ def costs(of: Outcome) -> dict[str, Any]:
     return {
         "macs_dense": dense,
         "macs_masked": cost.masked_multiply_adds(of.macs, pruned.mask),
+        "train_macs_per_image": train_macs(of),
         "macs_trained": sum(cost.multiply_adds(trainer.trained, of.data.input_shape).values()),
         "compact_speedup": trainer.compact_speedup,
         "epochs": of.run.training.epochs,
@@ -150,6 +154,26 @@ def machine(of: Outcome) -> dict[str, Any]:
         "hardware": devices.describe(of.device),
         "dataset_checksum": of.data.checksum,
     }
+
+
+def rewired(moving: MovingMask | None) -> dict[str, Any]:
+    """How far a mask has moved while the network trained, None where it could not."""
+    if moving is None:
+        return {"num_rewires": None, "explored": None, "mean_churn": None}
+    way = moving.way
+    return {
+        "num_rewires": way.num_rewires,
+        "explored": 1 - masks.sparsity(moving.explored),
+        "mean_churn": way.churn / way.num_rewires if way.num_rewires else None,
+    }
+
+
+def train_macs(of: Outcome) -> int:
+    """Multiply-adds of a training step for one image if zeros were free, as a mean over the last training."""
+    moving = of.trainer.moving
+    if moving is None:
+        return 3 * cost.masked_multiply_adds(of.macs, of.pruned.mask)
+    return round(moving.multiply_adds(of.macs, of.trainer.clock))
 
 
 def layers(pruned: Pruned, reached: Mask | None, multiply_adds: dict[str, int]) -> list[dict[str, Any]]:

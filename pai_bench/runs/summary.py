@@ -92,6 +92,11 @@ def closing(row: dict[str, Any], layers: list[dict[str, Any]], directory: Path) 
         lines.append(
             f"  ablation {row['ablation']}: {100 * row['ablation_overlap']:.2f} % of the kept weights unchanged"
         )
+    if row["num_rewires"]:
+        moved = f"{row['num_rewires']:,} rewires, {100 * row['mean_churn']:.3g} % of the kept weights exchanged in each"
+        lines.append(
+            f"  {row['rewire']}: {moved}; {100 * row['explored']:.3g} % of all weights were active at some time"
+        )
     dense, masked = row["macs_dense"], row["macs_masked"]
     lines.append(f"  {_count(dense)} multiply-adds an image, {_count(masked)} if zeros were free")
     if row["macs_trained"] < dense:
@@ -115,7 +120,7 @@ def closing(row: dict[str, Any], layers: list[dict[str, Any]], directory: Path) 
     return "\n".join([*lines, ""])
 
 
-_PARTS = ("allocation", "schedule", "ablation", "mask")
+_PARTS = ("allocation", "schedule", "ablation", "rewire", "mask")
 _MOST_COLUMNS = 6
 
 
@@ -144,8 +149,8 @@ def _table(rows: Sequence[dict[str, Any]]) -> list[str]:
         of_pruner.setdefault(row["pruner"], []).append(row)
     for row in rows:
         # What distinguishes methods of one pruner.
-        differing = [part for part in _PARTS if len({other[part] for other in of_pruner[row["pruner"]]}) > 1]
-        parts = [str(row[part]) for part in differing if row[part] not in (None, "none")]
+        differing = [part for part in _PARTS if len({other.get(part) for other in of_pruner[row["pruner"]]}) > 1]
+        parts = [str(row[part]) for part in differing if row.get(part) not in (None, "none")]
         method = ", ".join([row["pruner"], *parts])
         found = values.setdefault(method, {}).setdefault(row["target_sparsity"], [])
         found += [] if row["stopped"] else [100 * row["test_top1"]]

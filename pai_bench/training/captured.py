@@ -101,6 +101,10 @@ class CapturedStep:
         """Takes the next step."""
         self._replay()
 
+    def skip(self) -> None:
+        """Leaves the next step out: it was taken another way."""
+        self._next += 1
+
     def _take(self) -> None:
         rate = self.step.optimizer.lr_tensor
         assert rate is not None

@@ -56,6 +56,13 @@ class TrainedNetwork:
         self._compact, self.compact_speedup = None, None
         self._whole.optimizer.apply_mask(mask)
 
+    def move_mask(self, mask: Mask) -> None:
+        """Makes a mask hold that will move again. From now on the whole network is trained."""
+        self._compact_training = False
+        self.mask = mask
+        self._compact, self.compact_speedup = None, None
+        self._whole.optimizer.apply_mask(mask, moves=True)
+
     def optimizer_state(self) -> OptimizerState:
         """The state of the optimizer, by parameters of the whole network. Tensors are those in use, not copies."""
         self.sync()

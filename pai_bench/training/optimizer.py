@@ -109,12 +109,16 @@ class Optimizer:
         return kept if self.lr_tensor is None else [*kept, self.lr_tensor]
 
     @torch.no_grad()
-    def apply_mask(self, mask: Mask) -> None:
+    def apply_mask(self, mask: Mask, *, moves: bool = False) -> None:
         """Sets pruned weights and their state to zero and keeps them there until the next mask.
 
         Kept weights move as if the mask were part of the forward pass.
+
+        Args:
+            moves: the mask will move while training goes on. Then tensors are ready for all that it may prune, so that
+                a captured step sees the next mask.
         """
-        pruned = {name: kept for name, kept in mask.items() if not kept.all()}
+        pruned = mask if moves else {name: kept for name, kept in mask.items() if not kept.all()}
         if self._factors.keys() != pruned.keys():
             # Factors need the type and memory format of the weight. Otherwise the fused multiplication is done tensor
             # by tensor.

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -65,11 +65,12 @@ class Recording:
         self._progress.evaluated = True
         return metrics
 
-    def end_epoch(self, sums: Tensor) -> None:
+    def end_epoch(self, sums: Tensor, more: Mapping[str, float]) -> None:
         """Evaluates and records at the end of an epoch.
 
         Args:
             sums: (2,), the sum of losses and the number of correct predictions in the epoch.
+            more: further numbers to record.
 
         Raises:
             UserError: losses or outputs are not finite.
@@ -81,6 +82,7 @@ class Recording:
             "train_top1": num_correct / progress.epoch_images,
             "train_images_per_second": progress.epoch_images / progress.epoch_seconds,
             "lr": learning_rate(recipe, (progress.clock - 1) / progress.steps_per_epoch),
+            **more,
         }
         sums.zero_()
         progress.start_epoch()

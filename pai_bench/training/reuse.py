@@ -89,7 +89,7 @@ class SharedTraining:
         before = self.trainer.num_examples
         parts = {name: state.get(name, {}) for name in ("model", "optimizer", "mask", "kept")}
         kept = {int(clock): values for clock, values in parts["kept"].items()}
-        self.trainer.load_state(state | parts | {"kept": kept, "random": None}, mask)
+        self.trainer.load_state(state | parts | {"kept": kept, "random": None, "moving": None}, mask)
         self._taken_over(self.trainer.num_examples - before)
         for line in lines:
             self._record({name: value for name, value in line.items() if name != "epoch"}, line["epoch"])

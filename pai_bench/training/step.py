@@ -1,11 +1,12 @@
 """One optimizer step: forward, loss, backward, update under the mask, sums."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from pai_bench.core import Weights
 from pai_bench.masks import masks
 from pai_bench.system import devices, distributed, graphs, layout
 from pai_bench.system.world import world
@@ -54,6 +55,8 @@ class Step:
         device = execution.device
         self.net, self.recipe, self.device = net, recipe, device
         self.sums = torch.zeros(2, device=device) if sums is None else sums
+        self.averages: Weights = {}  # running means of gradients, pruned weights included; see `average_gradients`
+        self._decay = 0.0
         self.scaler = scaler or torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
         self._prepare, self._num_processes = prepare, world().size
         self.layout = layout.suitable(net, device, execution.channels_last)  # of images and weights
@@ -84,7 +87,17 @@ class Step:
     @property
     def tensors(self) -> list[Tensor]:
         """Every tensor that a step reads or writes, except the batch and gradients."""
-        return [*self.optimizer.tensors, *self.net.buffers(), self.sums]
+        return [*self.optimizer.tensors, *self.net.buffers(), self.sums, *self.averages.values()]
+
+    def average_gradients(self, names: Iterable[str], decay: float) -> None:
+        """Keeps a running mean of the gradients of some parameters from now on, in `averages`.
+
+        Args:
+            decay: weight of the earlier mean at every step.
+        """
+        parameters = dict(self.net.named_parameters())
+        self.averages = {name: torch.zeros_like(parameters[name], requires_grad=False) for name in names}
+        self._decay = decay
 
     def __call__(self, images: Tensor, labels: Tensor, num_images: int) -> None:
         """Takes a step at the optimizer's learning rate. The network must be in train mode.
@@ -92,6 +105,17 @@ class Step:
         Args:
             images: (B, C, H, W), the part of this process.
             labels: classes (B,), or targets (B, K).
+            num_images: size of the batch of all processes together.
+        """
+        self.backward(images, labels, num_images)
+        self.update()
+
+    def backward(self, images: Tensor, labels: Tensor, num_images: int) -> None:
+        """Computes the gradients of a batch, those of pruned weights included.
+
+        Args:
+            images: (B, C, H, W), the part of this process.
+            labels: (B,).
             num_images: size of the batch of all processes together.
         """
         recipe = self.recipe
@@ -110,5 +134,21 @@ class Step:
         self.optimizer.zero_grad()
         self._prepare()
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        if self.averages:
+            self._average()
+
+    def update(self) -> None:
+        """Moves the weights by the gradients, which are overwritten."""
         self.scaler.step(self.optimizer)  # type: ignore[arg-type]
         self.scaler.update()
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        gradients = self.gradients(self.averages)
+        means = [self.averages[name] for name in gradients]
+        torch._foreach_lerp_(means, list(gradients.values()), 1 - self._decay)
+
+    def gradients(self, names: Iterable[str]) -> Weights:
+        """The gradients that `backward` left to some parameters. Tensors are those in use, not copies."""
+        parameters = dict(self.net.named_parameters())
+        return {name: gradient for name in names if (gradient := parameters[name].grad) is not None}

@@ -10,6 +10,7 @@ from pai_bench.system import graphs, streams
 from pai_bench.system.world import world
 from pai_bench.training import captured
 from pai_bench.training.captured import CapturedBatchStep, CapturedStep
+from pai_bench.training.moving_mask import MovingMask
 from pai_bench.training.recipe import Recipe, image_size, learning_rate, length
 from pai_bench.training.step import Execution, Step
 
@@ -29,7 +30,9 @@ class Steps:
         self._on_batch: CapturedBatchStep | None = None
         self._log_obstacle()
 
-    def taken(self, step: Step, clock: int, order: Generator, augment: Generator) -> Iterator[int]:
+    def taken(
+        self, step: Step, clock: int, order: Generator, augment: Generator, moving: MovingMask | None = None
+    ) -> Iterator[int]:
         """Takes the remaining steps of an epoch, one at each turn, and yields how many images each was on.
 
         Args:
@@ -37,6 +40,7 @@ class Steps:
             clock: steps on the recipe so far.
             order: decides the order of the epoch.
             augment: decides its augmentation.
+            moving: the mask of the network, if it moves. A step at which it moves is never captured.
         """
         data, size, start = self._data, self._recipe.batch_size, clock % self._per_epoch
         if isinstance(data, ByEpoch):
@@ -51,8 +55,14 @@ class Steps:
             tables = data.tables(order, augment)
             if (graph := self._captured_step(step, data, tables)) is not None:
                 graph.begin(tables, rates, start)
-                for _ in range(start, num_train // size):
-                    graph()
+                for at in range(start, num_train // size):
+                    if moving is not None and moving.is_due(first + at):
+                        images, labels = data.gather(tables, slice(at * size, (at + 1) * size))
+                        step.optimizer.lr = rates[at]
+                        moving.step(step, images, labels, size, first + at)
+                        graph.skip()
+                    else:
+                        graph()
                     yield size
                 done = max(start, num_train // size)
             batches = (data.gather(tables, slice(at * size, (at + 1) * size)) for at in range(done, self._per_epoch))
@@ -63,6 +73,10 @@ class Steps:
         for at, (images, labels) in enumerate(batches, done):
             num_images = min(size, num_train - at * size)
             step.optimizer.lr = rates[at]
+            if moving is not None and moving.is_due(first + at):
+                moving.step(step, images, labels, num_images, first + at)
+                yield num_images
+                continue
             on_batch = None if isinstance(data, OnDevice) else self._captured_on_batch(step, images, labels)
             if on_batch is None:
                 step(images, labels, num_images)

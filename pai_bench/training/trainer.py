@@ -15,6 +15,7 @@ from pai_bench.masks import masks
 from pai_bench.system import distributed, seeding
 from pai_bench.system.world import in_worker, world
 from pai_bench.training.evaluation import Evaluator
+from pai_bench.training.moving_mask import MovingMask
 from pai_bench.training.network import TrainedNetwork
 from pai_bench.training.progress import Progress
 from pai_bench.training.recipe import Recipe, length
@@ -68,6 +69,8 @@ class Trainer:
         self._kept: dict[int, State] = {}  # states of the model by the clock
         self._mid_epoch = False  # between two steps that share one stream of random numbers
         self._random: list[Tensor] | None = None  # states of torch's generators to go on with
+        self.moving: MovingMask | None = None  # the mask, once it moves
+        self._moved: dict[str, Any] | None = None  # the state of a moving mask to go on with
         self._keep_state()
 
     @property
@@ -123,26 +126,35 @@ class Trainer:
     def until(self, mask: Mask, epoch: float) -> None:
         """Trains the masked network until the clock stands at `epoch`, and records an evaluation after every epoch.
 
-        The first call records the untrained network as epoch 0.
+        The first call records the untrained network as epoch 0. A moving mask takes the place of the given one.
 
         Raises:
             UserError: the loss is no longer finite.
         """
-        self._apply_mask(mask)
+        if self.moving is None:
+            self._apply_mask(mask)
         progress, target = self.progress, self.progress.steps(epoch)
         with self.network.training_for(self._images_under_the_mask(target)) as step:
             if progress.age == 0 and not progress.evaluated:
                 self._recording.evaluate({})
             if progress.epoch_images and progress.at_end_of_epoch:
-                self._recording.end_epoch(self._sums)  # resumed between the last step of an epoch and its evaluation
+                self._end_epoch()  # resumed between the last step of an epoch and its evaluation
             while progress.clock < target:
                 kept_next = (clock for clock in self._keep if clock > progress.clock)
                 self._train(step, min([target, progress.end_of_epoch(), *kept_next]))
                 self._keep_state()
                 self._observers.checkpoint(False)
                 if progress.at_end_of_epoch:
-                    self._recording.end_epoch(self._sums)
+                    self._end_epoch()
                     self._observers.checkpoint(True)
+
+    def move_mask(self, moving: MovingMask) -> None:
+        """Lets the mask move from now on, or goes on with that where an earlier attempt has ended."""
+        if self._moved is None:
+            self._apply_mask(moving.mask)
+        moving.begin(self.network.step, self._moved)
+        self.network.move_mask(moving.mask)
+        self.moving = moving
 
     def finish(self, mask: Mask, epoch: float) -> None:
         """Like `until`. Also records an evaluation of the final network where that is still missing."""
@@ -187,6 +199,7 @@ class Trainer:
             "scaler": self.network.step.scaler.state_dict(),
             "mask": self.network.mask,
             "compact_speedup": self.network.compact_speedup,
+            "moving": self.moving and self.moving.state(self.network.step),
             "progress": self.progress.state(),
             "kept": self._kept,
             "sums": self._sums,
@@ -197,11 +210,14 @@ class Trainer:
         """Goes on from what `state` returned.
 
         Args:
-            mask: what holds now. It may be newer than the one of the state.
+            mask: what holds now. It may be newer than the one of the state, unless that one moves.
         """
         self.model.load_state_dict(state["model"])
         self.network.load_optimizer_state(state["optimizer"])
         self.network.step.scaler.load_state_dict(state["scaler"])
+        self._moved = state["moving"]
+        if self._moved is not None:
+            mask = {name: kept.to(self._device) for name, kept in state["mask"].items()}
         self._apply_mask(mask)  # after the optimizer: a newer mask must reach its state
         earlier = {name: kept.to(self._device) for name, kept in state["mask"].items()}
         same = earlier.keys() == mask.keys() and all(torch.equal(earlier[name], mask[name]) for name in mask)
@@ -217,6 +233,9 @@ class Trainer:
             self.progress.evaluated, self.progress.mask_since = False, self.progress.clock
         # Those of the first process. The others start a new stream.
         self._random = state["random"] if self._world.rank == 0 else None
+
+    def _end_epoch(self) -> None:
+        self._recording.end_epoch(self._sums, self.moving.metrics() if self.moving is not None else {})
 
     def _apply_mask(self, mask: Mask) -> None:
         if not self.network.is_under(mask):
@@ -276,7 +295,10 @@ class Trainer:
             disable=True if in_worker() or self._world.rank > 0 else None,  # None: in a terminal only
             unit="step",
         )
-        for _, taken in zip(shown, self._steps.taken(step, progress.clock, order, augment), strict=False):
+        steps = self._steps.taken(step, progress.clock, order, augment, self.moving)
+        for _, taken in zip(shown, steps, strict=False):
+            if self.moving is not None:
+                self.network.mask = self.moving.mask
             now = time.perf_counter()
             progress.count_step(taken, now - started)
             started = now

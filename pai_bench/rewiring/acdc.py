@@ -1,0 +1,29 @@
+"""AC/DC: the network is compressed and decompressed in turn."""
+
+from torch import Generator
+
+from pai_bench.core import Mask, Weights
+from pai_bench.masks.selection import keep_largest
+from pai_bench.rewiring.rewire import RewireProgress
+
+
+def rule(
+    weights: Weights,
+    gradients: Weights,
+    momentum: Weights,
+    mask: Mask,
+    progress: RewireProgress,
+    generator: Generator,
+) -> Mask:
+    """In turn the largest weights of the network alone are kept, and all of them. The last rewire keeps the largest.
+
+    A pruned weight returns as 0.
+
+    Reference: Peste et al. 2021, AC/DC: Alternating Compressed/DeCompressed Training of Deep Neural Networks,
+        arXiv:2106.12379, Algorithm 1, and their released code.
+    Deviates: the phases begin after one step of the epoch at which theirs begin.
+    """
+    everything = {name: kept | ~kept for name, kept in mask.items()}
+    if progress.number % 2 == 0 and not progress.last:
+        return everything
+    return keep_largest({name: weight.abs() for name, weight in weights.items()}, everything, progress.keep).mask
