@@ -1,13 +1,13 @@
 """From a checked config to the parts that a run works with: data, model, rounds, trainer."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Generator, nn
-from torch.nn import functional as F
 
 from pai_bench.analysis import operations
 from pai_bench.analysis.mode import mode
@@ -17,6 +17,7 @@ from pai_bench.core import (
     Allocate,
     Batch,
     Batches,
+    Call,
     Data,
     DataSettings,
     Loss,
@@ -35,6 +36,7 @@ from pai_bench.errors import ConfigError
 from pai_bench.masks import flow, mask_files, masks
 from pai_bench.system import devices, distributed, layout, seeding
 from pai_bench.system.world import world
+from pai_bench.training import objectives
 from pai_bench.training.moving_mask import MovingMask
 from pai_bench.training.recipe import length
 from pai_bench.training.recording import Observers
@@ -81,6 +83,8 @@ def assembled(run: RunConfig, device: torch.device) -> Parts:
         ConfigError: settings that only show themselves to be wrong once the data is there.
     """
     data = load_data(run, device)
+    if data.regression:
+        _check_regression(run)
 
     def build(stream: str) -> nn.Module:
         with seeding.seeded(run.seed, stream):  # on the CPU, so that the weights are the same on every device
@@ -108,6 +112,27 @@ def assembled(run: RunConfig, device: torch.device) -> Parts:
     if run.rewires:
         rewire_steps(run.rewire, length(run.training, data))  # refuses where there are none
     return Parts(run, device, data, build, pruner, allocate, rounds)
+
+
+def _check_regression(run: RunConfig) -> None:
+    """Refuses settings that change the logits or labels of classes.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    score: Mapping[str, Any] = run.pruner.score.settings if isinstance(run.pruner.score, Call) else {}
+    for setting, value, neutral in (
+        ("training.label_smoothing", run.training.label_smoothing, 0.0),
+        ("training.temperature", run.training.temperature, 1.0),
+        ("pruner.score.temperature", score.get("temperature", 1.0), 1.0),
+        ("pruner.score.class_halves", score.get("class_halves", False), False),
+    ):
+        if value != neutral:
+            shown = str(value).lower()
+            raise ConfigError(
+                f"{setting}={shown}: dataset={run.dataset.name} is a regression, and this is for classes; give "
+                f"{str(neutral).lower()}"
+            )
 
 
 def trainer_for(
@@ -230,7 +255,7 @@ def diagnostics(parts: Parts, model: nn.Module, initial: Weights) -> Diagnose | 
         coupled = {name: tensor for name, tensor in mask.items() if name not in weights}
         net = Subnetwork(model, weights, initial, parts.data.input_shape, coupled)
         with mode(model, training=False):
-            metrics: dict[str, float] = measure(net, [batch], F.cross_entropy)
+            metrics: dict[str, float] = measure(net, [batch], objectives.loss)
         return metrics
 
     return diagnose

@@ -22,10 +22,11 @@ Weights = dict[str, "Tensor"]  # prunable parameter name -> values
 Scores = dict[str, "Tensor"]  # same names and shapes, float; higher = keep
 Mask = dict[str, "Tensor"]  # same names and shapes, bool; True = kept
 State = dict[str, "Tensor"]  # a state dict: every parameter and buffer
-Batch = tuple["Tensor", "Tensor"]  # images (B, C, H, W) float, labels (B,) int64
+# images (B, C, H, W) float; and labels: classes (B,) int64, or the targets of a regression (B, K) float
+Batch = tuple["Tensor", "Tensor"]
 Batches = Sequence[Batch]  # may be walked twice
 Change = Callable[["Tensor", "Tensor"], Batch]  # images as they are stored, (B, H, W, C) uint8, and labels -> others
-Loss = Callable[["Tensor", "Tensor"], "Tensor"]  # logits (B, K), labels (B,) -> scalar mean
+Loss = Callable[["Tensor", "Tensor"], "Tensor"]  # logits (B, K), labels as in Batch -> scalar mean
 Record = Callable[[dict[str, float], float], None]  # metrics, epoch: the one way by which numbers leave a run
 Shape = tuple[int, int, int]  # (C, H, W) of one image
 
@@ -156,6 +157,7 @@ class ScoringData:
     """Which training images a score looks at: `per_class` of each class, or `total` whatever their class.
 
     `balanced` says otherwise: as many of each class as `total` allows, or `per_class` for each in all.
+    A regression has no classes: `per_class` is for each output, and the examples are drawn at random.
     """
 
     per_class: Count | None
@@ -310,7 +312,8 @@ class Data(Protocol):
     """A dataset in use. Split names are "train", "validation" (may be empty) and "test"."""
 
     input_shape: Shape
-    num_classes: int
+    num_classes: int  # of a regression the number of targets: it is how many outputs a network needs
+    regression: bool  # whether labels are targets and not classes
     num_examples: dict[str, int]
     checksum: str  # of the images and labels, or of the file listing where images are streamed
 

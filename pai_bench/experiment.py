@@ -184,11 +184,12 @@ def _announce(parts: Parts, model: nn.Module, given: tuple[Mask, Mask] | None) -
     if run.search is not None:
         how = f"learned in {run.search.epochs} epochs"
     log.info(
-        "%s: %s images of %s in %d classes; %s: %s prunable weights, %s to keep, %s; %s",
+        "%s: %s images of %s in %d %s; %s: %s prunable weights, %s to keep, %s; %s",
         run.dataset.name,
         ", ".join(f"{number:,} {split}" for split, number in data.num_examples.items() if number),
         "x".join(map(str, data.input_shape)),
         data.num_classes,
+        "targets" if data.regression else "classes",
         run.model.name,
         f"{num_prunable:,}",
         to_keep,

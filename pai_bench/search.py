@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from pai_bench.assembly import Parts, trainer_for
 from pai_bench.config import identity
@@ -24,6 +23,7 @@ from pai_bench.runs.checkpoints import Checkpoints
 from pai_bench.system import devices
 from pai_bench.system.cache import Cache, code, fingerprint
 from pai_bench.system.world import world
+from pai_bench.training import objectives
 from pai_bench.training.reuse import SharedTraining
 from pai_bench.training.trainer import Trainer
 
@@ -99,7 +99,7 @@ def search(
         "input_shape": parts.data.input_shape,
         "draw": parts.data.draw,
         "training": training,
-        "loss": F.cross_entropy,
+        "loss": objectives.loss,
         "seed": run.seed,
         "prunable": run.prunable,
         "target": run.target,

@@ -81,8 +81,9 @@ def test_an_experiment_composes_at_both_scales(name: str) -> None:
     assert len(smoke) <= 40
     for job in smoke:
         assert (job["training"], job["seed"]) == ("smoke", "0")
-        small = ("planted",) if job["dataset"] == "planted_circle" else ("resnet8_thin", "lenet300", "lenet5")
-        assert job["dataset"] in ("digits", "planted_circle") and job["model"] in small
+        planted = ("planted_circle", "planted_relu", "planted_helix")
+        small = ("planted",) if job["dataset"] in planted else ("resnet8_thin", "lenet300", "lenet5")
+        assert job["dataset"] in ("digits", *planted) and job["model"] in small
         assert int(job.get("schedule.levels", 1)) <= 2
     for group in ("pruner", "schedule", "allocation", "ablation", "pruner.score.temperature"):
         assert {job.get(group) for job in smoke} == {job.get(group) for job in kept}, group

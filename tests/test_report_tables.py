@@ -132,6 +132,9 @@ def test_nothing_is_bold_at_chance() -> None:
     _, table, looks = made(many_classes)
     text = tables.markdown(table, looks)
     assert text.count("**") == 2 and "chance" not in text
+    of_targets = [run | {"num_classes": 1, "regression": True} for run in many_classes]
+    _, table, looks = made(of_targets)
+    assert tables.markdown(table, looks) == text  # nobody guesses the targets of a regression
 
 
 def test_warnings_come_first_and_name_what_collapsed() -> None:

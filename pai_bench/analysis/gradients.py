@@ -154,5 +154,14 @@ def hessian_gradient(
 
 
 def minus_true_logit(logits: Tensor, labels: Tensor) -> Tensor:
-    """Minus the mean logit of the true class: what F.nll_loss makes of raw logits (B, K) and labels (B,)."""
+    """Minus the mean logit of the true class: what F.nll_loss makes of raw logits (B, K) and labels (B,).
+
+    Raises:
+        UserError: the labels are the targets of a regression.
+    """
+    if labels.is_floating_point():
+        raise UserError(
+            "pruner: the loss of this score is minus the logit of the true class, and the data is a regression; give "
+            "pruner=force or pruner=iter_snip"
+        )
     return -logits.gather(1, labels[:, None]).mean()

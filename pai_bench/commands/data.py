@@ -87,5 +87,6 @@ def main() -> None:
         data = assembly.load_data(run, torch.device("cpu"))
         images = ", ".join(f"{number:,} {split}" for split, number in data.num_examples.items() if number)
         shape = "x".join(map(str, data.input_shape))
-        print(f"{run.dataset.name} is ready: {images} images of {shape} in {data.num_classes} classes")
+        labels = "targets" if data.regression else "classes"
+        print(f"{run.dataset.name} is ready: {images} images of {shape} in {data.num_classes} {labels}")
         print(f"checksum {data.checksum}")

@@ -145,7 +145,7 @@ class Streamed:
                 raise ConfigError(f"dataset.{setting}={values}: the images have 3 channels; give one for each")
         jpeg_decoder()  # called here, so that its message appears once and not in every worker
         self.input_shape: Shape = (3, size, size)
-        self.num_classes = num_classes
+        self.num_classes, self.regression = num_classes, False
         self.checksum = fingerprint(train, test)
         labels = torch.from_numpy(train.labels)
         train_indices, validation_indices = hold_out(labels, validation)

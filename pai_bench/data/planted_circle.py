@@ -7,8 +7,7 @@ from annotated_types import Ge, Gt, Lt
 from torch import Generator, Tensor
 
 from pai_bench.core import DataSettings, Fraction, NonNegativeInt, ProperFraction
-from pai_bench.data.points import Points
-from pai_bench.errors import ConfigError
+from pai_bench.data.points import Points, split
 
 _BORDERS = (0.2, 0.5, 0.7)  # of |x|^2, between the four classes
 
@@ -39,13 +38,7 @@ def planted_circle(
     generator = Generator().manual_seed(seed)
     points = (2 * torch.rand(num_examples, 2, dtype=torch.float64, generator=generator) - 1).float()
     labels = _labels(points, torch.rand(num_examples, generator=generator) < noise)
-    num_test = round(test_fraction * num_examples)
-    if num_test in (0, num_examples):
-        part, remedy = ("test", "more") if num_test == 0 else ("training", "less")
-        raise ConfigError(
-            f"dataset.test_fraction={test_fraction}: of {num_examples} points it leaves no {part} point; give {remedy}"
-        )
-    train, test = ((points[part], labels[part]) for part in (slice(num_examples - num_test), slice(-num_test, None)))
+    train, test = split(points, labels, test_fraction)
     return Points(train, test, len(_BORDERS) + 1, place, validation=validation)
 
 

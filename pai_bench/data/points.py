@@ -8,15 +8,34 @@ from torch import Generator, Tensor
 
 from pai_bench.core import Batch, Batches, Change, DataSettings, Drawn, ScoringData, Shape, num_steps
 from pai_bench.data.resident import choose_examples, hold_out, joined_single, require_two
+from pai_bench.errors import ConfigError
 
-Labelled = tuple[Tensor, Tensor]  # points (N, D) float32 and labels (N,) int64
+# points (N, D) float32; and classes (N,) int64, or the targets of a regression (N, K) float32
+Labelled = tuple[Tensor, Tensor]
+
+
+def split(points: Tensor, labels: Tensor, test_fraction: float) -> tuple[Labelled, Labelled]:
+    """The training split and the test split: the last points are the test.
+
+    Raises:
+        ConfigError: one of them would be empty.
+    """
+    num_examples = len(labels)
+    num_test = round(test_fraction * num_examples)
+    if num_test in (0, num_examples):
+        part, remedy = ("test", "more") if num_test == 0 else ("training", "less")
+        raise ConfigError(
+            f"dataset.test_fraction={test_fraction}: of {num_examples} points it leaves no {part} point; give {remedy}"
+        )
+    first, last = slice(num_examples - num_test), slice(-num_test, None)
+    return (points[first], labels[first]), (points[last], labels[last])
 
 
 class Points:
     """A core.Data whose points are float tensors on the device. Nothing is normalised, and nothing is augmented.
 
     Args:
-        num_classes: all labels are below this number.
+        num_classes: all classes are below this number. Of targets, how many each point has.
         place: only its device and its share are used here.
         validation: fraction of the training points for the validation split.
 
@@ -28,7 +47,7 @@ class Points:
         self, train: Labelled, test: Labelled, num_classes: int, place: DataSettings, *, validation: float
     ) -> None:
         self.input_shape: Shape = (train[0].shape[1], 1, 1)
-        self.num_classes = num_classes
+        self.num_classes, self.regression = num_classes, train[1].is_floating_point()
         digest = hashlib.sha256()
         for tensor in (*train, *test):
             digest.update(tensor.contiguous().numpy().data)

@@ -67,9 +67,13 @@ def check_padding(padding: int, height: int, width: int) -> None:
 def hold_out(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
     """Splits indices into (train, validation): the same fraction of every class, and the same split for every seed.
 
+    The targets of a regression have no classes: it is a fraction of all.
+
     Raises:
         ConfigError: the fraction is not zero, and one of the two parts is empty.
     """
+    if labels.is_floating_point():
+        labels = torch.zeros(len(labels), dtype=torch.int64)
     generator = Generator().manual_seed(0)
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     for label in range(int(labels.max()) + 1):
@@ -95,8 +99,11 @@ def require_two(num_train: int) -> None:
 def choose_examples(labels: Tensor, num_classes: int, examples: ScoringData, generator: Generator) -> Tensor:
     """The shuffled indices of the images that a score uses.
 
+    The targets of a regression have no classes: `per_class` examples for each of the num_classes outputs are drawn
+    at random.
+
     Raises:
-        ConfigError: a class, or the whole split, has fewer images than wanted.
+        ConfigError: a class, or the whole split, has fewer images than wanted; or targets are to be balanced.
     """
     order = torch.randperm(len(labels), generator=generator)
     if examples.per_class is None:
@@ -106,6 +113,12 @@ def choose_examples(labels: Tensor, num_classes: int, examples: ScoringData, gen
         of_class, wanted = examples.per_class, examples.per_class * num_classes
         setting = f"pruner.scoring_data.per_class={of_class}"
     balanced = examples.per_class is not None if examples.balanced is None else examples.balanced
+    if labels.is_floating_point():
+        if examples.balanced:
+            raise ConfigError(
+                "pruner.scoring_data.balanced=true: the data of a regression has no classes; give null or false"
+            )
+        balanced = False
     if not balanced:
         if len(labels) < wanted:
             raise ConfigError(f"{setting}: there are {len(labels)} training images; give fewer")
@@ -286,7 +299,7 @@ class Resident:
                 f"{width}x{height}; give dataset.size=<pixels> to bring all images to one size"
             )
         self.input_shape: Shape = (channels, height, width)
-        self.num_classes = num_classes
+        self.num_classes, self.regression = num_classes, False
         digest = hashlib.sha256()
         for array in (*train, *test):
             digest.update(np.ascontiguousarray(array).data)

@@ -73,7 +73,7 @@ def _squares_and_outputs(coordinates: Tensor, knots: list[Tensor], *, last_is_ri
     weight = torch.cat([signs[:, None] * row for (signs, _, _), row in zip(hinges, coordinates, strict=True)])
     bias = torch.cat([-signs * of_one for (signs, _, _), of_one in zip(hinges, knots, strict=True)])
     slopes, offsets = class_lines()
-    sums = torch.cat([heights for _, heights, _ in hinges])
+    sums = torch.cat([of_one for _, of_one, _ in hinges])
     constant = sum(start for _, _, start in hinges)
     return [Layer(weight, bias), Layer(slopes[:, None] * sums, slopes * constant + offsets)]
 
@@ -81,8 +81,7 @@ def _squares_and_outputs(coordinates: Tensor, knots: list[Tensor], *, last_is_ri
 def _hinges(knots: Tensor, *, last_is_rising: bool) -> tuple[Tensor, Tensor, float]:
     """Signs (n,), heights (n,) and a constant: constant + sum of height * relu(sign * (x - knot)) is x^2 at the knots.
 
-    Signs alternate, and the first hinge rises. From the first knot on, the sum does not depend on the signs: a falling
-    hinge is a rising one less a line, and the first hinge makes up for the line.
+    Signs alternate, and the first hinge rises.
 
     Args:
         last_is_rising: whether the last hinge rises, whatever its place.
@@ -93,11 +92,26 @@ def _hinges(knots: Tensor, *, last_is_rising: bool) -> tuple[Tensor, Tensor, flo
         signs[-1] = 1
     beyond = torch.cat([knots, 2 * knots[-1:] - knots[-2:-1]])  # one knot more, for the slope behind the last
     slopes = beyond[1:] + beyond[:-1]  # of the chords of x^2
-    heights = slopes.diff(prepend=torch.zeros(1, dtype=torch.float64))
+    return signs, *heights(signs, knots, slopes, float(knots[0] ** 2))
+
+
+def heights(signs: Tensor, knots: Tensor, slopes: Tensor, start: float) -> tuple[Tensor, float]:
+    """Heights (n,) and a constant: constant + sum of height * relu(sign * (x - knot)) is a piecewise linear function.
+
+    From the first knot on, the sum does not depend on the signs: a falling hinge is a rising one less a line, and the
+    first hinge makes up for the line.
+
+    Args:
+        signs: (n,), 1 for a hinge that rises and -1 for one that falls. The first rises.
+        knots: (n,), in rising order.
+        slopes: (n,), of the function behind each knot.
+        start: its value at the first knot.
+    """
+    found = slopes.diff(prepend=torch.zeros(1, dtype=torch.float64))
     falling = signs < 0
-    constant = float(knots[0] ** 2 - (heights * (knots - knots[0]))[falling].sum())
-    heights[0] = slopes[0] + heights[falling].sum()
-    return signs, heights, constant
+    constant = float(start - (found * (knots - knots[0]))[falling].sum())
+    found[0] = slopes[0] + found[falling].sum()
+    return found, constant
 
 
 def class_lines() -> tuple[Tensor, Tensor]:

@@ -4,19 +4,30 @@ import torch
 from torch import Generator, Tensor
 
 from pai_bench.core import Batch, Batches, Drawn, Mask, Scores, State, labels_of
+from pai_bench.errors import ConfigError
 
 
 def random_labels(batches: Batches, generator: Generator) -> Batches:
     """The labels that scores see, drawn uniformly from those present.
+
+    Raises:
+        ConfigError: the labels are the targets of a regression.
 
     Reference: Su et al. 2020, arXiv:2009.11094.
     Deviates: their code relabels the whole dataset and then takes equally many images of each new class, so classes
         are balanced. Here they are not.
     """
     before = labels_of(batches)
+    for labels in before:
+        _require_classes("random_labels", labels)
     present = torch.unique(torch.cat(before))
     drawn = [torch.randint(len(present), labels.shape, generator=generator).to(labels.device) for labels in before]
     return Drawn(lambda number: batches[number][0], [present[labels] for labels in drawn])
+
+
+def _require_classes(name: str, labels: Tensor) -> None:
+    if labels.is_floating_point():
+        raise ConfigError(f"ablation={name}: it changes classes, and this data is a regression; choose another")
 
 
 def random_pixels(batches: Batches, generator: Generator) -> Batches:
@@ -49,10 +60,14 @@ def random_pixels_official(images: Tensor, labels: Tensor, generator: Generator)
 
     The images are the stored ones. They are cropped and flipped afterwards.
 
+    Raises:
+        ConfigError: the labels are the targets of a regression.
+
     Reference: Su et al. 2020, arXiv:2009.11094, released code.
     Deviates: their code draws a label for every image of the dataset and then takes equally many images of each new
         class. Here the labels of the drawn images are permuted, so classes are as balanced.
     """
+    _require_classes("random_pixels_official", labels)
     flat = images.flatten(1)
     shuffled = torch.empty_like(flat)
     for after, before in zip(

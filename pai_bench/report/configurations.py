@@ -185,8 +185,9 @@ class Grid:
 
     @property
     def chance(self) -> float:
-        """The accuracy of guessing, one over the number of classes."""
-        return 1.0 / float(self.first.rows[0]["num_classes"])
+        """The accuracy of guessing, one over the number of classes; 0 for a regression."""
+        row = self.first.rows[0]
+        return 0.0 if row.get("regression") else 1.0 / float(row["num_classes"])
 
     @cached_property
     def levels(self) -> list[float]:

@@ -62,6 +62,7 @@ def names(of: Outcome) -> dict[str, Any]:
         "seed": run.seed,
         "input_shape": of.data.input_shape,
         "num_classes": of.data.num_classes,
+        "regression": of.data.regression,
         "dataset": run.dataset.name,
         "model": run.model.name,
         "pruner": run.pruner.name,

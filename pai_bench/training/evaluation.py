@@ -7,11 +7,11 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from pai_bench.core import Batch, Data, OnDevice
 from pai_bench.system import devices, distributed, graphs
 from pai_bench.system.world import world
+from pai_bench.training import objectives
 from pai_bench.training.step import Execution, Step
 
 log = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Mean cross-entropy and accuracies (fractions) over a split."""
+    """Mean loss and accuracies (fractions) over a split; see objectives."""
 
     loss: float
     top1: float
@@ -151,9 +151,9 @@ def _add(
         logits = forward(images)
     logits = logits.float()
     finite = logits.isfinite().all(1)
-    best = (logits.topk(min(5, logits.shape[1])).indices == labels[:, None]) & finite[:, None]
-    cross_entropy = F.cross_entropy(logits / temperature, labels, reduction="sum")
-    sums += torch.stack([value.to(sums) for value in (cross_entropy, best[:, 0].sum(), best.sum(), (~finite).sum())])
+    best = objectives.among_best(logits, labels) & finite[:, None]
+    loss = objectives.loss(logits / temperature, labels, reduction="sum")
+    sums += torch.stack([value.to(sums) for value in (loss, best[:, 0].sum(), best.sum(), (~finite).sum())])
 
 
 def _result(sums: Tensor, number: int) -> Evaluation:

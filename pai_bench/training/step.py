@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pai_bench.core import Weights
 from pai_bench.masks import masks
 from pai_bench.system import devices, distributed, graphs, layout
 from pai_bench.system.world import world
+from pai_bench.training import objectives
 from pai_bench.training.compiled import Compiled
 from pai_bench.training.optimizer import Optimizer
 from pai_bench.training.recipe import Recipe
@@ -104,7 +104,7 @@ class Step:
 
         Args:
             images: (B, C, H, W), the part of this process.
-            labels: (B,).
+            labels: classes (B,), or targets (B, K).
             num_images: size of the batch of all processes together.
         """
         self.backward(images, labels, num_images)
@@ -125,9 +125,9 @@ class Step:
                 logits = self._compiled(images)
             else:
                 logits = self._plain(images)
-            loss = F.cross_entropy(logits / recipe.temperature, labels, label_smoothing=recipe.label_smoothing)
+            loss = objectives.loss(logits / recipe.temperature, labels, label_smoothing=recipe.label_smoothing)
         with torch.no_grad():
-            self.sums += torch.stack([loss.detach() * len(labels), (logits.detach().argmax(1) == labels).sum()])
+            self.sums += torch.stack([loss.detach() * len(labels), objectives.correct(logits.detach(), labels).sum()])
         if self._num_processes > 1:
             # The gradients are averaged over processes. This makes the average that of the mean over all images.
             loss = loss * (len(labels) * self._num_processes / num_images)
