@@ -10,7 +10,8 @@ from annotated_types import Ge, Le
 from torch.nn import functional as F
 
 from pai_bench.core import DataSettings, OfGrey, ProperFraction, StdOfGrey
-from pai_bench.data.resident import Flip, Resident, hold_out
+from pai_bench.data.resident import Flip, Resident
+from pai_bench.data.splits import hold_out
 from pai_bench.errors import ConfigError, DataError
 
 _TEST_FRACTION = 0.2

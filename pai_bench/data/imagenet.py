@@ -30,8 +30,9 @@ from pai_bench.core import (
 from pai_bench.data.crops import central_crop, random_crop
 from pai_bench.data.decode import decode, jpeg_decoder
 from pai_bench.data.listing import Files, fingerprint, paired_class_folders
-from pai_bench.data.resident import Normalisation, check_ranges, choose_examples, hold_out, joined_single, require_two
+from pai_bench.data.resident import Normalisation, check_ranges, joined_single
 from pai_bench.data.shrunk import build, check
+from pai_bench.data.splits import choose_examples, hold_out, require_two
 from pai_bench.errors import ConfigError, DataError, LostWorkerError
 from pai_bench.system import preemption
 from pai_bench.system.layout import laid_out

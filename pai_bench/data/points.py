@@ -7,7 +7,8 @@ import torch
 from torch import Generator, Tensor
 
 from pai_bench.core import Batch, Batches, Change, DataSettings, Drawn, ScoringData, Shape, num_steps
-from pai_bench.data.resident import choose_examples, hold_out, joined_single, require_two
+from pai_bench.data.resident import joined_single
+from pai_bench.data.splits import choose_examples, hold_out, require_two
 from pai_bench.errors import ConfigError
 
 # points (N, D) float32; and classes (N,) int64, or the targets of a regression (N, K) float32

@@ -7,8 +7,8 @@ import os
 import sys
 from functools import cache
 
-from pai_bench.config.value_checks import OF_WANDB
 from pai_bench.config.schema import RunConfig
+from pai_bench.config.value_checks import OF_WANDB
 from pai_bench.errors import PreemptedError, UserError
 from pai_bench.launch.sweep_progress import count
 from pai_bench.launch.terminal import report
