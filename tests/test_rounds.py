@@ -100,7 +100,7 @@ def equal(a: nn.Module, b: nn.Module, mask: Mask | None = None) -> bool:
 @pytest.mark.parametrize("epoch", [0.0, 0.4, 1.0, 2.2])
 def test_rewinding_returns_to_the_weights_of_an_epoch_or_step(epoch: float) -> None:
     rounds = schedules.iterative(
-        0.8, LENGTH, levels=2, rewind_epoch=None, rewind_step=round(5 * epoch), rewind_weights=True
+        0.8, LENGTH, levels=2, keep_per_level=None, rewind_epoch=None, rewind_step=round(5 * epoch), rewind_weights=True
     )
     pruned, trainer, lines = searched(rounds)
     assert trainer.clock == round(5 * epoch)
@@ -119,15 +119,24 @@ def test_rewinding_returns_to_the_weights_of_an_epoch_or_step(epoch: float) -> N
     assert trainer.epoch == 3 and trainer.progress.age == 15 + 2 * (15 - round(5 * epoch))
 
 
+def one_level(epoch: float, rewind_weights: bool) -> dict[str, Any]:
+    given = {"rewind_epoch": epoch, "rewind_step": None, "rewind_weights": rewind_weights}
+    return {"levels": 1, "keep_per_level": None} | given
+
+
 def test_a_rewound_ticket_trains_like_one_that_was_given_the_mask() -> None:
-    rounds = schedules.iterative(0.5, LENGTH, levels=1, rewind_epoch=0.0, rewind_step=None, rewind_weights=True)
+    rounds = schedules.iterative(
+        0.5, LENGTH, levels=1, keep_per_level=None, rewind_epoch=0.0, rewind_step=None, rewind_weights=True
+    )
     pruned, trainer, _ = searched(rounds)
     trainer.finish(pruned.mask_with_coupled, 3)
     assert equal(trainer.model, trained_to(3, pruned.mask))
 
 
 def test_learning_rate_rewinding_keeps_the_weights() -> None:
-    rounds = schedules.iterative(0.5, LENGTH, levels=1, rewind_epoch=1.0, rewind_step=None, rewind_weights=False)
+    rounds = schedules.iterative(
+        0.5, LENGTH, levels=1, keep_per_level=None, rewind_epoch=1.0, rewind_step=None, rewind_weights=False
+    )
     pruned, trainer, lines = searched(rounds)
     assert trainer.epoch == 1 and equal(trainer.model, trained_to(3), pruned.mask)
     assert not any(buffer.any() for buffer in trainer.network.step.optimizer.state["momentum"].values())
@@ -137,7 +146,7 @@ def test_learning_rate_rewinding_keeps_the_weights() -> None:
 
 
 def test_fine_tuning_goes_on_at_the_last_learning_rate() -> None:
-    rounds = schedules.fine_tune(0.5, LENGTH, levels=2, epochs=1)
+    rounds = schedules.fine_tune(0.5, LENGTH, levels=2, keep_per_level=None, epochs=1)
     pruned, trainer, lines = searched(rounds)
     trainer.finish(pruned.mask_with_coupled, 3)
     assert [metrics["lr"] for _, metrics in lines if "lr" in metrics] == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.01])

@@ -74,11 +74,27 @@ def test_gradual_pruning_follows_its_cubic() -> None:
 
 
 def test_iterative_rounds_train_to_the_end_and_go_back_to_a_step() -> None:
-    settings = {"levels": 3, "rewind_epoch": None, "rewind_step": 1000, "rewind_weights": True}
+    settings = {
+        "levels": 3, "keep_per_level": None, "rewind_epoch": None, "rewind_step": 1000, "rewind_weights": True,
+    }  # fmt: skip
     rounds = schedules.iterative(0.488, LENGTH, **settings)
     assert [round(1 - this.sparsity, 6) for this in rounds] == [0.8, 0.64, 0.512]  # the papers' 20 % at a time
     assert {this.until_epoch for this in rounds} == {160.0}
     assert {round(this.rewind_epoch * LENGTH.steps_per_epoch) for this in rounds} == {1000}
+
+
+def test_levels_that_keep_a_fraction_each_are_as_many_as_the_target_takes() -> None:
+    def reached(density: float) -> list[float]:
+        of = {"rewind_epoch": 0.0, "rewind_step": None, "rewind_weights": True}
+        rounds = schedules.iterative(round(1 - density, 12), LENGTH, levels=None, keep_per_level=0.8, **of)
+        return [this.sparsity for this in rounds]
+
+    chain = reached(0.8**18)
+    assert len(chain) == 18 and chain == [round(1 - 0.8**level, 12) for level in range(1, 19)]
+    for level in range(1, 18):  # so that chains share their levels
+        assert reached(0.8**level) == chain[:level]
+    assert reached(0.107374)[:-1] == chain[:9] and len(reached(0.107374)) == 10
+    assert reached(0.7) == [chain[0], 0.3] and reached(0.9) == [0.1]
 
 
 @pytest.mark.parametrize(
@@ -96,7 +112,16 @@ def test_iterative_rounds_train_to_the_end_and_go_back_to_a_step() -> None:
         ),
         ("gradual", {"start_epoch": 5, "end_epoch": 5, "every_steps": 1}, "start_epoch=5, end_epoch=5"),
         ("front_loaded", {"rounds": 161, "warmup_epochs": 1}, "schedule.rounds=161, warmup_epochs=1"),
-        ("fine_tune", {"levels": 1, "epochs": 161}, "schedule.epochs=161: the last learning rate holds for 160 epochs"),
+        (
+            "fine_tune",
+            {"levels": 2, "keep_per_level": 0.8, "epochs": 1},
+            "schedule.levels=2, schedule.keep_per_level=0.8: give one of the two",
+        ),
+        (
+            "fine_tune",
+            {"levels": 1, "keep_per_level": None, "epochs": 161},
+            "schedule.epochs=161: the last learning rate holds for 160 epochs",
+        ),
     ],
 )
 def test_times_outside_training_are_refused(schedule: str, settings: dict[str, Any], message: str) -> None:

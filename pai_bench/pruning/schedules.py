@@ -5,12 +5,18 @@ n / steps_per_epoch epochs. `rounding` says how a round before the last turns it
 last round always keeps the nearest number.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Gt, Lt
 
 from pai_bench.core import Count, NonNegative, NonNegativeInt, Round, Rounding, TrainingLength
 from pai_bench.errors import ConfigError
+
+PerLevel = Annotated[float, Gt(0), Lt(1)]
+_NEARLY_A_POWER = 1e-3  # targets are given with few digits: 0.107374 is 0.8**10
 
 
 def none(sparsity: float, length: TrainingLength) -> Sequence[Round]:
@@ -82,37 +88,54 @@ def iterative(
     sparsity: float,
     length: TrainingLength,
     *,
-    levels: Count,
+    levels: Count | None,
+    keep_per_level: PerLevel | None,
     rewind_epoch: NonNegative | None,
     rewind_step: NonNegativeInt | None,
     rewind_weights: bool,
 ) -> Sequence[Round]:
-    """Train to the end, prune, rewind, `levels` times. The last training is the result; all before it is the search.
+    """Train to the end, prune, rewind, level by level. The last training is the result; all before it is the search.
 
     With rewind_weights (to epoch 0 or shortly after) this is iterative magnitude pruning as in the lottery ticket
     papers. Without, it is learning-rate rewinding: the clock is put back and the weights stay.
 
+    Args:
+        levels: how many. Each keeps the same fraction of the weights that are left, so that the last meets the target.
+        keep_per_level: this fraction, in place of their number: there are as many levels as the target takes. The last
+            one prunes less if the target is no power of it.
+
     Reference: Frankle and Carbin 2019, arXiv:1803.03635; Frankle et al. 2020, arXiv:1912.05671, for rewinding to an
         early step; Renda et al. 2020, arXiv:2003.02389, for learning-rate rewinding.
-    Deviates: the number of levels is given, and the fraction pruned per level follows from the target, so the target
-        is met exactly. The papers prune 20 % per level. open_lth keeps n - ceil(n / 5) - 1 of n remaining weights, so
-        its levels keep a few weights less than 0.8^level.
+    Deviates: the target is met exactly. The papers prune 20 % per level. open_lth keeps n - ceil(n / 5) - 1 of n
+        remaining weights, so its levels keep a few weights less than 0.8^level.
 
     Raises:
-        ConfigError: both rewind_epoch and rewind_step are given, or neither; or the time lies outside training.
+        ConfigError: both rewind_epoch and rewind_step are given, or neither, or both levels and keep_per_level, or
+            neither; or the time lies outside training.
     """
     time = _time("schedule.rewind_epoch", rewind_epoch, "schedule.rewind_step", rewind_step, length)
     end = float(length.epochs)
-    return [Round(reached, end, time, rewind_weights) for reached in _exponential(sparsity, levels)]
+    return [Round(reached, end, time, rewind_weights) for reached in _levels(sparsity, levels, keep_per_level)]
 
 
-def fine_tune(sparsity: float, length: TrainingLength, *, levels: Count, epochs: Count) -> Sequence[Round]:
-    """Train to the end; then, `levels` times, prune and train for `epochs` more at the last learning rate.
+def fine_tune(
+    sparsity: float,
+    length: TrainingLength,
+    *,
+    levels: Count | None,
+    keep_per_level: PerLevel | None,
+    epochs: Count,
+) -> Sequence[Round]:
+    """Train to the end; then, level by level, prune and train for `epochs` more at the last learning rate.
+
+    Args:
+        levels, keep_per_level: as in `iterative`.
 
     Reference: Han et al. 2015, arXiv:1506.02626; as in Renda et al. 2020, arXiv:2003.02389, section 3.
 
     Raises:
-        ConfigError: there are more epochs than the recipe has at its last learning rate.
+        ConfigError: there are more epochs than the recipe has at its last learning rate; or both levels and
+            keep_per_level are given, or neither.
     """
     if length.last_rate_epochs == 0:
         raise ConfigError(
@@ -126,7 +149,8 @@ def fine_tune(sparsity: float, length: TrainingLength, *, levels: Count, epochs:
             "give at most that, or use schedule=lr_rewind"
         )
     end = float(length.epochs)
-    return [Round(reached, end, end - epochs, rewind_weights=False) for reached in _exponential(sparsity, levels)]
+    reached = _levels(sparsity, levels, keep_per_level)
+    return [Round(sparsity, end, end - epochs, rewind_weights=False) for sparsity in reached]
 
 
 def gradual(
@@ -185,6 +209,21 @@ def _rounded(rounds: list[Round], rounding: Rounding) -> list[Round]:
 def _exponential(sparsity: float, rounds: int) -> list[float]:
     density = 1 - sparsity
     return [1 - density ** (i / rounds) for i in range(1, rounds)] + [sparsity]
+
+
+def _levels(sparsity: float, levels: int | None, keep: float | None) -> list[float]:
+    """The sparsity after each level."""
+    if (levels is None) == (keep is None):
+        raise ConfigError(
+            f"schedule.levels={levels}, schedule.keep_per_level={keep}: give one of the two and null the other"
+        )
+    if keep is None:
+        assert levels is not None
+        return _exponential(sparsity, levels)
+    needed = math.log(1 - sparsity) / math.log(keep)
+    number = max(math.ceil(needed - _NEARLY_A_POWER), 1)
+    # As many digits as a target has, so that a level is the target of the chain that ends there.
+    return [round(1 - keep**level, 12) for level in range(1, number)] + [sparsity]
 
 
 def _time(
