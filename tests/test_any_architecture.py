@@ -7,10 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import composed, pruned_as
-from network_builds import CIFAR, MNIST, build
+from network_builds import CIFAR, MNIST, TINY, build
 from torch import Tensor, nn
 from torch.nn import functional as F
-from whole_runs import TINY
 
 from pai_bench import assembly, experiment
 from pai_bench.analysis import cost, operations, paths, signal

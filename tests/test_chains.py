@@ -30,6 +30,7 @@ CHAINS = {
         "training.lr_milestones=[1]",
     ],
     "compact": ["schedule=rewind", "schedule.rewind_epoch=0", "training.compact=auto", *TINY[:2], "model=resnet20"],
+    "a fraction": ["schedule=rewind", "schedule.levels=null", "schedule.keep_per_level=0.5"],
     "adamw": ["schedule=rewind", "schedule.rewind_epoch=0", "training/optimizer=adamw", "training.lr=0.001"],
 }
 
@@ -43,7 +44,8 @@ def however_short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def ticket(results: Path, way: list[str], level: int, *more: str) -> dict[str, Any]:
     words = [*NET, *RECIPE] if "model=resnet20" not in way else RECIPE
-    words = [*words, "pruner=magnitude", *way, f"schedule.levels={level}", f"density={0.5**level}", *more]
+    levels = [] if "schedule.levels=null" in way else [f"schedule.levels={level}"]
+    words = [*words, "pruner=magnitude", *way, *levels, f"density={0.5**level}", *more]
     return experiment.run(composed(*words, f"results_dir={results}"))
 
 

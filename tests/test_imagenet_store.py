@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, composed
-from image_data import all_images, load, photograph
+from image_data import all_images, load, photograph, photographs
 from PIL import Image
 from torch import Generator
 
@@ -21,7 +21,7 @@ from pai_bench.data.decode import shrink
 from pai_bench.data.imagenet import Streamed
 from pai_bench.errors import DataError
 
-# The store ------------------------------------------------------------------------------------------------------------
+__all__ = ["photographs"]  # a fixture
 
 
 @pytest.fixture
