@@ -248,7 +248,7 @@ def test_a_sweep_counts_a_run_whose_records_are_damaged(run_cli: RunCli, tmp_pat
     (first / "result.json").write_bytes(b'{"id": "cut')
     asked = [sys.executable, str(ROOT / "scripts" / "status.py"), str(tmp_path / "results")]
     said = subprocess.run(asked, capture_output=True, text=True, check=False)
-    assert said.returncode == 1 and "1 finished   1 broken   of 2" in said.stdout
+    assert said.returncode == 1 and "2 runs: 1 finished, 1 broken" in said.stdout
     assert f"{first / 'result.json'}: it is damaged" in said.stdout
     (second / "result.json").unlink()
     (second / "config.yaml").write_bytes(b"\x00: [")
