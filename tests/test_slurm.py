@@ -129,7 +129,7 @@ def test_a_sweep_with_a_failure_a_kill_and_a_time_limit(cluster: Cluster, run_cl
     status = [sys.executable, str(ROOT / "scripts" / "status.py"), str(results)]
     said = subprocess.run(status, env=cluster.env, capture_output=True, text=True, check=False)
     assert said.returncode == 1
-    assert said.stdout.startswith("6 finished   1 killed   1 failed   of 8\n"), said.stdout
+    assert said.stdout.startswith("8 runs: 6 finished, 1 killed, 1 failed\n"), said.stdout
     assert "training diverged" in said.stdout
 
     retried = subprocess.run(

@@ -255,10 +255,10 @@ def test_the_state_of_a_sweep_and_what_is_run_again(run_cli: RunCli, tmp_path: P
         return done.returncode, (done.stdout + done.stderr).splitlines()
 
     code, said = status(*sweep, "seed=0,1", f"results_dir={results}")
-    assert (code, said[0]) == (1, "1 finished   1 failed   2 missing   of 4")
+    assert (code, said[0]) == (1, "4 runs: 1 finished, 1 failed, 2 missing")
     assert said[1].startswith("failed") and "training diverged" in said[1]
     code, said = status(str(results))
-    assert (code, said[0]) == (1, "1 finished   1 failed   of 2")
+    assert (code, said[0]) == (1, "2 runs: 1 finished, 1 failed")
     code, said = status(str(results), "--retry")
     assert code == 1 and any(line.startswith("error: training diverged") for line in said)
     code, said = status(*sweep, "seed=0,1", f"results_dir={results}", "--retry")
