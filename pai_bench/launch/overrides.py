@@ -217,8 +217,11 @@ def _check_key(override: Override, tree: DictConfig) -> None:
                 _check_addition(override, tree)
                 return
             chosen = OmegaConf.select(tree, "hydra.sweeper.params") or {}
-            remedy = f"give {group}={chosen[group]} too, as this sweep does for its runs" if group in chosen else ""
-            raise ConfigError(f"{key}: there is no such setting; {remedy or 'see --help' + _meant_key(key, tree)}")
+            if group in chosen:
+                raise ConfigError(
+                    f"{key}: there is no such setting; give {group}={chosen[group]} too, as this sweep does for its runs"
+                )
+            raise ConfigError(f"{key}: there is no such setting; see --help{_meant_key(key, tree)}")
         inner = node._get_node(part)
         plain: Any = OmegaConf.to_container(node)
         node = inner if isinstance(inner, DictConfig) and not inner._is_none() else plain[part]

@@ -129,7 +129,8 @@ def fine_tune(
     """Train to the end; then, level by level, prune and train for `epochs` more at the last learning rate.
 
     Args:
-        levels, keep_per_level: as in `iterative`.
+        levels: as in `iterative`.
+        keep_per_level: as in `iterative`.
 
     Reference: Han et al. 2015, arXiv:1506.02626; as in Renda et al. 2020, arXiv:2003.02389, section 3.
 
