@@ -102,7 +102,7 @@ def test_every_pruner_leaves_them_whole_and_keeps_exactly_k_of_the_rest(name: st
     more = ["schedule.rounds=2", "pruner.transfer.steps=1"] if name.startswith("ntt") else []
     found = pruned_as(
         model, SHAPE, f"pruner={name}", "sparsity=0.5", *more, draw=lambda *_: [(x.double(), y) for x, y in batches],
-        prunable=["no_first", "no_last"],
+        prunable=["no_first", "no_last"], build=residual,
     )  # fmt: skip
     assert list(found.mask) == [key for key in masks.prunable(model) if key not in ("conv.weight", "fc.weight")]
     assert list(found.scores or {}) == list(found.mask)
