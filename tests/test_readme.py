@@ -41,7 +41,8 @@ FLAGS = {"-m", "--help", "--cfg", "job", "--resolve"}
 def files_that_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with what the commands name: a run, a ticket, somebody's own yaml."""
     (tmp_path / "results" / "NAME").mkdir(parents=True)
-    save_file({"weight": torch.ones(2, 2)}, tmp_path / "results" / "NAME" / "mask.safetensors")
+    for name in ("mask", "model"):
+        save_file({"weight": torch.ones(2, 2)}, tmp_path / "results" / "NAME" / f"{name}.safetensors")
     torch.save({"weight_orig": torch.ones(2, 2), "weight_mask": torch.ones(2, 2)}, tmp_path / "ticket.pt")
     (tmp_path / "conf" / "pruner").mkdir(parents=True)
     (tmp_path / "conf" / "pruner" / "snip_1000.yaml").write_text(example("configuration.md", "snip_1000"))
