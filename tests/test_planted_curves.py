@@ -226,23 +226,36 @@ def test_a_host_too_narrow_for_the_helix_is_refused() -> None:
 FOUND = {
     "biased_loss": ((18, 34, 46, 19), (1, 1, 25, 8)),
     "fisher": ((8, 41, 43, 25), (1, 1, 23, 11)),
+    "fisher_taylor2": ((8, 41, 43, 25), (1, 1, 20, 10)),
+    "fisher_taylor2_official": ((8, 46, 39, 24), (1, 1, 19, 11)),
     "force": ((3, 54, 30, 30), (1, 1, 14, 18)),
     "gradient_norm": ((0, 55, 30, 32), (0, 1, 2, 12)),
     "gradient_preservation": ((7, 53, 37, 20), (1, 1, 16, 12)),
     "grasp": ((7, 65, 27, 18), (1, 0, 9, 8)),
     "grasp_abs": ((7, 55, 35, 20), (1, 1, 15, 12)),
     "iter_snip": ((5, 61, 26, 25), (1, 1, 12, 13)),
+    "lamp": ((25, 58, 23, 11), (1, 1, 23, 11)),
     "loss_preservation": ((8, 44, 36, 29), (1, 1, 17, 11)),
     "magnitude": ((37, 23, 48, 9), (1, 1, 30, 9)),
+    "npb": ((20, 39, 38, 20), (1, 0, 2, 13)),
+    "ntk_sap": ((9, 18, 17, 73), (1, 0, 0, 41)),
     "ntt": ((1, 56, 56, 4), (0, 1, 31, 4)),
     "ntt_official": ((1, 56, 56, 4), (0, 1, 31, 4)),
+    "optimal_brain_damage": ((15, 44, 36, 22), (0, 1, 14, 14)),
     "phew": ((22, 35, 33, 27), (1, 0, 1, 18)),
     "prospr": ((9, 43, 36, 29), (1, 1, 20, 13)),
     "prospr_first_order": ((0, 0, 93, 24), (0, 0, 0, 12)),
     "prospr_official": ((15, 48, 44, 10), (1, 1, 10, 7)),
+    "px": ((4, 17, 45, 51), (1, 1, 32, 41)),
+    "px_official_2024": ((6, 21, 41, 49), (1, 1, 31, 37)),
+    "px_squared": ((1, 9, 35, 72), (1, 1, 27, 50)),
     "random": ((0, 58, 58, 1), (0, 0, 1, 0)),
     "snip": ((7, 44, 37, 29), (1, 1, 18, 11)),
     "synflow": ((12, 17, 31, 57), (1, 1, 31, 41)),
+    "synflow_l2": ((3, 11, 41, 62), (1, 1, 33, 44)),
+    "synflow_l2_size": ((1, 7, 34, 75), (1, 1, 29, 52)),
+    "taylor2": ((17, 36, 40, 24), (1, 1, 22, 13)),
+    "taylor2_official": ((17, 30, 43, 27), (1, 1, 23, 13)),
 }
 
 OF_CLASSES = {"force_official", "iter_snip_official", "grasp_official"}  # see test_regressions.py
@@ -254,6 +267,12 @@ def searched(name: str) -> tuple[nn.Module, Mask]:
     if "temperature" in composed(*words).pruner.score.settings:
         words.append("pruner.score.temperature=1")
     config, model = composed(*words), host("helix", 5, 50)
+
+    def build() -> nn.Module:
+        of = composed("model=planted", "model.depth=5", "model.width=50")
+        fresh: nn.Module = of.model(SHAPE, OUTPUTS["helix"])
+        return fresh
+
     with seeding.seeded(0, "score"):
         pruned = prune(
             model,
@@ -265,6 +284,7 @@ def searched(name: str) -> tuple[nn.Module, Mask]:
             draw=dataset("helix").draw,
             loss=objectives.loss,
             seed=0,
+            build=build,
         )
     return model, pruned.mask
 
