@@ -218,9 +218,8 @@ def _check_key(override: Override, tree: DictConfig) -> None:
                 return
             chosen = OmegaConf.select(tree, "hydra.sweeper.params") or {}
             if group in chosen:
-                raise ConfigError(
-                    f"{key}: there is no such setting; give {group}={chosen[group]} too, as this sweep does for its runs"
-                )
+                remedy = f"give {group}={chosen[group]} too, as this sweep does for its runs"
+                raise ConfigError(f"{key}: there is no such setting; {remedy}")
             raise ConfigError(f"{key}: there is no such setting; see --help{_meant_key(key, tree)}")
         inner = node._get_node(part)
         plain: Any = OmegaConf.to_container(node)
