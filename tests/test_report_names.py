@@ -178,8 +178,8 @@ def test_an_unknown_method_has_a_stable_look_that_nothing_shown_has(tmp_path: Pa
     assert len({colour for colour, _, _ in found.values()}) == 6
 
 
-def test_every_pruner_has_a_look_of_its_own() -> None:
-    assert set(palette.OF_PRUNER) == {path.stem for path in (CONF / "pruner").glob("*.yaml")} - {"dense"}
+def test_pruners_of_the_table_have_looks_of_their_own() -> None:
+    assert set(palette.OF_PRUNER) <= {path.stem for path in (CONF / "pruner").glob("*.yaml")} - {"dense"}
     assert len({style[:2] for style in palette.OF_PRUNER.values()}) == len(palette.OF_PRUNER)
 
 
