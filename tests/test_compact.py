@@ -99,7 +99,7 @@ def scattered(model: nn.Module) -> Mask:
 # Deeper and wider ones of the same code.
 LARGER = {
     "resnet32", "resnet44", "resnet56", "resnet56_projected", "resnet110", "resnet110_projected", "vgg13", "vgg16",
-    "vgg19", "vgg16_bn", "vgg16_tiny", "wrn16_8", "wrn28_10", "wrn40_4",
+    "vgg19", "vgg16_bn", "vgg16_tiny", "wrn16_8", "wrn16_10", "wrn22_8", "wrn28_10", "wrn40_4",
 }  # fmt: skip
 
 
