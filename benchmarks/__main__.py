@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import data, gpu, measure, scoring, startup, table, training
+from benchmarks import data, gpu, measure, rewiring, scoring, startup, table, training
 from benchmarks.subjects import Setting
 from benchmarks.table import Row
 
@@ -33,6 +33,7 @@ CPU: dict[str, Benchmark] = {
     "masks": training.masking,
     "loop": training.loop,
     "compact": training.compact,
+    "rewiring": rewiring.rewiring,
     "batches": data.batches,
     "photographs": data.photographs,
     "startup": startup.processes,
@@ -49,6 +50,7 @@ GPU: dict[str, Benchmark] = {  # what matters most comes first: the time may be 
     "compiled": gpu.compiled,
     "gradients": scoring.gradients,
     "masks": training.masking,
+    "rewiring": rewiring.rewiring,
     "resnet50": scoring.resnet50,
     "memory": scoring.memory,
 }
