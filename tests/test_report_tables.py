@@ -10,7 +10,7 @@ import pytest
 from report_rows import made, many, results, row, rows, script, table, write
 
 from pai_bench.errors import ConfigError
-from pai_bench.report import plots, tables
+from pai_bench.report import costs, plots, tables
 
 
 def test_markdown_shows_means_deviations_and_what_is_missing() -> None:
@@ -24,6 +24,29 @@ def test_markdown_shows_means_deviations_and_what_is_missing() -> None:
     (noisy,) = (line for line in lines if line.startswith("| random"))
     assert noisy.count("\\*") == 2
     assert "Seeds that are missing: snip at 100× without seed 2." in "\n".join(lines)
+
+
+def test_costs_are_multiples_of_one_training_of_the_dense_network() -> None:
+    dense = 6 * 500 * 400  # two operations for each of three times 500 multiply-adds, for 400 images
+    runs = [
+        row("dense", 0, score_flops=0, train_flops=dense),
+        row("snip", 0, score_flops=dense // 100, macs_masked=50, train_flops=dense),
+        row("magnitude", 0, score_flops=0, search_train_flops=3 * dense, macs_masked=50, train_flops=dense),
+        row("rigl", 0, score_flops=0, train_macs_per_image=300, train_flops=dense),
+        row("edge_popup", 0, score_flops=0, search_train_flops=dense, train_examples=0, train_flops=0),
+        row("given", 0, mask="mask.safetensors", macs_masked=500, train_flops=dense),
+    ]
+    grid, _, looks = made(runs)
+    text = costs.markdown(grid, "a task", looks)
+    assert text is not None
+    cells = dict(re.findall(r"^\| ([\w ]+?) +\| ([^|]+) \|$", text, flags=re.M))
+    assert cells.pop("method") == "10×"
+    assert cells == {
+        "snip": "0.01 + 0.1", "magnitude": "3 + 0.1", "rigl": "0 + 0.2", "edge_popup": "1 + 0", "given": "? + 1",
+    }  # fmt: skip
+    assert "A question mark" in text
+    untrained, _, looks = made([row("snip", 0, train_flops=0, train_examples=0)])
+    assert costs.markdown(untrained, "a task", looks) is None
 
 
 def test_configurations_without_a_run_are_dashes_and_untrained_ones_marked() -> None:

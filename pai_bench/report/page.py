@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median_low
 from typing import Any
 
-from pai_bench.report import drawing, findings, names, tables
+from pai_bench.report import costs, drawing, findings, names, tables
 from pai_bench.report.comparison import Difference, resolvable
 from pai_bench.report.configurations import Configuration, Grid
 from pai_bench.report.drawing import Drawing
@@ -117,6 +117,7 @@ def _described(section: Section, looks: Mapping[str, Look], directories: Mapping
         "tested": any(d.p is not None for _, d in differences),
         "resolution": _resolution(section),
         "costs": [_cost(configuration, looks) for configuration in every],
+        "tabled_costs": costs.dense_flops(grid) is not None,
         "missing": [
             (looks[method].label, names.compression(level) if level else "", ", ".join(map(str, seeds)), len(seeds))
             for method, level, seeds in grid.missing()

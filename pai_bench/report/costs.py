@@ -1,0 +1,57 @@
+"""What masks and trainings cost, in multiples of one training of the dense network."""
+
+from collections.abc import Mapping
+
+from pai_bench.report import names
+from pai_bench.report.configurations import Configuration, Grid
+from pai_bench.report.names import Look
+
+
+def dense_flops(grid: Grid) -> float | None:
+    """Floating-point operations of one training of the dense network. None: no run of the grid trains."""
+    runs = grid.dense or tuple(grid.configurations.values())
+    return max((one.average("train_flops") for one in runs), default=0.0) or None
+
+
+def shares(configuration: Configuration, dense: float) -> tuple[float, float]:
+    """The costs of the search and of the training after it, as multiples of one training of the dense network.
+
+    In the search every operation counts, as a GPU computes it. In the training zeros cost nothing.
+
+    Args:
+        dense: as from `dense_flops`.
+    """
+    # Two operations for a multiply-add. Rows without train_macs_per_image have masks that stay.
+    rows = configuration.rows
+    training = [2 * row["train_examples"] * row.get("train_macs_per_image", 3 * row["macs_masked"]) for row in rows]
+    return configuration.search("flops") / dense, sum(training) / len(training) / dense
+
+
+def markdown(grid: Grid, title: str, looks: Mapping[str, Look]) -> str | None:
+    """A table for GitHub: search + training, by method and compression. None: no run of the grid trains."""
+    if (dense := dense_flops(grid)) is None:
+        return None
+
+    def cell(configuration: Configuration | None) -> str:
+        if configuration is None:
+            return "–"
+        search, training = shares(configuration, dense)
+        found = "?" if configuration.given else _number(search)
+        return f"{found} + {_number(training)}"
+
+    lines = [f"### Costs: {title}", "", "| method | " + " | ".join(map(names.compression, grid.levels)) + " |"]
+    lines.append("| --- |" + " ---: |" * len(grid.levels))
+    for method in grid.methods:
+        cells = (cell(grid.configurations.get((method, level))) for level in grid.levels)
+        lines.append(f"| {looks[method].label} | " + " | ".join(cells) + " |")
+    note = (
+        "Search + training, in multiples of the floating-point operations of one training of the dense network. "
+        "The search counts all operations, as a GPU computes them; in the training zeros cost nothing. Means over runs."
+    )
+    if any(one.given for one in grid.configurations.values()):
+        note += " A question mark: the mask came from a file, and what it cost is not known."
+    return "\n".join([*lines, "", note, ""])
+
+
+def _number(value: float) -> str:
+    return "0" if value == 0 else f"{value:.2g}" if value < 10 else f"{value:.0f}"
