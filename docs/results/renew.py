@@ -1,0 +1,161 @@
+"""Makes what our runs of an experiment show anew: `python docs/results/renew.py EXPERIMENT RESULTS`.
+
+RESULTS has the runs of an experiment of PAGES. Their rows go to docs/results/EXPERIMENT.tar.gz, their pictures beside the
+page. Of the page, what lies between the marks is replaced: tables, and verdicts where papers have numbers. The text
+around it is for a person to write: what it needs is printed.
+"""
+
+import csv
+import json
+import re
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import fill
+from typing import Any
+
+from pai_bench.launch import compose
+from pai_bench.published import matching, numbers, pages
+from pai_bench.published.verdicts import Rule
+from pai_bench.report import writing
+from pai_bench.runs import archive, status
+
+DOCS = Path(__file__).parents[1]
+BEGIN, END = "<!-- docs/results/renew.py writes this -->", "<!-- down to here -->"
+
+
+@dataclass(frozen=True)
+class Page:
+    """What is shown of an experiment."""
+
+    file: str  # below docs/
+    overrides: Sequence[str] = ()  # that choose a part of the experiment
+    pictures: Sequence[str] = ("accuracy",)  # kinds of figures
+    statistic: str = "last"
+    costs: bool = False  # whether there is a table of costs
+
+
+PAGES = {
+    "digits_baselines": Page("findings.md", pictures=("accuracy", "layers", "overlap")),
+    "lottery_lenet": Page("results/lottery_lenet.md"),
+    "mnist_curves": Page("results/mnist_curves.md", pictures=("accuracy", "layers")),
+    "reviewer_table_mnist": Page("results/reviewer_table_mnist.md", pictures=("accuracy", "cost"), costs=True),
+    "snip_tables": Page("results/snip_tables.md", ("dataset=mnist",), statistic="selected"),
+}
+
+
+def sweep(experiment: str) -> list[str]:
+    """The overrides of the runs that are shown."""
+    return [f"experiment={experiment}", *PAGES[experiment].overrides, "tracker=none"]
+
+
+def rows(experiment: str, folder: Path) -> tuple[list[dict[str, Any]], int]:
+    """The rows of the runs that are there, in the order of the experiment, and the number of those that are not."""
+    wanted = dict.fromkeys(config.id for config in compose.expand(sweep(experiment))[0])
+    found = {row["id"]: row for row in status.read(folder)}
+    there = [found[name] for name in wanted if name in found]
+    return there, len(wanted) - len(there)
+
+
+def chosen(experiment: str, folder: Path, place: Path) -> Path:
+    """A folder with these runs alone."""
+    place.mkdir()
+    for row in rows(experiment, folder)[0]:
+        (place / row["id"]).symlink_to((folder / row["id"]).resolve(), target_is_directory=True)
+    return place
+
+
+def about(experiment: str, folder: Path) -> str:
+    """What the runs are: how many, of what, and at which commits."""
+    found, num_missing = rows(experiment, folder)
+    commits = {json.loads((folder / row["id"] / "provenance.json").read_text())["commit"][:7] for row in found}
+    models, epochs = sorted({row["model"] for row in found}), sorted({row["epochs"] for row in found})
+    shapes = {tuple(row["input_shape"][1:]) for row in found}
+    seeds, hours = {row["seed"] for row in found}, sum(row["total_seconds"] for row in found) / 3600
+    few = f", {num_missing} more are to come" if num_missing else ""
+    text = (
+        f"{len(found)} runs of {' and '.join(models)} on {found[0]['dataset']} at "
+        f"{' and '.join(f'{height}x{width}' for height, width in sorted(shapes))} pixels, "
+        f"{' or '.join(map(str, epochs))} epochs, {len(seeds)} seed{'s' * (len(seeds) > 1)}, at commit "
+        f"{', '.join(sorted(commits))}{few}. They took {hours:.1f} hours together, on CPU cores that did other work too."
+    )
+    return fill(text, 124)
+
+
+def tabled(experiment: str, report: Path) -> list[str]:
+    """The tables of a report, and its pictures, which are copied, as Markdown."""
+    page, parts = PAGES[experiment], []
+    page_folder = (DOCS / page.file).parent
+    pictures = page_folder if page_folder != DOCS else DOCS / "pictures"
+    stems = [path.stem for path in sorted((report / "tables").glob("*.md")) if not path.stem.endswith("-costs")]
+    for stem in stems:
+        name = experiment if len(stems) == 1 else f"{experiment}-{stem.split('-')[1]}"
+        for number, kind in enumerate(page.pictures):
+            picture = pictures / f"{name}-{kind}.png"
+            picture.write_bytes((report / "figures" / f"{stem}-{kind}.png").read_bytes())
+            if number == 0:
+                parts.append(f"![Test {kind} against compression]({picture.relative_to(page_folder)})")
+        parts.append(tables(report, stem, page, named=len(stems) > 1))
+    return parts
+
+
+def tables(report: Path, stem: str, page: Page, *, named: bool) -> str:
+    """The table of accuracies, and that of costs if the page has one; with the name of the task if there are several."""
+    text = (report / "tables" / f"{stem}.md").read_text()
+    text = text.strip() if named else text.partition("\n")[2].strip()
+    if page.costs:
+        costs = (report / "tables" / f"{stem}-costs.md").read_text().strip()
+        text += f"\n\n{costs if named else '### Costs' + chr(10) + costs.partition(chr(10))[2]}"
+    return text
+
+
+def verdicts(folder: Path) -> str:
+    """The published numbers that the runs can be compared with, as Markdown; empty if there are none."""
+    rule = Rule()
+    found = matching.compare(numbers.read(numbers.PAPERS), status.read(folder), folder, rule)
+    listed = [comparison for comparison in found if comparison.groups]
+    if not listed:
+        return ""
+    body = pages.markdown(listed, rule).partition("\n")[2].strip()
+    return "### Published numbers and ours\n\n" + re.sub("^## ", "#### ", body, flags=re.M)
+
+
+def facts(report: Path) -> list[str]:
+    """Differences that the tests find, and the accuracies at the highest compression."""
+    with (report / "comparisons.csv").open() as file:
+        certain = [line for line in csv.DictReader(file) if line["significant"] == "1"]
+    with (report / "configurations.csv").open() as file:
+        every = list(csv.DictReader(file))
+    last = max(every, key=lambda line: float(line["compression"]))["compression"]
+    return [
+        *(
+            f"{one['first']} - {one['second']} at {one['compression']}: {one['difference']}, {one['p_holm']}"
+            for one in certain
+        ),
+        *(
+            f"{one['label']} at {last}: {100 * float(one['mean']):.1f} ± {100 * float(one['sd'] or 'nan'):.1f}"
+            for one in every
+            if one["compression"] == last
+        ),
+    ]
+
+
+def main() -> None:
+    """Writes the page, the pictures and the rows, and prints the facts."""
+    experiment, folder = sys.argv[1], Path(sys.argv[2])
+    page = DOCS / PAGES[experiment].file
+    with tempfile.TemporaryDirectory() as temporary:
+        place = Path(temporary)
+        runs, report = chosen(experiment, folder, place / "runs"), place / "report"
+        archive.pack(runs, DOCS / "results" / f"{experiment}.tar.gz")
+        writing.write(runs, report, writing.Options(statistic=PAGES[experiment].statistic))
+        parts = [BEGIN, about(experiment, folder), *tabled(experiment, report), verdicts(runs), END]
+        text = "\n\n".join(filter(None, parts))
+        page.write_text(re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: text, page.read_text(), flags=re.S))
+        print("\n".join(facts(report)))
+
+
+if __name__ == "__main__":
+    main()
