@@ -1,7 +1,7 @@
 """Makes what our runs of an experiment show anew: `python docs/results/renew.py EXPERIMENT RESULTS`.
 
-RESULTS has the runs of an experiment of PAGES. Their rows go to docs/results/EXPERIMENT.tar.gz, their pictures beside the
-page. Of the page, what lies between the marks is replaced: tables, and verdicts where papers have numbers. The text
+RESULTS has the runs of an experiment of PAGES. Their rows go to docs/results/EXPERIMENT.tar.gz, their pictures beside
+the page. Of the page, what lies between the marks is replaced: tables, and verdicts where papers have numbers. The text
 around it is for a person to write: what it needs is printed.
 """
 
@@ -79,7 +79,7 @@ def about(experiment: str, folder: Path) -> str:
         f"{len(found)} runs of {' and '.join(models)} on {found[0]['dataset']} at "
         f"{' and '.join(f'{height}x{width}' for height, width in sorted(shapes))} pixels, "
         f"{' or '.join(map(str, epochs))} epochs, {len(seeds)} seed{'s' * (len(seeds) > 1)}, at commit "
-        f"{', '.join(sorted(commits))}{few}. They took {hours:.1f} hours together, on CPU cores that did other work too."
+        f"{', '.join(sorted(commits))}{few}. They took {hours:.1f} hours together, on busy CPU cores."
     )
     return fill(text, 124)
 
@@ -102,7 +102,7 @@ def tabled(experiment: str, report: Path) -> list[str]:
 
 
 def tables(report: Path, stem: str, page: Page, *, named: bool) -> str:
-    """The table of accuracies, and that of costs if the page has one; with the name of the task if there are several."""
+    """The table of accuracies, and that of costs if the page has one; titled if there are several tasks."""
     text = (report / "tables" / f"{stem}.md").read_text()
     text = text.strip() if named else text.partition("\n")[2].strip()
     if page.costs:
