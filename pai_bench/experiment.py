@@ -296,9 +296,9 @@ def _keep_weights(run: RunConfig, files: Files, model: nn.Module) -> None:
 
 def _given_target(run: RunConfig, mask: Mask) -> float:
     """The sparsity of a given mask over all prunable weights, by the number that its name has if it is that one's."""
-    found = mask_files.sparsity({name: tensor.cpu().numpy() for name, tensor in mask.items()})
+    arrays = {name: tensor.cpu().numpy() for name, tensor in mask.items()}
     nominal = run.mask_name is not None and run.mask_file.missing == "refuse"
-    return run.sparsity if nominal and mask_files.agree(run.sparsity, found) else found
+    return run.sparsity if nominal and mask_files.agree(run.sparsity, arrays) else mask_files.sparsity(arrays)
 
 
 def _ablate_weights(parts: Parts, pruned: Pruned, without_ablation: Mask | None, trainer: Trainer) -> float | None:

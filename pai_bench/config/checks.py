@@ -309,7 +309,7 @@ def _with_mask(run: RunConfig, asked: dict[str, float]) -> RunConfig:
         raise ConfigError(
             f"{key}={value:g}: how sparse mask_file.missing=keep leaves a network is its mask's; leave it out"
         )
-    if not mask_files.agree(nominal, sparsity):
+    if not mask_files.agree(nominal, masks):
         raise ConfigError(
             f"{key}={value:g}: mask={path} has sparsity {sparsity:g}, and its density is more than 0.1 % away; "
             "give a target that is nearer, or none"

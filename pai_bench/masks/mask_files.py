@@ -95,9 +95,12 @@ def sparsity(masks: Mapping[str, NDArray[np.bool_]]) -> float:
     return 1 - kept / total
 
 
-def agree(nominal: float, sparsity: float) -> bool:
-    """Whether a nominal sparsity may stand for another one: their densities differ by at most a thousandth."""
-    return abs(nominal - sparsity) <= 1e-3 * (1 - sparsity)
+def agree(nominal: float, masks: Mapping[str, NDArray[np.bool_]]) -> bool:
+    """Whether a nominal sparsity may stand for that of masks: the numbers kept are equal, or a thousandth apart."""
+    weights = _of_weights(masks)
+    total, kept = sum(mask.size for mask in weights), sum(int(mask.sum()) for mask in weights)
+    asked = (1 - nominal) * total
+    return round(asked) == kept or abs(asked - kept) <= 1e-3 * kept
 
 
 def _of_weights(masks: Mapping[str, NDArray[np.bool_]]) -> list[NDArray[np.bool_]]:
