@@ -9,6 +9,7 @@ import importlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, overload, runtime_checkable
 
@@ -102,6 +103,25 @@ def labels_of(batches: Batches) -> list[Tensor]:
     return batches.labels if isinstance(batches, Drawn) else [labels for _, labels in batches]
 
 
+class Repeat(Protocol):
+    """Calls functions that the rounds of a search call again and again."""
+
+    def __call__(
+        self, function: partial[Sequence[Tensor]], per_round: int, *inputs: Sequence[Tensor]
+    ) -> Sequence[Tensor]:
+        """What a function of tensors returns. The next call may overwrite it.
+
+        Args:
+            function: what it is given beside the inputs says which function it is.
+            per_round: how often a round calls it, with inputs of the same shapes.
+        """
+
+
+def call(function: partial[Sequence[Tensor]], per_round: int, *inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The plain `Repeat`."""
+    return function(*inputs)
+
+
 @dataclass(frozen=True)
 class Subnetwork:
     """A network whose pruned weights are zero, the mask that says which, and the weights that it started from.
@@ -121,6 +141,7 @@ class Subnetwork:
     moved: Weights | None = None  # the values that weights had when they were last kept; None: the initial values
     # Values of every parameter, drawn anew as the model's were. None: the pruner does not say that it redraws.
     redraw: Callable[[Generator], Weights] | None = None
+    repeat: Repeat = call  # on a GPU, it makes CUDA graphs of what it calls
 
     @property
     def weights(self) -> Weights:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pai_bench.system import graphs
+from pai_bench.system import graphs, seeding
 
 # What waits for the device, or copies from the CPU: a graph cannot hold it.
 _FORBIDDEN = {
@@ -56,14 +56,18 @@ def recorded(
     changed: Sequence[Tensor] = (),
     begin: Callable[[], object] = lambda: None,
     threads: bool = False,
+    random: bool = True,
+    warm_ups: int = 2,
 ) -> Callable[[], None]:
     """Like `graphs.recorded`. Raises a RuntimeError where a real capture would."""
-    before, random = [tensor.detach().clone() for tensor in changed], torch.get_rng_state()
+    before, numbers = [tensor.detach().clone() for tensor in changed], seeding.states(device)
     recorder = _Recorder()
     try:
-        for _ in range(2):
+        for _ in range(warm_ups):
             begin()
             work()
+        if not random:
+            graphs.refuse_random(numbers, seeding.states(device))
         begin()
         with recorder:
             work()
@@ -71,7 +75,7 @@ def recorded(
         with torch.no_grad():
             for tensor, value in zip(changed, before, strict=True):
                 tensor.copy_(value)
-        torch.set_rng_state(random)
+        seeding.set_states(numbers, device)
     return _replayed(recorder.calls)
 
 

@@ -37,7 +37,7 @@ from pai_bench.masks import masks
 from pai_bench.pruning import checks, effective, scoring, values
 from pai_bench.pruning.no_training import NoTraining
 from pai_bench.pruning.pruned import Pruned
-from pai_bench.system import devices, layout, seeding
+from pai_bench.system import devices, graphs, layout, seeding
 
 log = logging.getLogger(__name__)
 
@@ -186,6 +186,7 @@ class _Search:
             self.redraw = scoring.redrawing(self.build, self.device, self.dtype)
         self.stale = False  # whether the model's weights have moved since the copy was made, other than by pruning
         self.cache: dict[str, Any] = {}
+        self.repeater = graphs.Repeater(self.device, self.scored)
 
     def start(self) -> Pruned:
         """What has been reached before the first round: nothing is pruned."""
@@ -235,10 +236,12 @@ class _Search:
             cache=self.cache,
             moved=None if moved is None else scoring.cast_weights(moved, self.dtype),
             redraw=self.redraw,
+            repeat=self.repeater,
         )
         # All rounds do the same arithmetic on the same shapes, so the first is counted for all. What a score can leave
         # out in later rounds counts as done, so that costs can be compared.
         counter = CountFlops() if number == 1 else None
+        self.repeater.begin(self.num_rounds - number + 1, counter)
         parts = batches, pass_batches, candidates, num_kept
         return _Prepared(number, goal, before, *parts, moved, net, counter, started)
 
