@@ -9,7 +9,6 @@ import importlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, overload, runtime_checkable
 
@@ -103,25 +102,6 @@ def labels_of(batches: Batches) -> list[Tensor]:
     return batches.labels if isinstance(batches, Drawn) else [labels for _, labels in batches]
 
 
-class Repeat(Protocol):
-    """Calls functions that the rounds of a search call again and again."""
-
-    def __call__(
-        self, function: partial[Sequence[Tensor]], per_round: int, *inputs: Sequence[Tensor]
-    ) -> Sequence[Tensor]:
-        """What a function of tensors returns. The next call may overwrite it.
-
-        Args:
-            function: what it is given beside the inputs says which function it is.
-            per_round: how often a round calls it, with inputs of the same shapes.
-        """
-
-
-def call(function: partial[Sequence[Tensor]], per_round: int, *inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-    """The plain `Repeat`."""
-    return function(*inputs)
-
-
 @dataclass(frozen=True)
 class Subnetwork:
     """A network whose pruned weights are zero, the mask that says which, and the weights that it started from.
@@ -141,7 +121,11 @@ class Subnetwork:
     moved: Weights | None = None  # the values that weights had when they were last kept; None: the initial values
     # Values of every parameter, drawn anew as the model's were. None: the pruner does not say that it redraws.
     redraw: Callable[[Generator], Weights] | None = None
-    repeat: Repeat = call  # on a GPU, it makes CUDA graphs of what it calls
+    # Calls a function of lists of tensors that a round calls so often. A GPU may make a CUDA graph of it: the model may
+    # be read too, what tells the function from others are the settings of the partial, and the next call may overwrite
+    # what it returns.
+    repeat: Callable[..., Sequence[Tensor]] = field(default=lambda function, per_round, *inputs: function(*inputs))
+    required: list[tuple[Tensor, Callable[[], Exception]]] | None = None  # of `require`, to be checked with the scores
 
     @property
     def weights(self) -> Weights:
@@ -157,6 +141,13 @@ class Subnetwork:
         """Fresh leaves that require a gradient: the parameters that are not prunable."""
         named = self.model.named_parameters()
         return {name: p.detach().clone().requires_grad_() for name, p in named if name not in self.mask}
+
+    def require(self, holds: Tensor, error: Callable[[], Exception]) -> None:
+        """Raises an error unless a condition () holds: at once, or on a GPU with the checks of the scores."""
+        if self.required is not None:
+            self.required.append((holds, error))
+        elif not holds:
+            raise error()
 
     def free(self, vector: Weights) -> Weights:
         """A vector over parameters, with zeros where they are pruned: the directions that training can take."""

@@ -99,7 +99,7 @@ class Flow:
             self.replay()
         else:
             self._take(net.input_shape)
-        self._check()
+        net.require(self.flow.isfinite(), self._overflow)
         scores: Scores = dict(zip(self.weights, self.last, strict=True))
         for name in scores:
             if name in self.left:
@@ -121,7 +121,7 @@ class Flow:
         self._prepare(net)
         with torch.no_grad():
             self.flow = self._of_ones(net.input_shape)
-        self._check()
+        net.require(self.flow.isfinite(), self._overflow)
         return self.flow
 
     def _prepare(self, net: Subnetwork) -> None:
@@ -152,11 +152,10 @@ class Flow:
             reason = str(error).partition("\n")[0]
             log.info("the kernels of SynFlow are launched one by one: its rounds cannot be captured (%s)", reason)
 
-    def _check(self) -> None:
-        if not self.flow.isfinite():
-            name = str(self.precision).removeprefix("torch.")
-            remedy = "set pruner.dtype=float64" if self.precision == torch.float32 else "lower the initial scale"
-            raise UserError(f"{self.name} overflows {name} on this model; {remedy}")
+    def _overflow(self) -> UserError:
+        name = str(self.precision).removeprefix("torch.")
+        remedy = "set pruner.dtype=float64" if self.precision == torch.float32 else "lower the initial scale"
+        return UserError(f"{self.name} overflows {name} on this model; {remedy}")
 
     @torch.no_grad()
     def _update(self, mask: Mask) -> None:

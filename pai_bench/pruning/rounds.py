@@ -33,7 +33,7 @@ from pai_bench.core import (
     labels_of,
 )
 from pai_bench.errors import ConfigError, UserError
-from pai_bench.masks import masks
+from pai_bench.masks import masks, reading
 from pai_bench.pruning import checks, effective, scoring, values
 from pai_bench.pruning.no_training import NoTraining
 from pai_bench.pruning.pruned import Pruned
@@ -237,6 +237,7 @@ class _Search:
             moved=None if moved is None else scoring.cast_weights(moved, self.dtype),
             redraw=self.redraw,
             repeat=self.repeater,
+            required=None if reading.free(next(iter(candidates.values()))) else [],
         )
         # All rounds do the same arithmetic on the same shapes, so the first is counted for all. What a score can leave
         # out in later rounds counts as done, so that costs can be compared.
@@ -274,7 +275,8 @@ class _Search:
             if self.filters is not None and self.pruner.reduce is not None:
                 scores = self.filters.reduce(scores, self.pruner.reduce)
             # Inverted scores cut all paths in the first rounds. Then the others have nothing to rank.
-            checks.check_scores(scores, candidates, zeros_allowed=self.ablation.scores is not None)
+            required = prepared.net.required
+            checks.check_scores(scores, candidates, required, zeros_allowed=self.ablation.scores is not None)
         except UserError as error:
             if type(error) is not UserError:  # its kinds have exit codes of their own, as for unreadable images
                 raise
