@@ -146,7 +146,9 @@ def test_the_choices_of_layers_share_a_look() -> None:
 def test_a_noted_count_does_not_outlive_a_change() -> None:
     mask = torch.ones(5, dtype=torch.bool)
     with counted_reads() as reads:
-        assert masks.count(mask) == masks.count(mask) == 5 and reads.number == 1
+        assert masks.count(mask) == masks.count(mask) == 5 and reads.number == 2
+        masks.note_counts({"": mask})
+        assert masks.count(mask) == 5 and reads.number == 3
         mask[0] = False
         assert masks.kept({"": mask}) == 4
         assert masks.kept({"": mask.clone()}) == 4

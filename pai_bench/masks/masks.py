@@ -147,9 +147,14 @@ def counts(mask: Mask) -> list[int]:
     if None not in noted:
         return [number for number in noted if number is not None]
     numbers: list[int] = torch.stack([tensor.count_nonzero() for tensor in tensors]).tolist()  # waits once
-    for tensor, number in zip(tensors, numbers, strict=True):
-        reading.note_count(tensor, number)
     return numbers
+
+
+def note_counts(mask: Mask) -> None:
+    """Lets `counts` of this mask read nothing from a GPU any more. For masks that change no more."""
+    if not all(map(reading.free, mask.values())):
+        for tensor, number in zip(mask.values(), counts(mask), strict=True):
+            reading.note_count(tensor, number)
 
 
 def kept(mask: Mask) -> int:

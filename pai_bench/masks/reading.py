@@ -15,10 +15,13 @@ def free(tensor: Tensor) -> bool:
 
 def note_count(mask: Tensor, count: int) -> None:
     """Remembers how many entries of a mask are True, so that it is read once."""
-    _counts[mask] = (mask._version, count)
+    if not mask.is_inference():  # such a tensor does not know its version
+        _counts[mask] = (mask._version, count)
 
 
 def noted_count(mask: Tensor) -> int | None:
     """How many entries of a mask are True. None: it was not noted, or the mask has changed since."""
-    version, count = _counts.get(mask, (None, None))
+    if mask not in _counts:
+        return None
+    version, count = _counts[mask]
     return cast(int, count) if version == mask._version else None

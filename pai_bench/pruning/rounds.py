@@ -312,6 +312,7 @@ class _Search:
         else:
             selection = self.allocate(scores, candidates, keep, generator())
         units, without_ablation = selection.mask, None
+        masks.note_counts(units)
         assert keep is None or masks.kept(units) == keep, "the allocation did not keep the exact number"
         if self.ablation.mask is not None and number == self.num_rounds:
             without_ablation = self._expanded(units)
