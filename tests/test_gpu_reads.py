@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Generator, Tensor, nn
 
 from pai_bench.core import Batches
 from pai_bench.errors import UserError
-from pai_bench.masks import masks, selection
+from pai_bench.masks import clearing, masks, selection
 from pai_bench.pruning import checks, values
 from pai_bench.pruning.pruned import Pruned
 from pai_bench.system import devices
@@ -183,3 +184,39 @@ def test_weights_return_as_by_indexing(model: nn.Module) -> None:
         values.restore_(model, initial, returned)
         assert reads.number == 0
     assert all(map(torch.equal, model.parameters(), expected.parameters()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_several_tensors_are_cleared_as_one_by_one(dtype: torch.dtype) -> None:
+    generator = Generator().manual_seed(0)
+    found = [torch.randn(shape, generator=generator).to(dtype) for shape in ((3, 4), (2, 3, 3, 3), (5,))]
+    found[0][0, :3] = torch.tensor([-0.0, torch.nan, torch.inf])
+    found[1] = found[1].to(memory_format=torch.channels_last)
+    kept = [torch.rand(weight.shape, generator=generator) < 0.5 for weight in found]
+    expected = [weight.clone() for weight in found]
+    for weight, mask in zip(expected, kept, strict=True):
+        clearing.clear_plainly_(weight, mask)
+    clearing.clear_all_(found, kept)
+    bits = {8: torch.int64, 4: torch.int32, 2: torch.int16}[dtype.itemsize]
+    assert all(torch.equal(one.view(bits), other.view(bits)) for one, other in zip(found, expected, strict=True))
+    assert any(~mask.all() for mask in kept)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("pruner", ["synflow", "force", "iter_snip"])
+def test_a_gpu_is_waited_for_as_often(pruner: str, model: nn.Module) -> None:
+    on_gpu = [(images.cuda(), labels.cuda()) for images, labels in BATCHES]
+    words = (f"pruner={pruner}", "sparsity=0.8", "schedule=exponential", "schedule.rounds=5")
+    ends: list[int] = []
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+
+            def record(metrics: dict[str, float], epoch: float) -> None:
+                ends.append(sum("synchronizing CUDA operation" in str(warning.message) for warning in caught))
+
+            pruned_as(model.cuda(), SHAPE, *words, draw=lambda *_: on_gpu, record=record)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert max(after - before for before, after in itertools.pairwise(ends[1:])) <= 3

@@ -15,7 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 from pai_bench.core import Mask, Prunable, Rounding
 from pai_bench.errors import ConfigError
 from pai_bench.masks import reading
-from pai_bench.masks.clearing import clear_, clear_removed_
+from pai_bench.masks.clearing import clear_, clear_all_, clear_removed_
 from pai_bench.masks.known_positions import known
 
 Which = Prunable | Sequence[Prunable]  # one word, or several that all hold
@@ -228,6 +228,9 @@ def has_empty_slices(mask: Mask) -> bool:
 def apply_(model: nn.Module, mask: Mask) -> None:
     """Sets the pruned weights of the model to zero, in place."""
     parameters = dict(model.named_parameters())
+    if not all(map(reading.free, mask.values())):
+        clear_all_([parameters[name] for name in mask], list(mask.values()))
+        return
     for name, kept in mask.items():
         clear_(parameters[name], kept)
 
@@ -236,5 +239,8 @@ def apply_(model: nn.Module, mask: Mask) -> None:
 def apply_narrower_(model: nn.Module, before: Mask, after: Mask) -> None:
     """As `apply_(model, after)`, for a model that has the mask `before` already. A missing name means all is kept."""
     parameters = dict(model.named_parameters())
+    if not all(map(reading.free, after.values())):
+        clear_all_([parameters[name] for name in after], list(after.values()))
+        return
     for name, kept in after.items():
         clear_removed_(parameters[name], before.get(name), kept)

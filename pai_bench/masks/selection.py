@@ -3,6 +3,7 @@
 Beside each fast function stands the plain one, which sorts. Tests hold that both give the same bits.
 """
 
+import itertools
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from pai_bench.core import Mask, Scores, Selection
 from pai_bench.masks import masks, reading
@@ -139,21 +141,28 @@ def _chosen(scores: Scores, groups: Sequence[tuple[Mask, int]]) -> Selection:
     mask: Mask = {}
     read: list[Tensor] = []
     for candidates, k in groups:
+        sizes = [candidate.numel() for candidate in candidates.values()]
         values = torch.cat([scores[name].flatten() for name in candidates])
         allowed = torch.cat([candidate.flatten() for candidate in candidates.values()])
         # A tensor that is made of a number on the CPU would be waited for.
         wanted = torch.full((1,), k, dtype=torch.int64, device=values.device)
         chosen, tied = chosen_on_device(values, allowed, wanted)
-        read += [allowed.sum(), tied]
-        parts = torch.split(chosen, [candidate.numel() for candidate in candidates.values()])
-        mask |= {name: part.view(candidates[name].shape).clone() for name, part in zip(candidates, parts, strict=True)}
-    found = torch.stack([*read, *(kept.count_nonzero() for kept in mask.values())]).tolist()
-    for (_, k), number in zip(groups, found[: len(read) : 2], strict=True):
+        up_to = F.pad(chosen.cumsum(0), (1, 0))  # how many are chosen before each
+        read += [allowed.sum(), tied, *(up_to[end] for end in itertools.accumulate(sizes, initial=0))]
+        copies = [torch.empty(kept.shape, dtype=torch.bool, device=kept.device) for kept in candidates.values()]
+        parts = torch.split(chosen, sizes)
+        torch._foreach_copy_(copies, [part.view_as(copied) for part, copied in zip(parts, copies, strict=True)])
+        mask |= dict(zip(candidates, copies, strict=True))
+    found = iter(torch.stack(read).tolist())
+    num_tied = 0
+    for candidates, k in groups:
+        number, tied_here, *ends = itertools.islice(found, 3 + len(candidates))
         if k > number:
             raise ValueError(f"cannot keep {k} of {number} weights")
-    for kept, number in zip(mask.values(), found[len(read) :], strict=True):
-        reading.note_count(kept, number)
-    return Selection(mask, num_tied=sum(found[1 : len(read) : 2]))
+        num_tied += tied_here
+        for name, (before, end) in zip(candidates, itertools.pairwise(ends), strict=True):
+            reading.note_count(mask[name], end - before)
+    return Selection(mask, num_tied=num_tied)
 
 
 def chosen_on_device(values: Tensor, allowed: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,8 +12,8 @@ from pai_bench.analysis import patches
 from pai_bench.analysis.channels import Channels, Slice
 from pai_bench.core import Batches, Loss, Mask, Scores, Shape, Subnetwork
 from pai_bench.errors import ConfigError, UserError
-from pai_bench.masks import masks
-from pai_bench.masks.clearing import clear_removed_
+from pai_bench.masks import masks, reading
+from pai_bench.masks.clearing import clear_all_, clear_removed_
 from pai_bench.system import graphs
 
 log = logging.getLogger(__name__)
@@ -160,8 +160,11 @@ class Flow:
     @torch.no_grad()
     def _update(self, mask: Mask) -> None:
         """Brings the absolute values up to date."""
-        for name, before in self.applied.items():
-            clear_removed_(self.values[name], before, mask[name])
+        if self.applied and not all(map(reading.free, self.applied.values())):
+            clear_all_([self.values[name] for name in self.applied], [mask[name] for name in self.applied])
+        else:
+            for name, before in self.applied.items():
+                clear_removed_(self.values[name], before, mask[name])
         given = {name: self.left[name].of(own) if name in self.left else own for name, own in self.source.items()}
         stale = [name for name in given if name not in self.applied]
         values = [self.values[name] for name in stale]
