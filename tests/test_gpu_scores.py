@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Chain, composed, drawn, options, pruned_as, residual
+from conftest import CONF, Chain, composed, drawn, options, pruned_as, residual
 from emulated_graphs import emulated
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
@@ -22,8 +22,8 @@ from pai_bench.pruning.rounds import prune
 from pai_bench.system import graphs
 
 SHAPE = (3, 8, 8)
-SIZES = (5, 5, 4)  # of the batches: the last is another
-ROUNDS = ("schedule=exponential", "schedule.rounds=4")
+SIZES = (4, 4, 3)  # of the batches: the last is another
+ROUNDS = ("schedule=exponential", "schedule.rounds=3")
 # They go through the gradients of analysis/gradients.py, or are recorded whole.
 REPEATED = [
     name
@@ -31,6 +31,7 @@ REPEATED = [
     if composed(f"pruner={name}", "sparsity=0.5").pruner.scoring_data is not None
     and not name.startswith(("px", "ntt", "npb"))
 ]
+PROBED = [name for name in REPEATED if "probes:" in (CONF / "pruner" / f"{name}.yaml").read_text()]
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
@@ -75,7 +76,8 @@ def pays_early(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", REPEATED)
 def test_a_captured_search_finds_the_scores_and_the_mask_of_a_plain_one(name: str, model: nn.Module) -> None:
-    words = [f"pruner={name}"]
+    probes = ["pruner.score.probes=2"] if name in PROBED else []
+    words = [f"pruner={name}", *probes]
     plain = found(model, *words)
     with emulated() as made:
         captured = found(model, *words)
@@ -183,10 +185,10 @@ def test_one_round_is_recorded_where_it_repeats_a_pass(model: nn.Module, monkeyp
     """Fisher in one shot is a pass for each image. Its operations are counted, whoever does them."""
     monkeypatch.setattr(graphs, "_PAYS", 8)
     for words, number in (
-        (("pruner=fisher", "schedule=one_shot"), 1),  # 14 images
+        (("pruner=fisher", "schedule=one_shot"), 1),  # 11 images
         (("pruner=snip", "schedule=one_shot"), 0),  # two batches of one size and a smaller one
-        (("pruner=prospr", "schedule.rounds=8"), 0),
-        (("pruner=prospr", "schedule.rounds=9"), 1),
+        (("pruner=prospr_first_order", "schedule.rounds=8"), 0),
+        (("pruner=prospr_first_order", "schedule.rounds=9"), 1),
     ):
         plain = found(model, *words)
         with emulated() as made:
