@@ -15,7 +15,7 @@ from pai_bench.system import seeding
 log = logging.getLogger(__name__)
 
 _WARM_UPS = 3  # runs before the capture: algorithms are chosen, memory is taken, a model is compiled
-# Calls ahead from which on a function is recorded. It is an estimate: to record takes as long as three or four calls, and
+# Calls ahead from which on a function is recorded. An estimate: to record takes as long as three or four calls, and
 # older versions of torch collect garbage first, which takes a tenth of a second. A call of ResNet-20 saves a hundredth.
 _PAYS = 16
 _MOST = 8  # recorded functions of a search, as each holds the memory of its intermediate results
