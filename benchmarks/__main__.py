@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import data, gpu, measure, rewiring, scoring, startup, table, training
+from benchmarks import data, gpu, measure, rewiring, score_rounds, scoring, startup, table, training
 from benchmarks.subjects import Setting
 from benchmarks.table import Row
 
@@ -43,6 +43,7 @@ CPU: dict[str, Benchmark] = {
 GPU: dict[str, Benchmark] = {  # what matters most comes first: the time may be up before the end
     "images": gpu.images,
     "synflow": gpu.synflow,
+    "scores": score_rounds.rounds,
     "evaluation": gpu.evaluation,
     "compact": gpu.compact,
     "replicas": gpu.replicas,

@@ -89,14 +89,14 @@ def _images(setting: Setting, of: Parts, net: str, mask: Mask, capture: bool) ->
     epoch()  # chooses algorithms, and records the step
     took = min(seconds(epoch, setting.device) for _ in range(1 if setting.quick else 3))
     counted = 6 * number * sum(cost.multiply_adds(training.model, of.data.input_shape).values())
-    busy, precision = _busy(epoch, setting.device), of.run.training.precision
+    observed, precision = worked(epoch, setting.device), of.run.training.precision
     return number / took, Row(
         f"training of {net}, {precision}, {'captured' if capture else 'kernel by kernel'}",
         number / took,
         "images/s",
         time=took,
         lower_bound=setting.rates.lower_bound(flops=counted, precision=precision),
-        note="" if busy is None else f"the device works {100 * busy:.0f} % of an epoch",
+        note="" if observed is None else f"the device works {100 * observed[0] / observed[1]:.0f} % of an epoch",
     )
 
 
@@ -205,8 +205,11 @@ def _step_seconds(setting: Setting, of: Parts, mask: Mask) -> tuple[float, int]:
     return took / (num_steps - 1), macs
 
 
-def _busy(function: Any, device: torch.device) -> float | None:
-    """The share of a function's time in which some kernel runs; None where there is no GPU to ask."""
+def worked(function: Any, device: torch.device) -> tuple[float, float] | None:
+    """Seconds in which some kernel runs, and seconds of the function, while it is observed.
+
+    None: there is no GPU to ask.
+    """
     if device.type != "cuda":
         return None
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
@@ -220,7 +223,7 @@ def _busy(function: Any, device: torch.device) -> float | None:
     for start, end in spans:
         busy += max(end - max(start, reached), 0.0)
         reached = max(reached, end)
-    return busy / (took * 1e6)
+    return busy / 1e6, took
 
 
 def replicas(setting: Setting) -> Iterator[Row]:

@@ -121,6 +121,11 @@ class Subnetwork:
     moved: Weights | None = None  # the values that weights had when they were last kept; None: the initial values
     # Values of every parameter, drawn anew as the model's were. None: the pruner does not say that it redraws.
     redraw: Callable[[Generator], Weights] | None = None
+    # Calls a function of lists of tensors that a round calls so often. A GPU may make a CUDA graph of it: the model may
+    # be read too, what tells the function from others are the settings of the partial, and the next call may overwrite
+    # what it returns.
+    repeat: Callable[..., Sequence[Tensor]] = field(default=lambda function, per_round, *inputs: function(*inputs))
+    required: list[tuple[Tensor, Callable[[], Exception]]] | None = None  # of `require`, to be checked with the scores
 
     @property
     def weights(self) -> Weights:
@@ -136,6 +141,13 @@ class Subnetwork:
         """Fresh leaves that require a gradient: the parameters that are not prunable."""
         named = self.model.named_parameters()
         return {name: p.detach().clone().requires_grad_() for name, p in named if name not in self.mask}
+
+    def require(self, holds: Tensor, error: Callable[[], Exception]) -> None:
+        """Raises an error unless a condition () holds: at once, or on a GPU with the checks of the scores."""
+        if self.required is not None:
+            self.required.append((holds, error))
+        elif not holds:
+            raise error()
 
     def free(self, vector: Weights) -> Weights:
         """A vector over parameters, with zeros where they are pruned: the directions that training can take."""

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
+from emulated_graphs import emulated
 
 from benchmarks import __main__ as command
-from benchmarks import gpu, table, textbook
+from benchmarks import gpu, score_rounds, table, textbook
 from benchmarks.measure import Rates, Times, in_turn
 from benchmarks.subjects import Setting, parts, pruned, trainer
 from benchmarks.table import Row
@@ -59,6 +60,14 @@ def test_the_benchmarks_of_a_gpu_run_where_there_is_none() -> None:
     assert [row.name.rpartition(", ")[2] for row in images[1:]] == ["captured", "kernel by kernel"] * 3
     assert "published" in images[0].name and all(row.lower_bound is not None for row in images[1:])
     assert len(rows) == 5 and all(row.passed(speed=False) for row in [*images, *rows])
+
+
+def test_rounds_of_scores_run_where_there_is_no_gpu_and_as_graphs() -> None:
+    setting = Setting(CPU, RATES, quick=True)
+    with emulated() as made:
+        rows = list(score_rounds.rounds(setting))
+    assert len(made) >= len(score_rounds.METHODS)  # one at least in the rounds of each method
+    assert len(rows) == 2 * len(score_rounds.METHODS) and all(row.exact and row.lower_bound for row in rows)
 
 
 def test_rows_are_kept_when_the_time_is_up(

@@ -22,6 +22,7 @@ class CountFlops(TorchDispatchMode):  # type: ignore[no-untyped-call]
         from torch.utils.flop_counter import flop_registry  # it imports triton, which takes a fifth of a second
 
         self.flops, self._formulas = 0, flop_registry
+        self.paused = False  # nothing is counted meanwhile
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -32,7 +33,7 @@ class CountFlops(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         kwargs = kwargs or {}
         result = function(*args, **kwargs)
-        formula = self._formulas.get(function._overloadpacket)
+        formula = None if self.paused else self._formulas.get(function._overloadpacket)
         if formula is not None:
             self.flops += formula(*args, **kwargs, out_val=result)
         return result

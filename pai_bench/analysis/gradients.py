@@ -1,11 +1,14 @@
 """Derivatives of the mean loss with respect to the weights of a subnetwork."""
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
@@ -33,9 +36,51 @@ def twice_differentiable() -> Iterator[None]:
         yield
 
 
-def _batch_loss(net: Subnetwork, weights: Weights, batch: Batch, loss: Loss, temperature: float) -> torch.Tensor:
+# What is recorded on a GPU: functions of tensors. They are told the names of the weights, and the model. --------------
+
+
+def _gradient(
+    model: nn.Module, names: tuple[str, ...], loss: Loss, temperature: float, leaves: Sequence[Tensor], batch: Batch
+) -> Sequence[Tensor]:
+    """The gradient of the loss of a batch with respect to the leaves."""
+    return torch.autograd.grad(_loss(model, names, loss, temperature, leaves, batch), leaves, materialize_grads=True)
+
+
+def _product(
+    model: nn.Module,
+    names: tuple[str, ...],
+    fixed_names: tuple[str, ...],
+    loss: Loss,
+    temperature: float,
+    leaves: Sequence[Tensor],
+    fixed: Sequence[Tensor],
+    along: Sequence[Tensor],
+    batch: Batch,
+) -> Sequence[Tensor]:
+    """The Hessian of the loss of a batch, times a vector. Without a vector, times the gradient under the masks."""
+    with twice_differentiable():
+        value = _loss(model, names, loss, temperature, leaves, batch)
+        gradients = torch.autograd.grad(value, leaves, create_graph=True, materialize_grads=True)
+    if not along:
+        free = replace(_bare(model), mask=dict(zip(fixed_names, fixed, strict=True))).free
+        along = list(free({n: g.detach() for n, g in zip(names, gradients, strict=True)}).values())
+    inner = torch.stack([(g * c).sum() for g, c in zip(gradients, along, strict=True)]).sum()
+    return torch.autograd.grad(inner, leaves, materialize_grads=True)
+
+
+def _loss(
+    model: nn.Module, names: tuple[str, ...], loss: Loss, temperature: float, leaves: Sequence[Tensor], batch: Batch
+) -> Tensor:
     images, labels = batch
-    return loss(net(images, weights) / temperature, labels)
+    return loss(_bare(model)(images, dict(zip(names, leaves, strict=True))) / temperature, labels)
+
+
+def _bare(model: nn.Module) -> Subnetwork:
+    """The network without what changes from round to round."""
+    return Subnetwork(model, {}, {}, (0, 0, 0))
+
+
+# Over all batches -----------------------------------------------------------------------------------------------------
 
 
 def _leaves(net: Subnetwork, batches: Batches, at: Weights | None) -> Weights:
@@ -62,13 +107,13 @@ def mean_gradient(
     """
     weights = _leaves(net, batches, at)
     leaves = list(weights.values())
-    num_examples = sum(map(len, labels_of(batches)))
+    sizes = Counter(map(len, labels_of(batches)))
+    num_examples = sum(sizes.elements())
     sums = [torch.zeros_like(leaf) for leaf in leaves]
+    take = partial(_gradient, net.model, tuple(weights), loss, temperature)
     for batch in batches:
-        value = _batch_loss(net, weights, batch, loss, temperature)
-        share = len(batch[1]) / num_examples
-        for total, gradient in zip(sums, torch.autograd.grad(value, leaves, materialize_grads=True), strict=True):
-            total.add_(gradient, alpha=share)
+        size = len(batch[1])
+        torch._foreach_add_(sums, list(net.repeat(take, sizes[size], leaves, batch)), alpha=size / num_examples)
     return {name: leaf.detach() for name, leaf in weights.items()}, dict(zip(weights, sums, strict=True))
 
 
@@ -95,15 +140,16 @@ def mean_square_gradient(
     """
     weights = _leaves(net, batches, at)
     leaves = list(weights.values())
-    num_examples = sum(map(len, labels_of(batches)))
+    sizes = Counter(map(len, labels_of(batches)))
+    num_examples = sum(sizes.elements())
     sums = [torch.zeros_like(leaf) for leaf in leaves]
+    take = partial(_gradient, net.model, tuple(weights), loss, temperature)
     for images, labels in batches:
-        size = 1 if per_example else len(labels)
+        size, per_round = (1, num_examples) if per_example else (len(labels), sizes[len(labels)])
         for batch in zip(torch.split(images, size), torch.split(labels, size), strict=True):
-            value = _batch_loss(net, weights, batch, loss, temperature)
-            share = len(batch[1]) / num_examples
-            for total, gradient in zip(sums, torch.autograd.grad(value, leaves, materialize_grads=True), strict=True):
-                total.addcmul_(gradient, gradient, value=share)
+            gradients = list(net.repeat(take, per_round, leaves, batch))
+            torch._foreach_addcmul_(sums, gradients, gradients, value=size / num_examples)
+            del gradients  # their memory is for the next
     return {name: leaf.detach() for name, leaf in weights.items()}, dict(zip(weights, sums, strict=True))
 
 
@@ -115,6 +161,7 @@ def hessian_gradient(
     temperature: float = 1.0,
     at: Weights | None = None,
     along: Weights | None = None,
+    repeats: int = 1,
 ) -> tuple[Weights, Weights]:
     """The weights w, and Hg at w, both detached. g and H are the gradient and the Hessian of the mean loss.
 
@@ -125,31 +172,28 @@ def hessian_gradient(
         temperature: divides the logits.
         at: weights that take the place of the model's masked weights. It may name other parameters too.
         along: a vector that takes the place of g.
+        repeats: how often a score asks for such a product, with one vector after another.
 
     Raises:
         UserError: there are no batches.
     """
     weights = _leaves(net, batches, at)
     leaves = list(weights.values())
-    num_examples = sum(map(len, labels_of(batches)))
-    single = len(batches) == 1 and along is None  # then one forward pass gives gradient and product
-    if along is None and not single:
+    sizes = Counter(map(len, labels_of(batches)))
+    num_examples = sum(sizes.elements())
+    if along is None and len(batches) > 1:  # of one batch, one forward pass gives gradient and product
         along = net.free(mean_gradient(net, batches, loss, temperature=temperature, at=weights)[1])
-    constant = [] if along is None else [along[name] for name in weights]
+    fixed = {name: kept for name, kept in (net.mask | net.coupled).items() if name in weights}
+    vector = [] if along is None else [along[name] for name in weights]
     sums = [torch.zeros_like(leaf) for leaf in leaves]
+    take = partial(_product, net.model, tuple(weights), tuple(fixed), loss, temperature)
     for images, labels in batches:
         # With channels last the second derivative of a norm takes twice the time.
         batch = (laid_out(images, torch.contiguous_format), labels)
-        with twice_differentiable():
-            value = _batch_loss(net, weights, batch, loss, temperature)
-            gradients = torch.autograd.grad(value, leaves, create_graph=True, materialize_grads=True)
-        if single:
-            constant = list(net.free({n: g.detach() for n, g in zip(weights, gradients, strict=True)}).values())
-        inner = torch.stack([(g * c).sum() for g, c in zip(gradients, constant, strict=True)]).sum()
-        share = len(labels) / num_examples
-        products = torch.autograd.grad(inner, leaves, materialize_grads=True)
-        for total, product in zip(sums, products, strict=True):
-            total.add_(product, alpha=share)
+        number = repeats * sizes[len(labels)]
+        products = list(net.repeat(take, number, leaves, list(fixed.values()), vector, batch))
+        torch._foreach_add_(sums, products, alpha=len(labels) / num_examples)
+        del products
     return {name: leaf.detach() for name, leaf in weights.items()}, dict(zip(weights, sums, strict=True))
 
 

@@ -13,7 +13,7 @@ from torch import Generator
 from pai_bench.core import Fraction, Mask, NonNegative, Scores, Selection
 from pai_bench.errors import ConfigError
 from pai_bench.masks import mask_files, masks
-from pai_bench.masks.selection import keep_largest
+from pai_bench.masks.selection import keep_largest, keep_largest_of_each
 
 
 def global_topk(
@@ -221,9 +221,7 @@ def require_weights(candidates: Mask, allocation: str) -> None:
 
 def by_count(scores: Scores, candidates: Mask, counts: dict[str, int]) -> Selection:
     """Keeps a given number of weights in each layer, by score."""
-    layers = [keep_largest(scores, {name: mask}, counts[name]) for name, mask in candidates.items()]
-    mask = {name: kept for layer in layers for name, kept in layer.mask.items()}
-    return Selection(mask, num_tied=sum(layer.num_tied for layer in layers))
+    return keep_largest_of_each(scores, candidates, counts)
 
 
 def by_density(
@@ -248,7 +246,7 @@ def by_density(
         ValueError: there are fewer candidates than weights to keep.
     """
     sizes = {name: mask.numel() for name, mask in candidates.items()}
-    room = {name: masks.count(mask) for name, mask in candidates.items()}
+    room = dict(zip(candidates, masks.counts(candidates), strict=True))
     if keep > sum(room.values()):
         raise ValueError(f"cannot keep {keep} of {sum(room.values())} weights")
     wanted = {name: min(shares[name] * sizes[name], room[name]) for name in fixed}

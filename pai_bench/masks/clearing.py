@@ -3,6 +3,8 @@
 SynFlow clears three copies of the weights in each of its 100 rounds. There the faster one pays.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -30,6 +32,13 @@ def clear_(weight: Tensor, kept: Tensor) -> None:
     rows = max(_IN_CACHE * len(kept) // kept.numel(), 1)
     for part, sign in zip(torch.split(bits, rows), torch.split(signs, rows), strict=True):
         part.bitwise_and_(sign)
+
+
+def clear_all_(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
+    """`clear_` of several tensors on a GPU, with fewer launches."""
+    signs = torch._foreach_neg([kept.view(torch.int8) for kept in masks])
+    for weight, sign in zip(weights, signs, strict=True):
+        weight.view(_INTEGERS[weight.element_size()]).bitwise_and_(sign)
 
 
 def clear_removed_(weight: Tensor, before: Tensor | None, kept: Tensor) -> None:

@@ -3,18 +3,20 @@
 Beside each fast function stands the plain one, which sorts. Tests hold that both give the same bits.
 """
 
+import itertools
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from pai_bench.core import Mask, Scores, Selection
-from pai_bench.masks import masks
+from pai_bench.masks import masks, reading
 from pai_bench.masks.known_positions import mask_at
 
 _FEW = 0.25  # a layer with a smaller fraction of candidates has them gathered before they are compared
@@ -90,7 +92,7 @@ def keep_largest(scores: Scores, candidates: Mask, k: int) -> Selection:
     Raises:
         ValueError: there are fewer than k candidates.
     """
-    if next(iter(candidates.values())).device.type != "cpu":
+    if not reading.free(next(iter(candidates.values()))):
         return keep_largest_on_device(scores, candidates, k)
     if len(candidates) > 1 and masks.total(candidates) < _SMALL:
         return _keep_together(scores, candidates, k)
@@ -117,15 +119,50 @@ def keep_largest_on_device(scores: Scores, candidates: Mask, k: int) -> Selectio
 
     To wait for a GPU takes longer than to sort what a sample could have left out.
     """
-    values = torch.cat([scores[name].flatten() for name in candidates])
-    allowed = torch.cat([candidate.flatten() for candidate in candidates.values()])
-    chosen, tied = chosen_on_device(values, allowed, torch.tensor([k], device=values.device))
-    number, num_tied = torch.stack([allowed.sum(), tied]).tolist()
-    if k > number:
-        raise ValueError(f"cannot keep {k} of {number} weights")
-    parts = torch.split(chosen, [candidate.numel() for candidate in candidates.values()])
-    mask = {name: part.view(candidates[name].shape).clone() for name, part in zip(candidates, parts, strict=True)}
-    return Selection(mask, num_tied=int(num_tied))
+    return _chosen(scores, [(candidates, k)])
+
+
+def keep_largest_of_each(scores: Scores, candidates: Mask, counts: Mapping[str, int]) -> Selection:
+    """Chooses in each layer as many of its largest scores as are asked for.
+
+    Raises:
+        ValueError: a layer has fewer candidates.
+    """
+    layers = [({name: candidate}, counts[name]) for name, candidate in candidates.items()]
+    if not all(map(reading.free, candidates.values())):
+        return _chosen(scores, layers)
+    chosen = [keep_largest(scores, layer, k) for layer, k in layers]
+    mask = {name: kept for one in chosen for name, kept in one.mask.items()}
+    return Selection(mask, num_tied=sum(one.num_tied for one in chosen))
+
+
+def _chosen(scores: Scores, groups: Sequence[tuple[Mask, int]]) -> Selection:
+    """The largest scores of each group of layers, with one look at the device: candidates, and how many stay."""
+    mask: Mask = {}
+    read: list[Tensor] = []
+    for candidates, k in groups:
+        sizes = [candidate.numel() for candidate in candidates.values()]
+        values = torch.cat([scores[name].flatten() for name in candidates])
+        allowed = torch.cat([candidate.flatten() for candidate in candidates.values()])
+        # A tensor that is made of a number on the CPU would be waited for.
+        wanted = torch.full((1,), k, dtype=torch.int64, device=values.device)
+        chosen, tied = chosen_on_device(values, allowed, wanted)
+        up_to = F.pad(chosen.cumsum(0), (1, 0))  # how many are chosen before each
+        read += [allowed.sum(), tied, *(up_to[end] for end in itertools.accumulate(sizes, initial=0))]
+        copies = [torch.empty(kept.shape, dtype=torch.bool, device=kept.device) for kept in candidates.values()]
+        parts = torch.split(chosen, sizes)
+        torch._foreach_copy_(copies, [part.view_as(copied) for part, copied in zip(parts, copies, strict=True)])
+        mask |= dict(zip(candidates, copies, strict=True))
+    found = iter(torch.stack(read).tolist())
+    num_tied = 0
+    for candidates, k in groups:
+        number, tied_here, *ends = itertools.islice(found, 3 + len(candidates))
+        if k > number:
+            raise ValueError(f"cannot keep {k} of {number} weights")
+        num_tied += tied_here
+        for name, (before, end) in zip(candidates, itertools.pairwise(ends), strict=True):
+            reading.note_count(mask[name], end - before)
+    return Selection(mask, num_tied=num_tied)
 
 
 def chosen_on_device(values: Tensor, allowed: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:

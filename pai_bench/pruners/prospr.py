@@ -1,9 +1,10 @@
 """ProsPr: prospect pruning, the effect of a weight through the first steps of training."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from pai_bench.analysis.gradients import twice_differentiable
 from pai_bench.core import Batches, Loss, Mask, NonNegativeInt, Positive, ProperFraction, Scores, Subnetwork, Weights
@@ -47,13 +48,49 @@ def score(
             "pruner.scoring_data=null: this score looks at images; say how many, as in conf/pruner/prospr.yaml"
         )
 
+    used = [batches[number] for number in range(min(len(batches), steps + 1))]
+    start, others = net.weights, net.others()
+    take = partial(
+        _derivative,
+        net.model,
+        (tuple(start), tuple(others)),
+        loss,
+        steps=steps,
+        lr=lr,
+        momentum=momentum,
+        detach_momentum=detach_momentum,
+        first_order=first_order,
+    )
+    values = list(start.values()), list(others.values()), list(net.mask.values())
+    gradients = net.repeat(take, 1, *values, *used)
+    factor = start if first_order else {name: torch.ones_like(weight) for name, weight in start.items()}
+    return {name: (factor[name] * gradient).abs() for name, gradient in zip(start, gradients, strict=True)}
+
+
+def _derivative(
+    model: nn.Module,
+    names: tuple[tuple[str, ...], tuple[str, ...]],
+    loss: Loss,
+    weights: Sequence[Tensor],
+    others: Sequence[Tensor],
+    kept: Sequence[Tensor],
+    *batches: Sequence[Tensor],
+    steps: int,
+    lr: float,
+    momentum: float,
+    detach_momentum: bool,
+    first_order: bool,
+) -> Sequence[Tensor]:
+    """dL(w_M)/dc, or with first_order dL/dw_M: for each of the prunable weights, which come first in `names`."""
+    net = Subnetwork(model, dict(zip(names[0], kept, strict=True)), {}, (0, 0, 0))
+
     def batch_loss(step: int, parameters: dict[str, Tensor]) -> Tensor:
         images, labels = batches[step % len(batches)]
         return loss(net(images, parameters), labels)
 
-    start = net.weights
+    start = dict(zip(names[0], weights, strict=True))
     mask = {name: torch.ones_like(weight).requires_grad_() for name, weight in start.items()}
-    parameters = {name: start[name] * mask[name] for name in mask} | net.others()
+    parameters = {name: start[name] * mask[name] for name in mask} | dict(zip(names[1], others, strict=True))
     if first_order:
         parameters = _leaves(parameters)
     velocity: dict[str, Tensor] = {}
@@ -66,9 +103,7 @@ def score(
             if first_order:
                 parameters = _leaves(parameters)
         at = [parameters[name] for name in mask] if first_order else list(mask.values())
-        gradients = torch.autograd.grad(batch_loss(steps, parameters), at)
-    factor = start if first_order else {name: torch.ones_like(weight) for name, weight in start.items()}
-    return {name: (factor[name] * gradient).abs() for name, gradient in zip(mask, gradients, strict=True)}
+        return torch.autograd.grad(batch_loss(steps, parameters), at)
 
 
 def _leaves(parameters: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -44,11 +44,10 @@ def score(
     of_batches = [_flow_of_images(net, images) for images, _ in batches]
     total = torch.stack(of_batches).sum(0)
     largest = total.max()
-    if not largest.isfinite():
-        raise UserError(
-            f"{_NAME} overflows {str(total.dtype).removeprefix('torch.')} on this model; choose a wider type"
-        )
-    scale = 1 / largest if largest > 0 else torch.ones_like(largest)
+    precision = str(total.dtype).removeprefix("torch.")
+    error = UserError(f"{_NAME} overflows {precision} on this model; choose a wider type")
+    net.require(largest.isfinite(), lambda: error)
+    scale = torch.where(largest > 0, 1 / largest, 1.0)
     if gradient == "sum":
         return flow.scores(net, total * scale)
     squares = {name: torch.zeros_like(weight) for name, weight in net.weights.items()}

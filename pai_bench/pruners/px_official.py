@@ -33,13 +33,13 @@ def score(net: Subnetwork, batches: Batches, loss: Loss, generator: Generator) -
     ones = {name: kept.to(squared[name]) for name, kept in net.mask.items()}
     leaves = [squared[name] for name in net.mask]
     totals = [torch.zeros_like(leaf) for leaf in leaves]
+    precision = str(next(iter(squared.values())).dtype).removeprefix("torch.")
+    error = UserError(f"{_NAME} overflows {precision} on this model; choose a wider type")
     for images, _ in batches:
         of_images = _flow_of_images(net, images, ones)
         with gates.opened(_NAME):
             flow = (of_images * net(images, squared)).sum()
-        if not flow.isfinite():
-            name = str(flow.dtype).removeprefix("torch.")
-            raise UserError(f"{_NAME} overflows {name} on this model; choose a wider type")
+        net.require(flow.isfinite(), lambda: error)
         for total, gradient in zip(totals, torch.autograd.grad(flow, leaves, materialize_grads=True), strict=True):
             total.add_(gradient)
     return {name: total.abs() * net.weights[name] ** 4 for name, total in zip(net.mask, totals, strict=True)}

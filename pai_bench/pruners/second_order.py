@@ -69,7 +69,7 @@ def _hessian_diagonal(
             name: (torch.randint(2, weight.shape, generator=generator) * 2 - 1).to(weight)
             for name, weight in weights.items()
         }
-        products = hessian_gradient(net, batches, loss, temperature=temperature, along=signs)[1]
+        products = hessian_gradient(net, batches, loss, temperature=temperature, along=signs, repeats=probes)[1]
         for name, product in products.items():
             total[name].add_(product * signs[name], alpha=1 / probes)
     return total

@@ -12,8 +12,8 @@ from pai_bench.analysis import patches
 from pai_bench.analysis.channels import Channels, Slice
 from pai_bench.core import Batches, Loss, Mask, Scores, Shape, Subnetwork
 from pai_bench.errors import ConfigError, UserError
-from pai_bench.masks import masks
-from pai_bench.masks.clearing import clear_removed_
+from pai_bench.masks import masks, reading
+from pai_bench.masks.clearing import clear_all_, clear_removed_
 from pai_bench.system import graphs
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ class Flow:
             self.replay()
         else:
             self._take(net.input_shape)
-        self._check()
+        net.require(self.flow.isfinite(), self._overflow)
         scores: Scores = dict(zip(self.weights, self.last, strict=True))
         for name in scores:
             if name in self.left:
@@ -121,7 +121,7 @@ class Flow:
         self._prepare(net)
         with torch.no_grad():
             self.flow = self._of_ones(net.input_shape)
-        self._check()
+        net.require(self.flow.isfinite(), self._overflow)
         return self.flow
 
     def _prepare(self, net: Subnetwork) -> None:
@@ -152,17 +152,19 @@ class Flow:
             reason = str(error).partition("\n")[0]
             log.info("the kernels of SynFlow are launched one by one: its rounds cannot be captured (%s)", reason)
 
-    def _check(self) -> None:
-        if not self.flow.isfinite():
-            name = str(self.precision).removeprefix("torch.")
-            remedy = "set pruner.dtype=float64" if self.precision == torch.float32 else "lower the initial scale"
-            raise UserError(f"{self.name} overflows {name} on this model; {remedy}")
+    def _overflow(self) -> UserError:
+        name = str(self.precision).removeprefix("torch.")
+        remedy = "set pruner.dtype=float64" if self.precision == torch.float32 else "lower the initial scale"
+        return UserError(f"{self.name} overflows {name} on this model; {remedy}")
 
     @torch.no_grad()
     def _update(self, mask: Mask) -> None:
         """Brings the absolute values up to date."""
-        for name, before in self.applied.items():
-            clear_removed_(self.values[name], before, mask[name])
+        if self.applied and not all(map(reading.free, self.applied.values())):
+            clear_all_([self.values[name] for name in self.applied], [mask[name] for name in self.applied])
+        else:
+            for name, before in self.applied.items():
+                clear_removed_(self.values[name], before, mask[name])
         given = {name: self.left[name].of(own) if name in self.left else own for name, own in self.source.items()}
         stale = [name for name in given if name not in self.applied]
         values = [self.values[name] for name in stale]

@@ -1,29 +1,45 @@
 """Whether scores can rank the candidates of a round, and whether an ablation goes with the rounds."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from pai_bench.core import Ablation, Mask, Pruner, Round, Scores
 from pai_bench.errors import ConfigError, UserError
+from pai_bench.masks import reading
 from pai_bench.masks.known_positions import known
 
 
-def check_scores(scores: Scores, candidates: Mask, *, zeros_allowed: bool = False) -> None:
+def check_scores(
+    scores: Scores,
+    candidates: Mask,
+    required: Sequence[tuple[Tensor, Callable[[], Exception]]] | None = None,
+    *,
+    zeros_allowed: bool = False,
+) -> None:
     """Refuses scores that cannot rank the candidates.
 
     Args:
+        required: what a score requires, and its errors.
         zeros_allowed: whether all scores may be zero, as in a network that is broken on purpose.
 
     Raises:
         UserError: the score of a candidate is not finite, or the scores of all candidates are zero.
     """
-    on_cpu = next(iter(candidates.values())).device.type == "cpu"
-    # On a GPU, one look at all layers first.
-    if on_cpu or not bool(torch.stack([scores[name].sum() for name in candidates]).isfinite().all()):
+    first, candidate = next(iter(candidates.items()))
+    finite = live = False
+    if not reading.free(candidate):  # one look at everything
+        total = torch.cat([scores[name].flatten() for name in candidates]).sum()
+        holds = [condition for condition, _ in required or []]
+        read = torch.stack([*holds, total.isfinite(), _is_live(scores[first], candidate)]).tolist()
+        for (_, error), held in zip(required or [], read, strict=False):
+            if not held:
+                raise error()
+        finite, live = read[-2:]
+    if not finite:
         _check_finite(scores, candidates)
-    if not zeros_allowed and all(_is_silent(scores[name], kept) for name, kept in candidates.items()):
+    if not zeros_allowed and not live and all(_is_silent(scores[name], kept) for name, kept in candidates.items()):
         name = next(iter(scores))
         raise UserError(
             f"every score is zero, in {name} and all other layers: no signal reaches the output; "
@@ -50,11 +66,19 @@ def _check_finite(scores: Scores, candidates: Mask) -> None:
 
 def silent(scores: Scores, candidates: Mask) -> list[str]:
     """The layers that have candidates, all of them with score zero."""
-    return [name for name, kept in candidates.items() if kept.any() and _is_silent(scores[name], kept)]
+    if all(map(reading.free, candidates.values())):
+        return [name for name, kept in candidates.items() if kept.any() and _is_silent(scores[name], kept)]
+    found = [kept.any() & ~_is_live(scores[name], kept) for name, kept in candidates.items()]
+    return [name for name, is_silent in zip(candidates, torch.stack(found).tolist(), strict=True) if is_silent]
 
 
 def _is_silent(scores: Tensor, kept: Tensor) -> bool:
-    return not ((scores != 0) & kept).any()
+    return not _is_live(scores, kept)
+
+
+def _is_live(scores: Tensor, kept: Tensor) -> Tensor:
+    """Whether a candidate has a score other than zero: () bool."""
+    return ((scores != 0) & kept).any()
 
 
 def known_number(num_kept: int | None, pruner: Pruner) -> int:

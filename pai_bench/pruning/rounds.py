@@ -33,11 +33,11 @@ from pai_bench.core import (
     labels_of,
 )
 from pai_bench.errors import ConfigError, UserError
-from pai_bench.masks import masks
+from pai_bench.masks import masks, reading
 from pai_bench.pruning import checks, effective, scoring, values
 from pai_bench.pruning.no_training import NoTraining
 from pai_bench.pruning.pruned import Pruned
-from pai_bench.system import devices, layout, seeding
+from pai_bench.system import devices, graphs, layout, seeding
 
 log = logging.getLogger(__name__)
 
@@ -186,6 +186,7 @@ class _Search:
             self.redraw = scoring.redrawing(self.build, self.device, self.dtype)
         self.stale = False  # whether the model's weights have moved since the copy was made, other than by pruning
         self.cache: dict[str, Any] = {}
+        self.repeater = graphs.Repeater(self.device, self.scored)
 
     def start(self) -> Pruned:
         """What has been reached before the first round: nothing is pruned."""
@@ -235,10 +236,13 @@ class _Search:
             cache=self.cache,
             moved=None if moved is None else scoring.cast_weights(moved, self.dtype),
             redraw=self.redraw,
+            repeat=self.repeater,
+            required=None if reading.free(next(iter(candidates.values()))) else [],
         )
         # All rounds do the same arithmetic on the same shapes, so the first is counted for all. What a score can leave
         # out in later rounds counts as done, so that costs can be compared.
         counter = CountFlops() if number == 1 else None
+        self.repeater.begin(self.num_rounds - number + 1, counter)
         parts = batches, pass_batches, candidates, num_kept
         return _Prepared(number, goal, before, *parts, moved, net, counter, started)
 
@@ -271,7 +275,8 @@ class _Search:
             if self.filters is not None and self.pruner.reduce is not None:
                 scores = self.filters.reduce(scores, self.pruner.reduce)
             # Inverted scores cut all paths in the first rounds. Then the others have nothing to rank.
-            checks.check_scores(scores, candidates, zeros_allowed=self.ablation.scores is not None)
+            required = prepared.net.required
+            checks.check_scores(scores, candidates, required, zeros_allowed=self.ablation.scores is not None)
         except UserError as error:
             if type(error) is not UserError:  # its kinds have exit codes of their own, as for unreadable images
                 raise
@@ -307,6 +312,7 @@ class _Search:
         else:
             selection = self.allocate(scores, candidates, keep, generator())
         units, without_ablation = selection.mask, None
+        masks.note_counts(units)
         assert keep is None or masks.kept(units) == keep, "the allocation did not keep the exact number"
         if self.ablation.mask is not None and number == self.num_rounds:
             without_ablation = self._expanded(units)

@@ -11,7 +11,7 @@ def restore_(model: nn.Module, values: Weights, returned: Mask) -> None:
     """Gives the weights that return the values that they return with."""
     parameters = dict(model.named_parameters())
     for name, tensor in returned.items():
-        parameters[name][tensor] = values[name][tensor]
+        parameters[name].copy_(torch.where(tensor, values[name], parameters[name]))
 
 
 @torch.no_grad()

@@ -1,11 +1,24 @@
 """Work on a GPU as one CUDA graph. Launching its hundreds of kernels one by one takes longer than running them."""
 
-from collections.abc import Callable, Sequence
+import logging
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from pai_bench.system import seeding
+
+log = logging.getLogger(__name__)
 
 _WARM_UPS = 3  # runs before the capture: algorithms are chosen, memory is taken, a model is compiled
+# Calls ahead from which on a function is recorded. An estimate: to record takes as long as three or four calls, and
+# older versions of torch collect garbage first, which takes a tenth of a second. A call of ResNet-20 saves a hundredth.
+_PAYS = 16
+_MOST = 8  # recorded functions of a search, as each holds the memory of its intermediate results
 
 
 def supported(device: torch.device) -> bool:
@@ -20,6 +33,8 @@ def recorded(
     changed: Sequence[Tensor] = (),
     begin: Callable[[], object] = lambda: None,
     threads: bool = False,
+    random: bool = True,
+    warm_ups: int = _WARM_UPS,
 ) -> Callable[[], None]:
     """Records a function and returns what runs it again: the same kernels on the same memory, in one launch.
 
@@ -27,29 +42,188 @@ def recorded(
     must stay at its address as long as it is run again.
 
     Args:
-        changed: the tensors that the function changes. They and the random numbers of the device are as before
-            afterwards.
+        changed: the tensors that the function changes. They and torch's random numbers are as before afterwards.
         begin: called before each of the first runs.
         threads: whether other threads use the device meanwhile, for example to pin memory.
+        random: whether the function may draw random numbers.
+        warm_ups: how often it is run before.
 
     Raises:
         RuntimeError: the function does something that cannot be recorded, or the memory is too small.
     """
-    before, random = [tensor.detach().clone() for tensor in changed], torch.cuda.get_rng_state(device)
+    before, numbers = [tensor.detach().clone() for tensor in changed], seeding.states(device)
     graph = torch.cuda.CUDAGraph()
     try:
         aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(aside):
-            for _ in range(_WARM_UPS):
+            for _ in range(warm_ups):
                 begin()
                 work()
         torch.cuda.current_stream(device).wait_stream(aside)
+        if not random:
+            refuse_random(numbers, seeding.states(device))
         with torch.cuda.graph(graph, capture_error_mode="thread_local" if threads else "global"):
             work()
     finally:
         with torch.no_grad():
             for tensor, value in zip(changed, before, strict=True):
                 tensor.copy_(value)
-        torch.cuda.set_rng_state(random, device)
+        seeding.set_states(numbers, device)
     return graph.replay
+
+
+def refuse_random(before: Sequence[Tensor], after: Sequence[Tensor]) -> None:
+    """Refuses work between whose start and end the states of random generators have changed.
+
+    Raises:
+        RuntimeError: they have.
+    """
+    if not all(map(torch.equal, before, after)):
+        raise RuntimeError("random numbers are drawn")
+
+
+class Counts(Protocol):
+    """Counts the floating-point operations that it sees."""
+
+    flops: int
+    paused: bool
+
+
+class Repeater:
+    """Calls functions of tensors that the rounds of a search call again and again: a `core.Repeat`.
+
+    On a GPU, the first call of a function is a plain one. Where enough calls are ahead, the second records it on
+    tensors of its own, and it and later ones run the record. Records hold memory as long as this object lives.
+
+    Args:
+        model: the functions may read it beside their inputs. They change nothing.
+    """
+
+    def __init__(self, device: torch.device, model: nn.Module) -> None:
+        self._device, self._model = device, model
+        self._rounds_left, self._counter = 1, None  # type: tuple[int, Counts | None]
+        self._flops: dict[Hashable, int] = {}  # of one call of each function that was called
+        self._calls: Counter[Hashable] = Counter()  # in this round
+        self._records: dict[Hashable, _Record] = {}
+        self._obstacle: str | None = None  # why nothing more is recorded
+
+    def begin(self, rounds_left: int, counter: Counts | None) -> None:
+        """Begins a round.
+
+        Args:
+            rounds_left: with this one.
+            counter: counts the operations of the round. Those that are run from a record are added to it.
+        """
+        self._rounds_left, self._counter = rounds_left, counter
+        self._calls.clear()
+
+    def __call__(
+        self, function: partial[Sequence[Tensor]], per_round: int, *inputs: Sequence[Tensor]
+    ) -> Sequence[Tensor]:
+        """What a function of tensors returns. The next call may overwrite it.
+
+        Args:
+            function: what it is given beside the inputs says which function it is.
+            per_round: how often a round calls it, with inputs of the same shapes.
+        """
+        if not supported(self._device):
+            return function(*inputs)
+        key = self._key(function, inputs)
+        if key is None:
+            return function(*inputs)
+        ahead = per_round * self._rounds_left - self._calls[key]
+        self._calls[key] += 1
+        known = key in self._flops
+        if known and key not in self._records and ahead >= _PAYS:
+            self._record(key, function, inputs)
+        if key in self._records:
+            with self._paused():
+                outputs = self._records[key](inputs)
+            if self._counter is not None:
+                self._counter.flops += self._flops[key]
+            return outputs
+        before = 0 if self._counter is None else self._counter.flops
+        outputs = function(*inputs)
+        if not known:
+            self._flops[key] = 0 if self._counter is None else self._counter.flops - before
+        return outputs
+
+    def _record(self, key: Hashable, function: partial[Sequence[Tensor]], inputs: Sequence[Sequence[Tensor]]) -> None:
+        """Records a function, if nothing is in the way."""
+        if self._obstacle is not None:
+            return
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            self._give_up("several processes search")
+        elif torch.is_autocast_enabled(self._device.type):
+            self._give_up("autocast is on")
+        elif len(self._records) == _MOST:
+            self._give_up(f"{_MOST} passes are recorded already")
+        else:
+            try:
+                with self._paused():
+                    self._records[key] = _Record(function, inputs, self._device)
+            except RuntimeError as error:
+                self._give_up(f"they cannot be captured ({str(error).partition(chr(10))[0]})")
+
+    def _give_up(self, obstacle: str) -> None:
+        """Notes why nothing more is recorded, and logs it."""
+        if self._obstacle is None:
+            self._obstacle = obstacle
+            log.info("the kernels of the scores are launched one by one: %s", obstacle)
+
+    @contextmanager
+    def _paused(self) -> Iterator[None]:
+        """Runs a block whose operations are not counted."""
+        if self._counter is not None:
+            self._counter.paused = True
+        try:
+            yield
+        finally:
+            if self._counter is not None:
+                self._counter.paused = False
+
+    def _key(self, function: partial[Any], inputs: Sequence[Sequence[Tensor]]) -> Hashable | None:
+        """What a record holds for: the function, the layout of its inputs, and where and in which mode the model is.
+
+        None: the settings of the function cannot be compared.
+        """
+        tensors = (tensor for each in inputs for tensor in each)
+        layouts = tuple((tensor.shape, tensor.stride(), tensor.dtype, tensor.requires_grad) for tensor in tensors)
+        own = (tensor for each in (self._model.parameters(), self._model.buffers()) for tensor in each)
+        places = tuple(tensor.data_ptr() for tensor in own)
+        modes = tuple(module.training for module in self._model.modules())
+        settings = tuple(sorted(function.keywords.items()))
+        key = (function.func, function.args, settings, tuple(map(len, inputs)), layouts, places, modes)
+        try:
+            hash(key)
+        except TypeError as error:
+            self._give_up(str(error))
+            return None
+        return key
+
+
+class _Record:
+    """A function on inputs in fixed memory, as one CUDA graph."""
+
+    def __init__(
+        self, function: partial[Sequence[Tensor]], inputs: Sequence[Sequence[Tensor]], device: torch.device
+    ) -> None:
+        self._function = function
+        self._inputs = [
+            [tensor.detach().clone().requires_grad_(tensor.requires_grad) for tensor in each] for each in inputs
+        ]
+        self._outputs: Sequence[Tensor] = ()
+        # The plain call before was a warm-up too. Streamed images may be read by threads meanwhile.
+        self._replay = recorded(self._take, device, threads=True, random=False, warm_ups=1)
+
+    def __call__(self, inputs: Sequence[Sequence[Tensor]]) -> Sequence[Tensor]:
+        with torch.no_grad():
+            for own, given in zip(self._inputs, inputs, strict=True):
+                if own:
+                    torch._foreach_copy_(own, list(given))
+        self._replay()
+        return self._outputs
+
+    def _take(self) -> None:
+        self._outputs = self._function(*self._inputs)
