@@ -225,8 +225,8 @@ def early_crop(
 ) -> Sequence[Round]:
     """Pruning where the weights have settled: all rounds after one epoch, at sparsity s - (s - 1/2) / 2^i, then s.
 
-    It is the first epoch that changes the distance of the weights from those after epoch 1 by less than a threshold. Up to
-    sparsity 1/2 there is one round.
+    It is the first epoch that changes the distance of the weights from those after epoch 1 by less than a threshold.
+    Up to sparsity 1/2 there is one round.
 
     Args:
         latest: the rounds take place after this part of the training (whole epochs, rounded up) at the latest.

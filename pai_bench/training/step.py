@@ -77,9 +77,8 @@ class Step:
         if penalised is None:
             penalised = batch_norm_scales(net)
             if recipe.batch_norm_l1 and not penalised:
-                raise ConfigError(
-                    f"training.batch_norm_l1={recipe.batch_norm_l1:g}: the network has no batch norm with a scale; give 0"
-                )
+                said = f"training.batch_norm_l1={recipe.batch_norm_l1:g}"
+                raise ConfigError(f"{said}: the network has no batch norm with a scale; give 0")
         decays = (recipe.weight_decay, recipe.weight_decay * recipe.decay_norm_and_bias)
         self.optimizer = Optimizer(
             recipe.optimizer(),

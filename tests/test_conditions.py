@@ -1,0 +1,416 @@
+"""Rounds whose time a condition decides: EarlyCroP and Early-Bird."""
+
+import copy
+import logging
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Chain, composed, drawn
+from few_images import RECIPE, FewImages
+from few_images import trainer as training_of
+from torch import Tensor
+from torch.nn import functional as F
+
+from pai_bench.core import Condition, Mask, Pruner, Round, TrainingLength
+from pai_bench.errors import ConfigError
+from pai_bench.masks import masks, selection
+from pai_bench.pruners import magnitude, synflow
+from pai_bench.pruning import schedules
+from pai_bench.pruning.conditions import Moment, masks_settle, weights_settle
+from pai_bench.pruning.pruned import Pruned
+from pai_bench.pruning.rounds import prune
+from pai_bench.system import distributed
+from pai_bench.training.reuse import SharedTraining
+from pai_bench.training.trainer import Trainer
+
+MAGNITUDE = Pruner(magnitude.score, "eval", None)
+LENGTH = TrainingLength(6, 5)
+LONGER = replace(RECIPE, epochs=6, lr_milestones=[2, 3])
+
+
+def topk(scores: Any, candidates: Mask, keep: int, generator: Any) -> Any:
+    return selection.keep_largest(scores, candidates, keep)
+
+
+# The conditions alone -------------------------------------------------------------------------------------------------
+
+
+def refused() -> Mask:
+    raise AssertionError("weights_settle asks for no mask")
+
+
+def asked(trajectory: list[list[float]], fraction: float) -> list[tuple[bool, dict[str, float]]]:
+    """The answers of weights_settle, epoch by epoch, on two weights of two layers."""
+    notes: dict[str, Tensor] = {}
+    answers = []
+    for first, second in trajectory:
+        weights = {"a": torch.tensor([[first]]), "b": torch.tensor([second])}
+        holds, metrics, notes = weights_settle(Moment(weights, refused, notes), fraction=fraction)
+        answers.append((holds, metrics))
+    return answers
+
+
+def test_weights_settle_where_an_epoch_changes_their_distance_by_less_than_the_threshold() -> None:
+    """|w_1| = 4; the distances are 0, 8/4, 11/4 and 12/4, so the changes are 2, 3/4 and 1/4."""
+    trajectory = [[0.0, 4.0], [8.0, 4.0], [11.0, 4.0], [12.0, 4.0]]
+    answers = asked(trajectory, fraction=0.375)  # threshold 3/4: the third epoch changes it by just that much
+    assert [holds for holds, _ in answers] == [False, False, False, True]
+    assert [metrics["condition/distance"] for _, metrics in answers] == [0, 2, 2.75, 3]
+    assert [metrics["condition/change"] for _, metrics in answers[1:]] == [2, 0.75, 0.25]
+    assert [metrics["condition/threshold"] for _, metrics in answers[1:]] == [0.75] * 3
+    assert [holds for holds, _ in asked(trajectory, fraction=0.376)] == [False, False, True, True]
+    assert [holds for holds, _ in asked(trajectory, fraction=0.1)] == [False] * 4
+    back = [[0.0, 4.0], [8.0, 4.0], [0.0, 4.0]]  # a distance that falls changes, too
+    assert asked(back, fraction=0.9)[2] == (False, pytest.approx(
+        {"condition/distance": 0.0, "condition/change": 2.0, "condition/threshold": 1.8}
+    ))  # fmt: skip
+
+
+def test_the_distance_of_weights_does_not_depend_on_their_layout() -> None:
+    first, later = torch.randn(4, 3, 5, 5), torch.randn(4, 3, 5, 5)
+    found = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        _, _, notes = weights_settle(Moment({"w": first.contiguous(memory_format=layout)}, refused, {}), fraction=1)
+        now = {"w": later.contiguous(memory_format=layout)}
+        found.append(weights_settle(Moment(now, refused, notes), fraction=1)[1])
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(("num_masks", "max_distance"), [(2, 0.3), (3, 0.4), (5, 0.45)])
+def test_masks_settle_where_the_newest_is_near_to_each_of_the_others(num_masks: int, max_distance: float) -> None:
+    chance = np.random.default_rng(num_masks)
+    history: list[Mask] = []
+    notes: dict[str, Tensor] = {}
+    held = []
+    kept = chance.random(20) < 0.5
+    for _ in range(40):
+        kept = kept ^ (chance.random(20) < 0.15)
+        mask = {"a": torch.from_numpy(kept[:8].reshape(2, 4)), "b": torch.from_numpy(kept[8:])}
+        history.append(mask)
+        moment = Moment({}, lambda mask=mask: mask, notes)  # type: ignore[misc]
+        holds, metrics, notes = masks_settle(moment, num_masks=num_masks, max_distance=max_distance)
+        others = history[-num_masks:-1]
+        distances = [
+            sum(int(x != y) for name in mask for x, y in zip(mask[name].flatten(), other[name].flatten(), strict=True))
+            / 20
+            for other in others
+        ]
+        assert holds == (len(others) == num_masks - 1 and max(distances) <= max_distance)
+        assert metrics.get("condition/distance") == (max(distances) if others else None)
+        sparsity = 1 - kept.mean()
+        assert metrics["condition/chance"] == pytest.approx(2 * sparsity * (1 - sparsity))
+        assert len(notes["masks"]) == min(len(history), num_masks)
+        held.append(holds)
+    assert any(held) and not all(held[num_masks - 1 :])
+
+
+def test_random_masks_are_as_far_apart_as_chance_says() -> None:
+    generator = torch.Generator().manual_seed(0)
+    notes: dict[str, Tensor] = {}
+    for _ in range(2):
+        mask = {"w": torch.rand(100_000, generator=generator) < 0.7}
+        _, metrics, notes = masks_settle(Moment({}, lambda mask=mask: mask, notes), num_masks=2, max_distance=0)  # type: ignore[misc]
+    assert metrics["condition/chance"] == pytest.approx(0.42, abs=0.01)
+    assert metrics["condition/distance"] == pytest.approx(metrics["condition/chance"], abs=0.01)
+
+
+# The schedules --------------------------------------------------------------------------------------------------------
+
+
+def crop(sparsity: float, **settings: Any) -> list[Round]:
+    given = {"latest": 0.5, "threshold": None, "rounds": 4} | settings
+    return list(schedules.early_crop(sparsity, LENGTH, **given))
+
+
+def bird(sparsity: float, **settings: Any) -> list[Round]:
+    given = {"latest": 1.0, "num_masks": 2, "max_distance": 0.1} | settings
+    return list(schedules.early_bird(sparsity, LENGTH, **given))
+
+
+def test_early_crop_goes_half_of_the_way_in_every_round_and_trains_before_the_first_alone() -> None:
+    rounds = crop(0.9)
+    assert [one.sparsity for one in rounds] == pytest.approx([0.5, 0.7, 0.8, 0.9]) and rounds[-1].sparsity == 0.9
+    assert [one.until_epoch for one in rounds] == [3.0, 0.0, 0.0, 0.0]
+    assert rounds[0].when is not None and not rounds[0].when.chooses
+    assert all(one.when is None and one.rewind_epoch is None for one in rounds[1:])
+    assert [one.sparsity for one in crop(0.4)] == [0.4]
+    many = [one.sparsity for one in crop(0.98, rounds=102)]
+    assert many == [0.98 - (0.98 - 0.5) * 0.5**i for i in range(101)] + [0.98]
+
+
+def test_the_threshold_of_early_crop_falls_with_the_sparsity() -> None:
+    weights = [{"w": torch.tensor([x])} for x in (1.0, 2.0, 2.25)]  # distances 0, 1, 1.25
+
+    def held(rounds: list[Round]) -> bool:
+        notes: dict[str, Tensor] = {}
+        assert rounds[0].when is not None
+        for now in weights:
+            holds, _, notes = rounds[0].when.holds(Moment(now, refused, notes))
+        return holds
+
+    assert held(crop(0.7)) and not held(crop(0.8))
+    assert held(crop(0.8, threshold=0.3)) and not held(crop(0.7, threshold=0.2))
+
+
+def test_a_latest_time_at_which_no_condition_can_hold_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"schedule.latest=0.1: that is epoch 1 of training.epochs=6.*needs 3 epochs"):
+        crop(0.9, latest=0.1)
+    with pytest.raises(ConfigError, match=r"schedule.latest=0.5: that is epoch 3 .*schedule=early_bird needs 5 epochs"):
+        bird(0.5, latest=0.5, num_masks=5)
+    assert crop(0.9, latest=0.34)[0].until_epoch == 3.0  # whole epochs, rounded up
+
+
+# In a search ----------------------------------------------------------------------------------------------------------
+
+Line = tuple[float, dict[str, float]]
+
+
+def searched(
+    rounds: list[Round],
+    pruner: Pruner = MAGNITUDE,
+    resume: tuple[dict[str, Any], dict[str, Any]] | None = None,
+    saved: list[tuple[dict[str, Any], dict[str, Any], int]] | None = None,
+) -> tuple[Pruned, Trainer, list[Line]]:
+    """A search on few images, and the training after it.
+
+    Args:
+        resume: states of search and trainer to go on from.
+        saved: receives such states, and the number of lines so far, wherever a checkpoint is offered.
+    """
+    torch.manual_seed(0)
+    model, lines = Chain(), []
+    initial = drawn(model)
+    reached: list[Pruned] = [] if resume is None else [Pruned.from_state(resume[0], torch.device("cpu"))]
+
+    def offer(epoch_ended: bool = False) -> None:
+        if saved is not None and reached:
+            saved.append((copy.deepcopy(reached[-1].state()), copy.deepcopy(trainer.state()), len(lines)))
+
+    def note(pruned: Pruned) -> None:
+        reached.append(pruned)
+        offer()
+
+    def record(metrics: dict[str, float], epoch: float) -> None:
+        lines.append((epoch, metrics))
+
+    trainer = training_of(model, LONGER, record=record, checkpoint=offer)
+    if resume is not None:
+        trainer.load_state(copy.deepcopy(resume[1]), reached[0].mask_with_coupled)
+    pruned = prune(
+        model,
+        pruner,
+        topk,
+        rounds,
+        initial=initial,
+        input_shape=(3, 8, 8),
+        draw=FewImages().draw,
+        training=SharedTraining(trainer),
+        loss=F.cross_entropy,
+        seed=0,
+        record=record,
+        resume_from=reached[0] if reached else None,
+        checkpoint=note,
+    )
+    trainer.finish(pruned.mask_with_coupled, LONGER.epochs)
+    return pruned, trainer, lines
+
+
+def trained() -> list[dict[str, Tensor]]:
+    """The prunable weights after each epoch of dense training."""
+    torch.manual_seed(0)
+    model = Chain()
+    trainer = training_of(model, LONGER)
+    history = []
+    for epoch in range(1, LONGER.epochs + 1):
+        trainer.until(masks.full(model), epoch)
+        history.append({name: weight.detach().clone() for name, weight in masks.prunable(model).items()})
+    return history
+
+
+def flat(weights: dict[str, Tensor]) -> np.ndarray:
+    return np.concatenate([weight.double().numpy().ravel() for weight in weights.values()])
+
+
+def largest(weights: dict[str, Tensor], sparsity: float) -> Mask:
+    scores = {name: weight.abs() for name, weight in weights.items()}
+    everything = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
+    keep = masks.num_kept(sparsity, masks.total(everything))
+    return selection.keep_largest(scores, everything, keep).mask
+
+
+def same(one: Mask, other: Mask) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_early_crop_prunes_at_the_epoch_that_the_weights_decide() -> None:
+    history = trained()
+    vectors = [flat(weights) for weights in history]
+    distances = [float(np.linalg.norm(v - vectors[0]) / np.linalg.norm(vectors[0])) for v in vectors]
+    changes = [abs(after - before) for before, after in pairwise(distances)]
+    expected = next(at + 2 for at, change in enumerate(changes) if change < 0.4 * distances[1])
+    assert 3 <= expected < 6, "the test needs a training in which the condition holds in time"
+    rounds = crop(0.6, latest=1.0)
+    pruned, trainer, lines = searched(rounds)
+    assert (pruned.epoch, pruned.condition_met) == (expected, True)
+    recorded = {epoch: line["condition/distance"] for epoch, line in lines if "condition/distance" in line}
+    assert list(recorded) == list(range(1, expected + 1))
+    assert list(recorded.values()) == pytest.approx(distances[:expected], rel=1e-12)
+    assert [line["prune/round"] for epoch, line in lines if "prune/round" in line] == [1, 2, 3, 4]
+    assert {epoch for epoch, line in lines if "prune/round" in line} == {expected}
+    mask = largest(history[expected - 1], 0.6)
+    assert same(pruned.mask, mask)  # weights stay, so magnitude in rounds is magnitude in one
+    assert trainer.epoch == 6 and trainer.num_examples == 6 * 40
+    assert pruned.condition_flops == 0
+
+
+def test_early_bird_prunes_at_the_epoch_that_the_masks_decide() -> None:
+    chosen = [largest(weights, 0.5) for weights in trained()]
+    apart = [
+        sum(int((before[name] != after[name]).sum()) for name in after) / masks.total(after)
+        for before, after in pairwise(chosen)
+    ]
+    limit = sorted(apart)[1]
+    expected = next(at + 2 for at, distance in enumerate(apart) if distance <= limit)
+    assert 2 < expected < 6, "the test needs masks that settle in time"
+    pruned, _, lines = searched(bird(0.5, max_distance=limit))
+    assert (pruned.epoch, pruned.condition_met) == (expected, True)
+    assert same(pruned.mask, chosen[expected - 1])
+    recorded = [line["condition/distance"] for _, line in lines if "condition/distance" in line]
+    assert recorded == pytest.approx(apart[: expected - 1])
+    assert all(
+        line["condition/chance"] == pytest.approx(0.5, abs=1e-3) for _, line in lines if "condition/chance" in line
+    )
+
+
+def test_early_bird_compares_what_any_pruner_of_weights_would_choose_and_counts_what_that_costs() -> None:
+    passes = Pruner(synflow.score, "eval", None)
+    pruned, _, _ = searched(bird(0.5, max_distance=1.0, num_masks=3), passes)
+    assert (pruned.epoch, pruned.condition_met) == (3, True)
+    assert pruned.flops > 0 and pruned.condition_flops == 3 * pruned.flops
+    at_once, _, _ = searched([Round(0.5, until_epoch=3.0)], passes)
+    assert same(pruned.mask, at_once.mask) and at_once.condition_flops == 0
+
+
+def test_a_condition_that_never_holds_leaves_the_round_at_its_latest_time_and_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.INFO):
+        pruned, _, lines = searched(crop(0.6, threshold=0.0, rounds=2))
+    assert (pruned.epoch, pruned.condition_met) == (3.0, False)
+    assert "round 1: its condition has not held by epoch 3, the latest time for this round" in caplog.text
+    assert [epoch for epoch, line in lines if "prune/round" in line] == [3.0, 3.0]
+    plain, _, _ = searched([replace(one, when=None) for one in crop(0.6, rounds=2)])
+    assert same(plain.mask, pruned.mask) and (plain.epoch, plain.condition_met) == (3.0, None)
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        searched(crop(0.6, threshold=10.0, rounds=2))
+    assert "round 1: its condition holds, at epoch 2" in caplog.text and "has not held" not in caplog.text
+
+
+def test_a_condition_is_asked_after_whole_epochs_and_the_latest_time_may_lie_within_one() -> None:
+    seen = []
+
+    def never(moment: Moment) -> tuple[bool, dict[str, float], dict[str, Tensor]]:
+        seen.append(len(moment.notes))
+        return False, {}, moment.notes | {str(len(seen)): torch.zeros(1)}
+
+    pruned, _, _ = searched([Round(0.5, until_epoch=2.4, when=Condition(never))])
+    assert seen == [0, 1] and (pruned.epoch, pruned.condition_met) == (2.4, False)
+
+
+def test_every_round_has_a_condition_of_its_own() -> None:
+    settled = crop(0.6, latest=1.0, threshold=10.0)[0].when  # it holds after the second epoch that it sees
+    rounds = [Round(0.3, until_epoch=5.0, when=settled), Round(0.6, until_epoch=6.0, when=settled)]
+    pruned, _, lines = searched(rounds)
+    assert [epoch for epoch, line in lines if "prune/round" in line] == [2.0, 4.0]
+    assert (pruned.epoch, pruned.condition_met) == (4.0, True)
+    late = [replace(rounds[0], until_epoch=1.0), rounds[1]]
+    assert searched(late)[0].condition_met is False
+
+
+@pytest.mark.parametrize("schedule", ["crop", "bird", "two conditions"])
+def test_a_search_goes_on_from_wherever_it_was_stopped(schedule: str) -> None:
+    """Within an epoch, between its last step and its evaluation, between epochs, and between rounds."""
+    settled = crop(0.6, latest=1.0, threshold=10.0)[0].when
+    rounds = {
+        "crop": crop(0.6, latest=1.0, rounds=3),
+        "bird": bird(0.5, num_masks=3, max_distance=0.2),
+        "two conditions": [Round(0.3, until_epoch=5.0, when=settled), Round(0.6, until_epoch=6.0, when=settled)],
+    }[schedule]
+    saved: list[Any] = []
+    expected, trainer, lines = searched(rounds, saved=saved)
+    assert 2 <= (expected.epoch or 0) < 6 and expected.condition_met
+    watched = [state["watch"] for _, state, _ in saved if state["watch"] is not None]
+    assert {watch["ended"] for watch in watched} == {False, True}
+    for pruned_state, trainer_state, num_lines in saved:
+        found, again, more = searched(rounds, resume=(pruned_state, trainer_state))
+        assert same(found.mask, expected.mask)
+        assert (found.epoch, found.condition_met) == (expected.epoch, expected.condition_met)
+        assert found.condition_flops == expected.condition_flops
+        assert _untimed(lines[:num_lines] + more) == _untimed(lines)
+        for name, value in trainer.model.state_dict().items():
+            assert torch.equal(again.model.state_dict()[name], value), name
+
+
+def _untimed(lines: list[Line]) -> list[Line]:
+    return [(epoch, {k: v for k, v in line.items() if "per_second" not in k}) for epoch, line in lines]
+
+
+def test_the_first_process_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every process asks the condition, and goes by the answer of the first."""
+    answers = iter([(False, {"condition/distance": 1.0}), (True, {"condition/distance": 2.0})])
+
+    def agree(action: Any) -> Any:
+        action()
+        return next(answers)
+
+    monkeypatch.setattr(distributed, "agree", agree)
+    pruned, _, lines = searched(crop(0.6, latest=1.0, threshold=10.0))
+    assert (pruned.epoch, pruned.condition_met) == (2, True)
+    assert [line["condition/distance"] for _, line in lines if "condition/distance" in line] == [1.0, 2.0]
+
+
+# Configs --------------------------------------------------------------------------------------------------------------
+
+REFUSED = {
+    "pruner=snip schedule=early_bird": "schedule=early_bird: it compares .*pruner=snip looks at images; choose one",
+    "pruner=random schedule=early_bird": "pruner=random does not look at the weights",
+    "pruner=ntk_sap schedule=early_bird": "pruner=ntk_sap does not look at the weights",
+    "pruner=magnitude schedule=early_crop training.epochs=4": "schedule.latest=0.5: that is epoch 2 of",
+    "pruner=magnitude schedule=early_crop rewire=rigl": "the mask is there from epoch 5 of training.epochs=10 on",
+    "search=edge_popup schedule=early_crop": "schedule=early_crop: pruner=edge_popup has no score to prune by",
+    "pruner=magnitude schedule=early_crop allocation=n_m": "allocation=n_m has one target",
+    "pruner=magnitude schedule=early_bird schedule.num_masks=1": "schedule.num_masks=1: give",
+    "training.batch_norm_l1=-1": "training.batch_norm_l1=-1: give 0 or more",
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_what_does_not_go_with_a_condition_is_refused_in_one_line(words: str) -> None:
+    with pytest.raises(ConfigError, match=REFUSED[words]) as raised:
+        composed(*words.split(), "sparsity=0.75")
+    assert len(str(raised.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "pruner=gradient_preservation schedule=early_crop",
+        "pruner=filter_batch_norm schedule=early_bird allocation=global",
+        "pruner=synflow schedule=early_bird target=effective",
+        "pruner=magnitude schedule=early_crop rewire=rigl rewire.begin=0.5 rewire.end=1",
+        "pruner=snip schedule=early_crop ablation=invert_scores",
+    ],
+)
+def test_what_goes_with_a_condition(words: str) -> None:
+    assert composed(*words.split(), "sparsity=0.5").schedule.name.startswith("early_")
+
+
+def test_a_penalty_of_zero_renames_no_run() -> None:
+    plain = composed("pruner=snip", "sparsity=0.9")
+    assert plain.id == composed("pruner=snip", "sparsity=0.9", "training.batch_norm_l1=0").id
+    assert plain.id != composed("pruner=snip", "sparsity=0.9", "training.batch_norm_l1=1e-4").id
