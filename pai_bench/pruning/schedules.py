@@ -235,7 +235,7 @@ def early_crop(
 
     Reference: Rachwan et al. 2022, arXiv:2206.10451, and their released code, whose scores are |w (Hg)|
         (`pruner=gradient_preservation`).
-    Deviates: their code scores test images; here they are training images. It has 102 rounds, nearly all of which prune
+    Deviates: their code scores test images; here they are training images. It has 102 rounds, most of which prune
         nothing. For filters their threshold is smaller: give min(1 - s - 0.1, 0.99). They name no latest time.
 
     Raises:
