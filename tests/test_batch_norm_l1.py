@@ -9,18 +9,21 @@ import test_captured
 import test_compact
 import torch
 from conftest import Chain, composed
-from emulated_graphs import emulated
-from few_images import CPU, RECIPE
+from few_images import RECIPE
 from few_images import trainer as training_of
+from test_captured import graphs_on
 from test_compact import with_dead_channels
 from test_optimizers import METHODS, RATES, half
 from torch import nn
 
 from pai_bench.errors import ConfigError
 from pai_bench.learned.settings import recipe_of
+from pai_bench.system import devices
 from pai_bench.training import objectives
 from pai_bench.training.optimizer import Optimizer
 from pai_bench.training.trainer import Trainer
+
+__all__ = ["graphs_on"]  # a fixture
 
 L1 = 0.05
 SCALES = ("norm1.weight", "norm2.weight")
@@ -72,14 +75,17 @@ def test_a_step_moves_scales_by_the_sign_alone_and_leaves_zeros() -> None:
 
 
 @pytest.mark.parametrize("method", ["sgd_nesterov", "adamw"])
-def test_captured_steps_have_the_penalty(method: str) -> None:
+def test_captured_steps_have_the_penalty(method: str, graphs_on: torch.device) -> None:
+    devices.prepare(graphs_on, "float32")
     torch.manual_seed(0)
     net = Chain()
-    with emulated():
-        captured, plain = (test_captured.trained(net, CPU, capture=c, recipe=of(method)) for c in (True, False))
+    with devices.reproducible(graphs_on):
+        captured, plain = (
+            test_captured.trained(net, graphs_on, capture=capture, recipe=of(method)) for capture in (True, False)
+        )
+        without = test_captured.trained(net, graphs_on, recipe=of(method, 0.0))
     assert captured._steps._captured is not None
     test_captured.assert_same(captured, plain)
-    without = test_captured.trained(net, CPU, recipe=of(method, 0.0))
     assert not torch.equal(without.model.norm1.weight, plain.model.norm1.weight)
 
 
