@@ -15,8 +15,11 @@ from few_images import trainer as training_of
 from torch import Tensor
 from torch.nn import functional as F
 
+import pai_bench as pb
+from pai_bench.config import checks
 from pai_bench.core import Condition, Mask, Pruner, Round, TrainingLength
 from pai_bench.errors import ConfigError
+from pai_bench.launch.fitting import epochs_to_train
 from pai_bench.masks import masks, selection
 from pai_bench.pruners import magnitude, synflow
 from pai_bench.pruning import schedules
@@ -174,6 +177,7 @@ def searched(
     pruner: Pruner = MAGNITUDE,
     resume: tuple[dict[str, Any], dict[str, Any]] | None = None,
     saved: list[tuple[dict[str, Any], dict[str, Any], int]] | None = None,
+    compact_training: bool = False,
 ) -> tuple[Pruned, Trainer, list[Line]]:
     """A search on few images, and the training after it.
 
@@ -197,7 +201,7 @@ def searched(
     def record(metrics: dict[str, float], epoch: float) -> None:
         lines.append((epoch, metrics))
 
-    trainer = training_of(model, LONGER, record=record, checkpoint=offer)
+    trainer = training_of(model, LONGER, record=record, checkpoint=offer, compact_training=compact_training)
     if resume is not None:
         trainer.load_state(copy.deepcopy(resume[1]), reached[0].mask_with_coupled)
     pruned = prune(
@@ -328,8 +332,20 @@ def test_every_round_has_a_condition_of_its_own() -> None:
     pruned, _, lines = searched(rounds)
     assert [epoch for epoch, line in lines if "prune/round" in line] == [2.0, 4.0]
     assert (pruned.epoch, pruned.condition_met) == (4.0, True)
-    late = [replace(rounds[0], until_epoch=1.0), rounds[1]]
-    assert searched(late)[0].condition_met is False
+    for latest in (1.0, 0.0):  # too early for the condition, which is said in both cases
+        assert searched([replace(rounds[0], until_epoch=latest), rounds[1]])[0].condition_met is False
+
+
+def test_a_condition_sees_the_weights_of_a_compact_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pai_bench.training.compact.LONG", {})
+    settled = crop(0.6, latest=1.0, threshold=10.0)[0].when
+    rounds = [Round(0.97, until_epoch=1.0), Round(0.98, until_epoch=6.0, when=settled)]
+    found = []
+    for compact in (True, False):
+        _, trainer, lines = searched(rounds, compact_training=compact)
+        assert (trainer.trained is trainer.model) != compact
+        found.append([line["condition/distance"] for _, line in lines if "condition/distance" in line])
+    assert len(found[0]) == 2 and found[0][1] > 0 and found[0] == pytest.approx(found[1], rel=1e-4)
 
 
 @pytest.mark.parametrize("schedule", ["crop", "bird", "two conditions"])
@@ -408,6 +424,16 @@ def test_what_does_not_go_with_a_condition_is_refused_in_one_line(words: str) ->
 )
 def test_what_goes_with_a_condition(words: str) -> None:
     assert composed(*words.split(), "sparsity=0.5").schedule.name.startswith("early_")
+
+
+def test_a_run_trains_as_long_as_its_recipe_and_shares_no_training_with_others() -> None:
+    run = composed("pruner=magnitude", "schedule=early_crop", "schedule.latest=1", "sparsity=0.9")
+    assert epochs_to_train(run) == 10 and not checks.trains_to_the_end(run)
+
+
+def test_prune_from_python_refuses_what_trains() -> None:
+    with pytest.raises(ConfigError, match="schedule=early_bird trains between its rounds, and prune does not train"):
+        pb.prune(Chain(), "magnitude", sparsity=0.5, schedule="early_bird", input_shape=(3, 8, 8))
 
 
 def test_a_penalty_of_zero_renames_no_run() -> None:

@@ -197,7 +197,7 @@ class _Search:
     def round(self, number: int, goal: Round, before: Pruned) -> tuple[Pruned, dict[str, float]]:
         """Runs one round: what has been reached with it, and the metrics to record."""
         watch = None
-        if goal.until_epoch > 0:
+        if goal.until_epoch > 0 or goal.when is not None:
             choose = partial(self._would_keep, number, goal, before)
             watch = train_before(number, goal, before, self.training, self._weights, choose)
             self.stale, self.cache = True, {}
