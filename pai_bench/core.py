@@ -227,6 +227,15 @@ Rounding = Literal["nearest", "up", "down"]  # of (1 - sparsity) * N, to the num
 
 
 @dataclass(frozen=True)
+class Condition:
+    """When a round takes place. It is asked after every epoch of the training before that round."""
+
+    # Of a Moment of pruning/conditions.py: whether the round takes place now, what to record, notes for the next epoch.
+    holds: Callable[[Any], tuple[bool, dict[str, float], State]]
+    chooses: bool = False  # it looks at what would be kept now, so scores must follow from the weights alone
+
+
+@dataclass(frozen=True)
 class Round:
     """One score, allocate, mask cycle, within training or, as by default, before it.
 
@@ -238,6 +247,7 @@ class Round:
     rewind_epoch: float | None = None  # after masking, put the clock and the learning rate back to this time,
     rewind_weights: bool = True  # and, if so, the weights too (their values when the clock first stood there)
     rounding: Rounding = "nearest"
+    when: Condition | None = None  # train until it holds; until_epoch is then the latest time
 
 
 class Schedule(Protocol):
@@ -247,15 +257,28 @@ class Schedule(Protocol):
         """The rounds; the last has the sparsity asked for."""
 
 
+class Watch(Protocol):
+    """What looks at the network after every epoch of a training, and may end that training."""
+
+    state: dict[str, Any]  # for a checkpoint; its "ended" says whether the training is to end
+
+    def __call__(self) -> dict[str, float]:
+        """Looks, and returns what to record."""
+
+
 class Training(Protocol):
     """What the round loop asks of the training loop."""
+
+    @property
+    def epoch(self) -> float:
+        """The recipe's clock, in epochs."""
 
     @property
     def age_epochs(self) -> float:
         """Training done so far, in epochs; unlike the recipe's clock it is never put back."""
 
-    def until(self, mask: Mask, epoch: float) -> None:
-        """Trains the masked network until the recipe's clock stands at a time in epochs."""
+    def until(self, mask: Mask, epoch: float, watch: Watch | None = None) -> None:
+        """Trains the masked network until the recipe's clock stands at a time in epochs, or until a watch ends it."""
 
     def rewind(self, mask: Mask, epoch: float, weights: bool) -> None:
         """Puts the clock back, and the weights if asked, and forgets the momentum."""

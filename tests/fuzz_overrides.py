@@ -75,11 +75,18 @@ MORE = (
     "pruner.score={a:1}", "pruner.scoring_data={a:1}", "model={}", "model={name:x}", "pruner={}", "seed=\udcff",
     "model.name=vgg16", "dataset.name=cifar10", "pruner.name=snip", "+model.depth=3", "+training.x=1", "++seed.x=1",
 )  # fmt: skip
-START = {"gradual": "pruner=dense", "acdc": "pruner=dense"}  # rewires that start from all weights
+PRUNERS = {  # of rewires that start from all weights, and of a schedule that looks at weights alone
+    "rewire=gradual": "pruner=dense",
+    "rewire=acdc": "pruner=dense",
+    "schedule=early_bird": "pruner=magnitude",
+}
 BASES: dict[str, Words] = {  # one for each option whose keys are tried
     f"{group}={path.stem}": (
-        *(("pruner=snip",) if group in ("schedule", "ablation") and path.stem != "none" else ()),
-        *(("sparsity=0.5", START.get(path.stem, "pruner=snip")) if group == "rewire" and path.stem != "none" else ()),
+        *(
+            (PRUNERS.get(f"{group}={path.stem}", "pruner=snip"),)
+            if group in ("schedule", "ablation", "rewire") and path.stem != "none"
+            else ()
+        ),
         *(
             ()
             if path.stem in ("dense", "none") and group != "tracker"
@@ -87,7 +94,7 @@ BASES: dict[str, Words] = {  # one for each option whose keys are tried
             if group in ("pruner", "search")
             else ()
         ),
-        *(("sparsity=0.5",) if group in ("schedule", "ablation") and path.stem != "none" else ()),
+        *(("sparsity=0.5",) if group in ("schedule", "ablation", "rewire") and path.stem != "none" else ()),
         *NEEDS.get(path.stem, ()),
         f"{group}={path.stem}",
     )

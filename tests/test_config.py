@@ -36,7 +36,8 @@ MANDATORY = {
 def test_every_option_composes_under_its_own_name(group: str, option: str) -> None:
     others = ["sparsity=0.5"]
     if group in ("schedule", "ablation", "rewire") and option != "none":
-        others.append("pruner=dense" if option in ("gradual", "acdc") and group == "rewire" else "pruner=snip")
+        pruners = {("rewire", "gradual"): "dense", ("rewire", "acdc"): "dense", ("schedule", "early_bird"): "magnitude"}
+        others.append(f"pruner={pruners.get((group, option), 'snip')}")
     cfg = composed(*others, *MANDATORY.get(option, []), f"{group}={option}")
     expected = {"timm": "resnet18", "image_folder": "somewhere"}.get(option, option)
     if (group, option) == ("search", "none"):

@@ -52,9 +52,17 @@ def run(results: Path, *settings: str, processes: int = 2) -> str:
     [
         ["pruner=snip", "schedule=constant", "schedule.rounds=1"],
         ["pruner=magnitude", "schedule=rewind", "schedule.levels=2", "schedule.rewind_epoch=1"],
+        [
+            "pruner=magnitude",
+            "schedule=early_bird",
+            "schedule.num_masks=2",
+            "schedule.max_distance=1",
+            "schedule.latest=1",
+            "training.epochs=3",
+        ],
         ["search=iterand", "search.epochs=2", "search.lr=0.001", "search.method.every_steps=7"],
     ],
-    ids=["snip", "rewinding", "learned"],
+    ids=["snip", "rewinding", "early bird", "learned"],
 )
 def test_two_processes_give_the_mask_and_the_accuracy_of_one(settings: list[str], tmp_path: Path) -> None:
     run(tmp_path / "one", *settings, processes=1)

@@ -47,6 +47,22 @@ def test_a_ticket_is_found_by_training_and_its_cost_stands_in_the_row(run_cli: R
     assert "finding the mask took" in done.stdout
 
 
+def test_the_row_has_the_epoch_that_a_condition_chose_and_whether_it_held(run_cli: RunCli, tmp_path: Path) -> None:
+    words = ["tracker=none", "training.epochs=4", "pruner=magnitude", "sparsity=0.6", "schedule=early_crop"]
+    done = run_cli("-m", *SMALL, *words, "schedule.latest=0.75", "schedule.threshold=0,10")
+    assert done.returncode == 0, done.stderr
+    rows = {row["condition_met"]: row for row in status.read(tmp_path / "results")}
+    assert {met: row["pruned_epoch"] for met, row in rows.items()} == {True: 2, False: 3}
+    for met, row in rows.items():
+        assert row["search_train_examples"] == row["pruned_epoch"] * 1438
+        assert row["search_train_examples"] + row["train_examples"] == 4 * 1438
+        directory = tmp_path / "results" / row["id"]
+        assert ("its condition has not held by epoch 3" in (directory / "run.log").read_text()) != met
+        curve = [json.loads(line) for line in (directory / "curve.jsonl").read_text().splitlines()]
+        looked = {line["epoch"]: line["condition/distance"] for line in curve if "condition/distance" in line}
+        assert list(looked) == list(range(1, int(row["pruned_epoch"]) + 1)) and looked[1] == 0 < looked[2]
+
+
 def test_sanity_checks_store_what_they_left_of_the_mask(run_cli: RunCli, tmp_path: Path) -> None:
     ablations = "shuffle_mask,reinit,invert_scores,random_labels,random_pixels,shuffle_weights"
     done = run_cli(

@@ -54,6 +54,10 @@ RUNS = {
     "moving mask that returns values": [
         "pruner=magnitude", "sparsity=0.7", "rewire=gradual", "rewire.start_sparsity=0.2", "rewire.every_steps=2",
     ],
+    "early bird": [
+        "pruner=filter_batch_norm", "sparsity=0.5", "allocation=global", "schedule=early_bird", "schedule.num_masks=2",
+        "schedule.max_distance=1", "schedule.latest=1", "training.epochs=3", "training.batch_norm_l1=0.001",
+    ],
     "reinit": ["pruner=snip", "sparsity=0.5", "ablation=reinit", "dataset.validation=0.1"],
 }  # fmt: skip
 

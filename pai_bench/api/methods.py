@@ -175,7 +175,7 @@ def _rounds(run: RunConfig, pruner: Pruner, schedule: str | Schedule | None, spa
     name = _name_of(schedule) if callable(schedule) else run.schedule.name
     if not rounds:
         raise ConfigError(f"schedule={name}: it has no round, so it prunes nothing; give another, such as one_shot")
-    if any(one.until_epoch > 0 or one.rewind_epoch is not None for one in rounds):
+    if any(one.until_epoch > 0 or one.rewind_epoch is not None or one.when is not None for one in rounds):
         between = "" if pruner.reduce is not None else ", train between calls and pass the last mask as mask="
         raise ConfigError(
             f"pruner={pruner.name}: schedule={name} trains between its rounds, and prune does not train; give a "

@@ -11,6 +11,7 @@ from pai_bench.config import learned_checks, schema
 from pai_bench.config.identity import digest_of_file
 from pai_bench.config.rewiring import check_reach, check_rewire
 from pai_bench.config.schema import GROUPS, OPTIONAL_GROUPS, Plain, RunConfig, with_checksum
+from pai_bench.config.timing import check_conditions
 from pai_bench.config.value_checks import check_name, check_values, require
 from pai_bench.config.what_is_pruned import check_layers, check_repair, check_target, has_one_number
 from pai_bench.core import HOOKS, Round, TrainingLength
@@ -39,6 +40,7 @@ def complete(settings: Plain) -> RunConfig:
     _check_ablation(run)
     _check_rescaling(run, rounds)
     _check_regrowing(run, rounds)
+    check_conditions(run, rounds)
     check_rewire(run, rounds)
     check_layers(run)
     check_target(run)
@@ -124,7 +126,9 @@ def rounds_of(run: RunConfig, sparsity: float) -> Sequence[Round]:
 
 def trains_to_the_end(run: RunConfig) -> bool:
     """Whether the search trains whole networks, as for lottery tickets. Runs of one chain can share them."""
-    return any(one.until_epoch >= run.training.epochs for one in rounds_of(run, run.start_sparsity))
+    rounds = rounds_of(run, run.start_sparsity)
+    # A condition may end a training earlier.
+    return any(one.until_epoch >= run.training.epochs for one in rounds) and all(one.when is None for one in rounds)
 
 
 def _returns_weights(rounds: Sequence[Round]) -> bool:

@@ -79,6 +79,8 @@ def _counted(settings: dict[str, Any], without: set[str]) -> dict[str, Any]:
     for group in ("training", "allocation", "schedule", "ablation"):
         counted[group] = _without(counted[group], "name")  # a label; what they do is in their settings
     counted["rewire"] = _without(settings["rewire"], "name") if settings["rewire"]["rule"] is not None else None
+    if not settings["training"].get("batch_norm_l1"):
+        counted["training"] = _without(counted["training"], "batch_norm_l1")
     if settings["training"]["lr_schedule"] != "step":
         counted["training"] = _without(counted["training"], "lr_milestones", "lr_gamma")
     counted = _without(counted, *(key for key, value in _NO_EFFECT.items() if counted.get(key) == value))

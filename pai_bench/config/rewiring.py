@@ -5,6 +5,7 @@ from dataclasses import fields
 
 from pai_bench.config.schema import RunConfig
 from pai_bench.config.signatures import shown
+from pai_bench.config.timing import latest_clock
 from pai_bench.core import Round
 from pai_bench.errors import ConfigError
 
@@ -79,8 +80,7 @@ def _check_times(run: RunConfig, rounds: Sequence[Round]) -> None:
     first = rewire.begin if rewire.at is None else rewire.at[0]
     if not rounds:
         return
-    last = rounds[-1]
-    starts = last.until_epoch if last.rewind_epoch is None else last.rewind_epoch
+    starts = latest_clock(rounds)
     if first * run.training.epochs < starts:
         setting = "rewire.begin" if rewire.at is None else "rewire.at"
         raise ConfigError(

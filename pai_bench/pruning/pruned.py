@@ -22,6 +22,9 @@ class Pruned:
     flops: int = 0  # of the scores, in all rounds; a multiply-add counts two
     sparsities: list[float] = field(default_factory=list)  # of the prunable weights, after each round
     num_tied: list[int] = field(default_factory=list)  # for each round: candidates among which the order decided
+    epoch: float | None = None  # of the recipe, at which the last round took place; None: there was no round
+    condition_met: bool | None = None  # whether the conditions of all rounds held in time; None: they have none
+    condition_flops: int = 0  # of scores that conditions asked for before the rounds
     moved: Weights | None = None  # the values that weights had when they were last kept; None: nobody asks for them
 
     @property

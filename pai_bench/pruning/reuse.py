@@ -98,7 +98,9 @@ def stored_mask(
             parts[part][name] = tensor.to(next(model.parameters()).device)
         mask, coupled, units = ({name: parts[p][name] for name in notes["order"][p]} for p in parts)
         _check_shapes(mask, weights)
-        return Pruned(mask, units or mask, coupled, **{key: notes[key] for key in _COSTS}), list(notes["lines"])
+        return Pruned(mask, units or mask, coupled, epoch=0.0, **{key: notes[key] for key in _COSTS}), list(
+            notes["lines"]
+        )
 
     if (found := cache.take("mask", path, use)) is not None:
         pruned, known = found

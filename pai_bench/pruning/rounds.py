@@ -25,6 +25,7 @@ from pai_bench.core import (
     Round,
     Scores,
     ScoringData,
+    Selection,
     Shape,
     Subnetwork,
     Target,
@@ -37,6 +38,7 @@ from pai_bench.masks import masks, reading
 from pai_bench.pruning import checks, effective, scoring, values
 from pai_bench.pruning.no_training import NoTraining
 from pai_bench.pruning.pruned import Pruned
+from pai_bench.pruning.watch import timed, train_before
 from pai_bench.system import devices, graphs, layout, seeding
 
 log = logging.getLogger(__name__)
@@ -195,8 +197,10 @@ class _Search:
 
     def round(self, number: int, goal: Round, before: Pruned) -> tuple[Pruned, dict[str, float]]:
         """Runs one round: what has been reached with it, and the metrics to record."""
-        if goal.until_epoch > 0:
-            self.training.until(before.mask_with_coupled, goal.until_epoch)
+        watch = None
+        if goal.until_epoch > 0 or goal.when is not None:
+            choose = partial(self._would_keep, number, goal, before)
+            watch = train_before(number, goal, before, self.training, self._weights, choose)
             self.stale, self.cache = True, {}
         metrics_before = self._diagnosed("before", before)
         prepared = self._prepare(number, goal, before)
@@ -204,13 +208,22 @@ class _Search:
         choice = self._choose(prepared, scores)
         self._apply(prepared, choice)
         densities = masks.densities({name: choice.held[name] for name in self.names})
-        pruned = self._reached(prepared, scores, choice, densities)
+        pruned = timed(self._reached(prepared, scores, choice, densities), before, watch, self.training.epoch)
         metrics_after = self._diagnosed("after", pruned)
         layers = {f"layer/{name}/density": density for name, density in densities.items()}
         state = {"prune/round": number, "prune/sparsity": pruned.sparsities[-1]}
         if self.target == "effective":
             state["prune/effective_sparsity"] = self.by_paths.sparsity(pruned.mask)
         return pruned, state | metrics_before | metrics_after | layers
+
+    def _weights(self) -> Weights:
+        return {name: weight.detach() for name, weight in masks.prunable(self.model, self.prunable).items()}
+
+    def _would_keep(self, number: int, goal: Round, before: Pruned) -> Mask:
+        """The units that a round would keep of the network as it is now."""
+        self.stale, self.cache = True, {}
+        prepared = self._prepare(number, goal, before)
+        return self._selected(prepared, self._score(prepared)).mask
 
     def _prepare(self, number: int, goal: Round, before: Pruned) -> _Prepared:
         """Draws the images, brings the copy that is scored up to date, and says what the round has to keep."""
@@ -303,17 +316,21 @@ class _Search:
         ):
             yield
 
+    def _selected(self, prepared: _Prepared, scores: Scores) -> Selection:
+        """What the allocation keeps."""
+        candidates, keep = prepared.candidates, prepared.num_kept
+        generator = partial(self._generator, "allocation", prepared.number)
+        if keep is None:
+            return self.by_paths.choose(self.allocate, scores, candidates, prepared.goal.sparsity, generator)
+        selection = self.allocate(scores, candidates, keep, generator())
+        masks.note_counts(selection.mask)
+        assert masks.kept(selection.mask) == keep, "the allocation did not keep the exact number"
+        return selection
+
     def _choose(self, prepared: _Prepared, scores: Scores) -> _Choice:
         """The units that the allocation keeps, and in the last round what an ablation makes of them."""
-        number, candidates, keep = prepared.number, prepared.candidates, prepared.num_kept
-        generator = partial(self._generator, "allocation", number)
-        if keep is None:
-            selection = self.by_paths.choose(self.allocate, scores, candidates, prepared.goal.sparsity, generator)
-        else:
-            selection = self.allocate(scores, candidates, keep, generator())
+        number, selection = prepared.number, self._selected(prepared, scores)
         units, without_ablation = selection.mask, None
-        masks.note_counts(units)
-        assert keep is None or masks.kept(units) == keep, "the allocation did not keep the exact number"
         if self.ablation.mask is not None and number == self.num_rounds:
             without_ablation = self._expanded(units)
             units = self.ablation.mask(units, self._generator("ablation", number))

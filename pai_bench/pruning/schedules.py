@@ -8,13 +8,25 @@ last round always keeps the nearest number.
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Literal
 
-from annotated_types import Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
-from pai_bench.core import Count, NonNegative, NonNegativeInt, Round, Rounding, TrainingLength
+from pai_bench.core import (
+    Condition,
+    Count,
+    Fraction,
+    NonNegative,
+    NonNegativeInt,
+    Round,
+    Rounding,
+    TrainingLength,
+)
 from pai_bench.errors import ConfigError
+from pai_bench.pruning.conditions import masks_settle, weights_settle
 
+Latest = Annotated[float, Gt(0), Le(1)]  # a part of the training
 PerLevel = Annotated[float, Gt(0), Lt(1)]
 _NEARLY_A_POWER = 1e-3  # targets are given with few digits: 0.107374 is 0.8**10
 
@@ -201,6 +213,85 @@ def front_loaded(sparsity: float, length: TrainingLength, *, rounds: Count, warm
     density = 1 - sparsity
     reached = [1 - rounds * density / (rounds * density + i * sparsity) for i in range(1, rounds)] + [sparsity]
     return [Round(s, until_epoch=float(warmup_epochs + i)) for i, s in enumerate(reached)]
+
+
+def early_crop(
+    sparsity: float,
+    length: TrainingLength,
+    *,
+    latest: Latest,
+    threshold: NonNegative | None,
+    rounds: Count,
+) -> Sequence[Round]:
+    """Pruning where the weights have settled: all rounds after one epoch, at sparsity s - (s - 1/2) / 2^i, then s.
+
+    It is the first epoch that changes the distance of the weights from those after epoch 1 by less than a threshold.
+    Up to sparsity 1/2 there is one round.
+
+    Args:
+        latest: the rounds take place after this part of the training (whole epochs, rounded up) at the latest.
+        threshold: as a part of the distance after epoch 2. None: 1 - sparsity.
+        rounds: how many, the last one included.
+
+    Reference: Rachwan et al. 2022, arXiv:2206.10451, and their released code, whose scores are |w (Hg)|
+        (`pruner=gradient_preservation`).
+    Deviates: their code scores test images; here they are training images. It has 102 rounds, most of which prune
+        nothing. For filters their threshold is smaller: give min(1 - s - 0.1, 0.99). They name no latest time.
+
+    Raises:
+        ConfigError: the training is too short for the condition.
+    """
+    end = _latest("early_crop", latest, length, least=3)
+    fraction = 1 - sparsity if threshold is None else threshold
+    settled = Condition(partial(weights_settle, fraction=fraction))
+    halfway = [sparsity - (sparsity - 0.5) * 0.5**i for i in range(rounds - 1)] if sparsity > 0.5 else []
+    first, *others = [*halfway, sparsity]
+    return [Round(first, until_epoch=end, when=settled), *map(Round, others)]
+
+
+def early_bird(
+    sparsity: float,
+    length: TrainingLength,
+    *,
+    latest: Latest,
+    num_masks: Annotated[int, Ge(2)],
+    max_distance: Fraction,
+) -> Sequence[Round]:
+    """Pruning where the mask has settled: one round, after the first epoch whose mask is near to those before it.
+
+    The masks are those that the pruner would choose after each epoch. Training then goes on.
+
+    Args:
+        latest: as in `early_crop`.
+        num_masks: how many of the last masks are compared: the newest with each of the others.
+        max_distance: the share of weights (or filters) in which two of them may differ.
+
+    Reference: You et al. 2020, arXiv:1909.11957, and their released code, whose masks are of filters by the scales of
+        batch norms (`pruner=filter_batch_norm allocation=global`), with `training.batch_norm_l1=1e-4`.
+    Deviates: their first mask is that of the initialization, where all scales are equal. They prune one filter more
+        than the sparsity says. They name no latest time.
+
+    Raises:
+        ConfigError: the training is too short for the condition.
+    """
+    end = _latest("early_bird", latest, length, least=num_masks)
+    settled = partial(masks_settle, num_masks=num_masks, max_distance=max_distance)
+    return [Round(sparsity, until_epoch=end, when=Condition(settled, chooses=True))]
+
+
+def _latest(schedule: str, latest: float, length: TrainingLength, least: int) -> float:
+    """The latest time of a round with a condition, in whole epochs.
+
+    Raises:
+        ConfigError: the condition cannot hold by then.
+    """
+    end = math.ceil(round(latest * length.epochs, 9))
+    if end < least:
+        raise ConfigError(
+            f"schedule.latest={latest:g}: that is epoch {end} of training.epochs={length.epochs}, and "
+            f"schedule={schedule} needs {least} epochs to decide; give a later time or train longer"
+        )
+    return float(end)
 
 
 def _rounded(rounds: list[Round], rounding: Rounding) -> list[Round]:

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 PREVIOUS = "checkpoint.previous.pt"
 
 
-MAGIC = b"pai_bench checkpoint 3\n"
+MAGIC = b"pai_bench checkpoint 4\n"
 
 
 def save_checkpoint(directory: Path, state: dict[str, Any], curve_bytes: int = 0) -> None:

@@ -93,6 +93,8 @@ def sizes(of: Outcome) -> dict[str, Any]:
         "num_unprunable": masks.total(masks.unprunable(of.model, of.pruned.mask)),
         "num_tied": sum(of.pruned.num_tied),
         "num_rounds": of.num_rounds,
+        "pruned_epoch": of.pruned.epoch,
+        "condition_met": of.pruned.condition_met,
     }
 
 
@@ -136,7 +138,7 @@ def costs(of: Outcome) -> dict[str, Any]:
         "score_examples": pruned.num_examples,
         "search_train_examples": start.search_examples,
         "train_examples": train_examples,
-        "score_flops": pruned.flops,
+        "score_flops": pruned.flops + pruned.condition_flops,
         "search_train_flops": flops_per_example * start.search_examples,
         "train_flops": flops_per_example * train_examples,
         "prune_seconds": pruned.seconds,

@@ -13,7 +13,7 @@ from pai_bench.training import compact
 from pai_bench.training.compact import CompactNetwork, original
 from pai_bench.training.optimizer import OptimizerState
 from pai_bench.training.recipe import Recipe
-from pai_bench.training.step import Execution, Step
+from pai_bench.training.step import Execution, Step, batch_norm_scales
 
 log = logging.getLogger(__name__)
 
@@ -124,12 +124,14 @@ class TrainedNetwork:
 
     def _step_of(self, found: CompactNetwork) -> Step:
         prunable, parameters = masks.prunable(self.model), found.parameters()
+        scales = batch_norm_scales(self.model)
         return Step(
             found.model,
             self._recipe,
             self._execution,
             parameters=parameters,
             decayed={name for name in parameters if original(name) in prunable},
+            penalised=[name for name in parameters if original(name) in scales],
             sums=self._whole.sums,
             scaler=self._whole.scaler,
             prepare=found.zero_removed_grads,

@@ -3,7 +3,7 @@
 How an optimizer moves the weights is in `pai_bench/training/optimizers/`, one file for each.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -60,6 +60,8 @@ class Optimizer:
         groups: pairs of parameters by name and their weight decay. A parameter belongs to one group.
         lr: learning rate of the next step. It can be set at any time.
         capturable: keep the learning rate in a tensor on the device, where a captured step reads it.
+        l1: strength of an L1 penalty, whose subgradient (l1 times the sign, 0 at 0) is added to gradients.
+        penalised: names of the parameters that have this penalty.
     """
 
     def __init__(
@@ -69,8 +71,11 @@ class Optimizer:
         *,
         lr: float,
         capturable: bool = False,
+        l1: float = 0.0,
+        penalised: Collection[str] = (),
     ) -> None:
         self._method, self._groups = method, groups
+        self._l1, self._penalised = l1, penalised if l1 else ()
         self._parameters = {name: parameter for parameters, _ in groups for name, parameter in parameters.items()}
         device = next(iter(self._parameters.values())).device
         # State and factors change in place, because a captured step knows them by their address.
@@ -141,6 +146,10 @@ class Optimizer:
         masked = self._gradients(self._factors)
         if masked:
             torch._foreach_mul_(list(masked.values()), [self._factors[name] for name in masked])
+        penalised = self._gradients(self._penalised)
+        if penalised:
+            signs = torch._foreach_sign([self._parameters[name] for name in penalised])
+            torch._foreach_add_(list(penalised.values()), signs, alpha=self._l1)
         lr = self.lr if self.lr_tensor is None else self.lr_tensor
         for parameters, weight_decay in self._groups:
             gradients = self._gradients(parameters)

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from pai_bench.core import Count, Data, NonNegativeInt, Positive, ProperFraction, TrainingLength, num_steps
+from pai_bench.core import (
+    Count,
+    Data,
+    NonNegative,
+    NonNegativeInt,
+    Positive,
+    ProperFraction,
+    TrainingLength,
+    num_steps,
+)
 
 if TYPE_CHECKING:
     from pai_bench.training.optimizer import Method
@@ -41,6 +50,7 @@ class Recipe:
     # first to the last of these sizes. None: images have the size of the dataset.
     image_sizes: list[Count] | None = None
     image_size_epochs: list[NonNegativeInt] | None = None
+    batch_norm_l1: NonNegative = 0.0  # times the sign of a scale of a batch norm: is added to its gradient
     name: str = ""
 
 

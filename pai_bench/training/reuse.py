@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pai_bench.core import Mask, Record
+from pai_bench.core import Mask, Record, Watch
 from pai_bench.system.cache import Cache
 from pai_bench.training.trainer import Trainer
 
@@ -46,6 +46,11 @@ class SharedTraining:
         self._taken_over, self._checkpoint = taken_over, checkpoint
 
     @property
+    def epoch(self) -> float:
+        """The recipe's clock, in epochs."""
+        return self.trainer.epoch
+
+    @property
     def age_epochs(self) -> float:
         """All training so far, in epochs."""
         return self.trainer.age_epochs
@@ -54,11 +59,11 @@ class SharedTraining:
         """As `Trainer.rewind`."""
         self.trainer.rewind(mask, epoch, weights)
 
-    def until(self, mask: Mask, epoch: float) -> None:
-        """As `Trainer.until`."""
+    def until(self, mask: Mask, epoch: float, watch: Watch | None = None) -> None:
+        """As `Trainer.until`. A training that is watched is done here: nobody else has looked at its epochs."""
         trainer, cache = self.trainer, self._cache
-        if cache is None or not trainer.epoch < trainer.num_epochs <= epoch:
-            trainer.until(mask, epoch)
+        if cache is None or watch is not None or not trainer.epoch < trainer.num_epochs <= epoch:
+            trainer.until(mask, epoch, watch)
             return
         key = {"rounds": list(self._rounds())}
         if not trainer.has_begun(mask) and self._take(cache, key, mask):
@@ -89,7 +94,7 @@ class SharedTraining:
         before = self.trainer.num_examples
         parts = {name: state.get(name, {}) for name in ("model", "optimizer", "mask", "kept")}
         kept = {int(clock): values for clock, values in parts["kept"].items()}
-        self.trainer.load_state(state | parts | {"kept": kept, "random": None, "moving": None}, mask)
+        self.trainer.load_state(state | parts | {"kept": kept, "random": None, "moving": None, "watch": None}, mask)
         self._taken_over(self.trainer.num_examples - before)
         for line in lines:
             self._record({name: value for name, value in line.items() if name != "epoch"}, line["epoch"])

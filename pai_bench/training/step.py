@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pai_bench.core import Weights
+from pai_bench.errors import ConfigError
 from pai_bench.masks import masks
 from pai_bench.system import devices, distributed, graphs, layout
 from pai_bench.system.world import world
@@ -35,9 +37,13 @@ class Step:
         net: on the device. Its memory layout may change.
         parameters: what the optimizer moves, by name. By default those of the network.
         decayed: names of the parameters that always get weight decay. By default the prunable weights.
+        penalised: names of the parameters with an L1 penalty. By default the scales of batch norms.
         sums: (2,), to which every step adds the sum of its losses and the number of correct predictions.
         scaler: scales the loss. By default one as the precision needs it.
         prepare: called before every backward pass.
+
+    Raises:
+        ConfigError: the recipe penalises the scales of batch norms, and there are none.
     """
 
     def __init__(
@@ -48,6 +54,7 @@ class Step:
         *,
         parameters: Mapping[str, nn.Parameter] | None = None,
         decayed: Collection[str] | None = None,
+        penalised: Collection[str] | None = None,
         sums: Tensor | None = None,
         scaler: torch.amp.GradScaler | None = None,
         prepare: Callable[[], None] = lambda: None,
@@ -67,12 +74,19 @@ class Step:
         groups: list[dict[str, nn.Parameter]] = [{}, {}]
         for name, parameter in (dict(net.named_parameters()) if parameters is None else parameters).items():
             groups[name not in always][name] = parameter
+        if penalised is None:
+            penalised = batch_norm_scales(net)
+            if recipe.batch_norm_l1 and not penalised:
+                said = f"training.batch_norm_l1={recipe.batch_norm_l1:g}"
+                raise ConfigError(f"{said}: the network has no batch norm with a scale; give 0")
         decays = (recipe.weight_decay, recipe.weight_decay * recipe.decay_norm_and_bias)
         self.optimizer = Optimizer(
             recipe.optimizer(),
             list(zip(groups, decays, strict=True)),
             lr=recipe.lr,
             capturable=graphs.supported(device),
+            l1=recipe.batch_norm_l1,
+            penalised=penalised,
         )
 
     def infer(self, images: Tensor, whole: bool) -> Tensor:
@@ -152,3 +166,9 @@ class Step:
         """The gradients that `backward` left to some parameters. Tensors are those in use, not copies."""
         parameters = dict(self.net.named_parameters())
         return {name: gradient for name in names if (gradient := parameters[name].grad) is not None}
+
+
+def batch_norm_scales(net: nn.Module) -> list[str]:
+    """The names of the scales of all batch norms of a network."""
+    norms = {name: module for name, module in net.named_modules() if isinstance(module, _BatchNorm)}
+    return [f"{name}.weight" for name, norm in norms.items() if norm.affine]

@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
-from pai_bench.core import Data, Mask, State
+from pai_bench.core import Data, Mask, State, Watch
 from pai_bench.errors import ConfigError, LostWorkerError
 from pai_bench.masks import masks
 from pai_bench.system import distributed, seeding
@@ -71,6 +71,8 @@ class Trainer:
         self._random: list[Tensor] | None = None  # states of torch's generators to go on with
         self.moving: MovingMask | None = None  # the mask, once it moves
         self._moved: dict[str, Any] | None = None  # the state of a moving mask to go on with
+        self._watch: Watch | None = None  # looks at the network after every epoch of the present training
+        self._watched: dict[str, Any] | None = None  # the state of a watch to go on with
         self._keep_state()
 
     @property
@@ -123,23 +125,29 @@ class Trainer:
         progress = self.progress
         return self.network.is_under(mask) and (progress.evaluated or progress.clock != progress.mask_since)
 
-    def until(self, mask: Mask, epoch: float) -> None:
+    def until(self, mask: Mask, epoch: float, watch: Watch | None = None) -> None:
         """Trains the masked network until the clock stands at `epoch`, and records an evaluation after every epoch.
 
         The first call records the untrained network as epoch 0. A moving mask takes the place of the given one.
+
+        Args:
+            watch: looks at the network after every epoch, and may end the training there.
 
         Raises:
             UserError: the loss is no longer finite.
         """
         if self.moving is None:
             self._apply_mask(mask)
+        if watch is not None and self._watched is not None:
+            watch.state = self._watched
+        self._watch = watch
         progress, target = self.progress, self.progress.steps(epoch)
         with self.network.training_for(self._images_under_the_mask(target)) as step:
             if progress.age == 0 and not progress.evaluated:
                 self._recording.evaluate({})
             if progress.epoch_images and progress.at_end_of_epoch:
                 self._end_epoch()  # resumed between the last step of an epoch and its evaluation
-            while progress.clock < target:
+            while progress.clock < target and not (watch is not None and watch.state["ended"]):
                 kept_next = (clock for clock in self._keep if clock > progress.clock)
                 self._train(step, min([target, progress.end_of_epoch(), *kept_next]))
                 self._keep_state()
@@ -147,6 +155,7 @@ class Trainer:
                 if progress.at_end_of_epoch:
                     self._end_epoch()
                     self._observers.checkpoint(True)
+        self._watch = self._watched = None
 
     def move_mask(self, moving: MovingMask) -> None:
         """Lets the mask move from now on, or goes on with that where an earlier attempt has ended."""
@@ -200,6 +209,7 @@ class Trainer:
             "mask": self.network.mask,
             "compact_speedup": self.network.compact_speedup,
             "moving": self.moving and self.moving.state(self.network.step),
+            "watch": self._watch and self._watch.state,
             "progress": self.progress.state(),
             "kept": self._kept,
             "sums": self._sums,
@@ -215,7 +225,7 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.network.load_optimizer_state(state["optimizer"])
         self.network.step.scaler.load_state_dict(state["scaler"])
-        self._moved = state["moving"]
+        self._moved, self._watched = state["moving"], state["watch"]
         if self._moved is not None:
             mask = {name: kept.to(self._device) for name, kept in state["mask"].items()}
         self._apply_mask(mask)  # after the optimizer: a newer mask must reach its state
@@ -235,7 +245,11 @@ class Trainer:
         self._random = state["random"] if self._world.rank == 0 else None
 
     def _end_epoch(self) -> None:
-        self._recording.end_epoch(self._sums, self.moving.metrics() if self.moving is not None else {})
+        more = self.moving.metrics() if self.moving is not None else {}
+        if self._watch is not None:
+            self.network.sync()
+            more |= self._watch()
+        self._recording.end_epoch(self._sums, more)
 
     def _apply_mask(self, mask: Mask) -> None:
         if not self.network.is_under(mask):
