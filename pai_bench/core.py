@@ -197,6 +197,19 @@ class Transfer(Protocol):
         """Values of every prunable weight, the pruned ones included, given the mask that a round ends with."""
 
 
+class TransferRule(Protocol):
+    """The weights that the last training starts from, for a mask that is found."""
+
+    def __call__(self, own: Weights, fresh: Weights, mask: Mask, generator: Generator, /) -> Weights:
+        """Values of every prunable weight; those of pruned ones are ignored.
+
+        Args:
+            own: the weights that the network was initialized with.
+            fresh: another draw of the initialization.
+            mask: of all these weights; layers that are not pruned are kept whole.
+        """
+
+
 @dataclass(frozen=True)
 class TrainingLength:
     """How long the recipe trains."""

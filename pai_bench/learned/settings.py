@@ -48,5 +48,6 @@ def recipe_of(search: Search, training: Recipe) -> Recipe:
         lr_schedule="step" if search.lr_schedule == "constant" else search.lr_schedule,
         lr_milestones=[],
         warmup_epochs=search.warmup_epochs,
+        norm_interpolation=None,  # for the weights; scores have norms of their own kind
         name=search.name,
     )

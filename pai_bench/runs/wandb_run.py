@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 _AT_START, _WITH_MASK, _AT_END = ("config.yaml", "provenance.json"), ("mask.json",), ("result.json",)
 FOLDER = "pai_bench"
 _OF_MASK = ("seed", "sparsity")  # and the names of these groups
-_GROUPS = ("dataset", "model", "pruner", "allocation", "schedule", "ablation", "rewire", "training")
+_GROUPS = ("dataset", "model", "pruner", "allocation", "schedule", "ablation", "rewire", "transfer", "training")
 
 
 class WandB:
