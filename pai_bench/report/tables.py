@@ -211,9 +211,9 @@ def as_csv(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
 CONFIGURATION_COLUMNS = (
     "task", "protocol", "dataset", "model", "training", "dataset_checksum", "method", "label", "pruner",
     "allocation", "schedule", "ablation", "rewire", "transfer", "pruned", "sparsity", "compression", "statistic",
-    "n", "seeds", "mean", "sd", "ci_low", "ci_high", "min", "max", "untrained_seeds", "seeds_without_value", "collapsed_share",
-    "no_signal_share", "weight_density", "effective_sparsity", "macs_masked", "search_examples", "search_flops",
-    "search_seconds", "total_seconds",
+    "n", "seeds", "mean", "sd", "ci_low", "ci_high", "min", "max", "untrained_seeds", "seeds_without_value",
+    "collapsed_share", "no_signal_share", "weight_density", "effective_sparsity", "macs_masked", "search_examples",
+    "search_flops", "search_seconds", "total_seconds",
 )  # fmt: skip
 
 

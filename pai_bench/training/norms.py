@@ -1,4 +1,4 @@
-"""Norms whose scale and shift are those of a point between the initialization and the trained values."""
+"""Norms that are moved while a batch passes: towards a scale of one and a shift of zero."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,7 +46,7 @@ class NormInterpolation:
 
     @contextmanager
     def during_pass(self) -> Iterator[None]:
-        """Inside the block the norms are moved. Gradients that a backward pass leaves there belong to the parameters."""
+        """Inside the block the norms are moved. Gradients of a backward pass there become those of the parameters."""
         moved = [*self._scales, *self._shifts]
         rest = 1 - self.share
         before = [parameter.detach().clone() for parameter in moved]

@@ -41,8 +41,8 @@ class Recipe:
     # first to the last of these sizes. None: images have the size of the dataset.
     image_sizes: list[Count] | None = None
     image_size_epochs: list[NonNegativeInt] | None = None
-    # uniform: in every step the norms are those of a point between their initialization and their values, which is drawn
-    # uniformly. None: they are as they are. See training/norms.py.
+    # uniform: in every step, scales and shifts of norms lie between ones and zeros and their values, at a point that is
+    # drawn uniformly. None: they are as they are. See training/norms.py.
     norm_interpolation: Literal["uniform"] | None = None
     name: str = ""
 
