@@ -278,7 +278,6 @@ def test_seeds_of_named_masks_with_their_signs_are_one_group(tmp_path: Path) -> 
         (["pruner=ntt", "sparsity=0.5", "transfer=fan_in"], "pruner=ntt gives the weights values of its own"),
         (["search=edge_popup", "sparsity=0.5", "transfer=fan_in"], "search=edge_popup chooses the weights"),
         (["rewire=acdc", "sparsity=0.5", "transfer=fan_in"], "rewire=acdc starts from the dense network"),
-        ([*SYNFLOW, "transfer=fan_in", "training.epochs=0", "training.warmup_epochs=0"], "starts no training"),
         ([*SYNFLOW, "allocation=sampled", "allocation.rescale=true", "transfer=fan_in"], "would undo allocation"),
         ([*SYNFLOW, "transfer=signs"], "transfer.weights"),
         ([*SYNFLOW, "transfer=signs", "transfer.weights=nosuch.pt"], "transfer.weights=nosuch.pt: it cannot be read"),

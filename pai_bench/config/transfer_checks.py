@@ -50,8 +50,6 @@ def check_transfer(run: RunConfig, rounds: Sequence[Round]) -> None:
         refuse(f"ablation={run.ablation.name} changes the weights too")
     if run.allocation.settings.get("rescale"):
         refuse("it would undo allocation.rescale=true")
-    if run.training.epochs == 0:
-        refuse("training.epochs=0 starts no training")
 
 
 def file_of(run: RunConfig) -> str | None:
