@@ -1,6 +1,6 @@
 """One optimizer step: forward, loss, backward, update under the mask, sums."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -103,10 +103,10 @@ class Step:
         self.averages = {name: torch.zeros_like(parameters[name], requires_grad=False) for name in names}
         self._decay = decay
 
-    def move_norms(self, shares: Sequence[float], at: int) -> None:
-        """Says how far norms are moved in the next step, the one of this number, where the recipe moves them."""
-        if self.norms is not None:
-            self.norms.share.fill_(shares[at])
+    def move_norms(self, share: float) -> None:
+        """Says how far norms are moved in the next step. The recipe has to ask for it."""
+        assert self.norms is not None
+        self.norms.share.fill_(share)
 
     def __call__(self, images: Tensor, labels: Tensor, num_images: int) -> None:
         """Takes a step at the optimizer's learning rate. The network must be in train mode.

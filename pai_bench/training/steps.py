@@ -67,7 +67,8 @@ class Steps:
                     if moving is not None and moving.is_due(first + at):
                         images, labels = data.gather(tables, slice(at * size, (at + 1) * size))
                         step.optimizer.lr = rates[at]
-                        step.move_norms(shares, at)
+                        if shares:
+                            step.move_norms(shares[at])
                         moving.step(step, images, labels, size, first + at)
                         graph.skip()
                     else:
@@ -82,7 +83,8 @@ class Steps:
         for at, (images, labels) in enumerate(batches, done):
             num_images = min(size, num_train - at * size)
             step.optimizer.lr = rates[at]
-            step.move_norms(shares, at)
+            if shares:
+                step.move_norms(shares[at])
             if moving is not None and moving.is_due(first + at):
                 moving.step(step, images, labels, num_images, first + at)
                 yield num_images
