@@ -14,6 +14,7 @@ from conftest import Chain, composed, residual
 from emulated_graphs import emulated
 from few_images import CPU, RECIPE, FewImages, half, trainer
 from safetensors.torch import load_file
+from test_captured import graphs_on
 from torch import Generator, nn
 from torch.nn import functional as F
 from whole_runs import TINY, directory_of
@@ -22,9 +23,11 @@ from pai_bench import experiment
 from pai_bench.errors import ConfigError, PreemptedError
 from pai_bench.masks import masks
 from pai_bench.runs.directory import RunDirectory
-from pai_bench.system import preemption
+from pai_bench.system import devices, preemption
 from pai_bench.training.norms import NormInterpolation, shares
 from pai_bench.training.step import Execution, Step
+
+__all__ = ["graphs_on"]  # a fixture
 
 MOVED: Any = {"norm_interpolation": "uniform"}
 
@@ -103,25 +106,26 @@ def test_every_step_has_its_own_share() -> None:
     assert torch.tensor(shares(4000, Generator().manual_seed(0))).mean() == pytest.approx(0.5, abs=0.02)
 
 
-@pytest.mark.parametrize("streamed", [False, True])
-def test_captured_steps_train_as_single_ones(streamed: bool) -> None:
+def test_captured_steps_train_as_single_ones(graphs_on: torch.device) -> None:
+    torch.manual_seed(0)
+    net = Chain()
+    with devices.reproducible(graphs_on):
+        pair = [test_captured.trained(net, graphs_on, capture=capture, recipe=MOVED) for capture in (True, False)]
+        plain = test_captured.trained(net, graphs_on)
+    assert pair[0]._steps._captured is not None and pair[1]._steps._captured is None
+    test_captured.assert_same(*pair)
+    assert not torch.equal(plain.model.fc.weight, pair[0].model.fc.weight)
+
+
+def test_captured_steps_on_batches_train_as_single_ones() -> None:
     torch.manual_seed(0)
     net = Chain()
     with emulated():
-        if streamed:
-            pair = [trainer(copy.deepcopy(net), replace(RECIPE, **MOVED), capture=c) for c in (True, False)]
-            for training in pair:
-                training.until(half(net), 2)
-        else:
-            pair = [test_captured.trained(net, CPU, capture=c, recipe=MOVED) for c in (True, False)]
-    captured = pair[0]._steps
-    assert (captured._on_batch if streamed else captured._captured) is not None
-    assert pair[1]._steps._captured is None and pair[1]._steps._on_batch is None
+        pair = [trainer(copy.deepcopy(net), replace(RECIPE, **MOVED), capture=capture) for capture in (True, False)]
+        for training in pair:
+            training.until(half(net), 2)
+    assert pair[0]._steps._on_batch is not None and pair[1]._steps._on_batch is None
     test_captured.assert_same(*pair)
-    plain = trainer(copy.deepcopy(net)) if streamed else test_captured.trained(net, CPU)
-    if streamed:
-        plain.until(half(net), 2)
-    assert not torch.equal(plain.model.fc.weight, pair[0].model.fc.weight)
 
 
 def test_a_compact_network_trains_as_the_whole_one(monkeypatch: pytest.MonkeyPatch) -> None:
