@@ -19,6 +19,7 @@ from pai_bench import experiment
 from pai_bench.analysis import signs
 from pai_bench.core import State, Weights
 from pai_bench.errors import ConfigError, UserError
+from pai_bench.launch import compose
 from pai_bench.masks import masks
 from pai_bench.models.initialization import initialize_
 from pai_bench.pruning import transfers
@@ -255,6 +256,14 @@ def test_what_a_file_holds_is_part_of_the_name_and_not_where_it_lies(tmp_path: P
     assert composed(*SYNFLOW, "transfer=none").id == composed(*SYNFLOW).id
 
 
+def test_signs_and_their_control_are_one_sweep(tmp_path: Path) -> None:
+    save_file({"w": torch.eye(2)}, tmp_path / "a.safetensors")
+    words = [*SYNFLOW, "transfer=signs,magnitudes", f"transfer.weights={tmp_path}/a.safetensors", "seed=0,1"]
+    found, _ = compose.expand(words)
+    assert [config.transfer and config.transfer.name for config in found] == ["signs"] * 2 + ["magnitudes"] * 2
+    assert len({config.id for config in found}) == 4 and len({config.group for config in found}) == 2
+
+
 def test_seeds_of_named_masks_with_their_signs_are_one_group(tmp_path: Path) -> None:
     save_file({"w": torch.eye(2)}, tmp_path / "mask.safetensors")
 
@@ -280,6 +289,7 @@ def test_seeds_of_named_masks_with_their_signs_are_one_group(tmp_path: Path) -> 
         (["rewire=acdc", "sparsity=0.5", "transfer=fan_in"], "rewire=acdc starts from the dense network"),
         ([*SYNFLOW, "allocation=sampled", "allocation.rescale=true", "transfer=fan_in"], "would undo allocation"),
         ([*SYNFLOW, "transfer=signs"], "transfer.weights"),
+        ([*SYNFLOW, "transfer.weights=some.pt"], "transfer.weights=some.pt: nothing is transferred; add transfer=NAME"),
         ([*SYNFLOW, "transfer=signs", "transfer.weights=nosuch.pt"], "transfer.weights=nosuch.pt: it cannot be read"),
         ([*SYNFLOW, "checksums.transfer=abc"], "checksums.transfer=abc: add transfer=NAME"),
     ],

@@ -20,7 +20,7 @@ def normalise_(settings: Plain) -> None:
     if not isinstance(transfer, dict) or transfer.get("name") != "none":
         return
     for key, value in transfer.items():
-        if key != "name":
+        if key != "name" and value is not None:
             raise ConfigError(f"transfer.{key}={shown(value)}: nothing is transferred; add transfer=NAME")
     settings["transfer"] = None
 
