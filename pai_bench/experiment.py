@@ -328,6 +328,7 @@ def _transfer_weights(parts: Parts, pruned: Pruned, trainer: Trainer) -> float |
     run = parts.run
     if run.transfer is None:
         return None
+    _check_transfer(run, trainer.model)  # again: a search may take days
     own, fresh = (parts.build(stream).state_dict() for stream in ("init", "reinit"))
     mask = masks.full(trainer.model) | pruned.mask
     generator = seeding.generator(run.seed, "transfer")
