@@ -33,7 +33,7 @@ from pai_bench.core import (
     Weights,
 )
 from pai_bench.errors import ConfigError
-from pai_bench.masks import flow, mask_files, masks
+from pai_bench.masks import flow, mask_files, masks, weight_files
 from pai_bench.system import devices, distributed, layout, seeding
 from pai_bench.system.world import world
 from pai_bench.training import objectives
@@ -91,7 +91,7 @@ def assembled(run: RunConfig, device: torch.device) -> Parts:
             model: nn.Module = run.model(data.input_shape, data.num_classes)
         if run.weights is not None and stream == "init":
             identified(run, "weights", weights_checksum(run))
-            mask_files.load_weights_(model, run.weights)
+            weight_files.load_(model, run.weights)
         return model.to(device)
 
     # Every process scores, and what the first finds holds: two GPUs may round differently.

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, overload, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, runtime_checkable
 
 from annotated_types import Ge, Gt, Le, Len, Lt
 
@@ -70,36 +70,6 @@ class Call:
         """Imports the function and calls it."""
         module, _, function = self.target.rpartition(".")
         return getattr(importlib.import_module(module), function)(*arguments, **self.settings)
-
-
-class Drawn(Sequence[Batch]):
-    """Batches whose images are made when a batch is asked for, so that not all lie on the device at once.
-
-    Args:
-        images: makes the images of the batch of a number, the same whenever it is asked.
-        labels: of every batch.
-    """
-
-    def __init__(self, images: Callable[[int], Tensor], labels: Sequence[Tensor]) -> None:
-        self._images, self.labels = images, list(labels)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @overload
-    def __getitem__(self, index: int) -> Batch: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Batch]: ...
-    def __getitem__(self, index: int | slice) -> Batch | list[Batch]:
-        if isinstance(index, slice):
-            return [self[number] for number in range(len(self))[index]]
-        number = range(len(self))[index]
-        return self._images(number), self.labels[number]
-
-
-def labels_of(batches: Batches) -> list[Tensor]:
-    """The labels of each batch; no image is made for them."""
-    return batches.labels if isinstance(batches, Drawn) else [labels for _, labels in batches]
 
 
 @dataclass(frozen=True)
@@ -207,6 +177,19 @@ class Transfer(Protocol):
 
     def __call__(self, net: Subnetwork, batches: Batches, loss: Loss, generator: Generator) -> Weights:
         """Values of every prunable weight, the pruned ones included, given the mask that a round ends with."""
+
+
+class TransferRule(Protocol):
+    """The weights that the last training starts from, for a mask that is found."""
+
+    def __call__(self, own: Weights, fresh: Weights, mask: Mask, generator: Generator, /) -> Weights:
+        """Values of every prunable weight; those of pruned ones are ignored.
+
+        Args:
+            own: the weights that the network was initialized with.
+            fresh: another draw of the initialization.
+            mask: of all these weights; layers that are not pruned are kept whole.
+        """
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pai_bench.analysis import paths, signal
+from pai_bench.analysis import paths, signal, signs
 from pai_bench.assembly import (
     Parts,
     assembled,
@@ -22,11 +22,13 @@ from pai_bench.assembly import (
     random_batch,
     trainer_for,
 )
+from pai_bench.config import checks, transfer_checks
 from pai_bench.config.composition import rerunnable
 from pai_bench.config.schema import RunConfig
 from pai_bench.core import Data, Mask, Record, Weights
 from pai_bench.errors import ConfigError, UserError
-from pai_bench.masks import mask_files, masks
+from pai_bench.masks import mask_files, masks, weight_files
+from pai_bench.pruning import transfers
 from pai_bench.pruning.pruned import Pruned
 from pai_bench.runs import row as rows
 from pai_bench.runs import status, tracking
@@ -93,6 +95,7 @@ def _run(config: RunConfig, device: torch.device, files: Files) -> dict[str, Any
     model = parts.build("init")
     macs = examined(parts, model).multiply_adds
     given = given_mask(config, model) if config.mask is not None else None
+    _check_transfer(config, model)
     _announce(parts, model, given)
     origin = provenance() | {"dataset_checksum": parts.data.checksum, "device": str(device)}
     files.write_json("provenance.json", origin)
@@ -121,13 +124,16 @@ def _run(config: RunConfig, device: torch.device, files: Files) -> dict[str, Any
         end = trainer.epoch if stopped else config.training.epochs
         if config.rewires:
             trainer.move_mask(moving_mask(parts, trainer, pruned.mask))
-        (trainer if start.overlap is not None or config.rewires else training).finish(pruned.mask_with_coupled, end)
+        own = start.overlap is not None or start.same_signs is not None or config.rewires  # nobody else trains this
+        (trainer if own else training).finish(pruned.mask_with_coupled, end)
         if trainer.moving is not None:
             pruned = replace(pruned, mask=trainer.moving.mask)
             effective = paths.effective(model, pruned.mask, parts.data.input_shape)
             layers = rows.layers(pruned, effective, macs)
             _keep_mask(files, tracker, pruned, layers)
         _keep_weights(config, files, model)
+        agreement = signs.agreement(checkpoints.progress.signs or {}, model, pruned.mask)
+        files.write_json("mask.json", rows.mask_report(pruned, layers, agreement))
         if world().rank > 0:
             return {}
 
@@ -146,6 +152,7 @@ def _run(config: RunConfig, device: torch.device, files: Files) -> dict[str, Any
             cache_hit=checkpoints.progress.cache_hit,
             reused_examples=checkpoints.progress.reused_examples,
             start=start,
+            signs=agreement,
             stopped=stopped,
             curve=files.curve(),
             seconds=time.perf_counter() - checkpoints.started,
@@ -267,10 +274,14 @@ def _training_start(
 ) -> TrainingStart:
     """What is known only now: noted with the first checkpoint of the last training, and found again there."""
     if progress.training is None:
+        same_signs = _transfer_weights(parts, pruned, trainer)
         overlap = _ablate_weights(parts, pruned, progress.without_ablation, trainer)
         has_signal = _has_signal(trainer.model, parts.data, parts.run.seed, initial, effective)
         progress.pruned = pruned
-        progress.training = TrainingStart(overlap, has_signal, trainer.num_examples, trainer.age_epochs, num_lines)
+        progress.training = TrainingStart(
+            overlap, has_signal, trainer.num_examples, trainer.age_epochs, num_lines, same_signs
+        )
+        progress.signs = signs.of(trainer.model)
     return progress.training
 
 
@@ -299,6 +310,31 @@ def _given_target(run: RunConfig, mask: Mask) -> float:
     arrays = {name: tensor.cpu().numpy() for name, tensor in mask.items()}
     nominal = run.mask_name is not None and run.mask_file.missing == "refuse"
     return run.sparsity if nominal and mask_files.agree(run.sparsity, arrays) else mask_files.sparsity(arrays)
+
+
+def _check_transfer(run: RunConfig, model: nn.Module) -> None:
+    """Refuses a file of weights that is of another model, before anything is searched.
+
+    Raises:
+        ConfigError: it is, or it has changed since the config was completed.
+    """
+    if (path := transfer_checks.file_of(run)) is not None:
+        checks.identified(run, "transfer", transfer_checks.checksum(run))
+        weight_files.read("transfer.weights", path, masks.prunable(model))
+
+
+def _transfer_weights(parts: Parts, pruned: Pruned, trainer: Trainer) -> float | None:
+    """Lets training begin anew from other weights, if the config says so; and returns the share of unchanged signs."""
+    run = parts.run
+    if run.transfer is None:
+        return None
+    _check_transfer(run, trainer.model)  # again: a search may take days
+    own, fresh = (parts.build(stream).state_dict() for stream in ("init", "reinit"))
+    mask = masks.full(trainer.model) | pruned.mask
+    generator = seeding.generator(run.seed, "transfer")
+    state, same_signs = transfers.transferred(run.transfer, own, fresh, mask, generator, run.transfer.name)
+    trainer.restart(pruned.mask_with_coupled, state)
+    return same_signs
 
 
 def _ablate_weights(parts: Parts, pruned: Pruned, without_ablation: Mask | None, trainer: Trainer) -> float | None:

@@ -14,19 +14,8 @@ from test_rounds import MAGNITUDE, SHAPE, searched, top, topk
 from torch import Generator
 from torch.nn import functional as F
 
-from pai_bench.core import (
-    HOOKS,
-    Ablation,
-    Batches,
-    DataSettings,
-    Drawn,
-    Pruner,
-    Round,
-    Scores,
-    ScoringData,
-    Subnetwork,
-    labels_of,
-)
+from pai_bench.batches import Drawn, labels_of
+from pai_bench.core import HOOKS, Ablation, Batches, DataSettings, Pruner, Round, Scores, ScoringData, Subnetwork
 from pai_bench.data.imagenet import Streamed
 from pai_bench.data.resident import Resident
 from pai_bench.errors import ConfigError

@@ -130,7 +130,7 @@ def test_the_page_names_files_that_exist_or_are_on_it() -> None:
 
 def test_every_kind_of_addition_has_an_example_and_says_what_tests_it() -> None:
     kinds = {title for title in SECTIONS if title.startswith("Adding ")}
-    assert len(kinds) == 13
+    assert len(kinds) == 14
     for kind in kinds:
         assert "**Held at once by**" in SECTIONS[kind] and re.findall(r"`tests/test_\w+\.py`", SECTIONS[kind]), kind
         assert any(f"`{path}`\n\n```" in SECTIONS[kind] for path in (*FILES, *DIFFS)), kind
@@ -249,6 +249,22 @@ def test_a_rewiring_rule(added: Added) -> None:
     assert masks.kept(kept_of(directory)) == row["num_kept"] == round(0.1 * row["num_prunable"])
 
 
+def test_a_transfer(added: Added) -> None:
+    command = "pruner=magnitude sparsity=0.9 transfer=signed_constant"
+    rule = compose.compose(added.words(command, "transfer.scale=2")).transfer
+    assert rule is not None
+    weight = torch.tensor([[1.0, -2.0], [4.0, 0.5]])
+    found = rule({"w": weight}, {}, {}, Generator())["w"]
+    torch.testing.assert_close(found, 2 * weight.std() * torch.tensor([[1.0, -1.0], [1.0, 1.0]]))
+
+    row, directory = added.run(command)
+    weights, mask = weights_of(directory), kept_of(directory)
+    assert (row["transfer"], row["transfer_overlap"], row["sign_agreement"]) == ("signed_constant", 1.0, 1.0)
+    for name, kept in mask.items():
+        assert not weights[name][~kept].any()
+        assert len(weights[name].abs().unique()) <= 2 and weights[name].any() == kept.any()
+
+
 def test_a_model(added: Added) -> None:
     row, directory = added.run("model=pooled pruner=magnitude sparsity=0.5", "training.epochs=1")
     assert (row["model"], row["num_prunable"], row["num_kept"]) == ("pooled", 72 + 1152 + 160, 692)
@@ -363,5 +379,5 @@ def test_an_experiment_with_a_published_number(added: Added, tmp_path: Path) -> 
 
 def test_commands_of_the_page_are_run_here() -> None:
     source = Path(__file__).read_text()
-    assert len(COMMANDS) == len(set(COMMANDS)) == 13
+    assert len(COMMANDS) == len(set(COMMANDS)) == 14
     assert not [command for command in COMMANDS if f'"{command}"' not in source]

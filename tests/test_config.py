@@ -19,7 +19,7 @@ from pai_bench.errors import ConfigError
 from pai_bench.launch import compose
 
 GROUPS = [
-    "model", "dataset", "pruner", "schedule", "allocation", "search", "ablation", "rewire", "training",
+    "model", "dataset", "pruner", "schedule", "allocation", "search", "ablation", "rewire", "transfer", "training",
     "tracker", "diagnostics",
 ]  # fmt: skip
 MANDATORY = {
@@ -29,19 +29,21 @@ MANDATORY = {
     "densities_of_file": ["allocation.file=some.csv"],
     "fine_tune": ["training=cifar"],
     "imagenet_16": ["dataset=imagenet"],
+    "signs": ["transfer.weights=null"],
+    "magnitudes": ["transfer.weights=null"],
 }
 
 
 @pytest.mark.parametrize(("group", "option"), [(group, option) for group in GROUPS for option in options(group)])
 def test_every_option_composes_under_its_own_name(group: str, option: str) -> None:
     others = ["sparsity=0.5"]
-    if group in ("schedule", "ablation", "rewire") and option != "none":
+    if group in ("schedule", "ablation", "rewire", "transfer") and option != "none":
         pruners = {("rewire", "gradual"): "dense", ("rewire", "acdc"): "dense", ("schedule", "early_bird"): "magnitude"}
         others.append(f"pruner={pruners.get((group, option), 'snip')}")
     cfg = composed(*others, *MANDATORY.get(option, []), f"{group}={option}")
     expected = {"timm": "resnet18", "image_folder": "somewhere"}.get(option, option)
-    if (group, option) == ("search", "none"):
-        assert cfg.search is None
+    if group in ("search", "transfer") and option == "none":
+        assert getattr(cfg, group) is None
         return
     assert getattr(cfg, group).name == expected
 

@@ -15,7 +15,8 @@ from emulated_graphs import emulated
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from pai_bench.core import Batches, Drawn, Mask, Round
+from pai_bench.batches import Drawn
+from pai_bench.core import Batches, Mask, Round
 from pai_bench.masks import masks
 from pai_bench.pruning.pruned import Pruned
 from pai_bench.pruning.rounds import prune

@@ -13,7 +13,8 @@ from torch import Generator
 from torch.utils.data import DataLoader
 
 from pai_bench import assembly
-from pai_bench.core import DataSettings, ScoringData, labels_of
+from pai_bench.batches import labels_of
+from pai_bench.core import DataSettings, ScoringData
 from pai_bench.data import decode
 from pai_bench.errors import DataError
 from pai_bench.system import layout

@@ -158,6 +158,10 @@ def test_the_page_of_rewires_has_every_option() -> None:
     assert set(options("rewire")) <= set(re.findall(r"\w+", " ".join(rows_of(DOCS["rewiring.md"]))))
 
 
+def test_the_page_of_transfers_has_every_option() -> None:
+    assert set(options("transfer")) <= set(table("transfer.md"))
+
+
 @pytest.mark.parametrize("group", METHODS)
 def test_the_page_of_methods_has_every_option(group: str) -> None:
     assert set(options(group)) <= set(re.findall(r"`(\w+)`", DOCS["methods.md"]))

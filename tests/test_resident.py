@@ -11,7 +11,8 @@ from conftest import composed
 from image_data import CPU, all_images, all_labels, load, numbered
 from torch import Generator
 
-from pai_bench.core import DataSettings, Drawn, ScoringData, labels_of, num_steps
+from pai_bench.batches import Drawn, labels_of
+from pai_bench.core import DataSettings, ScoringData, num_steps
 from pai_bench.data import resident
 from pai_bench.data.resident import Resident
 from pai_bench.errors import ConfigError

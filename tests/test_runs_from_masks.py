@@ -24,7 +24,7 @@ from pai_bench import experiment
 from pai_bench.config import composition
 from pai_bench.errors import ConfigError, PreemptedError
 from pai_bench.launch import compose
-from pai_bench.masks import mask_files, masks
+from pai_bench.masks import masks, weight_files
 from pai_bench.masks.parametrization import parametrize_
 from pai_bench.runs.directory import RunDirectory
 from pai_bench.runs.export import export_mask, initial, trained
@@ -144,7 +144,7 @@ def test_weights_under_a_parametrization_can_be_started_from(found: Path, mask: 
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
-    mask_files.load_weights_(model, str(tmp_path / "m.pt"))
+    weight_files.load_(model, str(tmp_path / "m.pt"))
     assert all(torch.equal(value, initial(found)[0].state_dict()[name]) for name, value in model.state_dict().items())
 
 

@@ -28,7 +28,7 @@ SECTIONS = (
     ("cluster.md", "Exit codes", "exit-codes.md"),
 )
 # Groups that come first; the others follow.
-FIRST = ("model", "dataset", "training", "pruner", "allocation", "schedule", "search", "ablation", "rewire")
+FIRST = ("model", "dataset", "training", "pruner", "allocation", "schedule", "search", "ablation", "rewire", "transfer")
 # The rooms of the package whose functions a user may call, and what to read there first.
 ROOMS = (
     "api", "core", "errors", "masks", "pruners", "learned", "pruning", "rewiring", "analysis", "models", "training",

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from pai_bench.core import Batch, Batches, Loss, Subnetwork, Weights, labels_of
+from pai_bench.batches import labels_of
+from pai_bench.core import Batch, Batches, Loss, Subnetwork, Weights
 from pai_bench.errors import UserError
 from pai_bench.system.layout import laid_out
 

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from pai_bench.analysis.gradients import hessian_gradient, mean_gradient
 from pai_bench.analysis.mode import mode
-from pai_bench.core import Batches, Loss, Subnetwork, labels_of
+from pai_bench.batches import labels_of
+from pai_bench.core import Batches, Loss, Subnetwork
 
 
 def output_depends_on_input(model: nn.Module, images: Tensor, parameters: Mapping[str, Tensor] | None = None) -> bool:

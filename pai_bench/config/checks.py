@@ -5,12 +5,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pai_bench.config import learned_checks, schema
+from pai_bench.config import learned_checks, schema, transfer_checks
 from pai_bench.config.identity import digest_of_file
 from pai_bench.config.rewiring import check_reach, check_rewire
-from pai_bench.config.schema import GROUPS, OPTIONAL_GROUPS, Plain, RunConfig, with_checksum
+from pai_bench.config.schema import GROUPS, OPTIONAL_GROUPS, FileSetting, Plain, RunConfig, with_checksum
 from pai_bench.config.timing import check_conditions
 from pai_bench.config.value_checks import check_name, check_values, require
 from pai_bench.config.what_is_pruned import check_layers, check_repair, check_target, has_one_number
@@ -42,12 +42,15 @@ def complete(settings: Plain) -> RunConfig:
     _check_regrowing(run, rounds)
     check_conditions(run, rounds)
     check_rewire(run, rounds)
+    transfer_checks.check_transfer(run, rounds)
     check_layers(run)
     check_target(run)
     check_repair(run)
     run = replace(run, sparsity=_sparsity(run, asked)) if run.mask is None else _with_mask(run, asked)
     if run.weights is not None and not _is_gone(run, "weights"):
         run = identified(run, "weights", weights_checksum(run))
+    if transfer_checks.file_of(run) is not None and not _is_gone(run, "transfer"):
+        run = identified(run, "transfer", transfer_checks.checksum(run))
     check_reach(run)
     return run
 
@@ -58,11 +61,12 @@ def complete(settings: Plain) -> RunConfig:
 def _normalise_(settings: Plain) -> None:
     """Brings what can be said in two ways into one: a home folder, a power, and a word that Hydra reads as false."""
     dataset, allocation, training = settings.get("dataset"), settings.get("allocation"), settings.get("training")
+    transfer = settings.get("transfer")
     for key in ("device", "results_dir", "data_dir", "mask", "weights"):  # a folder may be called 2026
         if type(settings.get(key)) is int:
             settings[key] = str(settings[key])
     paths: list[tuple[Any, str]] = [(settings, key) for key in ("results_dir", "data_dir", "mask", "weights")]
-    for part, key in [*paths, (dataset, "root"), (allocation, "mask"), (allocation, "file")]:
+    for part, key in [*paths, (dataset, "root"), (allocation, "mask"), (allocation, "file"), (transfer, "weights")]:
         path = part.get(key) if isinstance(part, dict) else None
         if isinstance(path, str) and path.startswith("~"):  # which shells leave as it is behind an =
             try:
@@ -80,6 +84,7 @@ def _normalise_(settings: Plain) -> None:
     if isinstance(training, dict) and training.get("compact") is False:
         training["compact"] = "off"
     learned_checks.normalise_(settings)
+    transfer_checks.normalise_(settings)
 
 
 def _check_labels_(settings: Plain) -> None:
@@ -269,24 +274,29 @@ def weights_checksum(run: RunConfig) -> str:
     return digest_of_file("weights", str(run.weights), "a state dict")
 
 
-def identified(run: RunConfig, key: Literal["mask", "weights"], checksum: str) -> RunConfig:
+def identified(run: RunConfig, key: FileSetting, checksum: str) -> RunConfig:
     """The config with the checksum of what a file holds; compared with the one that was noted before.
 
     Raises:
         ConfigError: they differ.
     """
-    noted, path = getattr(run.checksums, key), getattr(run, key)
+    noted, path = getattr(run.checksums, key), _path(run, key)
+    said = "transfer.weights" if key == "transfer" else key
     if noted is not None and noted != checksum:
         raise ConfigError(
-            f"{key}={path}: it has changed since the run was composed (checksum {noted[:8]}, now {checksum[:8]}); "
-            f"put the earlier file back, or start a new run with {key}={path}"
+            f"{said}={path}: it has changed since the run was composed (checksum {noted[:8]}, now {checksum[:8]}); "
+            f"put the earlier file back, or start a new run with {said}={path}"
         )
     return with_checksum(run, key, checksum)
 
 
-def _is_gone(run: RunConfig, key: Literal["mask", "weights"]) -> bool:
+def _path(run: RunConfig, key: FileSetting) -> str | None:
+    return transfer_checks.file_of(run) if key == "transfer" else getattr(run, key)
+
+
+def _is_gone(run: RunConfig, key: FileSetting) -> bool:
     """Whether a file is gone whose checksum the config has noted. The run has its name; to run, it needs the file."""
-    return getattr(run.checksums, key) is not None and not Path(getattr(run, key)).is_file()
+    return getattr(run.checksums, key) is not None and not Path(str(_path(run, key))).is_file()
 
 
 def _with_mask(run: RunConfig, asked: dict[str, float]) -> RunConfig:

@@ -27,7 +27,7 @@ _POINT = {"sparsity", "density", "compression", "seed"}
 # Values of settings that have no effect: such a setting is not counted.
 _NO_EFFECT = {"prunable": "all", "target": "sparsity", "repair": None}
 _OF_METHOD = {
-    *("pruner", "search", "prunable", "target", "repair", "allocation", "schedule", "ablation", "rewire"),
+    *("pruner", "search", "prunable", "target", "repair", "allocation", "schedule", "ablation", "rewire", "transfer"),
     *("mask", "mask_file"),
 }
 
@@ -74,6 +74,7 @@ def _counted(settings: dict[str, Any], without: set[str]) -> dict[str, Any]:
             found = digest_of_file(f"allocation.{key}", settings["allocation"][key], kind)
             counted["allocation"] = settings["allocation"] | {key: found}
     counted |= settings["checksums"]
+    counted["transfer"] = _transfer(settings)
     counted["mask_file"] = _without(settings["mask_file"], "zeros") if settings["mask"] is not None else None
     counted = _without(counted, "checksums", "mask_name")
     for group in ("training", "allocation", "schedule", "ablation"):
@@ -94,6 +95,15 @@ def _counted(settings: dict[str, Any], without: set[str]) -> dict[str, Any]:
             counted["search"] = _without(settings["search"], "name", "label")
     meaning: dict[str, Any] = _meaning(_without(counted, *without))
     return meaning
+
+
+def _transfer(settings: dict[str, Any]) -> dict[str, Any] | None:
+    """What counts of a transfer: the function, its settings, and what its file holds."""
+    transfer = settings.get("transfer")
+    if transfer is None:
+        return None
+    file = {"weights": settings["checksums"].get("transfer")} if "weights" in transfer else {}
+    return _without(transfer, "name") | file
 
 
 def _hash(settings: dict[str, Any], without: set[str]) -> str:
@@ -123,6 +133,8 @@ def _named(settings: dict[str, Any], *ending: str) -> str:
         names.append(settings["ablation"]["name"])
     if settings["rewire"]["rule"] is not None:
         names.append(settings["rewire"]["name"])
+    if settings.get("transfer") is not None:
+        names.append(settings["transfer"]["name"])
     return _safe("-".join([*names, *ending]))
 
 
@@ -158,7 +170,7 @@ def chain_settings(settings: dict[str, Any]) -> dict[str, Any]:
     chain: dict[str, Any] = _counted(settings, NOT_IDENTITY | {"sparsity", "density", "compression"})
     chain["schedule"] = _without(chain["schedule"], "levels")
     chain["ablation"] = _without(chain["ablation"], "mask", "weights")
-    return _without(chain, "rewire")  # the mask moves in the last training alone
+    return _without(chain, "rewire", "transfer")  # of the last training alone
 
 
 def chain_id(settings: dict[str, Any]) -> str:
@@ -167,7 +179,7 @@ def chain_id(settings: dict[str, Any]) -> str:
 
 
 def method_id(settings: dict[str, Any]) -> str:
-    """The name of a method, whatever it is applied to: pruner, allocation, schedule, ablation and rewire."""
+    """The name of a method, whatever it is applied to: pruner, allocation, schedule, ablation, rewire and transfer."""
     return _safe(
         f"{settings['pruner']['name']}-{_hash(_told_apart_by_name(settings), set(settings) - _of_method(settings))}"
     )
@@ -181,11 +193,14 @@ def _of_method(settings: dict[str, Any]) -> set[str]:
 def _told_apart_by_name(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings in which a `mask_name`, if there is one, stands for the mask and weights of every seed.
 
-    Whether weights are given still counts: the same mask on the weights of the seed is the usual control.
+    Whether weights are given, to start from or to transfer, still counts: the same mask on the weights of the seed is
+    the usual control.
     """
     if not settings["mask_name"]:
         return settings
-    return settings | {"checksums": {"mask": None, "weights": None if settings["weights"] is None else "given"}}
+    transfer = (settings.get("transfer") or {}).get("weights")
+    given = {"weights": settings["weights"], "transfer": transfer}
+    return settings | {"checksums": {"mask": None} | {key: file and "given" for key, file in given.items()}}
 
 
 def differences(

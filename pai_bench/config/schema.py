@@ -33,6 +33,7 @@ from pai_bench.training.recipe import Recipe
 from pai_bench.training.rewires import Rewiring
 
 Plain = dict[str, Any]  # settings as a yaml file has them
+FileSetting = Literal["mask", "weights", "transfer"]  # whose files a run knows by their checksums
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Checksums:
 
     mask: str | None
     weights: str | None
+    transfer: str | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ class RunConfig:
     diagnostics: Call | None
     cache_gb: NonNegative
     search: Search | None = None  # None: no mask is learned
+    transfer: Call | None = None  # None: training starts from the weights that the search leaves
     experiment: str | None = None  # the name of the sweep in a file that this run was part of
     scale: str | None = None  # how much smaller than in its file that sweep was; null if it was not
 
@@ -133,6 +136,7 @@ class RunConfig:
         if any(getattr(self.ablation, hook) is not None for hook in HOOKS):
             names.append(self.ablation.name)
         names += [self.rewire.name] if self.rewires else []
+        names += [self.transfer.name] if self.transfer else []
         names += [self.experiment] if self.experiment else []
         return [*names, f"scale={self.scale}"] if self.scale else names
 
@@ -165,7 +169,7 @@ class RunConfig:
 
 
 GROUPS = ("model", "dataset", "allocation", "schedule", "tracker")  # each option names one function
-OPTIONAL_GROUPS = ("diagnostics",)  # so do these, where an option is chosen
+OPTIONAL_GROUPS = ("diagnostics", "transfer")  # so do these, where an option is chosen
 OF_SEARCH = ("search.method", "search.optimizer")  # and these, where a mask is learned
 # Where a config names a function, or null.
 CALLS = (
@@ -339,6 +343,6 @@ def _plain(value: Any, path: str) -> Any:
     return value
 
 
-def with_checksum(run: RunConfig, key: Literal["mask", "weights"], checksum: str) -> RunConfig:
+def with_checksum(run: RunConfig, key: FileSetting, checksum: str) -> RunConfig:
     """A config that knows what a file holds. See `checks.identified`."""
     return replace(run, checksums=replace(run.checksums, **{key: checksum}))

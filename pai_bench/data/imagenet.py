@@ -13,13 +13,13 @@ import torch
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from pai_bench.batches import Drawn
 from pai_bench.core import (
     Batch,
     Batches,
     Change,
     Count,
     DataSettings,
-    Drawn,
     OfColours,
     ProperFraction,
     ScoringData,

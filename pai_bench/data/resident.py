@@ -14,7 +14,8 @@ from filelock import FileLock, Timeout
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from pai_bench.core import Batch, Batches, Change, DataSettings, Drawn, ScoringData, Shape, num_steps
+from pai_bench.batches import Drawn
+from pai_bench.core import Batch, Batches, Change, DataSettings, ScoringData, Shape, num_steps
 from pai_bench.data.splits import choose_examples, hold_out, require_two
 from pai_bench.errors import ConfigError
 from pai_bench.system.layout import laid_out

@@ -49,5 +49,6 @@ def recipe_of(search: Search, training: Recipe) -> Recipe:
         lr_milestones=[],
         warmup_epochs=search.warmup_epochs,
         batch_norm_l1=0.0,
+        norm_interpolation=None,  # for the weights; scores have norms of their own kind
         name=search.name,
     )

@@ -1,4 +1,4 @@
-"""Masks and weights from files, of this runner or of others: read, checked, and fitted to a model.
+"""Masks from files, of this runner or of others: read, checked, and fitted to a model.
 
 torch is imported only for files that cannot be read without it, so that a config with a mask is checked quickly.
 """
@@ -51,7 +51,7 @@ def read(setting: str, path: str, *, zeros: bool) -> Arrays:
         ConfigError: the file cannot be read, or holds something else.
     """
     where = f"{setting}={path}"
-    tensors = _tensors(where, path)
+    tensors = tensors_in(where, path)
     named = _named_masks(tensors)
     if zeros:  # integers are positions and counts, no weights
         plain = {name: array for name, array in tensors.items() if not name.endswith("_mask")}
@@ -59,7 +59,7 @@ def read(setting: str, path: str, *, zeros: bool) -> Arrays:
         if any(_has_weight(name, tensors) for name in named) or (named and not kernels):
             raise ConfigError(f"{where}: it holds masks ({next(iter(named))}_mask); take mask_file.zeros=true out")
         tensors = kernels
-        _check_finite(where, tensors)
+        check_finite(where, tensors)
     else:
         tensors = named or tensors
         _check_binary(where, tensors)
@@ -155,16 +155,16 @@ def fitted(
     whole_layers = [name for name in of_models.prunable(model) if name in masks and name not in weights]
     if names == "exact" and whole_layers:
         raise ConfigError(
-            f"{where}: it has a mask of {_some(whole_layers)}, which prunable={_said(prunable)} leaves whole; give "
-            "prunable=all, or a mask without it"
+            f"{where}: it has a mask of {first_names(whole_layers)}, which prunable={_said(prunable)} leaves whole; "
+            "give prunable=all, or a mask without it"
         )
     if names == "order":
         masks = _in_order(where, masks, {name: tuple(weight.shape) for name, weight in weights.items()})
     unknown = [name for name in masks if name not in parameters]
     absent = [name for name in weights if name not in masks]
     if unknown or (absent and missing == "refuse"):
-        wrong = [f"the model has no {_some(unknown)}"] if unknown else []
-        wrong += [f"there is no mask of {_some(absent)}"] if absent else []
+        wrong = [f"the model has no {first_names(unknown)}"] if unknown else []
+        wrong += [f"there is no mask of {first_names(absent)}"] if absent else []
         remedy = "give a mask of this model, or match by order with mask_file.names=order"
         if not unknown:
             remedy = "mask_file.missing=keep keeps such layers whole"
@@ -179,7 +179,7 @@ def fitted(
     given = {name: torch.from_numpy(np.array(mask, order="C")).to(device) for name, mask in masks.items()}
     whole = {name: torch.ones_like(weights[name], dtype=torch.bool) for name in absent}
     if absent:
-        log.info("%s: %s stay whole", where, _some(absent))
+        log.info("%s: %s stay whole", where, first_names(absent))
     others = {name: mask for name, mask in given.items() if name not in weights and not mask.all()}
     return {name: (given | whole)[name] for name in weights}, others
 
@@ -194,7 +194,9 @@ def _in_order(
     """The masks of a file under the names of the model: the n-th gets the name of the n-th kernel or matrix."""
     others = [name for name, mask in masks.items() if mask.ndim < 2]
     if others:
-        raise ConfigError(f"{where}: {_some(others)} is pruned too, which fits by name only; set mask_file.names=exact")
+        raise ConfigError(
+            f"{where}: {first_names(others)} is pruned too, which fits by name only; set mask_file.names=exact"
+        )
     if len(masks) != len(shapes):
         raise ConfigError(
             f"{where}: it holds masks of {len(masks)} kernels and matrices, and the model has {len(shapes)}; "
@@ -213,40 +215,10 @@ def _in_order(
     return {name: masks[theirs] for name, theirs in matched.items()}
 
 
-def load_weights_(model: "nn.Module", path: str) -> None:
-    """Gives a model the parameters in a file, and the buffers if it holds them; NAME_orig is the weight NAME.
-
-    Raises:
-        ConfigError: the file cannot be read, or names or shapes are not those of the model.
-    """
-    import torch
-
-    where = f"weights={path}"
-    tensors = {
-        name.removesuffix("_orig"): array for name, array in _tensors(where, path).items() if not name.endswith("_mask")
-    }
-    state = model.state_dict()
-    unknown = [name for name in tensors if name not in state]
-    absent = [name for name, _ in model.named_parameters() if name not in tensors]
-    if unknown or absent:
-        wrong = [f"the model has no {_some(unknown)}"] if unknown else []
-        wrong += [f"there is no {_some(absent)}"] if absent else []
-        raise ConfigError(f"{where}: {', and '.join(wrong)}; give a state dict of this model")
-    for name, array in tensors.items():
-        if array.shape != state[name].shape:
-            raise ConfigError(
-                f"{where}: {name} is {array.shape}, in the model {tuple(state[name].shape)}; give one of this model"
-            )
-    _check_finite(where, tensors)
-    with torch.no_grad():
-        for name, array in tensors.items():
-            state[name].copy_(torch.from_numpy(np.array(array)))
-
-
 # Files ----------------------------------------------------------------------------------------------------------------
 
 
-def _tensors(where: str, path: str) -> Arrays:
+def tensors_in(where: str, path: str) -> Arrays:
     """Every tensor in a file by name, without the prefixes that wrappers put before names."""
     if not Path(path).is_file():
         raise ConfigError(f"{where}: there is no such file")
@@ -353,7 +325,7 @@ def _pt(where: str, path: str) -> Arrays:
     if isinstance(content, Mapping) and not is_named(content):  # a checkpoint, with the tensors inside
         inside = [str(key) for key, value in content.items() if is_named(value)]
         if len(inside) != 1:
-            keys = _some(inside or [str(key) for key in content])
+            keys = first_names(inside or [str(key) for key in content])
             raise ConfigError(f"{where}: no single state dict can be told in it (there is {keys}); {_SAVE}")
         content = content[inside[0]]
         log.info("%s: its %s is read", where, inside[0])
@@ -389,7 +361,8 @@ def _check_binary(where: str, tensors: Arrays) -> None:
             )
 
 
-def _check_finite(where: str, tensors: Arrays) -> None:
+def check_finite(where: str, tensors: Arrays) -> None:
+    """Refuses tensors that are no finite real numbers."""
     for name, array in tensors.items():
         if array.dtype.kind not in "biuf":
             raise ConfigError(f"{where}: {name} holds {array.dtype} and no real numbers")
@@ -397,7 +370,7 @@ def _check_finite(where: str, tensors: Arrays) -> None:
             raise ConfigError(f"{where}: {name} holds {array[~np.isfinite(array)][0]}; give finite weights")
 
 
-def _some(names: Iterable[str]) -> str:
+def first_names(names: Iterable[str]) -> str:
     """The first three names, and how many more there are."""
     names = list(names)
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

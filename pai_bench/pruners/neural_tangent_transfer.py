@@ -6,7 +6,8 @@ import torch
 from torch import Generator, Tensor
 
 from pai_bench.analysis.gradients import twice_differentiable
-from pai_bench.core import Batches, Loss, NonNegative, NonNegativeInt, Positive, Scores, Subnetwork, Weights, labels_of
+from pai_bench.batches import labels_of
+from pai_bench.core import Batches, Loss, NonNegative, NonNegativeInt, Positive, Scores, Subnetwork, Weights
 from pai_bench.errors import UserError
 
 

@@ -3,7 +3,8 @@
 import torch
 from torch import Generator, Tensor
 
-from pai_bench.core import Batch, Batches, Drawn, Mask, Scores, State, labels_of
+from pai_bench.batches import Drawn, labels_of
+from pai_bench.core import Batch, Batches, Mask, Scores, State
 from pai_bench.errors import ConfigError
 
 

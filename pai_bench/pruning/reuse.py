@@ -9,7 +9,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from pai_bench.analysis.cost import CountFlops
-from pai_bench.core import Batches, Loss, Mask, Score, Scores, Subnetwork, Weights, labels_of
+from pai_bench.batches import labels_of
+from pai_bench.core import Batches, Loss, Mask, Score, Scores, Subnetwork, Weights
 from pai_bench.masks import masks
 from pai_bench.pruning.pruned import Pruned
 from pai_bench.system import devices

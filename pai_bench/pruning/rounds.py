@@ -14,6 +14,7 @@ from torch import Generator, nn
 from pai_bench.analysis.cost import CountFlops
 from pai_bench.analysis.filters import find_filters
 from pai_bench.analysis.mode import mode
+from pai_bench.batches import labels_of
 from pai_bench.core import (
     Ablation,
     Allocate,
@@ -31,7 +32,6 @@ from pai_bench.core import (
     Target,
     Training,
     Weights,
-    labels_of,
 )
 from pai_bench.errors import ConfigError, UserError
 from pai_bench.masks import masks, reading

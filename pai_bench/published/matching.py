@@ -220,9 +220,10 @@ def compare(numbers: Sequence[Number], rows: Sequence[Row], root: Path, rule: Ru
 
 
 def _breaks_as(row: Mapping[str, Any], recipe: RunConfig) -> bool:
-    """Whether a run has no ablation and no rewire but those of a recipe."""
-    rewire = row.get("rewire", "none")
-    return row["ablation"] in ("none", recipe.ablation.name) and rewire in ("none", recipe.rewire.name)
+    """Whether a run has no ablation, no rewire and no transfer but those of a recipe."""
+    transfer = recipe.transfer.name if recipe.transfer else "none"
+    known = {"ablation": recipe.ablation.name, "rewire": recipe.rewire.name, "transfer": transfer}
+    return all(row.get(key, "none") in ("none", name) for key, name in known.items())
 
 
 def _has(config: Config, wanted: Mapping[str, Any]) -> bool:

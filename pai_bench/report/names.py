@@ -15,7 +15,8 @@ from pai_bench.report.palette import Named
 _MOST_NAMED = 8  # configurations or methods in one sentence
 
 _PARTS = ("allocation", "schedule", "ablation")
-_OF_METHOD = ("pruner", *_PARTS, "rewire", "prunable", "target", "repair", "mask", "mask_file")
+_NAMED = ("rewire", "transfer")  # rows of earlier versions lack them
+_OF_METHOD = ("pruner", *_PARTS, *_NAMED, "prunable", "target", "repair", "mask", "mask_file")
 NO_TEXTS: Mapping[str, str] = MappingProxyType({})
 _OF_TASK = ("dataset", "model", "training", "on_collapse", "protocol")
 
@@ -37,7 +38,7 @@ def looks(
 
     Args:
         texts: replaces labels, by the id of a method or by a word of a label: the name of a pruner, an allocation, a
-            schedule, an ablation or a rewire.
+            schedule, an ablation, a rewire or a transfer.
     """
     of_method: dict[str, Configuration] = {}
     for configuration in found:
@@ -49,7 +50,7 @@ def looks(
             Named(
                 method,
                 row["pruner"],
-                (row["ablation"] != "none" or row.get("rewire", "none") != "none", row["allocation"] != "global"),
+                (row["ablation"] != "none" or bool(_named(row)), row["allocation"] != "global"),
             )
             for method, row in pruned.items()
         ]
@@ -64,7 +65,12 @@ def looks(
 def words(rows: Iterable[Mapping[str, Any]]) -> set[str]:
     """What `texts` may rename: the words of labels and titles, and the ids of methods and tasks."""
     keys = ("pruner", *_PARTS, "dataset", "model", "method", "task")
-    return {str(row[key]) for row in rows for key in keys} | {row.get("rewire", "none") for row in rows} | {NO_DENSE}
+    return {str(row[key]) for row in rows for key in keys} | {word for row in rows for word in _named(row)} | {NO_DENSE}
+
+
+def _named(row: Mapping[str, Any]) -> list[str]:
+    """The rewire and the transfer of a run, if it has them."""
+    return [row[key] for key in _NAMED if row.get(key, "none") != "none"]
 
 
 def _method_labels(
@@ -72,7 +78,7 @@ def _method_labels(
 ) -> dict[str, str]:
     """The label of each method: its pruner, and whatever distinguishes methods with the same pruner.
 
-    That can be the allocation, the schedule, the ablation, or other settings. A rewire is always named.
+    That can be the allocation, the schedule, the ablation, or other settings. A rewire and a transfer are always named.
     """
     namesakes: dict[str, list[str]] = defaultdict(list)
     for method, configuration in of_method.items():
@@ -83,7 +89,7 @@ def _method_labels(
         differing = [part for part in _PARTS if len({row[part] for row in rows.values()}) > 1]
         for method, row in rows.items():
             parts = [row[part] for part in differing if not (part == "ablation" and row[part] == "none")]
-            parts += [row["rewire"]] if row.get("rewire", "none") != "none" else []
+            parts += _named(row)
             name = texts.get(pruner) or _label(directories[row["id"]]) or pruner
             labels[method] = ", ".join([name, *(texts.get(part, part) for part in parts)])
     places = {method: directories[of_method[method].rows[0]["id"]] for method in labels}

@@ -210,10 +210,10 @@ def as_csv(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
 
 CONFIGURATION_COLUMNS = (
     "task", "protocol", "dataset", "model", "training", "dataset_checksum", "method", "label", "pruner",
-    "allocation", "schedule", "ablation", "rewire", "pruned", "sparsity", "compression", "statistic", "n", "seeds",
-    "mean", "sd", "ci_low", "ci_high", "min", "max", "untrained_seeds", "seeds_without_value", "collapsed_share",
-    "no_signal_share", "weight_density", "effective_sparsity", "macs_masked", "search_examples", "search_flops",
-    "search_seconds", "total_seconds",
+    "allocation", "schedule", "ablation", "rewire", "transfer", "pruned", "sparsity", "compression", "statistic",
+    "n", "seeds", "mean", "sd", "ci_low", "ci_high", "min", "max", "untrained_seeds", "seeds_without_value",
+    "collapsed_share", "no_signal_share", "weight_density", "effective_sparsity", "macs_masked", "search_examples",
+    "search_flops", "search_seconds", "total_seconds",
 )  # fmt: skip
 
 
@@ -228,6 +228,7 @@ def configuration_row(configuration: Configuration, looks: Mapping[str, Look]) -
         "label": looks[configuration.method].label,
         **{name: row[name] for name in CONFIGURATION_COLUMNS[8:12]},
         "rewire": row.get("rewire", "none"),
+        "transfer": row.get("transfer", "none"),
         "pruned": "nothing" if configuration.dense else "filters" if configuration.filters else "weights",
         "sparsity": configuration.sparsity,
         "compression": configuration.compression,

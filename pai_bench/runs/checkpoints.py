@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pai_bench.core import Mask
+from pai_bench.core import Mask, Weights
 from pai_bench.errors import PreemptedError
 from pai_bench.pruning.pruned import Pruned
 from pai_bench.runs.directory import NullRunDirectory, RunDirectory
@@ -26,6 +26,7 @@ class TrainingStart:
     search_examples: int  # images that the search has trained on
     age_epochs: float  # training done by the search
     num_lines: int  # of the curve
+    same_signs: float | None = None  # share of the kept weights that have their initial sign after a transfer
 
 
 @dataclass
@@ -40,6 +41,7 @@ class RunProgress:
     )
     reused_examples: int = 0  # images of trainings that earlier runs had done, and this one took over
     training: TrainingStart | None = None
+    signs: Weights | None = None  # of the prunable weights when the last training began: -1, 0 or 1, as int8
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds of it: plain values and tensors."""

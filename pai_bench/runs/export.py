@@ -16,7 +16,7 @@ from pai_bench.config.composition import read
 from pai_bench.config.schema import RunConfig
 from pai_bench.core import Mask, Shape, State
 from pai_bench.errors import DataError, UserError
-from pai_bench.masks import mask_files, masks
+from pai_bench.masks import masks, weight_files
 from pai_bench.runs import status
 from pai_bench.runs.summary import weights_again
 from pai_bench.system import files, seeding
@@ -48,7 +48,7 @@ def initial(directory: Path, trusted: bool = False) -> tuple[nn.Module, Shape]:
     model, shape, run = _built(directory, trusted)
     if run.weights is not None:
         identified(run, "weights", weights_checksum(run))
-        mask_files.load_weights_(model, run.weights)
+        weight_files.load_(model, run.weights)
     return model, shape
 
 

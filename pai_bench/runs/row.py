@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from pai_bench.analysis import cost, paths
+from pai_bench.analysis.signs import Agreement
 from pai_bench.config.schema import RunConfig
 from pai_bench.core import Data, Mask
 from pai_bench.masks import masks
@@ -40,6 +41,7 @@ class Outcome:
     cache_hit: str | None  # what of the search an earlier run had computed
     reused_examples: int  # images of trainings that earlier runs had done
     start: TrainingStart
+    signs: Agreement
     stopped: bool  # the network was broken, and was not trained
     curve: list[dict[str, Any]]
     seconds: float  # of all attempts
@@ -70,6 +72,7 @@ def names(of: Outcome) -> dict[str, Any]:
         "schedule": run.schedule.name,
         "ablation": run.ablation.name,
         "rewire": run.rewire.name,
+        "transfer": run.transfer.name if run.transfer else "none",
         "prunable": run.prunable if isinstance(run.prunable, str) else ",".join(run.prunable),
         "repair": run.repair,
         "training": run.training.name,
@@ -77,6 +80,7 @@ def names(of: Outcome) -> dict[str, Any]:
         "experiment": run.experiment,
         "mask": run.checksums.mask,
         "weights": run.checksums.weights,
+        "transfer_weights": run.checksums.transfer,
     }
 
 
@@ -105,6 +109,8 @@ def state(of: Outcome) -> dict[str, Any]:
         "output_depends_on_input": of.start.has_signal,
         "stopped": "collapse" if of.stopped else None,
         "ablation_overlap": of.start.overlap,
+        "transfer_overlap": of.start.same_signs,
+        "sign_agreement": of.signs.overall,
         **rewired(of.trainer.moving),
     }
 
@@ -203,8 +209,15 @@ def layers(pruned: Pruned, reached: Mask | None, multiply_adds: dict[str, int]) 
     ]
 
 
-def mask_report(pruned: Pruned, layers: list[dict[str, Any]]) -> dict[str, Any]:
-    """What mask.json holds: exact counts and ties by round, and the layers."""
+def mask_report(pruned: Pruned, layers: list[dict[str, Any]], signs: Agreement | None = None) -> dict[str, Any]:
+    """What mask.json holds: exact counts and ties by round, and the layers.
+
+    Args:
+        layers: as `layers` makes them.
+        signs: how many signs training has kept; None before it.
+    """
+    if signs is not None:
+        layers = [layer | {"sign_agreement": signs.layers[layer["name"]]} for layer in layers]
     return {
         "num_prunable": masks.total(pruned.mask),
         "num_kept": masks.kept(pruned.mask),

@@ -92,6 +92,11 @@ def closing(row: dict[str, Any], layers: list[dict[str, Any]], directory: Path) 
         lines.append(
             f"  ablation {row['ablation']}: {100 * row['ablation_overlap']:.2f} % of the kept weights unchanged"
         )
+    if row["transfer_overlap"] is not None:
+        signs = f"{100 * row['transfer_overlap']:.2f} % of the kept weights have the sign with which they were drawn"
+        lines.append(f"  transfer {row['transfer']}: {signs}")
+    if row["sign_agreement"] is not None and row["train_examples"]:
+        lines.append(f"  training has kept the sign of {100 * row['sign_agreement']:.2f} % of these weights")
     if row["num_rewires"]:
         moved = f"{row['num_rewires']:,} rewires, {100 * row['mean_churn']:.3g} % of the kept weights exchanged in each"
         lines.append(
@@ -120,7 +125,7 @@ def closing(row: dict[str, Any], layers: list[dict[str, Any]], directory: Path) 
     return "\n".join([*lines, ""])
 
 
-_PARTS = ("allocation", "schedule", "ablation", "rewire", "mask")
+_PARTS = ("allocation", "schedule", "ablation", "rewire", "transfer", "mask")
 _MOST_COLUMNS = 6
 
 

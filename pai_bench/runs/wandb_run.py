@@ -17,10 +17,11 @@ from pai_bench.system import files
 
 log = logging.getLogger(__name__)
 
-_AT_START, _WITH_MASK, _AT_END = ("config.yaml", "provenance.json"), ("mask.json",), ("result.json",)
+# mask.json gets the agreement of signs at the end.
+_AT_START, _WITH_MASK, _AT_END = ("config.yaml", "provenance.json"), ("mask.json",), ("mask.json", "result.json")
 FOLDER = "pai_bench"
 _OF_MASK = ("seed", "sparsity")  # and the names of these groups
-_GROUPS = ("dataset", "model", "pruner", "allocation", "schedule", "ablation", "rewire", "training")
+_GROUPS = ("dataset", "model", "pruner", "allocation", "schedule", "ablation", "rewire", "transfer", "training")
 
 
 class WandB:
@@ -64,7 +65,8 @@ class WandB:
     def mask(self, file: Path) -> None:
         """Sends the mask as a version of the artifact of the run's group, so that all seeds are in one place."""
         config = self._run.config
-        of_run = {key: config[key] for key in _OF_MASK} | {key: config[key]["name"] for key in _GROUPS}
+        names = {key: (config.get(key) or {"name": "none"})["name"] for key in _GROUPS}  # transfer=none is null
+        of_run = {key: config[key] for key in _OF_MASK} | names
         artifact = self._client.Artifact(
             fitting(f"mask-{self._run.group}"), type="mask", metadata={"run": self._run.id} | of_run
         )

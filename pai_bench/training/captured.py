@@ -72,7 +72,7 @@ class CapturedStep:
     def __init__(self, step: Step, data: OnDevice, tables: Sequence[Tensor], batch_size: int, num_steps: int) -> None:
         self.step, self._data, self._batch_size, device = step, data, batch_size, step.device
         self._tables = [table.clone() for table in tables]
-        self._rates = torch.zeros(num_steps, device=device)
+        self._rates, self._shares = (torch.zeros(num_steps, device=device) for _ in range(2))
         self._next = torch.zeros(1, dtype=torch.int64, device=device)
         self._places = torch.arange(batch_size, device=device)
         self._addresses = _addresses(step)
@@ -84,17 +84,20 @@ class CapturedStep:
         """Whether every tensor of the step is still at its address."""
         return self._addresses == _addresses(self.step)
 
-    def begin(self, tables: Sequence[Tensor], rates: Sequence[float], start: int) -> None:
+    def begin(self, tables: Sequence[Tensor], rates: Sequence[float], start: int, shares: Sequence[float] = ()) -> None:
         """Prepares for the steps of an epoch.
 
         Args:
             tables: of the epoch.
             rates: the learning rate of each of its steps.
             start: the step that comes next.
+            shares: how far norms are moved in each of its steps, where the recipe moves them.
         """
         for own, table in zip(self._tables, tables, strict=True):
             own.copy_(table)
         self._rates.copy_(torch.tensor(rates))
+        if shares:
+            self._shares.copy_(torch.tensor(shares))
         self._next.fill_(start)
 
     def __call__(self) -> None:
@@ -109,6 +112,8 @@ class CapturedStep:
         rate = self.step.optimizer.lr_tensor
         assert rate is not None
         rate.copy_(self._rates.index_select(0, self._next).squeeze(0))
+        if self.step.norms is not None:
+            self.step.norms.share.copy_(self._shares.index_select(0, self._next).squeeze(0))
         images, labels = self._data.gather(self._tables, self._places + self._next * self._batch_size)
         self.step(images, labels, self._batch_size)
         self._next += 1

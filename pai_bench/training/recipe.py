@@ -51,6 +51,9 @@ class Recipe:
     image_sizes: list[Count] | None = None
     image_size_epochs: list[NonNegativeInt] | None = None
     batch_norm_l1: NonNegative = 0.0  # times the sign of a scale of a batch norm: is added to its gradient
+    # uniform: in every step, scales and shifts of norms lie between ones and zeros and their values, at a point that is
+    # drawn uniformly. None: they are as they are. See training/norms.py.
+    norm_interpolation: Literal["uniform"] | None = None
     name: str = ""
 
 

@@ -1,6 +1,7 @@
 """One optimizer step: forward, loss, backward, update under the mask, sums."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from pai_bench.system import devices, distributed, graphs, layout
 from pai_bench.system.world import world
 from pai_bench.training import objectives
 from pai_bench.training.compiled import Compiled
+from pai_bench.training.norms import NormInterpolation
 from pai_bench.training.optimizer import Optimizer
 from pai_bench.training.recipe import Recipe
 
@@ -65,6 +67,7 @@ class Step:
         self.averages: Weights = {}  # running means of gradients, pruned weights included; see `average_gradients`
         self._decay = 0.0
         self.scaler = scaler or torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
+        self.norms = NormInterpolation(net, device) if recipe.norm_interpolation else None
         self._prepare, self._num_processes = prepare, world().size
         self.layout = layout.suitable(net, device, execution.channels_last)  # of images and weights
         layout.lay_out_(net, self.layout)
@@ -101,7 +104,8 @@ class Step:
     @property
     def tensors(self) -> list[Tensor]:
         """Every tensor that a step reads or writes, except the batch and gradients."""
-        return [*self.optimizer.tensors, *self.net.buffers(), self.sums, *self.averages.values()]
+        norms = [] if self.norms is None else [self.norms.share]
+        return [*self.optimizer.tensors, *self.net.buffers(), self.sums, *self.averages.values(), *norms]
 
     def average_gradients(self, names: Iterable[str], decay: float) -> None:
         """Keeps a running mean of the gradients of some parameters from now on, in `averages`.
@@ -112,6 +116,11 @@ class Step:
         parameters = dict(self.net.named_parameters())
         self.averages = {name: torch.zeros_like(parameters[name], requires_grad=False) for name in names}
         self._decay = decay
+
+    def move_norms(self, share: float) -> None:
+        """Says how far norms are moved in the next step. The recipe has to ask for it."""
+        assert self.norms is not None
+        self.norms.share.fill_(share)
 
     def __call__(self, images: Tensor, labels: Tensor, num_images: int) -> None:
         """Takes a step at the optimizer's learning rate. The network must be in train mode.
@@ -132,6 +141,13 @@ class Step:
             labels: (B,).
             num_images: size of the batch of all processes together.
         """
+        with nullcontext() if self.norms is None else self.norms.during_pass():
+            self._pass(images, labels, num_images)
+        if self.averages:
+            self._average()
+
+    def _pass(self, images: Tensor, labels: Tensor, num_images: int) -> None:
+        """Forward and backward, and the sums."""
         recipe = self.recipe
         with devices.autocast(self.device, recipe.precision):
             images = layout.laid_out(images, self.layout)
@@ -148,8 +164,6 @@ class Step:
         self.optimizer.zero_grad()
         self._prepare()
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        if self.averages:
-            self._average()
 
     def update(self) -> None:
         """Moves the weights by the gradients, which are overwritten."""

@@ -8,7 +8,7 @@ from torch import Generator, Tensor
 from pai_bench.core import Batch, ByEpoch, Data, OnDevice
 from pai_bench.system import graphs, streams
 from pai_bench.system.world import world
-from pai_bench.training import captured
+from pai_bench.training import captured, norms
 from pai_bench.training.captured import CapturedBatchStep, CapturedStep
 from pai_bench.training.moving_mask import MovingMask
 from pai_bench.training.recipe import Recipe, image_size, learning_rate, length
@@ -31,7 +31,13 @@ class Steps:
         self._log_obstacle()
 
     def taken(
-        self, step: Step, clock: int, order: Generator, augment: Generator, moving: MovingMask | None = None
+        self,
+        step: Step,
+        clock: int,
+        order: Generator,
+        augment: Generator,
+        moving: MovingMask | None = None,
+        interpolation: Generator | None = None,
     ) -> Iterator[int]:
         """Takes the remaining steps of an epoch, one at each turn, and yields how many images each was on.
 
@@ -41,6 +47,7 @@ class Steps:
             order: decides the order of the epoch.
             augment: decides its augmentation.
             moving: the mask of the network, if it moves. A step at which it moves is never captured.
+            interpolation: decides how far norms are moved in the epoch, where the recipe asks for that.
         """
         data, size, start = self._data, self._recipe.batch_size, clock % self._per_epoch
         if isinstance(data, ByEpoch):
@@ -49,16 +56,19 @@ class Steps:
         num_train = data.num_examples["train"]
         first = clock - start
         rates = [learning_rate(self._recipe, (first + at) / self._per_epoch) for at in range(self._per_epoch)]
+        shares = [] if interpolation is None else norms.shares(self._per_epoch, interpolation)
         batches: Iterable[Batch]
         done = start
         if self._captures and isinstance(data, OnDevice):
             tables = data.tables(order, augment)
             if (graph := self._captured_step(step, data, tables)) is not None:
-                graph.begin(tables, rates, start)
+                graph.begin(tables, rates, start, shares)
                 for at in range(start, num_train // size):
                     if moving is not None and moving.is_due(first + at):
                         images, labels = data.gather(tables, slice(at * size, (at + 1) * size))
                         step.optimizer.lr = rates[at]
+                        if shares:
+                            step.move_norms(shares[at])
                         moving.step(step, images, labels, size, first + at)
                         graph.skip()
                     else:
@@ -73,6 +83,8 @@ class Steps:
         for at, (images, labels) in enumerate(batches, done):
             num_images = min(size, num_train - at * size)
             step.optimizer.lr = rates[at]
+            if shares:
+                step.move_norms(shares[at])
             if moving is not None and moving.is_due(first + at):
                 moving.step(step, images, labels, num_images, first + at)
                 yield num_images

@@ -282,12 +282,13 @@ class Trainer:
         started = time.perf_counter()
         step.net.train()
         order, augment = (seeding.generator(self._seed, name, number) for name in ("order", "augment"))
+        interpolation = seeding.generator(self._seed, "norms", number) if self._recipe.norm_interpolation else None
         with seeding.seeded(self._seed, *stream), distributed.synchronised_norms(step.net):
             if self._random is not None:
                 seeding.set_states(self._random, self._device)
                 self._random = None
             try:
-                ended = self._take_steps(step, stop, order, augment, started)
+                ended = self._take_steps(step, stop, order, augment, interpolation, started)
             except LostWorkerError:  # SIGTERM took the workers: the moment to save
                 self._save_mid_epoch()
                 raise
@@ -296,7 +297,15 @@ class Trainer:
         if not math.isfinite(loss_sum):
             raise self._recording.divergence(loss_sum / self.progress.epoch_images)
 
-    def _take_steps(self, step: Step, stop: int, order: Generator, augment: Generator, started: float) -> float:
+    def _take_steps(
+        self,
+        step: Step,
+        stop: int,
+        order: Generator,
+        augment: Generator,
+        interpolation: Generator | None,
+        started: float,
+    ) -> float:
         """Takes steps, counts them and offers checkpoints in between. Returns when it ended."""
         progress = self.progress
         # Several processes sum up every few steps, and only then a checkpoint is offered.
@@ -309,7 +318,7 @@ class Trainer:
             disable=True if in_worker() or self._world.rank > 0 else None,  # None: in a terminal only
             unit="step",
         )
-        steps = self._steps.taken(step, progress.clock, order, augment, self.moving)
+        steps = self._steps.taken(step, progress.clock, order, augment, self.moving, interpolation)
         for _, taken in zip(shown, steps, strict=False):
             if self.moving is not None:
                 self.network.mask = self.moving.mask
