@@ -16,7 +16,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from pai_bench.batches import Drawn
-from pai_bench.core import Batches, Mask, Round
+from pai_bench.core import Batches, Mask, Round, Watch
 from pai_bench.masks import masks
 from pai_bench.pruning.pruned import Pruned
 from pai_bench.pruning.rounds import prune
@@ -122,12 +122,12 @@ def test_one_batch_in_each_round(name: str, model: nn.Module) -> None:
 class Moves:
     """Training that moves all weights and statistics of a model in place."""
 
-    age_epochs = 0.0
+    epoch = age_epochs = 0.0
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
 
-    def until(self, mask: Mask, epoch: float) -> None:
+    def until(self, mask: Mask, epoch: float, watch: Watch | None = None) -> None:
         with torch.no_grad():
             for tensor in self.model.state_dict().values():
                 tensor.mul_(1.25) if tensor.is_floating_point() else tensor.add_(1)

@@ -21,7 +21,7 @@ pytestmark = [
 ]
 
 LAUNCHER = ["hydra/launcher=slurm_cpu", "hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=1"]
-LONG = 20  # epochs of a tiny network: enough to be caught in the middle
+LONG = 60  # epochs of a tiny network: enough to be caught in the middle, by a busy machine too
 
 
 @pytest.fixture(scope="module")
