@@ -45,8 +45,13 @@ def test_costs_are_multiples_of_one_training_of_the_dense_network() -> None:
         "snip": "0.01 + 0.1", "magnitude": "3 + 0.1", "rigl": "0 + 0.2", "edge_popup": "1 + 0", "given": "? + 1",
     }  # fmt: skip
     assert "A question mark" in text
-    untrained, _, looks = made([row("snip", 0, train_flops=0, train_examples=0)])
-    assert costs.markdown(untrained, "a task", looks) is None
+    for others in (
+        [row("snip", 0)],
+        [row("dense", 0)],
+        [row("dense", 0, train_flops=0, train_examples=0), row("snip", 0)],
+    ):
+        without, _, looks = made(others)
+        assert costs.markdown(without, "a task", looks) is None
 
 
 def test_configurations_without_a_run_are_dashes_and_untrained_ones_marked() -> None:

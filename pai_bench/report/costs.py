@@ -8,9 +8,10 @@ from pai_bench.report.names import Look
 
 
 def dense_flops(grid: Grid) -> float | None:
-    """Floating-point operations of one training of the dense network. None: no run of the grid trains."""
-    runs = grid.dense or tuple(grid.configurations.values())
-    return max((one.average("train_flops") for one in runs), default=0.0) or None
+    """Floating-point operations of one training of the dense network. None: it has no run, or nothing is pruned."""
+    if not grid.configurations:
+        return None
+    return max((one.average("train_flops") for one in grid.dense), default=0.0) or None
 
 
 def shares(configuration: Configuration, dense: float) -> tuple[float, float]:
@@ -28,7 +29,7 @@ def shares(configuration: Configuration, dense: float) -> tuple[float, float]:
 
 
 def markdown(grid: Grid, title: str, looks: Mapping[str, Look]) -> str | None:
-    """A table for GitHub: search + training, by method and compression. None: no run of the grid trains."""
+    """A table for GitHub: search + training, by method and compression. None: as `dense_flops`."""
     if (dense := dense_flops(grid)) is None:
         return None
 
