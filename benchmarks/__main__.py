@@ -21,6 +21,7 @@ import torch
 from benchmarks import data, gpu, measure, rewiring, score_rounds, scoring, startup, table, training
 from benchmarks.subjects import Setting
 from benchmarks.table import Row
+from pai_bench.errors import UserError
 
 Benchmark = Callable[[Setting], Iterator[Row]]
 
@@ -117,11 +118,16 @@ def _rows(names: Sequence[str], benchmarks: Mapping[str, Benchmark], setting: Se
     """The rows of the named benchmarks, each as soon as it is known, until the clock says `end`."""
     for number, name in enumerate(names):
         started = time.perf_counter()
-        for row in benchmarks[name](setting):
-            yield row
-            if time.perf_counter() > end:
-                print(f"the time is up; what is left of {name} is left out", *names[number + 1 :], sep=", ", flush=True)
-                return
+        try:
+            for row in benchmarks[name](setting):
+                yield row
+                if time.perf_counter() > end:
+                    left = f"the time is up; what is left of {name} is left out"
+                    print(left, *names[number + 1 :], sep=", ", flush=True)
+                    return
+        except UserError as error:  # a library that is missing must not end the others
+            print(f"{name} ended: {error}", flush=True)
+            yield Row(f"{name} ended with an error", 1, unit="", target=0, at_most=True, timed=False, note=str(error))
         print(f"{name} took {time.perf_counter() - started:.0f} s", flush=True)
 
 

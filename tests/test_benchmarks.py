@@ -18,6 +18,7 @@ from benchmarks import gpu, score_rounds, table, textbook
 from benchmarks.measure import Rates, Times, in_turn
 from benchmarks.subjects import Setting, parts, pruned, trainer
 from benchmarks.table import Row
+from pai_bench.errors import ConfigError
 from pai_bench.masks import masks
 
 CPU = torch.device("cpu")
@@ -52,6 +53,19 @@ def test_every_benchmark_runs_and_finds_equal_what_has_to_be(tmp_path: Path) -> 
     page = (tmp_path / "table.md").read_text()
     assert all(f"| {name} |" in page for name in rows)
     assert "`python -m benchmarks --quick --markdown table.md`" in page
+
+
+def test_a_benchmark_that_cannot_run_ends_no_other(capsys: pytest.CaptureFixture[str]) -> None:
+    def broken(setting: Setting) -> Iterator[Row]:
+        yield Row("first", 2.0, target=1)
+        raise ConfigError("model=timm: timm is not installed")
+
+    benchmarks = {"broken": broken, "whole": lambda setting: iter([Row("last", 3.0)])}
+    found = list(command._rows(list(benchmarks), benchmarks, Setting(CPU, RATES), float("inf")))
+    assert [(row.name, row.passed(speed=False)) for row in found] == [
+        ("first", True), ("broken ended with an error", False), ("last", True)
+    ]  # fmt: skip
+    assert "broken ended: model=timm: timm is not installed" in capsys.readouterr().out
 
 
 def test_the_benchmarks_of_a_gpu_run_where_there_is_none() -> None:
