@@ -83,7 +83,7 @@ def test_an_experiment_composes_at_both_scales(name: str) -> None:
     for job in smoke:
         assert (job["training"], job["seed"]) == ("smoke", "0")
         planted = ("planted_circle", "planted_relu", "planted_helix")
-        small = ("planted",) if job["dataset"] in planted else ("resnet8_thin", "lenet300", "lenet5")
+        small = ("planted",) if job["dataset"] in planted else ("resnet8_thin", "lenet300", "lenet5", "lenet5_caffe")
         assert job["dataset"] in ("digits", *planted) and job["model"] in small
         if job.get("schedule.levels", "null") == "null":
             assert float(job.get("schedule.keep_per_level", 0)) <= 0.3

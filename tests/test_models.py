@@ -42,6 +42,7 @@ def shape_of(name: str) -> Shape:
         ("resnet50_cifar", CIFAR, 10, 25_502_912 - 64 * 3 * 49 - 2048 * 1000 + 64 * 3 * 9 + 2048 * 10),
         ("lenet300", MNIST, 10, 266_200),
         ("lenet5", MNIST, 10, 430_500),
+        ("lenet5_caffe", MNIST, 10, 430_500),
         ("conv2", CIFAR, 10, 4_300_992),
         ("conv4", CIFAR, 10, 2_425_024),
         ("conv6", CIFAR, 10, 2_261_184),

@@ -34,16 +34,20 @@ def lenet300(input_shape: Shape, num_classes: int, *, hidden: Counts, init: Init
     return initialize_(Plain([], channels * height * width, hidden, num_classes), init)
 
 
-def lenet5(input_shape: Shape, num_classes: int, *, init: Init) -> nn.Module:
-    """LeNet-5 in the form of Caffe: 5x5 convolutions with 20 and 50 channels, one hidden layer with 500 units.
+def lenet5(input_shape: Shape, num_classes: int, *, init: Init, conv_relu: bool = True) -> nn.Module:
+    """LeNet-5 with the widths of Caffe's: 5x5 convolutions with 20 and 50 channels, one hidden layer with 500 units.
 
-    Reference: LeCun et al. 1998; as in Lee et al. 2019, arXiv:1810.02340.
+    Args:
+        conv_relu: whether a ReLU follows each convolution. In Caffe's there is one after the hidden layer alone.
+
+    Reference: LeCun et al. 1998; without conv_relu as in the code of Lee et al. 2019, arXiv:1810.02340.
     Deviates: none.
     """
     layers: list[nn.Module] = []
     (num_in, height, width) = input_shape
     for num_out in (20, 50):
-        layers += [nn.Conv2d(num_in, num_out, 5), nn.ReLU(inplace=True), nn.MaxPool2d(2)]
+        relu = [nn.ReLU(inplace=True)] if conv_relu else []
+        layers += [nn.Conv2d(num_in, num_out, 5), *relu, nn.MaxPool2d(2)]
         num_in, height, width = num_out, (height - 4) // 2, (width - 4) // 2
     return initialize_(Plain(layers, num_in * height * width, [500], num_classes), init)
 
