@@ -32,7 +32,7 @@ README = """What is here: wheels/ for Python {python}, code/, and data/ where a 
     env/bin/pip install --no-index --no-deps wheels/*.whl
     cd code
     PAI_DATA=$PWD/../data ../env/bin/python run.py {words}pruner=synflow sparsity=0.98 tracker=none
-    ../env/bin/python -m pytest tests/test_captured.py tests/test_captured_batches.py
+    ../env/bin/python -m pytest tests/test_captured*.py tests/test_gpu_*.py
     ../env/bin/python -m benchmarks --gpu --json ../gpu.json      # eight minutes; the file is written as it goes
 
 The machine needs torch and torchvision: {torch}.
