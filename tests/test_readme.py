@@ -24,7 +24,8 @@ from pai_bench.published import numbers
 from pai_bench.report.configurations import Configuration
 
 README = (ROOT / "README.md").read_text()
-DOCS = {path.name: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
+PAGES = ROOT / "docs"
+DOCS = {path.relative_to(PAGES).as_posix(): path.read_text() for path in sorted(PAGES.rglob("*.md"))}
 TEXT = "\n".join([README, *DOCS.values()])
 # Commands may have several lines. Those of adding.md choose its examples: test_adding.py runs them.
 JOINED = "\n".join([README, *(text for name, text in DOCS.items() if name != "adding.md")]).replace("\\\n", "")
