@@ -54,6 +54,12 @@ def test_costs_are_multiples_of_one_training_of_the_dense_network() -> None:
         assert costs.markdown(without, "a task", looks) is None
 
 
+def test_a_learned_mask_is_no_dense_network() -> None:
+    grid, _, _ = made([row("dense", 0), row("edge_popup", 0, num_rounds=0)])
+    assert [one.rows[0]["pruner"] for one in grid.dense] == ["dense"]
+    assert grid.levels == [0.9]
+
+
 def test_configurations_without_a_run_are_dashes_and_untrained_ones_marked() -> None:
     runs = [row("snip", 0), row("snip", 1, 0.1, stopped="collapse"), row("synflow", 0, sparsity=0.99)]
     _, table, looks = made(runs)

@@ -30,8 +30,9 @@ def deviation(values: Collection[float]) -> float | None:
 
 
 def is_dense(row: Row) -> bool:
-    """Whether nothing was pruned: neither in rounds, nor by a mask from a file, nor while the network trained."""
-    return bool(row["num_rounds"] == 0 and row["mask"] is None and row.get("rewire", "none") == "none")
+    """Whether nothing was pruned: neither in rounds, nor by a mask that was given or learned, nor in training."""
+    found = row["num_rounds"] == 0 and row["mask"] is None and row.get("rewire", "none") == "none"
+    return bool(found and row["target_sparsity"] == 0)
 
 
 NO_DENSE = "dense"  # stands for the unknown id of a dense network that has no run
