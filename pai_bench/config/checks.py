@@ -12,7 +12,7 @@ from pai_bench.config.identity import digest_of_file
 from pai_bench.config.rewiring import check_reach, check_rewire
 from pai_bench.config.schema import GROUPS, OPTIONAL_GROUPS, FileSetting, Plain, RunConfig, with_checksum
 from pai_bench.config.timing import check_conditions
-from pai_bench.config.value_checks import check_name, check_values, require
+from pai_bench.config.value_checks import check_name, check_values, none_is_null_, require
 from pai_bench.config.what_is_pruned import check_layers, check_repair, check_target, has_one_number
 from pai_bench.core import HOOKS, Round, TrainingLength
 from pai_bench.errors import ConfigError
@@ -83,8 +83,8 @@ def _normalise_(settings: Plain) -> None:
         settings["prunable"] = once[0] if len(once) == 1 else once
     if isinstance(training, dict) and training.get("compact") is False:
         training["compact"] = "off"
-    learned_checks.normalise_(settings)
-    transfer_checks.normalise_(settings)
+    none_is_null_(settings, "search", "no mask is learned")
+    none_is_null_(settings, "transfer", "nothing is transferred")
 
 
 def _check_labels_(settings: Plain) -> None:

@@ -1,23 +1,8 @@
 """What a config may not say beside a search that learns its mask."""
 
-from pai_bench.config.schema import Plain, RunConfig
+from pai_bench.config.schema import RunConfig
 from pai_bench.config.signatures import shown
 from pai_bench.errors import ConfigError
-
-
-def normalise_(settings: Plain) -> None:
-    """Makes null of `search=none`, so that it is no part of a run's name.
-
-    Raises:
-        ConfigError: it has settings all the same.
-    """
-    search = settings.get("search")
-    if not isinstance(search, dict) or search.get("name") != "none":
-        return
-    for key, value in search.items():
-        if key != "name" and value is not None:
-            raise ConfigError(f"search.{key}={shown(value)}: no mask is learned; add search=NAME")
-    settings["search"] = None
 
 
 def check_stands_alone(run: RunConfig) -> None:

@@ -3,26 +3,10 @@
 from collections.abc import Sequence
 
 from pai_bench.config.identity import digest_of_file
-from pai_bench.config.schema import Plain, RunConfig
-from pai_bench.config.signatures import shown
+from pai_bench.config.schema import RunConfig
 from pai_bench.config.value_checks import require
 from pai_bench.core import Round
 from pai_bench.errors import ConfigError
-
-
-def normalise_(settings: Plain) -> None:
-    """Makes null of `transfer=none`, so that it is no part of a run's name.
-
-    Raises:
-        ConfigError: it has settings all the same.
-    """
-    transfer = settings.get("transfer")
-    if not isinstance(transfer, dict) or transfer.get("name") != "none":
-        return
-    for key, value in transfer.items():
-        if key != "name" and value is not None:
-            raise ConfigError(f"transfer.{key}={shown(value)}: nothing is transferred; add transfer=NAME")
-    settings["transfer"] = None
 
 
 def check_transfer(run: RunConfig, rounds: Sequence[Round]) -> None:

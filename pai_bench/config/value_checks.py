@@ -3,7 +3,7 @@
 import os
 import re
 
-from pai_bench.config.schema import RunConfig
+from pai_bench.config.schema import Plain, RunConfig
 from pai_bench.config.signatures import shown
 from pai_bench.core import Call
 from pai_bench.errors import ConfigError, is_installed
@@ -22,6 +22,24 @@ def require(condition: bool, setting: str, value: object, remedy: str) -> None:
     """
     if not condition:
         raise ConfigError(f"{setting}={shown(value)}: {remedy}")
+
+
+def none_is_null_(settings: Plain, group: str, said: str) -> None:
+    """Makes null of the option `none` of a group, so that it is no part of a run's name.
+
+    Args:
+        said: what it means, for the error.
+
+    Raises:
+        ConfigError: it has settings all the same.
+    """
+    option = settings.get(group)
+    if not isinstance(option, dict) or option.get("name") != "none":
+        return
+    for key, value in option.items():
+        if key != "name" and value is not None:
+            raise ConfigError(f"{group}.{key}={shown(value)}: {said}; add {group}=NAME")
+    settings[group] = None
 
 
 def check_name(setting: str, name: object) -> None:
