@@ -73,8 +73,8 @@ def test_curves_on_request(results: Path, tmp_path: Path) -> None:
     archive.pack(results, tmp_path / "curves.tar.gz", curves=True)
     with archive.opened(tmp_path / "curves.tar.gz") as folder:
         for row in status.read(results):
-            assert (folder / row["id"] / "curve.jsonl").read_bytes() == (
-                results / row["id"] / "curve.jsonl"
+            assert (folder / row["id"] / "metrics.csv").read_bytes() == (
+                results / row["id"] / "metrics.csv"
             ).read_bytes()
 
 
@@ -86,6 +86,18 @@ def test_a_report_is_that_of_the_folder(results: Path, packed: Path, tmp_path: P
     (table,) = (tmp_path / "folder").glob("tables/*.md")
     assert (tmp_path / "file" / "tables" / table.name).read_text() == table.read_text()
     assert "results.tar.gz" in report.page.read_text()
+
+
+def test_figures_of_what_was_not_packed_are_left_out_in_one_line(results: Path, packed: Path, tmp_path: Path) -> None:
+    report = write(packed, tmp_path / "file", Options(figures=["accuracy", "curves", "overlap"], images=False))
+    assert report.problems == (
+        f"the figures curves and overlap: {packed} was packed without metrics.csv and mask.safetensors",
+    )
+    archive.pack(results, tmp_path / "curves.tar.gz", curves=True)
+    for of, place in ((results, "folder"), (tmp_path / "curves.tar.gz", "curves")):
+        assert not write(of, tmp_path / place, Options(figures=["curves"], images=False)).problems
+    curves = [(tmp_path / place / "curves.csv").read_text() for place in ("folder", "curves")]
+    assert curves[0] == curves[1] and len(curves[0].splitlines()) > 1
 
 
 def test_load_reads_it(results: Path, packed: Path) -> None:

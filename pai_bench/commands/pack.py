@@ -19,7 +19,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="a results folder")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the file to write; it ends in .tar.gz")
-    parser.add_argument("--curves", action="store_true", help="add the curves")
+    parser.add_argument("--curves", action="store_true", help="add the curves, for figures of them")
     given = parser.parse_args()
     with terminal.one_line_errors():
         num_runs = archive.pack(given.folder, given.output, given.curves)

@@ -98,12 +98,17 @@ def _written(runs: Path, folder: Path, output: Path, options: Options) -> Report
     compared = grids(found)
     titles = names.tasks(compared, results.directories, options.labels)
     unreadable = Unreadable()
-    about = _About(folder, output, options, results, looks)
+    absent = [kind for kind in options.figures if kind in _OF_FILES and not _holds(runs, folder, _OF_FILES[kind])]
+    kinds = [kind for kind in options.figures if kind not in absent]
+    about = _About(folder, output, options, kinds, results, looks)
     sections = [
         _section(grid, titles[grid.first.task, grid.first.checksum], _stem(grid, compared), about, unreadable)
         for grid in compared
     ]
     problems = [*results.refused.values(), *(f"{path}: {why}" for path, why in unreadable.paths.items())]
+    if absent:
+        wanted = " and ".join(_OF_FILES[kind] for kind in absent)
+        problems.append(f"the figures {' and '.join(absent)}: {folder} was packed without {wanted}")
     heading = page.Heading(
         title=f"Pruning methods on {sections[0].table.title if len(sections) == 1 else f'{len(sections)} tasks'}",
         folder=str(folder),
@@ -132,6 +137,15 @@ def _written(runs: Path, folder: Path, output: Path, options: Options) -> Report
     )
 
 
+# What a file of pai-bench pack may lack, and the figures that are made of it.
+_OF_FILES = {"curves": "metrics.csv", "overlap": "mask.safetensors"}
+
+
+def _holds(runs: Path, folder: Path, name: str) -> bool:
+    """Whether some run has a file of this name. In a folder each run ought to."""
+    return runs == folder or any(runs.glob(f"*/{name}"))
+
+
 @dataclass(frozen=True)
 class _About:
     """What every section of a report needs."""
@@ -139,19 +153,20 @@ class _About:
     folder: Path
     output: Path
     options: Options
+    kinds: Sequence[str]  # of figures
     results: Results
     looks: Mapping[str, Look]
 
 
 def _section(grid: Grid, title: str, stem: str, about: _About, unreadable: Unreadable) -> Section:
     """The section of a report about one grid, with its figures."""
-    options, looks = about.options, about.looks
+    options, kinds, looks = about.options, about.kinds, about.looks
     title += ", by filters" if grid.filters else ""
     differences = {level: comparison.comparisons(grid.at(level)) for level in grid.levels}
-    shown = plots.look_up(grid, about.results.directories, options.figures, unreadable)
+    shown = plots.look_up(grid, about.results.directories, kinds, unreadable)
     figures = [
         (figure, drawing.draw(figure, looks, f"{stem}-{figure.kind}", options.images))
-        for figure in plots.figures(grid, looks, shown, options.figures, options.axis)
+        for figure in plots.figures(grid, looks, shown, kinds, options.axis)
     ]
     table = tables.accuracy(grid, title, differences, options.statistic, looks)
     commands = {f.kind: options.command(about.folder, about.output, grid.first.task, f.kind) for f, _ in figures}

@@ -16,7 +16,7 @@ from pai_bench.system import files
 _ENDINGS = (".tar.gz", ".tgz")
 # Enough for tables, figures, the page and verdicts. Weights and masks stay where they are.
 _FILES = (status.RESULT, "config.yaml", "mask.json")
-_CURVE = "curve.jsonl"
+_CURVE = "metrics.csv"
 # Where a run lay says nothing about its numbers.
 _PLACES = ("results_dir", "data_dir")
 
