@@ -51,7 +51,7 @@ def test_a_network_that_is_pruned_while_it_trains_is_not_the_dense_one() -> None
     cfg, dense = composed(*GRADUAL), composed()
     assert cfg.sparsity == 0.8 and cfg.start_sparsity == 0 and cfg.prunes and not dense.prunes
     assert cfg.id != composed(*GRADUAL[::2], "sparsity=0.9").id
-    row = {"num_rounds": 0, "mask": None}
+    row = {"num_rounds": 0, "mask": None, "target_sparsity": 0}
     assert is_dense(row | {"rewire": "none"}) and not is_dense(row | {"rewire": "gradual"})
 
 
