@@ -34,8 +34,9 @@ RATES = dict.fromkeys(SGD, 0.1) | dict.fromkeys(ADAMW, 0.01)
 
 def reference(name: str, groups: Any, **settings: Any) -> torch.optim.Optimizer:
     """The same method by torch."""
-    kind: Any = torch.optim.SGD if name in SGD else torch.optim.AdamW
-    return kind(groups, lr=RATES[name], foreach=True, **METHODS[name][1], **settings)
+    if name in SGD:
+        return torch.optim.SGD(groups, lr=RATES[name], foreach=True, **METHODS[name][1], **settings)
+    return torch.optim.AdamW(groups, lr=RATES[name], fused=True, **METHODS[name][1], **settings)
 
 
 def optimizer_of(model: nn.Module, name: str, weight_decay: float = 0.01, **settings: Any) -> Optimizer:

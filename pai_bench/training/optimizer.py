@@ -82,10 +82,7 @@ class Optimizer:
         self.state: OptimizerState = {
             key: {name: torch.zeros_like(p, requires_grad=False) for name, p in self._parameters.items()}
             for key in method.per_weight
-        } | {
-            key: {name: torch.zeros((), dtype=torch.float64, device=device) for name in self._parameters}
-            for key in method.per_parameter
-        }
+        } | {key: {name: torch.zeros((), device=device) for name in self._parameters} for key in method.per_parameter}
         self._factors: Weights = {}  # 0 where a weight is pruned and 1 elsewhere
         self.lr_tensor = torch.tensor(lr, device=device) if capturable else None
         self.lr = lr
