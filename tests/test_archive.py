@@ -49,7 +49,11 @@ def test_rows_configs_and_layers_are_those_of_the_folder(results: Path, packed: 
         assert status.read(folder) == status.read(results)
         for row in status.read(results):
             of, there = results / row["id"], folder / row["id"]
-            assert sorted(path.name for path in there.iterdir()) == ["config.yaml", "mask.json", "result.json"]
+            files = ["config.yaml", "mask.json", "provenance.json", "result.json"]
+            assert sorted(path.name for path in there.iterdir()) == files
+            origin, packed_origin = (json.loads((one / "provenance.json").read_text()) for one in (of, there))
+            assert origin.keys() - packed_origin.keys() == {"host", "platform", "command"}
+            assert packed_origin.items() <= origin.items() and packed_origin["commit"]
             assert (there / "mask.json").read_bytes() == (of / "mask.json").read_bytes()
             config, packed_config = ((one / "config.yaml").read_text().splitlines() for one in (of, there))
             changed = [(old, new) for old, new in zip(config, packed_config, strict=True) if old != new]
@@ -62,6 +66,17 @@ def test_no_path_of_the_machine_is_left(results: Path, packed: Path) -> None:
         for entry in file:
             content = file.extractfile(entry)
             assert content is not None and str(results).encode() not in content.read()
+
+
+def test_rows_that_were_packed_without_a_provenance_are_packed_again(results: Path, tmp_path: Path) -> None:
+    for row in status.read(results):
+        place = tmp_path / "unpacked" / row["id"]
+        place.mkdir(parents=True)
+        for name in ("config.yaml", "mask.json", "result.json"):
+            (place / name).write_bytes((results / row["id"] / name).read_bytes())
+    archive.pack(tmp_path / "unpacked", tmp_path / "again.tar.gz")
+    with archive.opened(tmp_path / "again.tar.gz") as folder:
+        assert status.read(folder) == status.read(results)
 
 
 def test_the_same_runs_give_the_same_file(results: Path, packed: Path, tmp_path: Path) -> None:

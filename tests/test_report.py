@@ -96,6 +96,8 @@ def test_the_statistic_is_the_one_asked_for() -> None:
     assert configurations(runs, "best")[0].mean == pytest.approx(0.91)
     (selected,) = configurations(runs, "selected")
     assert selected.values == {0: 0.7} and selected.without_value == [1]
+    (stopped,) = configurations([row(seed=0, test_top1_at_early_stop=0.6)], "early_stop")
+    assert stopped.values == {0: 0.6}
 
 
 def test_a_statistic_that_no_run_has_is_an_error() -> None:

@@ -10,7 +10,7 @@ import pytest
 from report_rows import made, many, results, row, rows, script, table, write
 
 from pai_bench.errors import ConfigError
-from pai_bench.report import costs, plots, tables
+from pai_bench.report import costs, early_stop, plots, tables
 
 
 def test_markdown_shows_means_deviations_and_what_is_missing() -> None:
@@ -52,6 +52,23 @@ def test_costs_are_multiples_of_one_training_of_the_dense_network() -> None:
     ):
         without, _, looks = made(others)
         assert costs.markdown(without, "a task", looks) is None
+
+
+def test_early_stopping_is_told_by_epochs_and_the_accuracy_there() -> None:
+    runs = [
+        row("dense", 0, early_stop_epoch=8, test_top1_at_early_stop=0.95),
+        row("dense", 1, early_stop_epoch=12, test_top1_at_early_stop=0.96),
+        row("snip", 0, early_stop_epoch=4, test_top1_at_early_stop=0.9, stopped=None),
+        row("snip", 1, early_stop_epoch=9, test_top1_at_early_stop=0.1, stopped="collapse"),
+        row("random", 0, early_stop_epoch=None, test_top1_at_early_stop=None),
+    ]
+    grid, _, looks = made(runs)
+    lines = (early_stop.markdown(grid, "a task", looks) or "").splitlines()
+    assert lines[0] == "### Early stopping: a task"
+    assert "dense: 10.0 ± 2.8 (95.50)" in lines
+    assert "| snip | 4.0 (90.00) |" in lines and "| random | – |" in lines
+    without, _, looks = made([row("dense", 0), row("snip", 0)])
+    assert early_stop.markdown(without, "a task", looks) is None
 
 
 def test_a_learned_mask_is_no_dense_network() -> None:

@@ -34,14 +34,14 @@ class Page:
     overrides: Sequence[str] = ()  # that choose a part of the experiment
     pictures: Sequence[str] = ("accuracy",)  # kinds of figures
     statistic: str = "last"
-    costs: bool = False  # whether there is a table of costs
+    more: Sequence[str] = ()  # further tables of the report, by the ends of their names
 
 
 PAGES = {
     "digits_baselines": Page("findings.md", pictures=("accuracy", "layers", "overlap")),
-    "lottery_lenet": Page("results/lottery_lenet.md"),
+    "lottery_lenet": Page("results/lottery_lenet.md", more=("early-stop",)),
     "mnist_curves": Page("results/mnist_curves.md", pictures=("accuracy", "layers")),
-    "reviewer_table_mnist": Page("results/reviewer_table_mnist.md", pictures=("accuracy", "cost"), costs=True),
+    "reviewer_table_mnist": Page("results/reviewer_table_mnist.md", pictures=("accuracy", "cost"), more=("costs",)),
     "snip_tables": Page("results/snip_tables.md", ("dataset=mnist",), statistic="best"),
 }
 
@@ -70,7 +70,10 @@ def chosen(experiment: str, folder: Path, place: Path) -> Path:
 def about(experiment: str, folder: Path) -> str:
     """What the runs are: how many, of what, and at which commits."""
     found, num_missing = rows(experiment, folder)
-    commits = {json.loads((folder / row["id"] / "provenance.json").read_text())["commit"][:7] for row in found}
+    origins = [folder / row["id"] / "provenance.json" for row in found]
+    commits = {json.loads(path.read_text())["commit"][:7] for path in origins if path.exists()}
+    if not all(path.exists() for path in origins):
+        commits.add("others that were not kept")
     models, epochs = sorted({row["model"] for row in found}), sorted({row["epochs"] for row in found})
     shapes = {tuple(row["input_shape"][1:]) for row in found}
     seeds, hours = {row["seed"] for row in found}, sum(row["total_seconds"] for row in found) / 3600
@@ -89,7 +92,7 @@ def tabled(experiment: str, report: Path) -> list[str]:
     page, parts = PAGES[experiment], []
     page_folder = (DOCS / page.file).parent
     pictures = page_folder if page_folder != DOCS else DOCS / "pictures"
-    stems = [path.stem for path in sorted((report / "tables").glob("*.md")) if not path.stem.endswith("-costs")]
+    stems = tasks(report)
     for stem in stems:
         name = experiment if len(stems) == 1 else f"{experiment}-{stem.split('-')[1]}"
         for number, kind in enumerate(page.pictures):
@@ -101,14 +104,19 @@ def tabled(experiment: str, report: Path) -> list[str]:
     return parts
 
 
+def tasks(report: Path) -> list[str]:
+    """The names of the tables of accuracies, one for each task."""
+    return sorted(path.stem for path in (report / "tables").glob("*.tex"))
+
+
 def tables(report: Path, stem: str, page: Page, *, named: bool) -> str:
-    """The table of accuracies, and that of costs if the page has one; titled if there are several tasks."""
+    """The table of accuracies and the others of the page; titled if there are several tasks."""
     text = (report / "tables" / f"{stem}.md").read_text()
-    text = text.strip() if named else text.partition("\n")[2].strip()
-    if page.costs:
-        costs = (report / "tables" / f"{stem}-costs.md").read_text().strip()
-        text += f"\n\n{costs if named else '### Costs' + chr(10) + costs.partition(chr(10))[2]}"
-    return text
+    parts = [text.strip() if named else text.partition("\n")[2].strip()]
+    for kind in page.more:
+        title, _, body = (report / "tables" / f"{stem}-{kind}.md").read_text().strip().partition("\n")
+        parts.append(f"{title if named else title.partition(':')[0]}\n{body}")
+    return "\n\n".join(parts)
 
 
 def verdicts(folder: Path) -> str:

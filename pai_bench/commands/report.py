@@ -34,7 +34,8 @@ def main() -> None:
         "--statistic",
         choices=list(configurations.STATISTICS),
         default="last",
-        help="which accuracy: of the last epoch, the best test epoch, or the epoch selected on a validation split",
+        help="which accuracy: of the last epoch, of the best test epoch, or of the epoch that a validation split "
+        "chooses by accuracy (selected) or by loss (early_stop)",
     )
     for name, what in (("task", "ids of tasks"), ("dataset", "names"), ("model", "names")):
         parser.add_argument(f"--{name}", nargs="+", default=[], metavar="NAME", help=f"{what}; all if not given")

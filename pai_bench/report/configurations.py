@@ -11,7 +11,12 @@ from typing import Any
 
 from pai_bench.errors import ConfigError
 
-STATISTICS = {"last": "test_top1", "best": "best_test_top1", "selected": "test_top1_at_best_validation"}
+STATISTICS = {
+    "last": "test_top1",
+    "best": "best_test_top1",
+    "selected": "test_top1_at_best_validation",
+    "early_stop": "test_top1_at_early_stop",
+}
 
 Row = Mapping[str, Any]
 
@@ -245,7 +250,8 @@ def configurations(rows: Iterable[Row], statistic: str = "last") -> list[Configu
 
     Args:
         rows: from `status.read`; at most one for each seed of a configuration.
-        statistic: "last" epoch, "best" test epoch, or the epoch "selected" on a validation split.
+        statistic: "last" epoch, "best" test epoch, or the epoch that a validation split chooses, "selected" by accuracy
+            or "early_stop" by loss.
 
     Raises:
         ConfigError: no trained run has this accuracy.

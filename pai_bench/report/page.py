@@ -23,6 +23,7 @@ _STATISTICS = {
     "last": "Test accuracies are those of the last epoch",
     "best": "Test accuracies are those of the best test epoch, which flatters",
     "selected": "Test accuracies are those of the epoch selected on the validation split",
+    "early_stop": "Test accuracies are those of the epoch with the lowest loss on the validation split",
 }
 _MOST_COMPARISONS = 150  # of one grid, on the page; comparisons.csv has all
 

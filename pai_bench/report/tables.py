@@ -82,6 +82,7 @@ _MEANING = {
     "last": "after the last epoch",
     "best": "in the epoch that is best on the test set itself, which flatters",
     "selected": "in the epoch that is best on the validation split",
+    "early_stop": "in the epoch with the lowest loss on the validation split",
 }
 
 

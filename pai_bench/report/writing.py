@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pai_bench.errors import ConfigError, check_installed
-from pai_bench.report import axes, comparison, costs, drawing, names, page, plots, reading, tables
+from pai_bench.report import axes, comparison, costs, drawing, early_stop, names, page, plots, reading, tables
 from pai_bench.report.configurations import STATISTICS, Configuration, Grid, configurations, grids, is_dense
 from pai_bench.report.evidence import Unreadable
 from pai_bench.report.names import Look
@@ -179,8 +179,9 @@ def _tables_and_figures(sections: Sequence[Section], looks: Mapping[str, Look]) 
     for section in sections:
         contents[f"tables/{section.stem}.md"] = tables.markdown(section.table, looks)
         contents[f"tables/{section.stem}.tex"] = tables.latex(section.table, looks)
-        if (costly := costs.markdown(section.grid, section.table.title, looks)) is not None:
-            contents[f"tables/{section.stem}-costs.md"] = costly
+        for kind, table in (("costs", costs.markdown), ("early-stop", early_stop.markdown)):
+            if (text := table(section.grid, section.table.title, looks)) is not None:
+                contents[f"tables/{section.stem}-{kind}.md"] = text
         for figure, drawn in section.figures:
             if drawn.png is not None:
                 contents[f"figures/{section.stem}-{figure.kind}.png"] = drawn.png

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 import re
 import tarfile
 import tempfile
@@ -17,14 +18,17 @@ _ENDINGS = (".tar.gz", ".tgz")
 # Enough for tables, figures, the page and verdicts. Weights and masks stay where they are.
 _FILES = (status.RESULT, "config.yaml", "mask.json")
 _CURVE = "metrics.csv"
-# Where a run lay says nothing about its numbers.
+_ORIGIN = "provenance.json"  # rows that were packed before may lack it
+# Where a run lay, and on whose machine, says nothing about its numbers.
 _PLACES = ("results_dir", "data_dir")
+_PRIVATE = ("host", "platform", "command")
 
 
 def pack(folder: Path, output: Path, curves: bool = False) -> int:
-    """Writes the rows, configs and layers of all finished runs below a folder to one compressed file.
+    """Writes the rows, configs, layers and versions of all finished runs below a folder to one compressed file.
 
-    The same runs give the same file, byte for byte. `results_dir` and `data_dir` become relative paths.
+    The same runs give the same file, byte for byte. `results_dir` and `data_dir` become relative paths. Of the
+    provenance, the names of machines and the command lines are left out.
 
     Args:
         curves: add what was recorded in every epoch.
@@ -44,8 +48,11 @@ def pack(folder: Path, output: Path, curves: bool = False) -> int:
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as archive:
         for row in rows:
+            directory = folder / str(row["id"])
             for name in (*_FILES, _CURVE) if curves else _FILES:
-                _add(archive, folder / str(row["id"]) / name)
+                _add(archive, directory / name)
+            if (directory / _ORIGIN).exists():
+                _add(archive, directory / _ORIGIN)
     files.write_atomically(output, gzip.compress(packed.getvalue(), mtime=0))
     return len(rows)
 
@@ -58,6 +65,9 @@ def _add(archive: tarfile.TarFile, path: Path) -> None:
     if path.name == "config.yaml":
         for key in _PLACES:
             content = re.sub(rf"(?m)^{key}: .*$", f"{key}: {key.removesuffix('_dir')}", content.decode()).encode()
+    if path.name == _ORIGIN:
+        origin = {key: value for key, value in json.loads(content).items() if key not in _PRIVATE}
+        content = json.dumps(origin, indent=2).encode()
     entry = tarfile.TarInfo(f"{path.parent.name}/{path.name}")
     entry.size = len(content)
     archive.addfile(entry, io.BytesIO(content))
