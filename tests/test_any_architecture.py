@@ -230,7 +230,9 @@ def test_packed_attention_is_scored_and_masked(pruner: str) -> None:
     with mode(model, settings.mode == "train"):
         scores = settings.score(net, [batch], F.cross_entropy, torch.Generator())
     packed = "2.self_attn.in_proj_weight"
-    assert scores[packed].shape == (36, 12) and scores[packed].count_nonzero() > 300
+    assert scores[packed].shape == (36, 12) and scores[packed][24:].all()  # the rows of values
+    # SynFlow's image of ones makes all tokens alike, so that queries and keys change nothing.
+    assert scores[packed][:24].all() if pruner != "synflow" else scores[packed][:24].abs().max() < 1e-9
     found = examined_operations(model, shape)
     assert found.multiply_adds[packed] == 3 * 36 * 12 and not found.computed
     whole = paths.effective(model, net.mask, shape)
