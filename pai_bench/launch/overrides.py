@@ -7,7 +7,7 @@ import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -37,13 +37,10 @@ def parsed(words: Sequence[str]) -> list[Override]:
     Raises:
         ConfigError: a word is no override.
     """
-    parser, result = OverridesParser.create(), []
+    result = []
     for word in words:
         try:
-            override = parser.parse_override(word)
-            if not override.key_or_group.replace("=", ""):
-                raise HydraException("there is no key")
-            result.append(override)
+            result.append(_parsed(word))
         except HydraException as error:
             key, _, value = word.partition("=")
             remedy = f"put the value in quotes, as in '{key}=\"{value}\"'" if value else "give key=value"
@@ -51,6 +48,14 @@ def parsed(words: Sequence[str]) -> list[Override]:
                 f"{word.encode('ascii', 'backslashreplace').decode()}: it cannot be read; {remedy}"
             ) from error
     return result
+
+
+@lru_cache(maxsize=10_000)  # the runs of a sweep have most words in common
+def _parsed(word: str) -> Override:
+    override = OverridesParser.create().parse_override(word)
+    if not override.key_or_group.replace("=", ""):
+        raise HydraException("there is no key")
+    return override
 
 
 def _values(override: Override) -> list[Any]:

@@ -3,7 +3,8 @@
 import copy
 import itertools
 import json
-from collections.abc import Collection, Mapping, Sequence
+import pickle
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from typing import Any, cast
@@ -201,12 +202,12 @@ def _plain(settings: Any, resolve: bool = True) -> dict[str, Any]:
 class SweepLoader(ConfigLoaderImpl):
     """Hydra's loader, with a cache for sweeps: runs that differ only in values are composed once and then copied.
 
-    Hydra needs 0.1 s to compose a config; a copy needs 0.01 s.
+    Hydra needs 0.1 s to compose a config; a copy needs 0.002 s.
     """
 
     def __init__(self, config_search_path: ConfigSearchPath) -> None:
         super().__init__(config_search_path)
-        self._composed: dict[tuple[str, ...], DictConfig] = {}
+        self._composed: dict[tuple[str, ...], Callable[[], DictConfig]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_composed": {}}  # every run sends this object to another process: keep it small
@@ -229,8 +230,8 @@ class SweepLoader(ConfigLoaderImpl):
         chosen = tuple(override.input_line or "" for override in options)
         if chosen not in self._composed:
             words.check([*of_hydra, *chosen], self)
-            self._composed[chosen] = super().load_sweep_config(master_config, list(chosen))
-        composed = copy.deepcopy(self._composed[chosen])
+            self._composed[chosen] = _copies(super().load_sweep_config(master_config, list(chosen)))
+        composed = self._composed[chosen]()
         try:
             for override in values:
                 is_null = OmegaConf.select(composed, override.key_or_group) is None  # null cannot be merged
@@ -245,6 +246,15 @@ class SweepLoader(ConfigLoaderImpl):
         key = override.key_or_group
         is_group = key in master_config.hydra.runtime.choices or self.repository.group_exists(key)
         return override.package is None and not is_group and not override.is_hydra_override()
+
+
+def _copies(config: DictConfig) -> Callable[[], DictConfig]:
+    """A function that copies a config."""
+    try:  # a fifth of the time of deepcopy
+        packed = pickle.dumps(config)
+    except pickle.PicklingError:  # Hydra imports its plugins twice, and pickle knows one of their types only
+        return lambda: copy.deepcopy(config)
+    return lambda: cast(DictConfig, pickle.loads(packed))
 
 
 def _text(value: Any) -> str:
