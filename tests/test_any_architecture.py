@@ -59,7 +59,7 @@ def test_scores_exist_for_every_architecture(architecture: str, pruner: str) -> 
     settings = composed(f"pruner={pruner}", "sparsity=0.5").pruner
     initial = {name: weight.detach().clone() for name, weight in masks.prunable(model).items()}
     net = Subnetwork(model, masks.full(model), initial, (3, 64, 64))
-    batch = (torch.randn(4, 3, 64, 64, dtype=torch.float64), torch.arange(4))
+    batch = (torch.randn(2, 3, 64, 64, dtype=torch.float64), torch.arange(2))
     assert settings.score is not None
     with mode(model, settings.mode == "train"), seeding.seeded(0, "score"):
         scores = settings.score(net, [batch], F.cross_entropy, torch.Generator())

@@ -64,6 +64,12 @@ def runs(name: str, *narrowed: str) -> list[dict[str, Any]]:
     return compose.expand([f"experiment={name}", *narrowed])[0]
 
 
+# Published numbers are of networks by their names, so no experiment changes the size of a model.
+MODELS = {
+    name for path in (CONF / "model").glob("*.yaml") for name in re.findall(r"(?m)^name: (.+)$", path.read_text())
+}
+
+
 @pytest.mark.parametrize("name", options("experiment"))
 def test_an_experiment_composes_at_both_scales(name: str) -> None:
     full: list[list[str]] = []
@@ -71,6 +77,7 @@ def test_an_experiment_composes_at_both_scales(name: str) -> None:
     said = header(name)
     assert len(full) == int(said["runs"])
     assert len({cfg.id for cfg in cfgs}) == len(cfgs)
+    assert {cfg.model.name for cfg in cfgs} <= MODELS
     for word in {word for job in full for word in job}:
         group, _, option = word.partition("=")
         assert not is_option(word) or (CONF / group / f"{option}.yaml").is_file(), word

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import CONF, ROOT, composed, options
+from conftest import CONF, ROOT, composed
 from omegaconf import OmegaConf
 
 from pai_bench.config import checks, composition, identity, schema
@@ -48,16 +48,6 @@ def test_a_changed_model_keeps_its_name_when_it_runs_again(tmp_path: Path) -> No
     (tmp_path / "config.yaml").write_text(composition.rerunnable(run))
     assert stored(tmp_path).id == run.id and "resnet20-w8.16.32" in run.id
     assert launch(["model=resnet20", "model.widths=[8,16,32]", "model.blocks=[3,3,3]"]).id == run.id
-
-
-def test_no_experiment_changes_the_size_of_a_model() -> None:
-    """Published numbers are of networks by their names."""
-    known = {
-        name for path in (CONF / "model").glob("*.yaml") for name in re.findall(r"(?m)^name: (.+)$", path.read_text())
-    }
-    for experiment in options("experiment"):
-        runs, _ = expand([f"experiment={experiment}"], lambda jobs: jobs[:1])
-        assert {run.model.name for run in runs} <= known, experiment
 
 
 def test_a_function_of_ours_goes_by_its_name_wherever_it_lies() -> None:
