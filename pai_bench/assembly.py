@@ -150,7 +150,7 @@ def trainer_for(
         parts.data,
         run.training,
         Execution(parts.device, channels_last=run.channels_last, compile_model=run.compile),
-        Observers(record, diagnose, checkpoint),
+        Observers(record, diagnose, checkpoint, validate_every=run.validate_every_steps),
         seed=run.seed,
         compact_training=run.training.compact == "auto" and not returns,
         keep_epochs=[this.rewind_epoch for this in rounds if this.rewind_epoch is not None and this.rewind_weights],

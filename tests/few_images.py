@@ -69,7 +69,10 @@ def half(model: nn.Module) -> masks.Mask:
 def trainer(model: nn.Module, recipe: Recipe = RECIPE, data: Any = None, **settings: Any) -> Trainer:
     """A trainer of few images; the settings are those of Execution, Observers and Trainer."""
     execution = {"device": CPU, "channels_last": False, "compile_model": False, "capture": True}
-    observers = {"record": lambda metrics, epoch: None, "diagnose": None, "checkpoint": lambda epoch_ended: None}
+    observers = {
+        "record": lambda metrics, epoch: None, "diagnose": None, "checkpoint": lambda epoch_ended: None,
+        "validate_every": None,
+    }  # fmt: skip
     others = {"seed": 0, "compact_training": False, "keep_epochs": ()}
     unknown = settings.keys() - execution.keys() - observers.keys() - others.keys()
     assert not unknown, unknown

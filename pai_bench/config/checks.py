@@ -40,6 +40,7 @@ def complete(settings: Plain) -> RunConfig:
     _check_ablation(run)
     _check_rescaling(run, rounds)
     _check_regrowing(run, rounds)
+    _check_looks(run)
     check_conditions(run, rounds)
     check_rewire(run, rounds)
     transfer_checks.check_transfer(run, rounds)
@@ -221,6 +222,14 @@ def _check_regrowing(run: RunConfig, rounds: Sequence[Round]) -> None:
         raise ConfigError("pruner.regrow_moved=true: no weight returns with pruner.regrow=false; set it to true")
     if run.pruner.reduce is not None and run.pruner.regrow:
         raise ConfigError("pruner.regrow=true: filters do not return, because their norms do not; set it to false")
+
+
+def _check_looks(run: RunConfig) -> None:
+    """Refuses looks at held-out images where none are held out."""
+    if run.validate_every_steps is not None and not run.dataset.settings.get("validation"):
+        raise ConfigError(
+            f"validate_every_steps={run.validate_every_steps}: no images are held out; add dataset.validation=0.1"
+        )
 
 
 # The target -----------------------------------------------------------------------------------------------------------

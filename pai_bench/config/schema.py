@@ -93,6 +93,7 @@ class RunConfig:
     diagnostics: Call | None
     cache_gb: NonNegative
     search: Search | None = None  # None: no mask is learned
+    validate_every_steps: Count | None = None  # None: the held-out images are looked at after every epoch
     transfer: Call | None = None  # None: training starts from the weights that the search leaves
     experiment: str | None = None  # the name of the sweep in a file that this run was part of
     scale: str | None = None  # how much smaller than in its file that sweep was; null if it was not

@@ -242,7 +242,15 @@ def accuracies(evaluated: list[dict[str, Any]], start: float) -> dict[str, Any]:
     trained = [line for line in evaluated if line["epoch"] > start] or evaluated
     last, best = trained[-1], max(trained, key=lambda line: line["test_top1"])
     selected = max(trained, key=lambda line: line["validation_top1"]) if "validation_top1" in last else None
-    stop = min(trained, key=lambda line: line["validation_loss"]) if "validation_loss" in last else None
+    stop: dict[str, Any] = {}
+    if "early_stop_epoch" in last:  # the training looked within epochs, too
+        stop = last
+    elif "validation_loss" in last:
+        lowest = min(trained, key=lambda line: line["validation_loss"])
+        stop = {
+            "early_stop_epoch": int(lowest.get("recipe_epoch", 0)),
+            "test_top1_at_early_stop": lowest["test_top1"],
+        }
     return {
         "test_top1": last["test_top1"],
         "test_top5": last["test_top5"],
@@ -252,8 +260,8 @@ def accuracies(evaluated: list[dict[str, Any]], start: float) -> dict[str, Any]:
         "best_test_epoch": int(best.get("recipe_epoch", 0)),
         "test_top1_at_best_validation": selected and selected["test_top1"],
         "selected_epoch": selected and int(selected.get("recipe_epoch", 0)),
-        "test_top1_at_early_stop": stop and stop["test_top1"],
-        "early_stop_epoch": stop and int(stop.get("recipe_epoch", 0)),
+        "test_top1_at_early_stop": stop.get("test_top1_at_early_stop"),
+        "early_stop_epoch": stop.get("early_stop_epoch"),
         "validation_top1": last.get("validation_top1"),
     }
 

@@ -1,5 +1,6 @@
 """How far training has come, in numbers: what a checkpoint keeps of them, and what an epoch adds to them."""
 
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -21,6 +22,9 @@ class Progress:
     epoch_images: int = 0  # of this epoch, as far as its sums go
     epoch_seconds: float = 0.0
     evaluated: bool = False  # the network as it is now has been evaluated and recorded
+    lowest_loss: float = math.inf  # on the held-out images since the mask was applied, where that is looked for
+    lowest_at: int = 0  # the clock then
+    lowest_test_top1: float = 0.0  # the test accuracy then
 
     @property
     def epoch(self) -> float:
@@ -48,6 +52,10 @@ class Progress:
     def start_epoch(self) -> None:
         """Forgets what the epoch has added up."""
         self.epoch_images, self.epoch_seconds = 0, 0.0
+
+    def start_mask(self) -> None:
+        """Begins to count for a new mask."""
+        self.evaluated, self.mask_since, self.lowest_loss = False, self.clock, math.inf
 
     def count_step(self, num_images: int, seconds: float) -> None:
         """Counts a step on so many images."""

@@ -30,6 +30,7 @@ class Observers:
     # Called after every step and every recorded epoch (then with True), when the state may be saved.
     checkpoint: Callable[[bool], None] = lambda epoch_ended: None
     group: str = "training"  # of the config that gives the learning rate
+    validate_every: int | None = None  # steps between looks at the held-out images; None: none within an epoch
 
 
 def num_resurrected(model: nn.Module, mask: Mask) -> int:
@@ -60,10 +61,37 @@ class Recording:
             UserError: losses or outputs are not finite.
         """
         at = {"recipe_epoch": self._progress.epoch} if self._progress.age else {}
-        metrics = metrics | at | self._evaluations()
+        metrics = metrics | at | self._evaluations("validation", "test") | self._diagnoses()
+        if self._observers.validate_every is not None and self._progress.age:
+            self._note(metrics["validation_loss"], metrics["test_top1"])
+            metrics |= {
+                "lowest_validation_loss": self._progress.lowest_loss,
+                "early_stop_epoch": self._progress.lowest_at / self._progress.steps_per_epoch,
+                "test_top1_at_early_stop": self._progress.lowest_test_top1,
+            }
         self._observers.record(metrics, self._progress.age_epochs)
         self._progress.evaluated = True
         return metrics
+
+    def is_due(self) -> bool:
+        """Whether it is time for a look within an epoch."""
+        every = self._observers.validate_every
+        return every is not None and self._progress.clock % every == 0 and not self._progress.at_end_of_epoch
+
+    def look(self) -> None:
+        """Notes whether the loss on the held-out images is the lowest so far. Leaves the network in eval mode.
+
+        Raises:
+            UserError: losses or outputs are not finite.
+        """
+        loss = self._evaluations("validation")["validation_loss"]
+        if loss < self._progress.lowest_loss:
+            self._note(loss, self._evaluations("test")["test_top1"])
+
+    def _note(self, loss: float, test_top1: float) -> None:
+        progress = self._progress
+        if loss < progress.lowest_loss:
+            progress.lowest_loss, progress.lowest_at, progress.lowest_test_top1 = loss, progress.clock, test_top1
 
     def end_epoch(self, sums: Tensor, more: Mapping[str, float]) -> None:
         """Evaluates and records at the end of an epoch.
@@ -107,8 +135,8 @@ class Recording:
             f"wider type than training.precision={self._recipe.precision}"
         )
 
-    def _evaluations(self) -> dict[str, float]:
-        """Loss and accuracies on the test split, and on the validation split if there is one."""
+    def _evaluations(self, *splits: str) -> dict[str, float]:
+        """Loss and accuracies on those of the splits that have images."""
         network, recipe = self._network, self._recipe
         network.sync()
         if num_resurrected(network.model, network.mask) > 0:
@@ -119,15 +147,18 @@ class Recording:
         step.net.eval()
         metrics: dict[str, float] = {}
         size = min(_EVALUATION_BATCH, 4 * recipe.batch_size)
-        for split in ("validation", "test"):
+        for split in splits:
             if self._data.num_examples[split]:
                 images = _laid_out(self._data.evaluation(split, size), step)
                 result = self._evaluator(step, images, size)
                 if result.num_not_finite:
                     raise self._not_finite(split, result)
                 metrics |= {f"{split}_loss": result.loss, f"{split}_top1": result.top1, f"{split}_top5": result.top5}
+        return metrics
+
+    def _diagnoses(self) -> dict[str, float]:
         diagnose = self._observers.diagnose
-        return metrics | (diagnose(network.mask) if diagnose is not None else {})
+        return diagnose(self._network.mask) if diagnose is not None else {}
 
     def _not_finite(self, split: str, result: Evaluation) -> UserError:
         if self._progress.age:

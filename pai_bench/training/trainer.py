@@ -240,7 +240,7 @@ class Trainer:
         if same:
             self.network.compact_speedup = state["compact_speedup"]
         else:
-            self.progress.evaluated, self.progress.mask_since = False, self.progress.clock
+            self.progress.start_mask()
         # Those of the first process. The others start a new stream.
         self._random = state["random"] if self._world.rank == 0 else None
 
@@ -254,7 +254,7 @@ class Trainer:
     def _apply_mask(self, mask: Mask) -> None:
         if not self.network.is_under(mask):
             self.network.apply_mask(mask)
-            self.progress.evaluated, self.progress.mask_since = False, self.progress.clock
+            self.progress.start_mask()
 
     def _images_under_the_mask(self, target: int) -> int:
         """Images from the clock where the mask was applied to a target; 0 if that is less than an epoch.
@@ -266,7 +266,7 @@ class Trainer:
 
     def _reset_optimizer(self) -> None:
         self.network.load_optimizer_state({})
-        self.progress.evaluated = False
+        self.progress.evaluated, self.progress.lowest_loss = False, math.inf
 
     def _keep_state(self) -> None:
         clock = self.progress.clock
@@ -326,6 +326,8 @@ class Trainer:
             progress.count_step(taken, now - started)
             started = now
             num_images += taken
+            if self._recording.is_due():
+                started = self._look(step)
             if progress.clock % every and progress.clock < stop:
                 continue
             self._gather_sums()
@@ -334,6 +336,17 @@ class Trainer:
             if progress.clock < stop:
                 self._save_mid_epoch()
         return started
+
+    def _look(self, step: Step) -> float:
+        """Looks at the held-out images between two steps, which go on as if it had not. Returns when it ended."""
+        started = time.perf_counter()
+        self._sums.tolist()  # the device runs behind
+        self.progress.count_seconds(time.perf_counter() - started)
+        numbers = seeding.states(self._device)
+        self._recording.look()
+        seeding.set_states(numbers, self._device)
+        step.net.train()
+        return time.perf_counter()
 
     def _save_mid_epoch(self) -> None:
         self._mid_epoch = True
