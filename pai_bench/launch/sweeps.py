@@ -119,7 +119,8 @@ class Scale:
     """How the runs of an experiment are made smaller. The values are in conf/scale/. Words of the command line stay.
 
     Args:
-        replace: group -> the option that every run gets. The experiment's own settings in this group are removed.
+        replace: group -> the option that every run gets. The experiment's own settings in this group are removed. A
+            setting outside all groups gets a value likewise.
         keep: group -> options that are small enough and stay.
         at_most: setting -> its greatest value, if the experiment names the setting.
         points: setting -> new values, if the experiment names the setting. They replace the old values in order: of two
