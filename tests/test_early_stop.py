@@ -1,13 +1,14 @@
 """Looks at the held-out images within an epoch: they find the lowest loss, and change nothing else."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import Chain, composed
-from few_images import FewImages, half, trainer
+from few_images import RECIPE, FewImages, half, trainer
 from torch import nn
 from torch.nn import functional as F
 
@@ -21,6 +22,9 @@ WITH_DROPOUT = [
 ]  # fmt: skip
 
 
+UNSTEADY = replace(RECIPE, lr=1.0)  # so that losses rise within epochs
+
+
 class Dropping(Chain):
     """Draws random numbers in every step."""
 
@@ -30,8 +34,8 @@ class Dropping(Chain):
 
 def recorded(net: nn.Module, **settings: Any) -> tuple[Trainer, list[dict[str, float]]]:
     lines: list[dict[str, float]] = []
-    made = trainer(net, data=FewImages(validation=20), record=lambda metrics, epoch: lines.append(metrics), **settings)
-    return made, lines
+    settings |= {"data": FewImages(validation=20), "record": lambda metrics, epoch: lines.append(metrics)}
+    return trainer(net, UNSTEADY, **settings), lines
 
 
 def loss_and_accuracy(net: nn.Module, data: FewImages) -> tuple[float, float]:
@@ -43,7 +47,7 @@ def loss_and_accuracy(net: nn.Module, data: FewImages) -> tuple[float, float]:
         return loss, float((net(images).argmax(1) == labels).double().mean())
 
 
-@pytest.mark.parametrize("every", [1, 2, 3])
+@pytest.mark.parametrize("every", [1, 3])
 def test_the_lowest_loss_is_found_within_an_epoch(every: int) -> None:
     torch.manual_seed(0)
     net = Chain()
@@ -53,7 +57,7 @@ def test_the_lowest_loss_is_found_within_an_epoch(every: int) -> None:
 
     # The same training, stopped at every step: five steps an epoch, the end of an epoch always counts.
     found: list[tuple[float, int, float]] = []
-    stopping = trainer(net, data=FewImages(validation=20))
+    stopping = trainer(net, UNSTEADY, data=FewImages(validation=20))
     for step in range(1, 16):
         stopping.until(mask, step / 5)
         if step % every == 0 or step % 5 == 0:
@@ -66,6 +70,7 @@ def test_the_lowest_loss_is_found_within_an_epoch(every: int) -> None:
             assert line["lowest_validation_loss"] == pytest.approx(lowest[0], rel=1e-5)
             assert line["early_stop_epoch"] == pytest.approx(lowest[1] / 5)
             assert line["test_top1_at_early_stop"] == pytest.approx(lowest[2])
+    assert lines[1]["early_stop_epoch"] < 1 < lines[2]["early_stop_epoch"] < 2
 
 
 def test_looking_changes_no_step() -> None:
@@ -83,11 +88,12 @@ def test_looking_changes_no_step() -> None:
 def test_a_new_mask_and_another_start_count_anew() -> None:
     torch.manual_seed(0)
     net = Chain()
+    mask = half(net)
     looking, lines = recorded(net, validate_every=2, keep_epochs=[0.0])
-    looking.until(half(net), 2)
+    looking.until(mask, 2)
     first = lines[-1]["lowest_validation_loss"]
-    looking.rewind(half(net), 0.0, True)
-    looking.until(half(net), 1)
+    looking.rewind(mask, 0.0, True)
+    looking.until(mask, 1)
     again = lines[-1]
     assert again["lowest_validation_loss"] == pytest.approx(lines[1]["lowest_validation_loss"]) != first
     assert 0 < again["early_stop_epoch"] <= 1
@@ -96,7 +102,6 @@ def test_a_new_mask_and_another_start_count_anew() -> None:
 def test_a_run_that_is_interrupted_at_every_step_finds_the_same(tmp_path: Path) -> None:
     words = [*WITH_DROPOUT, "validate_every_steps=7", "checkpoint_minutes=0"]
     whole = experiment.run(composed(*words, f"results_dir={tmp_path / 'whole'}"))
-    assert whole["early_stop_epoch"] * 29 == pytest.approx(round(whole["early_stop_epoch"] * 29))
 
     class StoppedError(Exception):
         pass
