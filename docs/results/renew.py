@@ -72,8 +72,7 @@ def about(experiment: str, folder: Path) -> str:
     found, num_missing = rows(experiment, folder)
     origins = [folder / row["id"] / "provenance.json" for row in found]
     commits = {json.loads(path.read_text())["commit"][:7] for path in origins if path.exists()}
-    if not all(path.exists() for path in origins):
-        commits.add("others that were not kept")
+    others = "" if all(path.exists() for path in origins) else " and others, which older rows do not name"
     models, epochs = sorted({row["model"] for row in found}), sorted({row["epochs"] for row in found})
     shapes = {tuple(row["input_shape"][1:]) for row in found}
     seeds, hours = {row["seed"] for row in found}, sum(row["total_seconds"] for row in found) / 3600
@@ -82,7 +81,7 @@ def about(experiment: str, folder: Path) -> str:
         f"{len(found)} runs of {' and '.join(models)} on {found[0]['dataset']} at "
         f"{' and '.join(f'{height}x{width}' for height, width in sorted(shapes))} pixels, "
         f"{' or '.join(map(str, epochs))} epochs, {len(seeds)} seed{'s' * (len(seeds) > 1)}, at commit "
-        f"{', '.join(sorted(commits))}{few}. They took {hours:.1f} hours together, on busy CPU cores."
+        f"{', '.join(sorted(commits))}{others}{few}. They took {hours:.1f} hours together, on busy CPU cores."
     )
     return fill(text, 124)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from pai_bench.report import names
+from pai_bench.report import tables
 from pai_bench.report.configurations import Configuration, Grid
 from pai_bench.report.names import Look
 
@@ -40,18 +40,13 @@ def markdown(grid: Grid, title: str, looks: Mapping[str, Look]) -> str | None:
         found = "?" if configuration.given else _number(search)
         return f"{found} + {_number(training)}"
 
-    lines = [f"### Costs: {title}", "", "| method | " + " | ".join(map(names.compression, grid.levels)) + " |"]
-    lines.append("| --- |" + " ---: |" * len(grid.levels))
-    for method in grid.methods:
-        cells = (cell(grid.configurations.get((method, level))) for level in grid.levels)
-        lines.append(f"| {looks[method].label} | " + " | ".join(cells) + " |")
     note = (
         "Search + training, in multiples of the floating-point operations of one training of the dense network. "
         "The search counts all operations, as a GPU computes them; in the training zeros cost nothing. Means over runs."
     )
     if any(one.given for one in grid.configurations.values()):
         note += " A question mark: the mask came from a file, and what it cost is not known."
-    return "\n".join([*lines, "", note, ""])
+    return "\n".join([f"### Costs: {title}", "", *tables.by_compression(grid, looks, cell), "", note, ""])
 
 
 def _number(value: float) -> str:

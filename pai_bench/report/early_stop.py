@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from statistics import fmean
 
-from pai_bench.report import names
+from pai_bench.report import tables
 from pai_bench.report.configurations import Configuration, Grid, deviation
 from pai_bench.report.names import Look
 
@@ -17,12 +17,7 @@ def markdown(grid: Grid, title: str, looks: Mapping[str, Look]) -> str | None:
         return None
     lines = [f"### Early stopping: {title}", ""]
     lines += [f"{looks[one.method].label}: {_cell(one)}\n" for one in grid.dense]
-    if grid.configurations:
-        lines.append("| method | " + " | ".join(map(names.compression, grid.levels)) + " |")
-        lines.append("| --- |" + " ---: |" * len(grid.levels))
-    for method in grid.methods:
-        cells = (_cell(grid.configurations.get((method, level))) for level in grid.levels)
-        lines.append(f"| {looks[method].label} | " + " | ".join(cells) + " |")
+    lines += tables.by_compression(grid, looks, _cell)
     note = (
         "Epoch of the recipe with the lowest loss on the held-out images, and in brackets the test accuracy there in "
         "percent: means over seeds, of epochs ± sample standard deviation (n - 1)."
