@@ -152,6 +152,8 @@ def test_a_run_of_a_regression_has_a_row_like_others(run_cli: RunCli, tmp_path: 
     curve = (tmp_path / "results" / row["id"] / "curve.jsonl").read_text().splitlines()
     before = next(record for record in map(json.loads, curve) if "test_top1" in record)
     assert before["test_top1"] > 0.98 and before["test_loss"] < 0.001 and before["planted/recall"] == 1
+    assert row["untrained_test_top1"] == before["test_top1"]
+    assert row["measured"] == {"planted/recall": 1, "planted/precision": 1}
 
 
 # What is for classes alone --------------------------------------------------------------------------------------------

@@ -83,6 +83,7 @@ def test_one_run_leaves_a_whole_record(run_cli: RunCli, tmp_path: Path) -> None:
     assert [line["epoch"] for line in epochs] == [0, 1, 2]
     assert rounds[-1]["layer/fc.weight/density"] == pytest.approx(float(mask["fc.weight"].float().mean()))
     assert epochs[-1]["test_top1"] == row["test_top1"]
+    assert epochs[0]["test_top1"] == row["untrained_test_top1"] and row["measured"] == {}
     with (directory / "metrics.csv").open() as file:
         table = list(csv.DictReader(file))
     assert [float(line["epoch"]) for line in table] == [0, 1, 2]

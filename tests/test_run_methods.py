@@ -44,6 +44,8 @@ def test_a_ticket_is_found_by_training_and_its_cost_stands_in_the_row(run_cli: R
     for line in curve:
         prefixes = ("before/", "after/") if "prune/round" in line else ("",)
         assert all(f"{prefix}flow/{key}" in line for prefix in prefixes for key in flow)
+    assert row["measured"] == {f"flow/{key}": curve[-1][f"flow/{key}"] for key in (*flow, "gradient_hessian_gradient")}
+    assert row["untrained_test_top1"] is None  # training came before the mask
     assert "finding the mask took" in done.stdout
 
 

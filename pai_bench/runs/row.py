@@ -116,7 +116,10 @@ def state(of: Outcome) -> dict[str, Any]:
 
 
 def results(of: Outcome) -> dict[str, Any]:
-    """Losses and accuracies of the last training, and of the ticket before it where a search has learned the mask."""
+    """Losses and accuracies of the last training, and of the ticket before it where a search has learned the mask.
+
+    And what else its last evaluation has measured.
+    """
     evaluated = [line for line in of.curve[of.start.num_lines :] if "test_top1" in line]
     found = [line for line in of.curve[: of.start.num_lines] if "test_top1" in line]
     strong = found[-1] if of.run.search is not None else {}
@@ -124,6 +127,7 @@ def results(of: Outcome) -> dict[str, Any]:
         "strong_test_top1": strong.get("test_top1"),
         "strong_test_loss": strong.get("test_loss"),
         "strong_validation_top1": strong.get("validation_top1"),
+        "measured": {name: value for name, value in evaluated[-1].items() if "/" in name},
     }
 
 
@@ -240,6 +244,7 @@ def accuracies(evaluated: list[dict[str, Any]], start: float) -> dict[str, Any]:
         start: where the last training began; the network before it counts only if it was not trained.
     """
     trained = [line for line in evaluated if line["epoch"] > start] or evaluated
+    untrained = next((line for line in evaluated if line["epoch"] <= start), {})
     last, best = trained[-1], max(trained, key=lambda line: line["test_top1"])
     selected = max(trained, key=lambda line: line["validation_top1"]) if "validation_top1" in last else None
     stop: dict[str, Any] = {}
@@ -256,6 +261,7 @@ def accuracies(evaluated: list[dict[str, Any]], start: float) -> dict[str, Any]:
         "test_top5": last["test_top5"],
         "test_loss": last["test_loss"],
         "train_loss": last.get("train_loss"),
+        "untrained_test_top1": untrained.get("test_top1"),
         "best_test_top1": best["test_top1"],
         "best_test_epoch": int(best.get("recipe_epoch", 0)),
         "test_top1_at_best_validation": selected and selected["test_top1"],
