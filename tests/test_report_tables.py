@@ -3,6 +3,7 @@
 import re
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,14 @@ import pytest
 from report_rows import made, many, results, row, rows, script, table, write
 
 from pai_bench.errors import ConfigError
-from pai_bench.report import costs, early_stop, plots, tables
+from pai_bench.report import costs, diagnostics, early_stop, more_tables, plots, tables
+
+
+def written(kind: ModuleType, *of: Any) -> str:
+    """The table of a kind as Markdown."""
+    table = kind.table(*of)
+    assert table is not None
+    return more_tables.markdown(table, "a task")
 
 
 def test_markdown_shows_means_deviations_and_what_is_missing() -> None:
@@ -37,8 +45,7 @@ def test_costs_are_multiples_of_one_training_of_the_dense_network() -> None:
         row("given", 0, mask="mask.safetensors", macs_masked=500, train_flops=dense),
     ]
     grid, _, looks = made(runs)
-    text = costs.markdown(grid, "a task", looks)
-    assert text is not None
+    text = written(costs, grid, looks)
     cells = dict(re.findall(r"^\| ([\w ]+?) +\| ([^|]+) \|$", text, flags=re.M))
     assert cells.pop("method") == "10×"
     assert cells == {
@@ -51,7 +58,7 @@ def test_costs_are_multiples_of_one_training_of_the_dense_network() -> None:
         [row("dense", 0, train_flops=0, train_examples=0), row("snip", 0)],
     ):
         without, _, looks = made(others)
-        assert costs.markdown(without, "a task", looks) is None
+        assert costs.table(without, looks) is None
 
 
 def test_early_stopping_is_told_by_epochs_and_the_accuracy_there() -> None:
@@ -63,12 +70,62 @@ def test_early_stopping_is_told_by_epochs_and_the_accuracy_there() -> None:
         row("random", 0, early_stop_epoch=None, test_top1_at_early_stop=None),
     ]
     grid, _, looks = made(runs)
-    lines = (early_stop.markdown(grid, "a task", looks) or "").splitlines()
+    lines = written(early_stop, grid, looks).splitlines()
     assert lines[0] == "### Early stopping: a task"
     assert "dense: 10.0 ± 2.8 (95.50)" in lines
     assert "| snip | 4.0 (90.00) |" in lines and "| random | – |" in lines
     without, _, looks = made([row("dense", 0), row("snip", 0)])
-    assert early_stop.markdown(without, "a task", looks) is None
+    assert early_stop.table(without, looks) is None
+
+
+def test_diagnostics_stand_beside_the_accuracies_before_and_after_training() -> None:
+    def measured(method: str, seed: int, recall: float, **others: Any) -> Any:
+        given = {"diagnostics": "planted", "untrained_test_top1": 0.25, "num_effective": 1500 + seed}
+        return row(method, seed, 0.5, **given | {"measured": {"planted/recall": recall}} | others)
+
+    runs = [
+        measured("dense", 0, 1.0),
+        measured("snip", 0, 0.1, sparsity=0.99),
+        measured("snip", 1, 0.2, sparsity=0.99),
+        measured("snip", 2, 0.7),
+        measured("force", 0, 0.3, untrained_test_top1=None),
+        measured("random", 0, 0.3, measured={"planted/recall": None}, num_effective=None),
+        row("magnitude", 0, diagnostics=None, measured={"rewire/density": 0.1}),
+        row("grasp", 0),
+    ]
+    grid, _, looks = made(runs)
+    lines = written(diagnostics, grid, looks).splitlines()
+    assert lines[0] == "### Diagnostics: a task"
+    head = "| method | compression | n | before training, % | after training, % | weights on a path | planted/recall |"
+    assert lines[2] == head
+    assert sorted(lines[4:-2]) == [
+        "| dense | 1× | 1 | 25.00 | 50.00 | 1,500 | 1 |",
+        "| force | 10× | 1 | – | 50.00 | 1,500 | 0.3 |",
+        "| random | 10× | 1 | 25.00 | 50.00 | – | – |",
+        "| snip | 100× | 2 | 25.00 ± 0.00 | 50.00 ± 0.00 | 1,500 ± 1 | 0.15 ± 0.071 |",
+        "| snip | 10× | 1 | 25.00 | 50.00 | 1,502 | 0.7 |",
+    ]
+    without, _, looks = made([row("dense", 0), row("magnitude", 0, diagnostics=None, measured={"rewire/density": 0.1})])
+    assert diagnostics.table(without, looks) is None
+
+
+def test_the_page_has_every_table(tmp_path: Path) -> None:
+    given = {"diagnostics": "planted", "untrained_test_top1": 0.25, "num_effective": 1500}
+    runs = [
+        row("dense", 0, early_stop_epoch=8, test_top1_at_early_stop=0.95),
+        row("snip", 0, **given, measured={"planted/recall": 0.7}),
+    ]
+    write(results(tmp_path / "results", runs), tmp_path / "report", images=False)
+    page = (tmp_path / "report" / "index.html").read_text()
+    (stem,) = {path.stem for path in (tmp_path / "report" / "tables").glob("*.tex")}
+    for title, kind, cell in (
+        ("Costs", "costs", "0.001 + 2.4e-06"),
+        ("Early stopping", "early-stop", "–"),
+        ("Diagnostics", "diagnostics", "0.7"),
+    ):
+        (part,) = re.findall(f"<summary>{title}</summary>.*?</details>", page, re.S)
+        assert f'<td class="n">{cell}</td>' in part and f'href="tables/{stem}-{kind}.md"' in part, part
+        assert cell in (tmp_path / "report" / "tables" / f"{stem}-{kind}.md").read_text()
 
 
 def test_a_learned_mask_is_no_dense_network() -> None:

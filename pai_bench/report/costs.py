@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 
-from pai_bench.report import tables
+from pai_bench.report import more_tables
 from pai_bench.report.configurations import Configuration, Grid
+from pai_bench.report.more_tables import MoreTable
 from pai_bench.report.names import Look
 
 
@@ -28,8 +29,8 @@ def shares(configuration: Configuration, dense: float) -> tuple[float, float]:
     return configuration.search("flops") / dense, sum(training) / len(training) / dense
 
 
-def markdown(grid: Grid, title: str, looks: Mapping[str, Look]) -> str | None:
-    """A table for GitHub: search + training, by method and compression. None: as `dense_flops`."""
+def table(grid: Grid, looks: Mapping[str, Look]) -> MoreTable | None:
+    """Search + training, by method and compression. None: as `dense_flops`."""
     if (dense := dense_flops(grid)) is None:
         return None
 
@@ -46,7 +47,7 @@ def markdown(grid: Grid, title: str, looks: Mapping[str, Look]) -> str | None:
     )
     if any(one.given for one in grid.configurations.values()):
         note += " A question mark: the mask came from a file, and what it cost is not known."
-    return "\n".join([f"### Costs: {title}", "", *tables.by_compression(grid, looks, cell), "", note, ""])
+    return MoreTable("costs", "Costs", more_tables.by_compression(grid, looks, cell), note)
 
 
 def _number(value: float) -> str:

@@ -3,26 +3,25 @@
 from collections.abc import Mapping
 from statistics import fmean
 
-from pai_bench.report import tables
+from pai_bench.report import more_tables
 from pai_bench.report.configurations import Configuration, Grid, deviation
+from pai_bench.report.more_tables import MoreTable
 from pai_bench.report.names import Look
 
 _EPOCH, _ACCURACY = "early_stop_epoch", "test_top1_at_early_stop"
 
 
-def markdown(grid: Grid, title: str, looks: Mapping[str, Look]) -> str | None:
-    """A table for GitHub: epoch (test accuracy there), by method and compression. None: no run held images out."""
+def table(grid: Grid, looks: Mapping[str, Look]) -> MoreTable | None:
+    """Epoch (test accuracy there), by method and compression. None: no run held images out."""
     every = [*grid.dense, *grid.configurations.values()]
     if not any(_rows(one) for one in every):
         return None
-    lines = [f"### Early stopping: {title}", ""]
-    lines += [f"{looks[one.method].label}: {_cell(one)}\n" for one in grid.dense]
-    lines += tables.by_compression(grid, looks, _cell)
     note = (
         "Epoch of the recipe with the lowest loss on the held-out images, and in brackets the test accuracy there in "
         "percent: means over seeds, of epochs ± sample standard deviation (n - 1)."
     )
-    return "\n".join([*lines, "", note, ""])
+    dense = tuple(f"{looks[one.method].label}: {_cell(one)}" for one in grid.dense)
+    return MoreTable("early-stop", "Early stopping", more_tables.by_compression(grid, looks, _cell), note, dense)
 
 
 def _rows(configuration: Configuration) -> list[tuple[float, float]]:

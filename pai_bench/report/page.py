@@ -7,12 +7,13 @@ from pathlib import Path
 from statistics import median_low
 from typing import Any
 
-from pai_bench.report import costs, drawing, findings, names, tables
+from pai_bench.report import drawing, findings, names, tables
 from pai_bench.report.comparison import Difference, resolvable
 from pai_bench.report.configurations import Configuration, Grid
 from pai_bench.report.drawing import Drawing
 from pai_bench.report.figure import Figure
 from pai_bench.report.findings import Best
+from pai_bench.report.more_tables import MoreTable
 from pai_bench.report.names import Look
 from pai_bench.report.plots import Shown
 from pai_bench.report.tables import Table
@@ -35,6 +36,7 @@ class Section:
     stem: str
     grid: Grid
     table: Table
+    more: Sequence[MoreTable]
     differences: Mapping[float, Sequence[Difference]]  # by sparsity
     shown: Shown
     figures: Sequence[tuple[Figure, Drawing]]
@@ -96,6 +98,7 @@ def _described(section: Section, looks: Mapping[str, Look], directories: Mapping
     return {
         "stem": section.stem,
         "table": section.table,
+        "more": section.more,
         "facts": [
             ("training", f"{row['training']}, {names.counted(row['epochs'], 'epoch')}"),
             ("seeds", ", ".join(map(str, grid.seeds[:20])) + (" ..." if len(grid.seeds) > 20 else "")),
@@ -118,7 +121,6 @@ def _described(section: Section, looks: Mapping[str, Look], directories: Mapping
         "tested": any(d.p is not None for _, d in differences),
         "resolution": _resolution(section),
         "costs": [_cost(configuration, looks) for configuration in every],
-        "tabled_costs": costs.dense_flops(grid) is not None,
         "missing": [
             (looks[method].label, names.compression(level) if level else "", ", ".join(map(str, seeds)), len(seeds))
             for method, level, seeds in grid.missing()

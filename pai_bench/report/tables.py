@@ -1,6 +1,6 @@
 """Tables of a report. For people: Markdown, LaTeX and the page, in percent. For programs: CSV, in fractions."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,18 +126,6 @@ def _list(seeds: Sequence[int]) -> str:
 
 
 # For people -----------------------------------------------------------------------------------------------------------
-
-
-def by_compression(grid: Grid, looks: Mapping[str, Look], cell: Callable[[Configuration | None], str]) -> list[str]:
-    """The lines of a table for GitHub: what `cell` says of each configuration, by method and compression."""
-    if not grid.configurations:
-        return []
-    lines = ["| method | " + " | ".join(map(names.compression, grid.levels)) + " |"]
-    lines.append("| --- |" + " ---: |" * len(grid.levels))
-    for method in grid.methods:
-        cells = (cell(grid.configurations.get((method, level))) for level in grid.levels)
-        lines.append(f"| {looks[method].label} | " + " | ".join(cells) + " |")
-    return lines
 
 
 def number(entry: Entry) -> str:

@@ -10,7 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from pai_bench.errors import ConfigError, check_installed
-from pai_bench.report import axes, comparison, costs, drawing, early_stop, names, page, plots, reading, tables
+from pai_bench.report import (
+    axes,
+    comparison,
+    costs,
+    diagnostics,
+    drawing,
+    early_stop,
+    more_tables,
+    names,
+    page,
+    plots,
+    reading,
+    tables,
+)
 from pai_bench.report.configurations import STATISTICS, Configuration, Grid, configurations, grids, is_dense
 from pai_bench.report.evidence import Unreadable
 from pai_bench.report.names import Look
@@ -158,6 +171,9 @@ class _About:
     looks: Mapping[str, Look]
 
 
+_MORE_TABLES = (costs.table, early_stop.table, diagnostics.table)  # each is None where it would be empty
+
+
 def _section(grid: Grid, title: str, stem: str, about: _About, unreadable: Unreadable) -> Section:
     """The section of a report about one grid, with its figures."""
     options, kinds, looks = about.options, about.kinds, about.looks
@@ -170,7 +186,8 @@ def _section(grid: Grid, title: str, stem: str, about: _About, unreadable: Unrea
     ]
     table = tables.accuracy(grid, title, differences, options.statistic, looks)
     commands = {f.kind: options.command(about.folder, about.output, grid.first.task, f.kind) for f, _ in figures}
-    return Section(stem, grid, table, differences, shown, figures, commands)
+    more = [found for make in _MORE_TABLES if (found := make(grid, looks)) is not None]
+    return Section(stem, grid, table, more, differences, shown, figures, commands)
 
 
 def _tables_and_figures(sections: Sequence[Section], looks: Mapping[str, Look]) -> dict[str, str | bytes]:
@@ -179,9 +196,8 @@ def _tables_and_figures(sections: Sequence[Section], looks: Mapping[str, Look]) 
     for section in sections:
         contents[f"tables/{section.stem}.md"] = tables.markdown(section.table, looks)
         contents[f"tables/{section.stem}.tex"] = tables.latex(section.table, looks)
-        for kind, table in (("costs", costs.markdown), ("early-stop", early_stop.markdown)):
-            if (text := table(section.grid, section.table.title, looks)) is not None:
-                contents[f"tables/{section.stem}-{kind}.md"] = text
+        for more in section.more:
+            contents[f"tables/{section.stem}-{more.kind}.md"] = more_tables.markdown(more, section.table.title)
         for figure, drawn in section.figures:
             if drawn.png is not None:
                 contents[f"figures/{section.stem}-{figure.kind}.png"] = drawn.png
