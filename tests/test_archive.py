@@ -100,7 +100,10 @@ def test_a_report_is_that_of_the_folder(results: Path, packed: Path, tmp_path: P
     assert report.num_runs == 2 and not report.problems
     (table,) = (tmp_path / "folder").glob("tables/*.md")
     assert (tmp_path / "file" / "tables" / table.name).read_text() == table.read_text()
-    assert "results.tar.gz" in report.page.read_text()
+    page = report.page.read_text()
+    origin = json.loads((results / status.read(results)[0]["id"] / "provenance.json").read_text())
+    assert "results.tar.gz" in page and f"Commit {origin['commit'][:12]}" in page
+    assert "Commands of one run" not in page  # they are not packed
 
 
 def test_figures_of_what_was_not_packed_are_left_out_in_one_line(results: Path, packed: Path, tmp_path: Path) -> None:

@@ -118,13 +118,15 @@ def test_the_page_has_every_table(tmp_path: Path) -> None:
     write(results(tmp_path / "results", runs), tmp_path / "report", images=False)
     page = (tmp_path / "report" / "index.html").read_text()
     (stem,) = {path.stem for path in (tmp_path / "report" / "tables").glob("*.tex")}
-    for title, kind, cell in (
-        ("Costs", "costs", "0.001 + 2.4e-06"),
-        ("Early stopping", "early-stop", "–"),
-        ("Diagnostics", "diagnostics", "0.7"),
+    for title, kind, cell, sorted_by in (
+        ("Costs", "costs", "0.001 + 2.4e-06", "0.001"),
+        ("Early stopping", "early-stop", "–", ""),
+        ("Diagnostics", "diagnostics", "1,500", "1500"),
     ):
         (part,) = re.findall(f"<summary>{title}</summary>.*?</details>", page, re.S)
-        assert f'<td class="n">{cell}</td>' in part and f'href="tables/{stem}-{kind}.md"' in part, part
+        assert (
+            f'<td class="n" data-value="{sorted_by}">{cell}</td>' in part and f'href="tables/{stem}-{kind}.md"' in part
+        ), part
         assert cell in (tmp_path / "report" / "tables" / f"{stem}-{kind}.md").read_text()
 
 

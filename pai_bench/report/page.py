@@ -1,6 +1,7 @@
 """The page of a report: one HTML file. It needs no network and no other file."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +73,7 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": tables.number, "counted": names.counted}
+    environment.filters |= {"number": tables.number, "counted": names.counted, "leading": _leading}
     template = environment.get_template("page.html")
     swatches = {method: f"swatch-{index}" for index, method in enumerate(looks)}
     return template.render(
@@ -87,6 +88,12 @@ def render(
         style=(_HERE / "page.css").read_text(),
         script=(_HERE / "page.js").read_text(),
     )
+
+
+def _leading(text: str) -> str:
+    """The number at the beginning of a text, by which its column is sorted; empty if there is none."""
+    found = re.match(r"[-+\d.,e]+", text)
+    return found.group().replace(",", "") if found else ""
 
 
 def _described(section: Section, looks: Mapping[str, Look], directories: Mapping[str, Path]) -> dict[str, Any]:
@@ -235,7 +242,8 @@ def _origin(grid: Grid, directories: Mapping[str, Path]) -> dict[str, list[str]]
     }.values():
         try:
             found = json.loads((directories[configuration.rows[0]["id"]] / "provenance.json").read_text())
-            commands[" ".join(["python", *map(str, found["command"])])] = None
+            if "command" in found:  # a packed run has none
+                commands[" ".join(["python", *map(str, found["command"])])] = None
             commits[f"{(found['commit'] or 'unknown')[:12]}{', with changes' if found['dirty'] else ''}"] = None
         except (OSError, ValueError, KeyError, TypeError):
             commits["unknown: a run has no provenance.json"] = None
