@@ -33,7 +33,7 @@ def test_tables_and_verdicts_follow_from_the_rows(file: Path, renew: ModuleType,
     name = file.name.removesuffix(".tar.gz")
     about = renew.PAGES[name]
     page = (ROOT / "docs" / about.file).read_text()
-    written = page.partition(renew.BEGIN)[2].partition(renew.END)[0]
+    written = page.partition(renew.begin(name))[2].partition(renew.END)[0]
     with archive.opened(file) as runs:
         there, num_missing = renew.rows(name, runs)
         assert {row["id"] for row in there} == {path.name for path in runs.iterdir()}

@@ -23,7 +23,7 @@ from pai_bench.report import writing
 from pai_bench.runs import archive, status
 
 DOCS = Path(__file__).parents[1]
-BEGIN, END = "<!-- docs/results/renew.py writes this -->", "<!-- down to here -->"
+END = "<!-- down to here -->"
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Page:
     overrides: Sequence[str] = ()  # that choose a part of the experiment
     pictures: Sequence[str] = ("accuracy",)  # kinds of figures
     statistic: str = "last"
+    accuracies: bool = True  # whether the table of accuracies is shown
     more: Sequence[str] = ()  # further tables of the report, by the ends of their names
 
 
@@ -41,9 +42,17 @@ PAGES = {
     "digits_baselines": Page("findings.md", pictures=("accuracy", "layers", "overlap")),
     "lottery_lenet": Page("results/lottery_lenet.md", more=("early-stop",)),
     "mnist_curves": Page("results/mnist_curves.md", pictures=("accuracy", "layers")),
+    "planted_helix": Page("planted.md", pictures=(), accuracies=False, more=("diagnostics",)),
+    "planted_relu": Page("planted.md", pictures=(), accuracies=False, more=("diagnostics",)),
+    "planted_tickets": Page("planted.md", pictures=(), accuracies=False, more=("diagnostics",)),
     "reviewer_table_mnist": Page("results/reviewer_table_mnist.md", pictures=("accuracy", "cost"), more=("costs",)),
     "snip_tables": Page("results/snip_tables.md", ("dataset=mnist",), statistic="best"),
 }
+
+
+def begin(experiment: str) -> str:
+    """The mark above what is written of an experiment."""
+    return f"<!-- docs/results/renew.py writes this of {experiment} -->"
 
 
 def sweep(experiment: str) -> list[str]:
@@ -77,9 +86,9 @@ def about(experiment: str, folder: Path) -> str:
     shapes = {tuple(row["input_shape"][1:]) for row in found}
     seeds, hours = {row["seed"] for row in found}, sum(row["total_seconds"] for row in found) / 3600
     few = f", {num_missing} more are to come" if num_missing else ""
+    pixels = "" if shapes == {(1, 1)} else f" at {' and '.join(f'{h}x{w}' for h, w in sorted(shapes))} pixels"
     text = (
-        f"{len(found)} runs of {' and '.join(models)} on {found[0]['dataset']} at "
-        f"{' and '.join(f'{height}x{width}' for height, width in sorted(shapes))} pixels, "
+        f"{len(found)} runs of {' and '.join(models)} on {found[0]['dataset']}{pixels}, "
         f"{' or '.join(map(str, epochs))} epochs, {len(seeds)} seed{'s' * (len(seeds) > 1)}, at commit "
         f"{', '.join(sorted(commits))}{others}{few}. They took {hours:.1f} hours together, on busy CPU cores."
     )
@@ -110,11 +119,14 @@ def tasks(report: Path) -> list[str]:
 
 def tables(report: Path, stem: str, page: Page, *, named: bool) -> str:
     """The table of accuracies and the others of the page; titled if there are several tasks."""
-    text = (report / "tables" / f"{stem}.md").read_text()
-    parts = [text.strip() if named else text.partition("\n")[2].strip()]
+    parts = []
+    if page.accuracies:
+        text = (report / "tables" / f"{stem}.md").read_text()
+        parts.append(text.strip() if named else text.partition("\n")[2].strip())
     for kind in page.more:
         title, _, body = (report / "tables" / f"{stem}-{kind}.md").read_text().strip().partition("\n")
-        parts.append(f"{title if named else title.partition(':')[0]}\n{body}")
+        head = f"{title if named else title.partition(':')[0]}\n" if page.accuracies else ""
+        parts.append(f"{head}{body}".strip())
     return "\n\n".join(parts)
 
 
@@ -158,9 +170,10 @@ def main() -> None:
         runs, report = chosen(experiment, folder, place / "runs"), place / "report"
         archive.pack(runs, DOCS / "results" / f"{experiment}.tar.gz")
         writing.write(runs, report, writing.Options(statistic=PAGES[experiment].statistic))
-        parts = [BEGIN, about(experiment, folder), *tabled(experiment, report), verdicts(runs), END]
+        parts = [begin(experiment), about(experiment, folder), *tabled(experiment, report), verdicts(runs), END]
         text = "\n\n".join(filter(None, parts))
-        page.write_text(re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: text, page.read_text(), flags=re.S))
+        marked = f"{re.escape(begin(experiment))}.*?{re.escape(END)}"
+        page.write_text(re.sub(marked, lambda _: text, page.read_text(), flags=re.S))
         print("\n".join(facts(report)))
 
 
