@@ -14,7 +14,7 @@ import itertools
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -140,10 +140,10 @@ def answer(words: Words) -> tuple[int, str]:
     return code, said.getvalue()
 
 
-def keys() -> dict[str, Words]:
+def keys(bases: Iterable[Words]) -> dict[str, Words]:
     """Every key once, with the words that make it appear: one for each function that has it."""
     found: dict[tuple[str, str], tuple[str, Words]] = {}
-    for base in ((), *BASES.values()):
+    for base in ((), *bases):
         composed = plain(completed(base))
         for key in leaves(composed):
             group, _, inner = key.partition(".")
@@ -155,10 +155,14 @@ def keys() -> dict[str, Words]:
     return {f"{key} {' '.join(base)}": base for key, base in found.values()}
 
 
-def everything() -> list[Words]:
-    """All overrides, in an order that does not change."""
+def everything(bases: Iterable[Words] = BASES.values()) -> list[Words]:
+    """All overrides, in an order that does not change.
+
+    Args:
+        bases: words of the runs whose keys are tried.
+    """
     found: list[Words] = []
-    for label, base in keys().items():
+    for label, base in keys(bases).items():
         key = label.split(" ")[0]
         values = VALUES if not key.endswith("_target_") else TARGETS
         found += [(*base, f"{key}={value}") for value in values]
