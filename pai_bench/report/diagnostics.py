@@ -40,7 +40,7 @@ def _line(configuration: Configuration, columns: Sequence[str], looks: Mapping[s
         str(len(rows)),
         *(_number([row[key] and 100 * row[key] for row in rows], ".2f") for key in _ACCURACIES.values()),
         _number([row["num_effective"] for row in rows], ",.0f"),
-        *(_number([row["measured"].get(name) for row in rows], ".4g", ".2g") for name in columns),
+        *(_number([row["measured"].get(name) for row in rows], ".3g", ".2g") for name in columns),
     )
 
 
