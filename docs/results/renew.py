@@ -81,11 +81,11 @@ def about(experiment: str, folder: Path) -> str:
     found, num_missing = rows(experiment, folder)
     origins = [folder / row["id"] / "provenance.json" for row in found]
     commits = {json.loads(path.read_text())["commit"][:7] for path in origins if path.exists()}
-    others = "" if all(path.exists() for path in origins) else " and others, which older rows do not name"
+    others = "" if all(path.exists() for path in origins) else " and at others that older rows do not name"
     models, epochs = sorted({row["model"] for row in found}), sorted({row["epochs"] for row in found})
     shapes = {tuple(row["input_shape"][1:]) for row in found}
     seeds, hours = {row["seed"] for row in found}, sum(row["total_seconds"] for row in found) / 3600
-    few = f", {num_missing} more are to come" if num_missing else ""
+    few = f"; {num_missing} more are to come" if num_missing else ""
     pixels = "" if shapes == {(1, 1)} else f" at {' and '.join(f'{h}x{w}' for h, w in sorted(shapes))} pixels"
     text = (
         f"{len(found)} runs of {' and '.join(models)} on {found[0]['dataset']}{pixels}, "
