@@ -230,6 +230,7 @@ class Round:
     rewind_epoch: float | None = None  # after masking, put the clock and the learning rate back to this time,
     rewind_weights: bool = True  # and, if so, the weights too (their values when the clock first stood there)
     rounding: Rounding = "nearest"
+    final_sparsity: float | None = None  # what the last round ends with, if this one may keep no fewer than that one
     when: Condition | None = None  # train until it holds; until_epoch is then the latest time
 
 

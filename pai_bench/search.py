@@ -208,7 +208,8 @@ def _cache(parts: Parts, model: nn.Module, ablation: Ablation) -> Cache | None:
     called = [run.pruner.score, *(getattr(run.ablation, hook) for hook in hooks)]
     called += [] if single else [run.allocation]
     determines = {
-        "network": fingerprint(model.state_dict()),
+        # Settings count beside the tensors: dropout, or a pooling, is in none of them.
+        "network": [_without_name(settings["model"]), fingerprint(model.state_dict())],
         "input_shape": parts.data.input_shape,
         "seed": run.seed,
         "prunable": run.prunable,
@@ -219,8 +220,6 @@ def _cache(parts: Parts, model: nn.Module, ablation: Ablation) -> Cache | None:
         # Rounding is another on other machines.
         "machine": [torch.__version__, devices.describe(parts.device)],
     }
-    if pruner.redraws:  # how weights are drawn counts, beside those that were
-        determines["model"] = _without_name(settings["model"])
     return _folder(parts, determines)
 
 

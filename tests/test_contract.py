@@ -48,6 +48,29 @@ def take(name: str, model: nn.Module, batches: Batches, mask: masks.Mask | None 
         return pruner.score(net, batches, F.cross_entropy, Generator().manual_seed(seed))
 
 
+class WithSpare(Chain):
+    """A network with a layer that it never uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spare = nn.Linear(4, 4)
+
+
+UNUSED_MATTERS = {"ntk_sap", "npb", "phew"} | {
+    name for name in SCORED if name.startswith("filter_")
+}  # they follow layers
+
+
+@pytest.mark.parametrize("name", sorted(set(SCORED) - UNUSED_MATTERS))
+def test_a_layer_that_is_never_used_has_finite_scores(name: str, batches: Batches) -> None:
+    torch.manual_seed(0)
+    scores = take(name, WithSpare(), batches)
+    assert all(bool(values.isfinite().all()) for values in scores.values())
+    if name not in ("magnitude", "lamp", "random", "ntt", "ntt_official"):  # by magnitudes alone, or by chance
+        used = torch.cat([values.flatten() for key, values in scores.items() if not key.startswith("spare")])
+        assert scores["spare.weight"].unique().numel() == 1 and used.unique().numel() > 1
+
+
 @pytest.mark.parametrize("name", PRUNERS)
 def test_pruner_composes_and_names_itself(name: str) -> None:
     cfg = composed(f"pruner={name}", "sparsity=0.5")

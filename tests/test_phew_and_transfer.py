@@ -61,6 +61,18 @@ def test_phew_walks_in_proportion_to_the_weights() -> None:
     assert torch.allclose(first / 2000, torch.tensor([0.2, 0.3, 0.5]), atol=0.04)
 
 
+def test_phew_walks_in_both_directions_although_one_would_do() -> None:
+    """Of one turn of many walks: a walk forward starts at the first inputs, a walk backward at any input it meets."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(400, 30, bias=False), nn.ReLU(), nn.Linear(30, 5, bias=False))
+    net = dataclasses.replace(subnetwork(model), num_kept=lambda: 60, input_shape=(1, 20, 20))
+    scores = phew.score(net, [], F.cross_entropy, Generator().manual_seed(0), kernels=False, batch_size=100)
+    mask = selection.keep_largest(scores, masks.full(model), 60).mask
+    inputs = mask["1.weight"].any(0).nonzero().flatten()
+    forward = int((inputs < 100).sum())
+    assert len(inputs) > 25 and 0.35 < forward / len(inputs) < 0.85 and inputs.max() > 200
+
+
 TRANSFER = {"steps": 30, "lr": 5e-3, "kernel": "kept", "kernel_weight": 1e-3, "decay": 0.0}
 
 

@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, composed
 from processes import in_child
 from whole_runs import RUNS, TINY, assert_equal, config_of, directory_of, outcome, whole
 
 from pai_bench import experiment
+from pai_bench.errors import ConfigError
 from pai_bench.runs import checkpoint_file
 from pai_bench.runs.directory import RunDirectory
 from pai_bench.system import files
@@ -148,6 +149,20 @@ def test_who_claims_a_run_just_after_its_end_leaves_it_as_it_is(tmp_path: Path) 
     assert after == before
 
 
+def test_a_round_that_is_refused_late_loses_nothing(tmp_path: Path) -> None:
+    words = ["pruner=magnitude", "sparsity=0.8", "schedule=rewind", "schedule.levels=2", "schedule.rewind_epoch=0"]
+    more = ["allocation=global_min_density", "allocation.min_density=0.3", "checkpoint_minutes=0"]
+    cfg = composed(*TINY, *words, *more, f"results_dir={tmp_path}")
+    for attempt in (1, 2):  # the first level keeps 45 % and is possible, the second is not
+        with pytest.raises(ConfigError, match=r"allocation\.min_density=0\.3"):
+            experiment.run(cfg)
+        directory = directory_of(tmp_path)
+        status = json.loads((directory / "status.json").read_text())
+        assert (status["state"], status["exit_code"], status["attempt"]) == ("failed", 2, attempt)
+        assert "allocation.min_density" in status["error"] and (directory / "checkpoint.pt").is_file()
+        assert "prune/round" in (directory / "curve.jsonl").read_text()
+
+
 def test_a_torn_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     checkpoint_file.save_checkpoint(tmp_path, {"a": torch.ones(3)})
     checkpoint_file.save_checkpoint(tmp_path, {"a": torch.zeros(3)})
@@ -158,6 +173,7 @@ def test_a_torn_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path, cap
         (tmp_path / "checkpoint.pt").write_bytes(damaged)
         loaded = checkpoint_file.load_checkpoint(tmp_path)
         assert loaded is not None and loaded["a"].all()
+        assert not (tmp_path / "checkpoint.pt").exists()  # or the next one would take the place of the whole one
     assert "checkpoint.pt: it is damaged" in caplog.text
     (tmp_path / "checkpoint.previous.pt").write_bytes(b"pai_bench")
     assert checkpoint_file.load_checkpoint(tmp_path) is None

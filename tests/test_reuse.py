@@ -111,6 +111,15 @@ def test_what_differs_in_anything_that_counts_is_computed_anew(
     assert run(tmp_path, *other)["cache_hit"] is None
 
 
+def test_what_changes_the_passes_and_no_tensor_counts(tmp_path: Path) -> None:
+    wide = ["model=wrn16_8", "model.depth=10", "model.width=2", "pruner=snip", "pruner.mode=train", "sparsity=0.5"]
+    words = [word for word in RUN if not word.startswith("model.")]
+    for dropout in (0.0, 0.3):
+        row = experiment.run(composed(*words, *wide, f"results_dir={tmp_path}", f"model.dropout={dropout}"))
+        assert row["cache_hit"] is None
+    assert len(list((tmp_path / ".cache").iterdir())) == 2
+
+
 def test_a_search_that_rescales_weights_is_not_kept_as_a_mask(tmp_path: Path) -> None:
     settings = ["pruner=magnitude", "sparsity=0.5", "schedule=exponential", "schedule.rounds=2", "allocation=sampled"]
     run(tmp_path, *settings, "allocation.rescale=true")

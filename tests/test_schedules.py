@@ -38,6 +38,16 @@ def test_rounds_can_keep_the_numbers_of_the_authors_code(num_prunable: int, dens
         assert all(low <= near <= high <= low + 1 for low, near, high in rounded)
 
 
+@pytest.mark.parametrize(
+    ("num_prunable", "density", "rounds"), [(101, 0.9, 100), (266_200, 1.7e-5, 200), (10, 0.06, 9)]
+)
+def test_no_round_that_rounds_down_keeps_fewer_than_the_last(num_prunable: int, density: float, rounds: int) -> None:
+    for make in (schedules.exponential, schedules.linear):
+        found = make(1 - density, LENGTH, rounds=rounds, rounding="down")
+        kept = [masks.num_kept_after(this, num_prunable) for this in found]
+        assert kept == sorted(kept, reverse=True) and kept[-1] == round(density * num_prunable)
+
+
 def test_exponential_rounds_prune_the_same_share_of_what_is_left() -> None:
     densities = [1.0] + [1 - this.sparsity for this in schedules.exponential(0.99, LENGTH, rounds=100, rounding="up")]
     ratios = [after / before for before, after in pairwise(densities)]

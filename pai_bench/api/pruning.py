@@ -210,7 +210,7 @@ def _begun(network: nn.Module, chosen: Method, mask: Mask) -> Pruned:
     complete = networks.completed(network, mask, chosen.prunable)
     kept, total = masks.kept(complete), masks.total(complete)
     for one in chosen.rounds:
-        if chosen.target == "sparsity" and masks.num_kept(one.sparsity, total, one.rounding) > kept:
+        if chosen.target == "sparsity" and masks.num_kept_after(one, total) > kept:
             raise ConfigError(
                 f"mask: it has sparsity {masks.sparsity(complete):.6g} already, and a round has {one.sparsity:.6g}; "
                 "give a higher sparsity, or schedule='one_shot'"

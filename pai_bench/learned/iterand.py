@@ -19,8 +19,9 @@ def iterand(*, weights: Frozen, scale_fan: bool, every_steps: Count, probability
         probability: of a weight outside the mask to be drawn again.
 
     Reference: Chijiwa et al. 2021, arXiv:2106.09269.
-    Deviates: weights are drawn by the law of the whole network's initialization. After the last step nothing is drawn
-        again. Numbers of kept weights are rounded as in edge_popup.
+    Deviates: the magnitude of a score decides, as in edge_popup. The authors' code ranks signed scores, and draws the
+        first ones in an interval 2.4 times as wide. Weights are drawn by the law of the whole network's initialization.
+        After the last step nothing is drawn again. Numbers of kept weights are rounded as in edge_popup.
     """
 
     def steps(length: TrainingLength) -> Sequence[int]:

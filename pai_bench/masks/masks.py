@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from pai_bench.core import Mask, Prunable, Rounding
+from pai_bench.core import Mask, Prunable, Round, Rounding
 from pai_bench.errors import ConfigError
 from pai_bench.masks import reading
 from pai_bench.masks.clearing import clear_, clear_all_, clear_removed_
@@ -172,8 +172,11 @@ def densities(mask: Mask) -> dict[str, float]:
     return {name: number / mask[name].numel() for name, number in zip(mask, counts(mask), strict=True)}
 
 
-def num_kept(sparsity: float, num_prunable: int, rounding: Rounding = "nearest") -> int:
+def num_kept(sparsity: float, num_prunable: int, rounding: Rounding = "nearest", least: int = 0) -> int:
     """k = round((1 - sparsity) * N), the exact number of weights to keep. A half goes to the even number.
+
+    Args:
+        least: k is no smaller.
 
     Raises:
         ConfigError: no weight would be left.
@@ -184,11 +187,22 @@ def num_kept(sparsity: float, num_prunable: int, rounding: Rounding = "nearest")
     else:
         whole = math.ceil if rounding == "up" else math.floor
         k = whole(round((1 - sparsity) * num_prunable, 6))  # 0.02 * 100 is 2, whatever its last bits say
+    k = max(k, least)
     if k < 1:
         raise ConfigError(
             f"sparsity {sparsity} leaves none of {num_prunable} weights; give at most {1 - 1 / num_prunable:.9g}"
         )
     return k
+
+
+def num_kept_after(this: Round, num_prunable: int) -> int:
+    """The number of weights that a round keeps: as `num_kept`, and no fewer than the last round keeps.
+
+    Raises:
+        ConfigError: no weight would be left.
+    """
+    least = 0 if this.final_sparsity is None else num_kept(this.final_sparsity, num_prunable)
+    return num_kept(this.sparsity, num_prunable, this.rounding, least)
 
 
 # Where ----------------------------------------------------------------------------------------------------------------

@@ -71,7 +71,7 @@ def transfer(
             of_student, its_kernel = _outputs_and_kernel(net, images, masked, net.mask if kernel == "kept" else None)
             value = (of_student - outputs).square().mean() + kernel_weight * (its_kernel - of_dense).square().mean()
             value = value + decay / density * sum(masked[name].square().sum() for name in net.mask)
-            gradients = torch.autograd.grad(value, list(student.values()))
+            gradients = torch.autograd.grad(value, list(student.values()), materialize_grads=True)
         for weight, gradient in zip(student.values(), gradients, strict=True):
             weight.grad = gradient
         optimizer.step()

@@ -38,17 +38,18 @@ def score(
     sizes = {name: weight.detach().abs().cpu() for name, weight in masks.prunable(net.model).items()}
     taken = {name: torch.full((size.numel(),), torch.inf, dtype=torch.float64) for name, size in sizes.items()}
     tables = {step.weight: _Table(sizes[step.weight], step.groups) for step in way if step.weight is not None}
-    number, before = 0, -1
+    number, before = 0, -num_kept
     while True:
         backward = number % 2 == 1
         walks = torch.arange(number // 2 * batch_size, (number // 2 + 1) * batch_size)
         _walk(way, tables, sizes, taken, walks, 2 * walks.double() + backward, backward, kernels, generator)
         number += 1
         reached = int(sum(taken[name].isfinite().sum() for name in net.mask))
-        # If two batches find hardly any new weights, the others lie on paths too rare to wait for.
-        if reached >= num_kept or (not backward and number > 2 and reached - before < 1e-3 * num_kept):
+        # Walks of both directions alternate in time, so a batch of one alone would be half of a turn. If a turn finds
+        # hardly any new weights, the others lie on paths too rare to wait for.
+        if backward and (reached >= num_kept or reached - before < 1e-3 * num_kept):
             break
-        if not backward:
+        if backward:
             before = reached
     last = max(float(times[times.isfinite()].max()) for times in taken.values() if times.isfinite().any())
     largest = max(float(size.max()) for size in sizes.values())

@@ -97,13 +97,16 @@ def _derivative(
     with twice_differentiable():
         for step in range(steps):
             gradients = torch.autograd.grad(
-                batch_loss(step, parameters), list(parameters.values()), create_graph=not first_order
+                batch_loss(step, parameters),
+                list(parameters.values()),
+                create_graph=not first_order,
+                materialize_grads=True,  # of what the network does not use
             )
             _step_(parameters, velocity, gradients, net.mask, lr, momentum, detach_momentum)
             if first_order:
                 parameters = _leaves(parameters)
         at = [parameters[name] for name in mask] if first_order else list(mask.values())
-        return torch.autograd.grad(batch_loss(steps, parameters), at)
+        return torch.autograd.grad(batch_loss(steps, parameters), at, materialize_grads=True)
 
 
 def _leaves(parameters: dict[str, Tensor]) -> dict[str, Tensor]:

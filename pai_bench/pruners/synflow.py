@@ -137,7 +137,7 @@ class Flow:
     def _take(self, input_shape: Shape) -> None:
         """Takes R and the scores. Nothing is read from the device."""
         flow = self._of_ones(input_shape)
-        gradients = torch.autograd.grad(flow, list(self.weights.values()))
+        gradients = torch.autograd.grad(flow, list(self.weights.values()), materialize_grads=True)
         # The gradient is negative where batch statistics, layer norm or attention follow the weight.
         pairs = zip(self.weights.values(), gradients, strict=True)
         self.flow, self.last = flow.detach(), [gradient.mul_(weight.detach()).abs_() for weight, gradient in pairs]

@@ -237,7 +237,7 @@ class _Search:
             candidates = {name: torch.ones_like(kept) for name, kept in candidates.items()}
         num_kept = None
         if self.target == "sparsity":
-            num_kept = masks.num_kept(goal.sparsity, masks.total(candidates), goal.rounding)
+            num_kept = masks.num_kept_after(goal, masks.total(candidates))
         moved = self._moved(before) if self.pruner.regrow_moved else None
         net = Subnetwork(
             self.scored,

@@ -182,6 +182,11 @@ def gradual(
             f"training.epochs={length.epochs}"
         )
     first, last = (round(epoch * length.steps_per_epoch) for epoch in (start_epoch, end_epoch))
+    if first == last:
+        raise ConfigError(
+            f"schedule.start_epoch={start_epoch:g}, end_epoch={end_epoch:g}: both are step {first} of training; give "
+            f"epochs that are at least a step apart (an epoch has {length.steps_per_epoch} steps)"
+        )
     steps = [*range(first + every_steps, last, every_steps), last]
     rounds = []
     for step in steps:
@@ -295,7 +300,9 @@ def _latest(schedule: str, latest: float, length: TrainingLength, least: int) ->
 
 
 def _rounded(rounds: list[Round], rounding: Rounding) -> list[Round]:
-    return [replace(this, rounding=rounding) for this in rounds[:-1]] + rounds[-1:]
+    # The last round takes the nearest number, and an earlier one that rounds down could fall below it.
+    final = rounds[-1].sparsity if rounding == "down" else None
+    return [replace(this, rounding=rounding, final_sparsity=final) for this in rounds[:-1]] + rounds[-1:]
 
 
 def _exponential(sparsity: float, rounds: int) -> list[float]:

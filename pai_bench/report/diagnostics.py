@@ -28,8 +28,9 @@ def table(grid: Grid, looks: Mapping[str, Look]) -> MoreTable | None:
 
 
 def _measured(configuration: Configuration) -> list[Mapping[str, Any]]:
-    """The runs that have measured something."""
-    return [row for row in configuration.rows if row.get("diagnostics") and row.get("measured")]
+    """The runs that were trained and have measured something."""
+    every = (row for row in configuration.rows if not row["stopped"])
+    return [row for row in every if row.get("diagnostics") and row.get("measured")]
 
 
 def _line(configuration: Configuration, columns: Sequence[str], looks: Mapping[str, Look]) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from statistics import median_low
 from typing import Any
 
 from pai_bench.report import drawing, findings, names, tables
-from pai_bench.report.comparison import Difference, resolvable
+from pai_bench.report.comparison import Difference, best, resolvable
 from pai_bench.report.configurations import Configuration, Grid
 from pai_bench.report.drawing import Drawing
 from pai_bench.report.figure import Figure
@@ -142,20 +142,20 @@ def _overview(sections: Sequence[Section], looks: Mapping[str, Look]) -> dict[st
         (section, {one.level: one for one in findings.winners(section.grid, section.differences, looks)})
         for section in sections
     ]
-    levels = sorted({level for _, best in found for level in best})
+    levels = sorted({level for _, winners in found for level in winners})
 
-    def entry(best: Mapping[float, Best], level: float) -> tuple[str | None, str]:
-        one = best.get(level)
+    def entry(winners: Mapping[float, Best], level: float) -> tuple[str | None, str]:
+        one = winners.get(level)
         if one is None or one.mean is None:
             return None, "all at chance" if one is not None and one.at_chance else "–"
         labels = ", ".join(looks[method].label for method in one.methods)
         return one.methods[0] if len(one.methods) == 1 else None, f"{labels} {one.mean:.2f}"
 
     rows = []
-    for section, best in found:
+    for section, winners in found:
         dense = max((c.mean for c in section.grid.dense if c.mean is not None), default=None)
         words = "–" if dense is None else names.percent(dense)
-        rows.append((section.stem, section.table.title, words, [entry(best, level) for level in levels]))
+        rows.append((section.stem, section.table.title, words, [entry(winners, level) for level in levels]))
     return {"columns": [names.compression(level) for level in levels], "rows": rows}
 
 
@@ -170,10 +170,7 @@ def _chosen(section: Section) -> tuple[list[tuple[float, Difference]], int]:
         special = {
             (level, configuration.method) for level in section.grid.levels for configuration in section.grid.dense
         }
-        for level in section.grid.levels:
-            means = {c.method: c.mean for c in section.grid.at(level) if c.mean is not None and not c.dense}
-            if means:
-                special.add((level, max(means, key=means.__getitem__)))
+        special |= {(level, method) for level in section.grid.levels for method in best(section.grid, level)}
         shown = [(level, d) for level, d in found if {(level, d.first), (level, d.second)} & special]
     return shown, len(found) - len(shown)
 

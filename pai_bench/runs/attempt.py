@@ -29,8 +29,10 @@ def attempt(config: RunConfig, device: torch.device, files: RunDirectory | NullR
             if preemption.requested():
                 raise PreemptedError(f"{files.path.name} was preempted; the same command goes on with it") from error
             raise
-    except ConfigError:
-        if files.checkpoint is None:
+    except ConfigError as refusal:
+        if files.saved:  # a later round was refused: what was done before is kept
+            _note_failure(files, refusal, refusal)
+        else:
             files.discard()
         raise
     except (PreemptedError, OwnedError) as error:

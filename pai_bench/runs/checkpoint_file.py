@@ -37,7 +37,7 @@ def save_checkpoint(directory: Path, state: dict[str, Any], curve_bytes: int = 0
 
 
 def load_checkpoint(directory: Path) -> dict[str, Any] | None:
-    """The newest whole checkpoint of this run, on the CPU, or None. Damaged ones are skipped, with a warning."""
+    """The newest whole checkpoint of this run, on the CPU, or None. Damaged ones are removed, with a warning."""
     for path in (directory / CHECKPOINT, directory / PREVIOUS):
         if not path.is_file():
             continue
@@ -47,6 +47,7 @@ def load_checkpoint(directory: Path) -> dict[str, Any] | None:
             return state
         except ValueError as error:
             log.warning("%s; an earlier checkpoint, or the start, takes its place", error)
+            path.unlink()  # the next checkpoint would put it in the place of the earlier one
     return None
 
 

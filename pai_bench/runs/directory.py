@@ -136,6 +136,11 @@ class RunDirectory:
         """Whether another process has taken over the directory."""
         return self._claim is not None and self._claim.lost
 
+    @property
+    def saved(self) -> bool:
+        """Whether the run has a checkpoint by now."""
+        return (self.path / CHECKPOINT).exists()
+
     def start_log(self) -> logging.Handler:
         """Makes this package write its log to run.log too."""
         handler = logging.FileHandler(self.path / "run.log")
@@ -199,7 +204,7 @@ class RunDirectory:
 class NullRunDirectory:
     """The run directory of a process that does not write: rank 0 of its run does."""
 
-    lost, num_repeated = False, 0
+    lost, saved, num_repeated = False, False, 0
 
     def __init__(self, path: Path, checkpoint: dict[str, Any] | None) -> None:
         self.path, self.checkpoint = path, checkpoint
