@@ -92,6 +92,7 @@ def test_diagnostics_stand_beside_the_accuracies_before_and_after_training() -> 
         measured("random", 0, 0.3, measured={"planted/recall": None}, num_effective=None),
         row("magnitude", 0, diagnostics=None, measured={"rewire/density": 0.1}),
         row("grasp", 0),
+        measured("force", 1, 0.9, stopped="collapse"),
     ]
     grid, _, looks = made(runs)
     lines = written(diagnostics, grid, looks).splitlines()

@@ -89,6 +89,14 @@ def test_verdicts(ours: Sample, theirs: Sample, expected: str) -> None:
     assert mirrored.name == expected and mirrored.difference == pytest.approx(-verdict.difference)
 
 
+def test_a_spread_of_an_unknown_number_of_runs_is_called_so() -> None:
+    ours = Sample(0.9326, None, 1)
+    assert judge(ours, Sample(0.9326, 0.001, None), Rule()).reason == (
+        "the published spread is of an unknown number of runs; two runs of ours are the least"
+    )
+    assert judge(ours, Sample(0.9326, None, None), Rule()).reason.startswith("neither side has a spread; ")
+
+
 def test_the_margin_can_be_set_and_grows_with_the_published_spread() -> None:
     assert Rule().margin_for(Sample(0.9, 0.001, 3)) == 0.005
     assert Rule().margin_for(Sample(0.9, 0.01, 3)) == 0.02

@@ -86,9 +86,10 @@ def judge(ours: Sample, theirs: Sample, rule: Rule) -> Verdict:
     difference, margin = ours.mean - theirs.mean, rule.margin_for(theirs)
     pooled = _pooled(ours, theirs)
     if pooled is None:
-        return Verdict(
-            UNDERPOWERED, difference, margin, reason="neither side has a spread; two runs of ours are the least"
+        whose = (
+            "neither side has a spread" if theirs.sd is None else "the published spread is of an unknown number of runs"
         )
+        return Verdict(UNDERPOWERED, difference, margin, reason=f"{whose}; two runs of ours are the least")
     sd, _ = pooled
     if sd == 0 and theirs.sd is None and (ours.num or 1) < 3:
         reason = "the paper tells no spread, and two equal runs of ours show none; three are the least"

@@ -72,6 +72,7 @@ class Options:
             ("figures", [kind] if kind else self.figures if self.figures != list(plots.KINDS) else []),
         ):
             words += [f"--{key}", *wanted] if wanted else []
+        words += [] if self.images else ["--no-images"]
         words += ["--axis", self.axis] if self.axis != "compression" else []
         for key, text in self.labels.items():
             words += ["--label", f"{key}={text}"]
