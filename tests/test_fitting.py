@@ -1,5 +1,7 @@
 """As many runs as fit into a given time: their order, what they take, and how they stop and go on."""
 
+import multiprocessing
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from pai_bench.config.schema import RunConfig
 from pai_bench.errors import DataError
 from pai_bench.launch import fitting
 from pai_bench.runs import status
+from pai_bench.system import preemption
 
 
 def test_the_most_informative_runs_come_first() -> None:
@@ -107,3 +110,36 @@ def test_data_that_is_missing_ends_it_before_the_first_run(tmp_path: Path) -> No
     with pytest.raises(DataError, match="cifar-10-batches-py is missing"):
         fitting.fit([composed(*words, "device=cpu", "tracker=none")], 10, 1, said.append)
     assert len(said) == 1 and not (tmp_path / "results").exists()
+
+
+def test_a_worker_is_asked_once_to_end_by_a_signal_that_cannot_be_its_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[tuple[int, int]] = []
+    monkeypatch.setattr(fitting.os, "kill", lambda pid, number: sent.append((pid, number)))
+    crew = object.__new__(fitting.Crew)
+    crew.workers = [stub(pid, sent) for pid in (11, 12)]
+    crew.stop()
+    assert sent == [(11, signal.SIGUSR1), (12, signal.SIGUSR1)]
+    assert signal.SIGUSR1 not in preemption._ENDING
+
+
+def stub(pid: int, sent: list[tuple[int, int]]) -> fitting.Worker:
+    """A worker whose process ends when somebody waits for it."""
+
+    class Process:
+        alive = True
+
+        def is_alive(self) -> bool:
+            return self.alive
+
+        def join(self, _: float | None = None) -> None:
+            assert (pid, signal.SIGUSR1) in sent, "nobody has asked it to end"
+            self.alive = False
+
+        def terminate(self) -> None:
+            sent.append((pid, signal.SIGTERM))
+
+    worker = object.__new__(fitting.Worker)
+    worker._ours, _ = multiprocessing.Pipe()
+    worker._process = Process()  # type: ignore[assignment]
+    worker._process.pid = pid  # type: ignore[misc]
+    return worker

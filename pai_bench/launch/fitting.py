@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -17,6 +18,9 @@ from pai_bench.system import mps
 
 Say = Callable[[str], None]
 _SPAWN = multiprocessing.get_context("spawn")
+# Ctrl-C and the notices of a cluster reach workers, too. After these, a SIGTERM would be the second, which ends a worker
+# without a checkpoint.
+_END = signal.SIGUSR1
 _PATIENCE = 60.0  # seconds that a worker has for its last checkpoint
 _EVALUATION = 1 / 3  # of the time of a training step, for an image
 
@@ -102,13 +106,14 @@ class Worker:
         return answer, time.perf_counter() - self._since
 
     def end(self) -> None:
-        """Asks the process to end: one that waits finds its pipe closed, one at work gets a signal."""
+        """Asks the process to write a checkpoint and to end: one that waits for work finds its pipe closed."""
         self._ours.close()
-        self._process.terminate()
+        if self._process.is_alive():
+            assert self._process.pid is not None
+            os.kill(self._process.pid, _END)
 
-    def stop(self) -> None:
-        """Asks the process to write a checkpoint and to end, and waits for it."""
-        self.end()
+    def join(self) -> None:
+        """Waits until the process has ended, with patience."""
         self._process.join(_PATIENCE)
         if self._process.is_alive():
             self._process.kill()
@@ -188,7 +193,8 @@ class Crew:
                 assert run is not None
                 code, seconds = worker.answer()
                 if code is None:
-                    worker.stop()
+                    worker.end()
+                    worker.join()
                     self.workers[self.workers.index(worker)] = worker = Worker()
                 yield Outcome(run, 1 if code is None else code, seconds)
                 if left and code != PreemptedError.exit_code and time.monotonic() < deadline:
@@ -199,7 +205,7 @@ class Crew:
         for worker in self.workers:
             worker.end()
         for worker in self.workers:
-            worker.stop()
+            worker.join()
 
 
 def open_runs(runs: Sequence[RunConfig]) -> tuple[list[RunConfig], int]:
