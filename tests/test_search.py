@@ -12,8 +12,9 @@ import pytest
 from conftest import RunCli
 
 from hydra_plugins.pai_bench_plugins.optuna import OptunaSweeper
-from pai_bench.errors import ConfigError, UserError
+from pai_bench.errors import ConfigError, PreemptedError, UserError
 from pai_bench.launch import compose, search, sweep_progress
+from pai_bench.system import preemption
 
 pytest.importorskip("optuna")
 
@@ -91,6 +92,24 @@ def test_several_trials_at_once_and_some_that_fail(tmp_path: Path) -> None:
     assert runs.batches == [3, 3, 1]
     states = [trial["state"] for trial in json.loads((tmp_path / "optuna.json").read_text())["trials"]]
     assert [n for n, state in enumerate(states) if state == "fail"] == [0, 3]
+
+
+def test_a_signal_ends_a_search_and_counts_for_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import optuna
+
+    class Stopped(Runs):
+        def __call__(self, jobs: Sequence[Sequence[str]], number: int) -> list[Any]:
+            if number == 3:
+                monkeypatch.setattr(preemption, "_received", ["SIGTERM"])
+            return super().__call__(jobs, number)
+
+    runs, storage = Stopped(fails=[0, 4, 5]), f"sqlite:///{tmp_path / 'study.db'}"
+    with pytest.raises(PreemptedError, match=r"^SIGTERM came when 3 trials were done; the same command goes on$"):
+        search.search([RATE], runs, **settings(tmp_path, n_trials=12, n_jobs=3, storage=storage))
+    assert runs.batches == [3, 3] and not (tmp_path / "optuna.json").exists()
+    trials = optuna.load_study(study_name="pai_bench", storage=storage).trials
+    states = ["FAIL", "COMPLETE", "COMPLETE", "COMPLETE", "RUNNING", "RUNNING"]
+    assert [trial.state.name for trial in trials] == states
 
 
 def test_a_search_that_cannot_succeed_ends(tmp_path: Path) -> None:

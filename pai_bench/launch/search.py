@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from pai_bench.errors import ConfigError, UserError, check_installed
+from pai_bench.errors import ConfigError, PreemptedError, UserError, check_installed
 from pai_bench.launch import overrides as words
 from pai_bench.launch import sweep_progress
-from pai_bench.system import files
+from pai_bench.system import files, preemption
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -48,6 +48,7 @@ def search(arguments: Sequence[str], launch: Launch, **given: Any) -> None:
     Raises:
         ConfigError: a setting of the search is wrong, or nothing is searched.
         UserError: no trial succeeds.
+        PreemptedError: a signal came.
     """
     settings = _checked(given)
     check_installed("hydra/sweeper=optuna needs", "optuna", "optuna")
@@ -58,8 +59,7 @@ def search(arguments: Sequence[str], launch: Launch, **given: Any) -> None:
     while number < num_trials:
         trials = [study.ask(space) for _ in range(min(settings.n_jobs, num_trials - number))]
         jobs = [[*fixed, *(f"{key}={value}" for key, value in trial.params.items())] for trial in trials]
-        for trial, job in zip(trials, launch(jobs, number), strict=True):
-            _tell(study, trial, job.return_value)
+        _tell(study, trials, [job.return_value for job in launch(jobs, number)])
         number += len(trials)
         if _num_finished(study) == 0 and number >= min(_HOPELESS, num_trials):
             raise UserError(f"hydra/sweeper=optuna: {number} of {number} trials failed; mend what the lines above say")
@@ -144,14 +144,22 @@ def _study(settings: Settings) -> "Study":
         raise ConfigError(f"hydra.sweeper.storage={settings.storage}: it cannot be used ({reason})") from error
 
 
-def _tell(study: "Study", trial: "Trial", value: Any) -> None:
-    """Tells what a trial was worth. A run that failed has said so itself."""
+def _tell(study: "Study", trials: Sequence["Trial"], values: Sequence[Any]) -> None:
+    """Tells what trials were worth. A run that failed has said so itself.
+
+    Raises:
+        PreemptedError: a signal came. Runs without a value were stopped then, which is no failure.
+    """
     from optuna.trial import TrialState
 
-    if value is None:
-        study.tell(trial, state=TrialState.FAIL)
-    else:
-        study.tell(trial, float(value))
+    name = preemption.requested()
+    for trial, value in zip(trials, values, strict=True):
+        if value is not None:
+            study.tell(trial, float(value))
+        elif not name:
+            study.tell(trial, state=TrialState.FAIL)
+    if name:
+        raise PreemptedError(f"{name} came when {_num_finished(study)} trials were done; the same command goes on")
 
 
 def _num_finished(study: "Study") -> int:
