@@ -1,17 +1,23 @@
 """As many runs as fit into a given time: their order, what they take, and how they stop and go on."""
 
+import multiprocessing
+import signal
+import subprocess
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import composed
+from conftest import ROOT, composed
 from whole_runs import TINY
 
 from pai_bench.config.schema import RunConfig
-from pai_bench.errors import DataError
+from pai_bench.errors import DataError, PreemptedError
 from pai_bench.launch import fitting
 from pai_bench.runs import status
+from pai_bench.system import preemption
 
 
 def test_the_most_informative_runs_come_first() -> None:
@@ -67,23 +73,50 @@ def test_runs_are_done_side_by_side_and_only_once(tmp_path: Path) -> None:
 
 def test_what_does_not_fit_goes_on_at_the_next_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     long = runs(tmp_path, "training.epochs=300")
-    real = fitting.wait
 
-    def until_two_have_begun(connections: Any, timeout: float) -> Any:
-        while sum((run.directory / "curve.jsonl").is_file() for run in long) < 2:
-            time.sleep(0.05)
+    def until_two_have_begun(connections: Any, deadline: float) -> Any:
+        until_begun(long, 2)
         return []
 
-    monkeypatch.setattr(fitting, "wait", until_two_have_begun)
+    monkeypatch.setattr(fitting, "_ready", until_two_have_begun)
     said: list[str] = []
     assert fitting.fit(long, 10, 2, said.append) == []
     assert said[-1].startswith("0 of 3 done in ")
     states = [status.state(run.directory).name for run in long]
     assert states == ["preempted", "preempted", "missing"]
     assert all((run.directory / "checkpoint.pt").is_file() for run in long[:2])
-    monkeypatch.setattr(fitting, "wait", real)
     left, num_done = fitting.open_runs(long)
     assert ([run.seed for run in left], num_done) == ([0, 1, 2], 0)
+
+
+def until_begun(found: Sequence[RunConfig], number: int) -> None:
+    while sum((run.directory / "curve.jsonl").is_file() for run in found) < number:
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_at_a_signal_the_command_keeps_checkpoints_and_ends_with_75(number: signal.Signals, tmp_path: Path) -> None:
+    words = [*TINY, "device=cpu", f"results_dir={tmp_path}", "pruner=magnitude", "sparsity=0.5", "training.epochs=3000"]
+    command = [sys.executable, "-m", "pai_bench", "fit", "--minutes=60", "--at-once=1", *words, "seed=0,1"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    (run, other) = (composed(*words, f"seed={seed}") for seed in range(2))
+    until_begun([run], 1)
+    process.send_signal(number)
+    said, complained = process.communicate(timeout=120)
+    assert process.returncode == 75, said + complained
+    name = number.name
+    last = f"preempted: {name} came when 0 of 2 runs were done; the same command goes on"
+    assert complained.splitlines()[-1] == last and "Traceback" not in complained
+    assert (run.directory / "checkpoint.pt").is_file() and not other.directory.exists()
+    assert status.state(run.directory).name == "preempted"
+
+
+def test_a_signal_ends_the_measurement_of_the_pace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preemption, "_received", ["SIGUSR1"])
+    said: list[str] = []
+    with pytest.raises(PreemptedError, match=r"^SIGUSR1 came before the run began; the same command starts it"):
+        fitting.fit(runs(tmp_path), 10, 1, said.append)
+    assert len(said) == 1 and list(tmp_path.iterdir()) == []
 
 
 def test_a_worker_that_dies_and_a_run_that_fails_are_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -107,3 +140,36 @@ def test_data_that_is_missing_ends_it_before_the_first_run(tmp_path: Path) -> No
     with pytest.raises(DataError, match="cifar-10-batches-py is missing"):
         fitting.fit([composed(*words, "device=cpu", "tracker=none")], 10, 1, said.append)
     assert len(said) == 1 and not (tmp_path / "results").exists()
+
+
+def test_a_worker_is_asked_once_to_end_by_a_signal_that_cannot_be_its_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[tuple[int, int]] = []
+    monkeypatch.setattr(fitting.os, "kill", lambda pid, number: sent.append((pid, number)))
+    crew = object.__new__(fitting.Crew)
+    crew.workers = [stub(pid, sent) for pid in (11, 12)]
+    crew.stop()
+    assert sent == [(11, signal.SIGUSR1), (12, signal.SIGUSR1)]
+    assert signal.SIGUSR1 not in preemption._ENDING
+
+
+def stub(pid: int, sent: list[tuple[int, int]]) -> fitting.Worker:
+    """A worker whose process ends when somebody waits for it."""
+
+    class Process:
+        alive = True
+
+        def is_alive(self) -> bool:
+            return self.alive
+
+        def join(self, _: float | None = None) -> None:
+            assert (pid, signal.SIGUSR1) in sent, "nobody has asked it to end"
+            self.alive = False
+
+        def terminate(self) -> None:
+            sent.append((pid, signal.SIGTERM))
+
+    worker = object.__new__(fitting.Worker)
+    worker._ours, _ = multiprocessing.Pipe()
+    worker._process = Process()  # type: ignore[assignment]
+    worker._process.pid = pid  # type: ignore[misc]
+    return worker

@@ -14,8 +14,9 @@ from conftest import ROOT
 from safetensors.torch import load_file
 
 import pai_bench as pb
-from pai_bench import errors
-from pai_bench.errors import ConfigError, DataError
+from pai_bench import errors, experiment
+from pai_bench.config.schema import RunConfig
+from pai_bench.errors import ConfigError, DataError, PreemptedError
 from pai_bench.launch import compose
 
 SMALL = ["model=lenet300", "training.epochs=1", "tracker=none", "device=cpu"]
@@ -79,6 +80,19 @@ def test_a_sweep_goes_on_past_failures_and_says_what_failed(
     # A dense network is one run at every sparsity.
     rows = pb.sweep("pruner=dense", "sparsity=0.5,0.9", *SMALL)
     assert len(rows) == 1
+
+
+def test_ctrl_c_ends_a_sweep(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[int] = []
+
+    def interrupted(config: RunConfig, *_: object) -> None:
+        begun.append(config.seed)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiment, "assembled", interrupted)
+    with pytest.raises(PreemptedError, match="interrupted"):
+        pb.sweep("pruner=magnitude", "sparsity=0.5", "seed=range(3)", *SMALL)
+    assert begun == [0]
 
 
 def test_an_experiment_is_a_sweep(folder: Path) -> None:

@@ -12,8 +12,9 @@ import pytest
 from conftest import RunCli
 
 from hydra_plugins.pai_bench_plugins.optuna import OptunaSweeper
-from pai_bench.errors import ConfigError, UserError
+from pai_bench.errors import ConfigError, PreemptedError, UserError
 from pai_bench.launch import compose, search, sweep_progress
+from pai_bench.system import preemption
 
 pytest.importorskip("optuna")
 
@@ -73,7 +74,7 @@ def test_a_search_finds_the_rate_that_is_worth_most(tmp_path: Path) -> None:
 def test_the_same_command_asks_for_the_same_runs(tmp_path: Path) -> None:
     first, again, other = Runs(), Runs(), Runs()
     for runs, seed in ((first, 0), (again, 0), (other, 1)):
-        search.search([RATE], runs, **settings(tmp_path, n_trials=12, seed=seed))
+        search.search([RATE], runs, **settings(tmp_path / str(seed), n_trials=12, seed=seed))
     assert first.jobs == again.jobs != other.jobs
 
 
@@ -85,12 +86,84 @@ def test_a_study_that_is_stored_goes_on(tmp_path: Path) -> None:
     assert len(more.jobs) == 2 and len(json.loads((tmp_path / "optuna.json").read_text())["trials"]) == 6
 
 
+@pytest.mark.parametrize(
+    ("words", "difference"),
+    [
+        (["pruner=synflow", RATE], "pruner is snip there and synflow here"),
+        (
+            ["pruner=snip", "training.lr=interval(0.001,1)"],
+            "training.lr is tag(log,interval(0.001,1)) there and interval(0.001,1) here",
+        ),
+        ([RATE], "pruner is snip there and not given here"),
+        (["pruner=snip", "model=vgg16", RATE], "model is not given there and vgg16 here"),
+    ],
+)
+def test_a_search_takes_over_neither_study_nor_results_of_another(
+    words: list[str], difference: str, tmp_path: Path
+) -> None:
+    storage = f"sqlite:///{tmp_path / 'study.db'}"
+    stored, in_memory = (
+        settings(tmp_path / name, n_trials=2, storage=to) for name, to in (("a", storage), ("b", None))
+    )
+    for given in (stored, in_memory):
+        search.search(["pruner=snip", RATE], Runs(), **given)
+    more = Runs()
+    with pytest.raises(ConfigError) as refused:
+        search.search(words, more, **stored | {"output": str(tmp_path / "new.json")})
+    assert str(refused.value) == (
+        f"hydra.sweeper.study_name=pai_bench: {storage} has it for another search ({difference}); "
+        "give another hydra.sweeper.study_name and hydra.sweeper.output"
+    )
+    with pytest.raises(ConfigError) as refused:
+        search.search(words, more, **in_memory)
+    output = in_memory["output"]
+    assert str(refused.value) == (
+        f"hydra.sweeper.output={output}: it has the results of another search ({difference}); give another file"
+    )
+    assert more.jobs == [] and not (tmp_path / "new.json").exists()
+    search.search(words, more, **stored | {"output": str(tmp_path / "new.json"), "study_name": "other"})
+    assert len(more.jobs) == len(json.loads((tmp_path / "new.json").read_text())["trials"]) == 2
+
+
+def test_a_search_goes_on_on_another_device_and_elsewhere(tmp_path: Path) -> None:
+    given = settings(tmp_path, n_trials=2, storage=f"sqlite:///{tmp_path / 'study.db'}")
+    search.search(["device=cpu", RATE], Runs(), **given)
+    more = Runs()
+    search.search(["device=cuda", "data_dir=elsewhere", RATE], more, **given | {"n_trials": 3})
+    assert len(more.jobs) == 1
+
+
+def test_a_file_that_is_no_result_of_a_search_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "optuna.json").write_text("[1]")
+    with pytest.raises(ConfigError, match=r"optuna.json: it is no result of a search .*; give another"):
+        search.search([RATE], Runs(), **settings(tmp_path))
+    assert (tmp_path / "optuna.json").read_text() == "[1]"
+
+
 def test_several_trials_at_once_and_some_that_fail(tmp_path: Path) -> None:
     runs = Runs(fails=[0, 3])
     search.search([RATE], runs, **settings(tmp_path, n_trials=7, n_jobs=3))
     assert runs.batches == [3, 3, 1]
     states = [trial["state"] for trial in json.loads((tmp_path / "optuna.json").read_text())["trials"]]
     assert [n for n, state in enumerate(states) if state == "fail"] == [0, 3]
+
+
+def test_a_signal_ends_a_search_and_counts_for_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import optuna
+
+    class Stopped(Runs):
+        def __call__(self, jobs: Sequence[Sequence[str]], number: int) -> list[Any]:
+            if number == 3:
+                monkeypatch.setattr(preemption, "_received", ["SIGTERM"])
+            return super().__call__(jobs, number)
+
+    runs, storage = Stopped(fails=[0, 4, 5]), f"sqlite:///{tmp_path / 'study.db'}"
+    with pytest.raises(PreemptedError, match=r"^SIGTERM came when 3 trials were done; the same command goes on$"):
+        search.search([RATE], runs, **settings(tmp_path, n_trials=12, n_jobs=3, storage=storage))
+    assert runs.batches == [3, 3] and not (tmp_path / "optuna.json").exists()
+    trials = optuna.load_study(study_name="pai_bench", storage=storage).trials
+    states = ["FAIL", "COMPLETE", "COMPLETE", "COMPLETE", "RUNNING", "RUNNING"]
+    assert [trial.state.name for trial in trials] == states
 
 
 def test_a_search_that_cannot_succeed_ends(tmp_path: Path) -> None:

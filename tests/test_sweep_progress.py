@@ -67,6 +67,31 @@ def test_methods_of_one_pruner_and_tasks_are_told_apart() -> None:
     assert "of 1 to 2 runs" in text
 
 
+def test_settings_of_a_pruner_make_methods_of_their_own() -> None:
+    """Six runs that differ in a setting that no row has are two methods of three seeds."""
+    runs = [
+        row("snip", seed, accuracy + 0.01 * seed) | {"method": f"snip-{digest}"}
+        for digest, accuracy in (("0000000a", 0.5), ("0000000b", 0.8))
+        for seed in range(3)
+    ]
+    lines = [line.split() for line in summary.accuracies(runs)]
+    assert lines[2] == ["snip,", "0000000b", "81.00", "±", "1.00"]
+    assert lines[3] == ["snip,", "0000000a", "51.00", "±", "1.00"]
+    assert " ".join(lines[4]) == "mean ± standard deviation of 3 runs"
+    for run in runs:
+        run["prunable"] = "no_first" if run["method"] == "snip-0000000b" else "all"
+    lines = [line.split() for line in summary.accuracies(runs)]
+    assert [line[:3] for line in lines[2:4]] == [
+        ["snip,", "prunable=no_first", "81.00"], ["snip,", "prunable=all", "51.00"],
+    ]  # fmt: skip
+
+
+def test_seeds_with_a_mask_each_are_one_method() -> None:
+    runs = [row("ticket", seed, 0.8 + 0.02 * seed, mask=f"{seed}abc" * 16) for seed in (0, 1)]
+    lines = [line.split() for line in summary.accuracies(runs)]
+    assert lines[2] == ["ticket", "81.00", "±", "1.41"] and len(lines) == 4
+
+
 def test_a_long_table_shows_its_highest_compressions() -> None:
     runs = [row("snip", 0, 0.9, 1 - 2.0**-i) for i in range(1, 10)]
     lines = summary.accuracies(runs)

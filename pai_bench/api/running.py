@@ -7,7 +7,7 @@ from typing import Any
 
 from pai_bench import experiment
 from pai_bench.api.isolation import untouched
-from pai_bench.errors import ConfigError, UserError
+from pai_bench.errors import ConfigError, PreemptedError, UserError
 from pai_bench.launch import compose, overrides, terminal
 from pai_bench.launch.embedded import embedded
 from pai_bench.runs import status
@@ -62,6 +62,7 @@ def sweep(*settings: Overrides) -> list[dict[str, Any]]:
 
     Raises:
         ConfigError: a setting is wrong; no run was started.
+        PreemptedError: Ctrl-C or another signal came; the same sweep goes on from the checkpoint.
 
     Example:
         >>> rows = pai_bench.sweep("pruner=snip,synflow", "sparsity=0.9,0.98")
@@ -78,6 +79,8 @@ def sweep(*settings: Overrides) -> list[dict[str, Any]]:
             num_finished += status.finished_and_clean(config.directory) is not None
             try:
                 rows.append(experiment.run(config))
+            except PreemptedError:
+                raise
             except Exception as error:
                 reason = terminal.one_line(error)
                 failed.append(f"{config.id}: {reason}")

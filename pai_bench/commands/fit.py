@@ -12,10 +12,11 @@ import argparse
 import sys
 
 from pai_bench.launch import compose, fitting, terminal
+from pai_bench.system import preemption
 
 
 def main() -> None:
-    """Prints what it expects, then each run as it ends. Exits with 1 if a run failed."""
+    """Prints what it expects, then each run as it ends. Exits with 1 if a run failed, with 75 if a signal came."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("settings", nargs="+", help="words of a sweep, such as experiment=NAME")
     parser.add_argument("--minutes", type=float, required=True, help="the whole time")
@@ -24,6 +25,7 @@ def main() -> None:
     if arguments.minutes <= 0 or (arguments.at_once is not None and arguments.at_once < 1):
         parser.error("--minutes, --at-once: give numbers above 0")
     terminal.start_process()
+    preemption.watch()
     with terminal.one_line_errors():
         runs, _ = compose.expand([compose.as_group(word) for word in arguments.settings])
         at_once = arguments.at_once or fitting.runs_at_once()

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -13,10 +14,14 @@ from pai_bench.config import checks
 from pai_bench.config.schema import RunConfig
 from pai_bench.errors import PreemptedError, UserError
 from pai_bench.runs import status
-from pai_bench.system import mps
+from pai_bench.system import mps, preemption
 
 Say = Callable[[str], None]
 _SPAWN = multiprocessing.get_context("spawn")
+# Ctrl-C and the notices of a cluster reach workers, too. A SIGTERM after these would be the second, which ends a worker
+# without a checkpoint.
+_END = signal.SIGUSR1
+_LOOK = 0.5  # seconds between two looks whether a signal has come
 _PATIENCE = 60.0  # seconds that a worker has for its last checkpoint
 _EVALUATION = 1 / 3  # of the time of a training step, for an image
 
@@ -102,13 +107,14 @@ class Worker:
         return answer, time.perf_counter() - self._since
 
     def end(self) -> None:
-        """Asks the process to end: one that waits finds its pipe closed, one at work gets a signal."""
+        """Asks the process to write a checkpoint and to end: one that waits for work finds its pipe closed."""
         self._ours.close()
-        self._process.terminate()
+        if self._process.is_alive():
+            assert self._process.pid is not None
+            os.kill(self._process.pid, _END)
 
-    def stop(self) -> None:
-        """Asks the process to write a checkpoint and to end, and waits for it."""
-        self.end()
+    def join(self) -> None:
+        """Waits until the process has ended, with patience."""
         self._process.join(_PATIENCE)
         if self._process.is_alive():
             self._process.kill()
@@ -118,7 +124,6 @@ class Worker:
 def _serve(connection: Connection) -> None:
     """What a worker does: it answers until the pipe closes."""
     from pai_bench.launch import attempt, terminal
-    from pai_bench.system import preemption
 
     terminal.start_process()
     preemption.watch()
@@ -162,9 +167,14 @@ class Crew:
 
         Raises:
             UserError: and its kinds, for what hinders the run, such as a dataset that is missing.
+            PreemptedError: a signal came.
         """
         for worker in self.workers:
             worker.ask("pace", run)
+        for worker in self.workers:
+            preemption.check()
+            while not worker.connection.poll(_LOOK):
+                preemption.check()
         found = [worker.answer()[0] for worker in self.workers]
         for answer in found:
             if not isinstance(answer, Pace):
@@ -173,13 +183,16 @@ class Crew:
         return Pace(rate, found[0].num_train, found[0].num_evaluated)
 
     def do(self, runs: Sequence[RunConfig], deadline: float) -> Iterator[Outcome]:
-        """Does runs in their order until a time on the monotonic clock. What is then running keeps a checkpoint."""
+        """Does runs in their order until a time on the monotonic clock, or until a signal comes to this process.
+
+        What is then running keeps a checkpoint.
+        """
         left = list(runs)
         for worker in self.workers:
             if left:
                 worker.ask("attempt", left.pop(0))
         while busy := {worker.connection: worker for worker in self.workers if worker.run is not None}:
-            ready = wait(list(busy), max(0.0, deadline - time.monotonic()))
+            ready = _ready(list(busy), deadline)
             if not ready:
                 break
             for connection in ready:
@@ -188,10 +201,12 @@ class Crew:
                 assert run is not None
                 code, seconds = worker.answer()
                 if code is None:
-                    worker.stop()
+                    worker.end()
+                    worker.join()
                     self.workers[self.workers.index(worker)] = worker = Worker()
                 yield Outcome(run, 1 if code is None else code, seconds)
-                if left and code != PreemptedError.exit_code and time.monotonic() < deadline:
+                over = preemption.requested() or time.monotonic() >= deadline
+                if left and code != PreemptedError.exit_code and not over:
                     worker.ask("attempt", left.pop(0))
 
     def stop(self) -> None:
@@ -199,7 +214,16 @@ class Crew:
         for worker in self.workers:
             worker.end()
         for worker in self.workers:
-            worker.stop()
+            worker.join()
+
+
+def _ready(connections: Sequence[Connection], deadline: float) -> list[Any]:
+    """The connections that have an answer, as soon as there is one. None: it is the deadline, or a signal came."""
+    while True:
+        left = deadline - time.monotonic()
+        ready = wait(connections, max(0.0, min(_LOOK, left)))
+        if ready or left <= 0 or preemption.requested():
+            return ready
 
 
 def open_runs(runs: Sequence[RunConfig]) -> tuple[list[RunConfig], int]:
@@ -216,6 +240,9 @@ def fit(runs: Sequence[RunConfig], minutes: float, at_once: int, say: Say) -> li
     Args:
         minutes: the whole time, its own start and the last checkpoints included.
         at_once: how many runs go side by side.
+
+    Raises:
+        PreemptedError: a signal came before all was done.
     """
     started = time.monotonic()
     todo, num_done = open_runs(by_information(runs))
@@ -228,7 +255,11 @@ def fit(runs: Sequence[RunConfig], minutes: float, at_once: int, say: Say) -> li
 
 
 def _fitted(todo: Sequence[RunConfig], crew: Crew, started: float, minutes: float, say: Say) -> list[Outcome]:
-    """Does as many runs as fit, the first ones first. Ends the workers."""
+    """Does as many runs as fit, the first ones first. Ends the workers.
+
+    Raises:
+        PreemptedError: a signal came before all was done.
+    """
     try:
         deadline = started + 60 * minutes - min(_PATIENCE, 6 * minutes)
         _expect(crew, todo, deadline, say)
@@ -242,6 +273,9 @@ def _fitted(todo: Sequence[RunConfig], crew: Crew, started: float, minutes: floa
         crew.stop()
     done = sum(outcome.code == 0 for outcome in outcomes)
     say(f"{done} of {len(todo)} done in {(time.monotonic() - started) / 60:.1f} min; the same command goes on")
+    ended = sum(outcome.code != PreemptedError.exit_code for outcome in outcomes)
+    if ended < len(todo) and (name := preemption.requested()):
+        raise PreemptedError(f"{name} came when {done} of {len(todo)} runs were done; the same command goes on")
     return outcomes
 
 

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from pai_bench.errors import ConfigError, UserError, check_installed
+from pai_bench.config.identity import NOT_IDENTITY
+from pai_bench.errors import ConfigError, PreemptedError, UserError, check_installed
 from pai_bench.launch import overrides as words
 from pai_bench.launch import sweep_progress
-from pai_bench.system import files
+from pai_bench.system import files, preemption
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -19,6 +20,7 @@ Space = dict[str, "BaseDistribution"]
 Sampler = Literal["tpe", "random"]
 Direction = Literal["maximize", "minimize"]
 
+_SEARCH = "search"  # the attribute of a study that says what it searches
 _HOPELESS = 3  # after so many failures and no success, the search ends
 
 
@@ -46,24 +48,29 @@ def search(arguments: Sequence[str], launch: Launch, **given: Any) -> None:
         given: hydra.sweeper.
 
     Raises:
-        ConfigError: a setting of the search is wrong, or nothing is searched.
+        ConfigError: a setting of the search is wrong, nothing is searched, or the place of its study or of its results
+            is that of another search.
         UserError: no trial succeeds.
+        PreemptedError: a signal came.
     """
     settings = _checked(given)
     check_installed("hydra/sweeper=optuna needs", "optuna", "optuna")
-    space, fixed = space_of([*(f"{key}={value}" for key, value in (settings.params or {}).items()), *arguments])
+    given_words = [*(f"{key}={value}" for key, value in (settings.params or {}).items()), *arguments]
+    space, fixed = space_of(given_words)
+    searched = _searched(given_words, settings)
+    _check_output(settings, searched)
     study = _study(settings)
+    _check_study(study, settings, searched)
     number, num_trials = 0, settings.n_trials - _num_finished(study)
     sweep_progress.expect(num_trials, searches=True)
     while number < num_trials:
         trials = [study.ask(space) for _ in range(min(settings.n_jobs, num_trials - number))]
         jobs = [[*fixed, *(f"{key}={value}" for key, value in trial.params.items())] for trial in trials]
-        for trial, job in zip(trials, launch(jobs, number), strict=True):
-            _tell(study, trial, job.return_value)
+        _tell(study, trials, [job.return_value for job in launch(jobs, number)])
         number += len(trials)
         if _num_finished(study) == 0 and number >= min(_HOPELESS, num_trials):
             raise UserError(f"hydra/sweeper=optuna: {number} of {number} trials failed; mend what the lines above say")
-    _conclude(study, settings)
+    _conclude(study, settings, searched)
 
 
 def _checked(given: Mapping[str, Any]) -> Settings:
@@ -144,21 +151,81 @@ def _study(settings: Settings) -> "Study":
         raise ConfigError(f"hydra.sweeper.storage={settings.storage}: it cannot be used ({reason})") from error
 
 
-def _tell(study: "Study", trial: "Trial", value: Any) -> None:
-    """Tells what a trial was worth. A run that failed has said so itself."""
+def _searched(arguments: Sequence[str], settings: Settings) -> dict[str, str]:
+    """What makes two searches the same: every setting that can change a result, with its value or its values."""
+    found = {override.get_key_element(): str(override.input_line) for override in words.parsed(arguments)}
+    counted = [key for key in found if key.lstrip("+").partition(".")[0] not in NOT_IDENTITY]
+    return {key: found[key].partition("=")[2] for key in counted} | {"hydra.sweeper.direction": settings.direction}
+
+
+def _of_output(settings: Settings, searched: Mapping[str, str]) -> dict[str, Any]:
+    """What makes two searches the same for the file of results: the study, or what decides its trials."""
+    if settings.storage is not None:
+        return {**searched, "hydra.sweeper.study_name": settings.study_name}
+    return {**searched, "hydra.sweeper.sampler": settings.sampler, "hydra.sweeper.seed": settings.seed}
+
+
+def _difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    """The first setting in which two searches differ."""
+    key = next(key for key in [*ours, *theirs] if ours.get(key) != theirs.get(key))
+    return f"{key} is {theirs.get(key, 'not given')} there and {ours.get(key, 'not given')} here"
+
+
+def _check_output(settings: Settings, searched: Mapping[str, str]) -> None:
+    """Refuses to write over the results of another search."""
+    path = Path(settings.output)
+    if not path.exists():
+        return
+    try:
+        theirs = files.read_json(path, search=dict)["search"]
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"hydra.sweeper.output={path}: it is no result of a search ({error}); give another"
+        ) from error
+    ours = _of_output(settings, searched)
+    if theirs != ours:
+        study = " and another hydra.sweeper.study_name" if settings.storage is not None else ""
+        raise ConfigError(
+            f"hydra.sweeper.output={path}: it has the results of another search ({_difference(theirs, ours)}); "
+            f"give another file{study}"
+        )
+
+
+def _check_study(study: "Study", settings: Settings, searched: Mapping[str, str]) -> None:
+    """Notes with a new study what it searches, and refuses a stored one of another search."""
+    theirs = study.user_attrs.get(_SEARCH)
+    if theirs is None and not study.get_trials(deepcopy=False):
+        study.set_user_attr(_SEARCH, dict(searched))
+    elif theirs != searched:
+        raise ConfigError(
+            f"hydra.sweeper.study_name={settings.study_name}: {settings.storage} has it for another search "
+            f"({_difference(theirs or {}, searched)}); give another hydra.sweeper.study_name and hydra.sweeper.output"
+        )
+
+
+def _tell(study: "Study", trials: Sequence["Trial"], values: Sequence[Any]) -> None:
+    """Tells what trials were worth. A run that failed has said so itself.
+
+    Raises:
+        PreemptedError: a signal came. Runs without a value were stopped then, which is no failure.
+    """
     from optuna.trial import TrialState
 
-    if value is None:
-        study.tell(trial, state=TrialState.FAIL)
-    else:
-        study.tell(trial, float(value))
+    name = preemption.requested()
+    for trial, value in zip(trials, values, strict=True):
+        if value is not None:
+            study.tell(trial, float(value))
+        elif not name:
+            study.tell(trial, state=TrialState.FAIL)
+    if name:
+        raise PreemptedError(f"{name} came when {_num_finished(study)} trials were done; the same command goes on")
 
 
 def _num_finished(study: "Study") -> int:
     return sum(trial.state.name == "COMPLETE" for trial in study.get_trials(deepcopy=False))
 
 
-def _conclude(study: "Study", settings: Settings) -> None:
+def _conclude(study: "Study", settings: Settings, searched: Mapping[str, str]) -> None:
     """Says which settings were best, and writes all trials to a file."""
     trials = [
         {"number": trial.number, "state": trial.state.name.lower(), "value": trial.value, "params": trial.params}
@@ -167,7 +234,8 @@ def _conclude(study: "Study", settings: Settings) -> None:
     best = {"best_value": study.best_value, "best_params": study.best_params}
     output = Path(settings.output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    files.write_json(output, best | {"direction": settings.direction, "trials": trials})
+    about = {"search": _of_output(settings, searched), "direction": settings.direction}
+    files.write_json(output, best | about | {"trials": trials})
     shown = " ".join(f"{key}={value}" for key, value in study.best_params.items())
     sweep_progress.conclude(
         f"best validation accuracy: {100 * study.best_value:.2f} % with {shown}; all trials are in {output}"

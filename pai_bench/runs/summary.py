@@ -1,5 +1,6 @@
 """What a run prints at its end, and a sweep at its own."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -125,7 +126,8 @@ def closing(row: dict[str, Any], layers: list[dict[str, Any]], directory: Path) 
     return "\n".join([*lines, ""])
 
 
-_PARTS = ("allocation", "schedule", "ablation", "rewire", "transfer", "mask")
+_PARTS = ("allocation", "schedule", "ablation", "rewire", "transfer")
+_SETTINGS = ("prunable", "target", "repair")  # their values say little without their names
 _MOST_COLUMNS = 6
 
 
@@ -149,16 +151,10 @@ def accuracies(rows: Sequence[dict[str, Any]]) -> list[str]:
 def _table(rows: Sequence[dict[str, Any]]) -> list[str]:
     """A line for each method, the dense network first, then by accuracy at the highest compression."""
     values: dict[str, dict[float, list[float]]] = {}
-    of_pruner: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        of_pruner.setdefault(row["pruner"], []).append(row)
-    for row in rows:
-        # What distinguishes methods of one pruner.
-        differing = [part for part in _PARTS if len({other.get(part) for other in of_pruner[row["pruner"]]}) > 1]
-        parts = [str(row[part]) for part in differing if row.get(part) not in (None, "none")]
-        method = ", ".join([row["pruner"], *parts])
-        found = values.setdefault(method, {}).setdefault(row["target_sparsity"], [])
+        found = values.setdefault(row["method"], {}).setdefault(row["target_sparsity"], [])
         found += [] if row["stopped"] else [100 * row["test_top1"]]
+    labels = _labels(rows)
     dense = [method for method in values if set(values[method]) == {0.0}]
     pruned = values.keys() - set(dense)
     levels = sorted({level for method in pruned for level in values[method]})
@@ -167,15 +163,34 @@ def _table(rows: Sequence[dict[str, Any]]) -> list[str]:
     def order(method: str) -> list[float]:
         return [-(fmean(found) if (found := values[method].get(level)) else -1) for level in reversed(levels)]
 
-    width = max(map(len, values))
+    width = max(map(len, labels.values()))
     lines = ["".join([f"  {'':<{width}}", *(f"  {f'{1 / (1 - level):.4g}x':>15}" for level in shown)])] if shown else []
     for method in [*dense, *sorted(pruned, key=order)]:
         entries = [_entry(values[method].get(level)) for level in ([0.0] if method in dense else shown)]
-        lines.append("".join([f"  {method:<{width}}", *(f"  {entry:>15}" for entry in entries)]).rstrip())
+        lines.append("".join([f"  {labels[method]:<{width}}", *(f"  {entry:>15}" for entry in entries)]).rstrip())
     numbers = sorted({len(found) for by_level in values.values() for found in by_level.values() if found}) or [0]
     seeds = " to ".join(map(str, numbers if len(numbers) == 1 else [numbers[0], numbers[-1]]))
     rest = f"; the {_MOST_COLUMNS} highest of {len(levels)} compressions" if len(levels) > _MOST_COLUMNS else ""
     return [*lines, f"  mean ± standard deviation of {seeds} run{'' if seeds == '1' else 's'}{rest}"]
+
+
+def _labels(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """The label of each method, by its id: its pruner, and what distinguishes the methods of one pruner."""
+    of_method: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        of_method.setdefault(row["method"], row)
+    labels = {}
+    for method, row in of_method.items():
+        namesakes = [other for other in of_method.values() if other["pruner"] == row["pruner"]]
+        differing = {part for part in (*_PARTS, *_SETTINGS) if len({other.get(part) for other in namesakes}) > 1}
+        given = [part for part in (*_PARTS, *_SETTINGS) if part in differing and row.get(part) not in (None, "none")]
+        words = [f"{part}={row[part]}" if part in _SETTINGS else str(row[part]) for part in given]
+        labels[method] = ", ".join([row["pruner"], *words])
+    number = Counter(labels.values())
+    return {
+        method: label if number[label] == 1 else f"{label}, {method.rpartition('-')[2]}"
+        for method, label in labels.items()
+    }
 
 
 def _entry(found: Sequence[float] | None) -> str:
