@@ -1,14 +1,19 @@
 """A results folder as one file: what is in it, and that tables, verdicts and the library read it like the folder."""
 
 import json
+import shutil
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 import pai_bench as pb
 from pai_bench.commands import pack as command
+from pai_bench.config.composition import read, rerunnable
+from pai_bench.core import Call
 from pai_bench.errors import ConfigError, DataError
 from pai_bench.report.writing import Options, write
 from pai_bench.runs import archive, status
@@ -66,6 +71,37 @@ def test_no_path_of_the_machine_is_left(results: Path, packed: Path) -> None:
         for entry in file:
             content = file.extractfile(entry)
             assert content is not None and str(results).encode() not in content.read()
+
+
+def test_of_every_path_in_a_config_the_last_name_is_left(results: Path, tmp_path: Path) -> None:
+    row = status.read(results)[0]
+    run = read(results / row["id"] / "config.yaml")
+    run.dataset.settings["root"] = "/home/me/images"
+    run.model.settings["file"] = "/home/me/of_mine.csv"
+    tracker = replace(run.tracker, settings={"project": "pruning", "entity": "me"})
+    transfer = Call("pai_bench.pruning.transfers.signs", {"weights": "../me/signs.safetensors"}, "signs")
+    given = replace(run, mask="me/mask.safetensors", weights="~/weights.pt", tracker=tracker, transfer=transfer)
+    found = {}
+    for key in ("mask", "file"):
+        written = replace(given, allocation=Call("pai_bench.masks.budgets.of", {key: f"me/{key}.csv"}, "of"))
+        shutil.copytree(results / row["id"], tmp_path / key / row["id"])
+        (tmp_path / key / row["id"] / "config.yaml").write_text(rerunnable(written))
+        archive.pack(tmp_path / key, tmp_path / f"{key}.tar.gz")
+        with archive.opened(tmp_path / f"{key}.tar.gz") as folder:
+            text = (folder / row["id"] / "config.yaml").read_text()
+        assert "me/" not in text and "entity: null" in text and "project: pruning" in text
+        found[key] = yaml.safe_load(text)
+        assert found[key]["allocation"][key] == f"{key}.csv"
+    names = found["mask"]
+    assert (names["mask"], names["weights"], names["data_dir"]) == ("mask.safetensors", "weights.pt", "data")
+    assert (names["dataset"]["root"], names["model"]["file"]) == ("images", "of_mine.csv")
+    assert names["transfer"]["weights"] == "signs.safetensors"
+
+
+def test_a_packed_config_is_of_the_same_run(results: Path, packed: Path) -> None:
+    with archive.opened(packed) as folder:
+        for row in status.read(results):
+            assert read(folder / row["id"] / "config.yaml").id == row["id"]
 
 
 def test_rows_that_were_packed_without_a_provenance_are_packed_again(results: Path, tmp_path: Path) -> None:
@@ -146,6 +182,14 @@ def test_a_run_without_its_config(results: Path, tmp_path: Path) -> None:
     row = status.read(results)[0]
     (tmp_path / row["id"]).mkdir()
     (tmp_path / row["id"] / "result.json").write_text(json.dumps(row))
+    with pytest.raises(DataError, match=r"config\.yaml: it cannot be read"):
+        archive.pack(tmp_path, tmp_path / "one.tar.gz")
+
+
+def test_a_run_with_a_damaged_config(results: Path, tmp_path: Path) -> None:
+    row = status.read(results)[0]
+    shutil.copytree(results / row["id"], tmp_path / row["id"])
+    (tmp_path / row["id"] / "config.yaml").write_text("seed: [")
     with pytest.raises(DataError, match=r"config\.yaml: it cannot be read"):
         archive.pack(tmp_path, tmp_path / "one.tar.gz")
 

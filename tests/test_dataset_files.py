@@ -19,7 +19,7 @@ from PIL import Image
 
 from pai_bench.commands import data as data_command
 from pai_bench.core import DataSettings
-from pai_bench.data import archives, cifar
+from pai_bench.data import archives, cifar, mnist
 from pai_bench.data.digits import digits
 from pai_bench.errors import ConfigError, DataError
 
@@ -93,6 +93,39 @@ def test_mnist_that_is_missing_damaged_or_another_is_refused(tmp_path: Path) -> 
     images.write_bytes(images.read_bytes()[:-5])
     with pytest.raises(DataError, match=remedy):
         load("dataset=mnist", "dataset.verify=false", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("verify", ["true", "false"])
+def test_damaged_files_of_mnist_are_fetched_again_where_they_are_checked(
+    verify: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, data_dir = tmp_path / "source" / "MNIST" / "raw", tmp_path / "data"
+    raw = data_dir / "MNIST" / "raw"
+    mnist_files(tmp_path / "source")
+    mnist_files(data_dir)
+    monkeypatch.setattr(mnist, "_FILES", {path.name: archives.md5(path) for path in source.iterdir()})
+    damaged = raw / "train-images-idx3-ubyte"
+    damaged.write_bytes(damaged.read_bytes()[:-5])
+    fetched = []
+
+    def fetch(url: str, download_root: str, filename: str, **_: Any) -> None:
+        name = filename.removesuffix(".gz")
+        fetched.append((name, (raw / name).exists()))
+        shutil.copy(source / name, Path(download_root) / name)
+
+    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", fetch)
+    words = ("dataset=mnist", f"dataset.verify={verify}")
+    with pytest.raises(DataError, match="missing or damaged"):
+        load(*words, data_dir=data_dir)
+    assert damaged.exists()  # a run removes nothing
+    if verify == "false":  # files that nobody published are not ours to remove
+        with pytest.raises(DataError, match="it cannot be fetched"):
+            load(*words, "download=true", data_dir=data_dir)
+        assert damaged.exists() and not fetched
+        return
+    assert load(*words, "download=true", data_dir=data_dir).num_examples["train"] == 30
+    assert dict(fetched) == {path.name: path != damaged for path in raw.iterdir()}
+    assert archives.md5(damaged) == archives.md5(source / damaged.name)
 
 
 def test_digits_say_that_they_need_scikit_learn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,6 +150,27 @@ def test_who_a_process_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert world() == World(3, 4, 3)
 
 
+@pytest.mark.parametrize(
+    ("step", "port"),
+    [
+        ({}, "20012"),
+        ({"SLURM_STEP_ID": "0"}, "20012"),
+        ({"SLURM_STEP_ID": "1"}, "25011"),
+        ({"SLURM_STEP_ID": "8"}, "20004"),
+    ],
+)
+def test_steps_of_one_job_have_ports_of_their_own(
+    step: dict[str, str], port: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm = {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_ID": "80012", **step}
+    monkeypatch.setattr(os, "environ", slurm)
+    shown = subprocess.CompletedProcess([], 0, stdout="node7\nnode8\n")
+    monkeypatch.setattr(subprocess, "run", lambda *words, **options: shown)
+    monkeypatch.setattr(distributed, "_meet", lambda here, join: None)
+    distributed.start(torch.device("cpu"))
+    assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("node7", port)
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_who_waits_for_processes_that_do_not_come_says_so_and_ends_on_a_signal(
     rank: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

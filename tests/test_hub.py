@@ -97,7 +97,10 @@ def test_a_run_is_uploaded_with_a_card(directory: Path, hub: Hub) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"uploaded to http://127.0.0.1:{hub.server_port}/me/net\n"
     assert set(hub.files) == {*FILES, "README.md"}
-    assert all(hub.files[name] == (directory / name).read_bytes() for name in FILES)
+    assert all(hub.files[name] == (directory / name).read_bytes() for name in FILES if name != "config.yaml")
+    config, here = hub.files["config.yaml"].decode(), (directory / "config.yaml").read_text()
+    changed = [new for old, new in zip(here.splitlines(), config.splitlines(), strict=True) if old != new]
+    assert changed == ["results_dir: results"] and str(directory.parent) not in config
     (created,) = hub.created
     assert created["name"] == "net" and created["organization"] == "me"
     assert created.get("private") is True or created.get("visibility") == "private"

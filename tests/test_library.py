@@ -321,13 +321,12 @@ def test_the_version_is_that_of_pyproject(tmp_path: Path, monkeypatch: pytest.Mo
     import tomllib
 
     assert pb.__version__ == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    foreign = tmp_path / "pyproject.toml"
-    foreign.write_text('[project]\nname = "other"\nversion = "9"\n')
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "other"\nversion = "9"\n')
     monkeypatch.setattr(version, "version", lambda name: f"installed {name}")
-    assert version._found(foreign) == version._found(tmp_path / "none") == "installed pai_bench"
+    assert version._found(tmp_path) == version._found(tmp_path / "none") == "installed pai_bench"
 
     def absent(name: str) -> str:
         raise version.PackageNotFoundError(name)
 
     monkeypatch.setattr(version, "version", absent)
-    assert version._found(foreign) == "0+unknown"
+    assert version._found(tmp_path) == "0+unknown"

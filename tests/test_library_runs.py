@@ -1,6 +1,7 @@
 """pai_bench.run, sweep and load: runs from Python are the runs of the command line."""
 
 import logging
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -176,6 +177,13 @@ def test_finished_runs_are_a_table(folder: Path, monkeypatch: pytest.MonkeyPatch
     assert len(pb.load("empty")) == 0
     with pytest.raises(DataError, match=r"^nowhere: there is no such folder; give the results_dir"):
         pb.load("nowhere")
+    own = f"results/{rows[0]['id']}"
+    with pytest.raises(
+        DataError, match=f"^{re.escape(own)}: it is a run's own directory; give the folder that it lies in"
+    ):
+        pb.load(own)
+    with pytest.raises(DataError, match=r"result\.json: it is no folder and no \.tar\.gz; give the results_dir"):
+        pb.load(f"{own}/result.json")
 
 
 def test_without_pandas_there_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,6 +141,26 @@ def test_a_checkpoint_beyond_the_end_of_its_curve_is_passed_over(tmp_path: Path)
     assert loaded is not None and loaded["curve_bytes"] == 15
 
 
+@pytest.mark.parametrize("file", ["config.yaml", "queued.json"])
+def test_a_job_may_begin_while_it_is_written_down_as_queued(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[Any] = []
+    flush = os.fsync
+
+    def begins(descriptor: int) -> None:
+        flush(descriptor)
+        if not begun and list(tmp_path.glob(f"{file}.tmp-*")):
+            begun.append(None)
+            begun.append(RunDirectory(tmp_path))
+
+    monkeypatch.setattr(os, "fsync", begins)
+    status.mark_queued(tmp_path, "12_3", time.time() - 1, "seed: 0\n")
+    assert begun and status.state(tmp_path).name == "running"
+    assert not list(tmp_path.glob("queued.json*")) and not list(tmp_path.glob("config.yaml*"))
+    begun[1].close()
+
+
 def claim_of_a_dead_process(directory: Path) -> str:
     """Leaves the claim file of a process that is gone, and returns what it holds."""
     os.waitpid(in_child(lambda: (ownership.Claim(directory), os.kill(os.getpid(), signal.SIGKILL))), 0)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from whole_runs import SMALL, only_run, read
 
 from pai_bench.runs import status
+from pai_bench.runs.provenance import provenance
 from pai_bench.system import files
 
 
@@ -89,13 +90,34 @@ def test_one_run_leaves_a_whole_record(run_cli: RunCli, tmp_path: Path) -> None:
     assert [float(line["epoch"]) for line in table] == [0, 1, 2]
     assert float(table[-1]["test_top1"]) == row["test_top1"]
 
-    status, provenance = read(directory, "status.json"), read(directory, "provenance.json")
+    status, origin = read(directory, "status.json"), read(directory, "provenance.json")
     assert (status["state"], status["attempt"], status["exit_code"]) == ("finished", 1, 0)
-    assert {"commit", "dirty", "versions", "dataset_checksum", "command"} <= provenance.keys()
-    assert provenance["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert {"commit", "dirty", "versions", "dataset_checksum", "command"} <= origin.keys()
+    assert origin["versions"]["torch"] == torch.__version__.split("+")[0]
     for text in (done.stdout, (directory / "run.log").read_text()):
         assert "% test accuracy after the last epoch" in text
         assert "fc.weight" in text and str(directory) in text
+
+
+def test_a_commit_is_that_of_a_checkout_of_this_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installed copy inside the checkout of another project has no commit, nor has a copy of ours inside it."""
+    project, copy = tmp_path / "pyproject.toml", tmp_path / "copy"
+    project.write_text('[project]\nname = "other"\nversion = "9"\n')
+    copy.mkdir()
+    (copy / "pyproject.toml").write_text('[project]\nname = "pai_bench"\nversion = "1"\n')
+    me = ["-c", "user.name=me", "-c", "user.email=me@here"]
+    for words in (["init", "-q"], ["add", "."], [*me, "commit", "-qm", "All"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=tmp_path, capture_output=True, text=True, check=True)
+
+    def found(folder: Path) -> tuple[str | None, bool | None]:
+        monkeypatch.setattr("pai_bench.system.checkout.ROOT", folder)
+        origin = provenance()
+        return origin["commit"], origin["dirty"]
+
+    assert found(tmp_path) == found(copy) == (None, None)
+    project.write_text('[project]\nname = "pai_bench"\nversion = "1"\n')
+    assert found(tmp_path) == (head.stdout.strip(), True)
 
 
 def test_a_finished_run_is_not_run_again(run_cli: RunCli, tmp_path: Path) -> None:

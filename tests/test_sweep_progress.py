@@ -151,6 +151,27 @@ def test_a_sweep_has_one_line_a_run_and_ends_with_a_table_and_the_command(
     assert count.worst == 75
 
 
+def test_a_line_is_said_without_a_look_into_earlier_outcomes(
+    console: io.StringIO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("time.time", lambda: now)
+    first, second, third = stored(tmp_path / 'of "skipped": false', sweep_rows()[:3])
+    with sweep_progress.counting() as count, monkeypatch.context() as sweep:
+        sweep_progress.expect(9)
+        sweep.setattr(sweep_progress, "_read", None)
+        sweep_progress.count(0, skipped=True, directory=first)
+        now = 1010.0
+        sweep_progress.count(0, directory=second)
+        now = 1020.0
+        sweep_progress.count(0, directory=third)
+    said = [line.split("   ") for line in console.getvalue().splitlines()[1:4]]
+    assert [words[0] for words in said] == ["run 1 of 9", "run 2 of 9", "run 3 of 9"]
+    assert said[0][2] == "is finished already"
+    assert (said[1][3], said[2][3]) == ("about 70 s left", "about 60 s left")
+    assert len(count.outcomes) == 3
+
+
 def test_a_search_shows_validation_accuracies_and_ends_with_its_conclusion(
     console: io.StringIO, tmp_path: Path
 ) -> None:

@@ -79,9 +79,6 @@ def chosen(experiment: str, folder: Path, place: Path) -> Path:
 def about(experiment: str, folder: Path) -> str:
     """What the runs are: how many, of what, and at which commits."""
     found, num_missing = rows(experiment, folder)
-    origins = [folder / row["id"] / "provenance.json" for row in found]
-    commits = {json.loads(path.read_text())["commit"][:7] for path in origins if path.exists()}
-    others = "" if all(path.exists() for path in origins) else " and at others that older rows do not name"
     models, epochs = sorted({row["model"] for row in found}), sorted({row["epochs"] for row in found})
     shapes = {tuple(row["input_shape"][1:]) for row in found}
     seeds, hours = {row["seed"] for row in found}, sum(row["total_seconds"] for row in found) / 3600
@@ -89,10 +86,27 @@ def about(experiment: str, folder: Path) -> str:
     pixels = "" if shapes == {(1, 1)} else f" at {' and '.join(f'{h}x{w}' for h, w in sorted(shapes))} pixels"
     text = (
         f"{len(found)} runs of {' and '.join(models)} on {found[0]['dataset']}{pixels}, "
-        f"{' or '.join(map(str, epochs))} epochs, {len(seeds)} seed{'s' * (len(seeds) > 1)}, at commit "
-        f"{', '.join(sorted(commits))}{others}{few}. They took {hours:.1f} hours together, on busy CPU cores."
+        f"{' or '.join(map(str, epochs))} epochs, {len(seeds)} seed{'s' * (len(seeds) > 1)}, at "
+        f"{commits([folder / row['id'] for row in found])}{few}. They took {hours:.1f} hours together, on "
+        f"{hardware(found)}."
     )
     return fill(text, 124)
+
+
+def commits(directories: Sequence[Path]) -> str:
+    """The commits of runs in words. Older rows and those of an installed package name none."""
+    origins = [path / "provenance.json" for path in directories]
+    named = [json.loads(path.read_text())["commit"] if path.exists() else None for path in origins]
+    known = ", ".join(sorted({commit[:7] for commit in named if commit is not None}))
+    if not known:
+        return "commits that the rows do not name"
+    return f"commit {known}" + (" and at others that some rows do not name" if None in named else "")
+
+
+def hardware(found: Sequence[dict[str, Any]]) -> str:
+    """What runs were made on, in words."""
+    names = {"CPU cores" if " cpu, " in row["hardware"] else row["hardware"] for row in found}
+    return " and ".join(sorted(names))
 
 
 def tabled(experiment: str, report: Path) -> list[str]:
@@ -161,19 +175,37 @@ def facts(report: Path) -> list[str]:
     ]
 
 
+def marked(experiment: str) -> str:
+    """A pattern of what is written of an experiment, with its marks."""
+    return f"{re.escape(begin(experiment))}.*?{re.escape(END)}"
+
+
+def check(experiment: str, folder: Path) -> None:
+    """Ends the program with one line if there are no runs, or no place for what they show."""
+    if experiment not in PAGES:
+        raise SystemExit(f"{experiment}: it has no page; give one of {', '.join(PAGES)}")
+    page = DOCS / PAGES[experiment].file
+    if not page.is_file():
+        raise SystemExit(f"{page}: there is no such page; write it, with the lines {begin(experiment)} and {END}")
+    if not re.search(marked(experiment), page.read_text(), re.S):
+        raise SystemExit(f"{page}: it lacks the lines {begin(experiment)} and {END}; add them where the tables go")
+    if not rows(experiment, folder)[0]:
+        raise SystemExit(f"{folder}: it has no finished runs of {experiment}; give their results_dir")
+
+
 def main() -> None:
     """Writes the page, the pictures and the rows, and prints the facts."""
     experiment, folder = sys.argv[1], Path(sys.argv[2])
+    check(experiment, folder)
     page = DOCS / PAGES[experiment].file
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
         runs, report = chosen(experiment, folder, place / "runs"), place / "report"
-        archive.pack(runs, DOCS / "results" / f"{experiment}.tar.gz")
         writing.write(runs, report, writing.Options(statistic=PAGES[experiment].statistic))
         parts = [begin(experiment), about(experiment, folder), *tabled(experiment, report), verdicts(runs), END]
         text = "\n\n".join(filter(None, parts))
-        marked = f"{re.escape(begin(experiment))}.*?{re.escape(END)}"
-        page.write_text(re.sub(marked, lambda _: text, page.read_text(), flags=re.S))
+        archive.pack(runs, DOCS / "results" / f"{experiment}.tar.gz")
+        page.write_text(re.sub(marked(experiment), lambda _: text, page.read_text(), flags=re.S))
         print("\n".join(facts(report)))
 
 

@@ -20,7 +20,7 @@ def load(folder: str | Path = "results") -> "DataFrame":
 
     Raises:
         ConfigError: pandas is not installed.
-        DataError: there is no such folder, or a row in it cannot be read.
+        DataError: there is no such folder or archive, it is a run's own directory, or a row in it cannot be read.
 
     Example:
         >>> pai_bench.load("results").groupby(["pruner", "sparsity"]).test_top1.mean()
@@ -29,7 +29,11 @@ def load(folder: str | Path = "results") -> "DataFrame":
     root = Path(folder).expanduser()
     if not root.exists():
         raise DataError(f"{folder}: there is no such folder; give the results_dir of finished runs")
+    if (root / status.RESULT).is_file():
+        raise DataError(f"{folder}: it is a run's own directory; give the folder that it lies in")
     with archive.opened(root) as opened:
+        if not opened.is_dir():
+            raise DataError(f"{folder}: it is no folder and no .tar.gz; give the results_dir of finished runs")
         rows = status.read(opened)
     from pandas import DataFrame
 

@@ -27,6 +27,10 @@ def _runs_at_once() -> int:
     return torch.cuda.device_count() or len(os.sched_getaffinity(0))
 
 
+# What of a config tells of the machine and its user, and not of the numbers. Of a path, only its last name is shown.
+_SHARED = {"results_dir": "results", "data_dir": "data", "tracker.entity": None}
+_PATHS = ("dataset.root", "mask", "weights", "allocation.mask", "allocation.file", "transfer.weights")
+
 # Hydra insists on writing multirun.yaml somewhere; nothing reads it. A folder of this process, which the sweeper makes.
 SCRATCH = Path(tempfile.gettempdir()) / f"pai_bench-{secrets.token_hex(16)}"
 
@@ -86,16 +90,50 @@ def read(path: Path, trusted: bool = False) -> RunConfig:
         ConfigError: this version has no such settings, or it names functions that are not ours.
         DataError: it is missing or damaged.
     """
+    settings = _loaded(path)
+    if not trusted:
+        check_origin(settings, path)
+    schema.check(settings)
+    return schema.made(settings)
+
+
+def _loaded(path: Path) -> dict[Any, Any]:
+    """The settings in a file, unchecked.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
     try:
         settings: Any = OmegaConf.to_container(OmegaConf.load(path))
     except Exception as error:  # whatever yaml, OmegaConf and the file system say
         raise DataError(f"{path}: it cannot be read ({type(error).__name__}); run it again") from error
     if not isinstance(settings, dict):
         raise DataError(f"{path}: it holds no settings; run it again")
-    if not trusted:
-        check_origin(settings, path)
-    schema.check(settings)
-    return schema.made(settings)
+    return settings
+
+
+def shareable(path: Path) -> str:
+    """The config of a run for others, as a yaml file: without the places and names of the machine that it ran on.
+
+    Args:
+        path: the file that the run has left.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    return OmegaConf.to_yaml(OmegaConf.create(_placeless(_loaded(path))))
+
+
+def _placeless(value: Any, key: str = "") -> Any:
+    if isinstance(value, dict):
+        return {name: _placeless(item, f"{key}.{name}" if key else str(name)) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_placeless(item, key) for item in value]
+    if key in _SHARED:
+        return _SHARED[key]
+    # Functions from elsewhere have settings of their own: a whole path is one, whatever the setting is called.
+    is_path = isinstance(value, str) and (key in _PATHS or value.startswith(("/", "~/")))
+    return Path(value).name or "root" if is_path else value
 
 
 def rerunnable(run: RunConfig) -> str:

@@ -67,6 +67,8 @@ def _read(place: DataSettings, verify: bool) -> tuple[Images, Images]:
             ) from error
         try:
             with lock(place.data_dir, "mnist"):
+                if verify:
+                    _remove_damaged(folder)
                 MNIST(place.data_dir, download=True)
             train, test = parts()
         except _UNREADABLE as unfetched:
@@ -78,9 +80,20 @@ def _read(place: DataSettings, verify: bool) -> tuple[Images, Images]:
 
 
 def _check(folder: Path) -> None:
-    for name, published in _FILES.items():
-        if hashlib.md5((folder / name).read_bytes(), usedforsecurity=False).hexdigest() != published:
+    for name in _FILES:
+        if not _is_published(folder / name):
             raise OSError(f"{folder / name} is not the published file")
+
+
+def _is_published(path: Path) -> bool:
+    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() == _FILES[path.name]
+
+
+def _remove_damaged(folder: Path) -> None:
+    """Removes files that are not the published ones: torchvision fetches none if all four are there."""
+    for path in (folder / name for name in _FILES):
+        if path.is_file() and not _is_published(path):
+            path.unlink()
 
 
 def _arrays(part: Any) -> Images:

@@ -106,19 +106,27 @@ def count(code: int, skipped: bool = False, directory: Path | None = None) -> No
     outcome = Outcome(code, skipped, None if directory is None else str(directory))
     path = Path(os.environ[_OUTCOMES])
     with path.open("a") as file:
-        file.write(json.dumps(vars(outcome)) + "\n")
+        file.write(_written(outcome) + "\n")
     if _expected() > 1:
-        _say(_line(outcome, _read(path.read_text())))
+        _say(_line(outcome, path.read_text().splitlines()))
+
+
+def _written(outcome: Outcome) -> str:
+    return json.dumps(vars(outcome))
 
 
 def _read(text: str) -> list[Outcome]:
     return [Outcome(**json.loads(line)) for line in text.splitlines()]
 
 
-def _line(outcome: Outcome, ended: list[Outcome]) -> str:
-    """What is said of a run: its number, accuracy, time and name, and the time that is left for the others."""
+def _line(outcome: Outcome, ended: list[str]) -> str:
+    """What is said of a run: its number, accuracy, time and name, and the time that is left for the others.
+
+    Args:
+        ended: the runs that ended, as they were written: to parse all of them for every run would take long.
+    """
     number, started, split = os.environ[_EXPECTED].split()
-    own = max(index for index, other in enumerate(ended, 1) if other == outcome)  # others may have ended since
+    own = len(ended) - ended[::-1].index(_written(outcome))  # others may have ended since
     words = [f"run {own:>{len(number)}} of {number}"]
     row = None if outcome.directory is None else status.finished(Path(outcome.directory))
     if outcome.code == PreemptedError.exit_code:
@@ -129,7 +137,7 @@ def _line(outcome: Outcome, ended: list[Outcome]) -> str:
         words += [] if row["stopped"] else [f"{100 * row[f'{split}_top1']:.2f} % {split} accuracy"]
         words += _troubles(row)
         words.append("is finished already" if outcome.skipped else summary.duration(row["total_seconds"]))
-    left, done = int(number) - len(ended), sum(not one.skipped for one in ended)
+    left, done = int(number) - len(ended), sum('"skipped": false' in one for one in ended)
     if left > 0 and done:
         words.append(f"about {_rounded((time.time() - float(started)) / done * left)} left")
     words += [] if outcome.directory is None else [Path(outcome.directory).name]

@@ -3,13 +3,13 @@
 import gzip
 import io
 import json
-import re
 import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pai_bench.config.composition import shareable
 from pai_bench.errors import ConfigError, DataError
 from pai_bench.runs import status
 from pai_bench.system import files
@@ -19,15 +19,14 @@ _ENDINGS = (".tar.gz", ".tgz")
 _FILES = (status.RESULT, "config.yaml", "mask.json")
 _CURVE = "metrics.csv"
 _ORIGIN = "provenance.json"  # rows that were packed before may lack it
-# Where a run lay, and on whose machine, says nothing about its numbers.
-_PLACES = ("results_dir", "data_dir")
+# On whose machine a run was made says nothing about its numbers.
 _PRIVATE = ("host", "platform", "command")
 
 
 def pack(folder: Path, output: Path, curves: bool = False) -> int:
     """Writes the rows, configs, layers and versions of all finished runs below a folder to one compressed file.
 
-    The same runs give the same file, byte for byte. `results_dir` and `data_dir` become relative paths. Of the
+    The same runs give the same file, byte for byte. Of paths in the configs the last names are left. Of the
     provenance, the names of machines and the command lines are left out.
 
     Args:
@@ -38,7 +37,7 @@ def pack(folder: Path, output: Path, curves: bool = False) -> int:
 
     Raises:
         ConfigError: the name of the output does not end in .tar.gz.
-        DataError: there are no finished runs, or a file of a run is missing.
+        DataError: there are no finished runs, or a file of a run is missing or damaged.
     """
     if not output.name.endswith(_ENDINGS):
         raise ConfigError(f"-o {output}: it has to end in {' or '.join(_ENDINGS)}; give such a name")
@@ -63,8 +62,7 @@ def _add(archive: tarfile.TarFile, path: Path) -> None:
     except OSError as error:
         raise DataError(f"{path}: it cannot be read ({error.strerror}); take the run away, or make it anew") from error
     if path.name == "config.yaml":
-        for key in _PLACES:
-            content = re.sub(rf"(?m)^{key}: .*$", f"{key}: {key.removesuffix('_dir')}", content.decode()).encode()
+        content = shareable(path).encode()
     if path.name == _ORIGIN:
         origin = {key: value for key, value in json.loads(content).items() if key not in _PRIVATE}
         content = json.dumps(origin, indent=2).encode()

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pai_bench.config.composition import read
+from pai_bench.config.composition import read, shareable
 from pai_bench.config.schema import RunConfig
 from pai_bench.errors import ConfigError, DataError, UserError, check_installed
 from pai_bench.runs import status
@@ -37,7 +37,7 @@ tags: [pruning, sparsity, lottery-ticket, pai-bench]
 | --- | --- |
 | `model.safetensors` | the trained weights and buffers by name; pruned weights are zero |
 | `mask.safetensors` | for each prunable weight a tensor of the same shape: true = kept |
-| `config.yaml` | every setting of the run |
+| `config.yaml` | every setting of the run; of paths the last names |
 | `result.json` | every number of the run |
 
 ## Use
@@ -103,7 +103,8 @@ def push(directory: Path, repository: str, private: bool, trusted: bool = False)
     from huggingface_hub.errors import HFValidationError
 
     hub = HfApi()
-    contents: dict[str, str | bytes] = {name: str(directory / name) for name in FILES} | {"README.md": text.encode()}
+    contents: dict[str, str | bytes] = {name: str(directory / name) for name in FILES}
+    contents |= {"config.yaml": shareable(directory / "config.yaml").encode(), "README.md": text.encode()}
     try:
         url = hub.create_repo(repository, private=private, exist_ok=True)
         added = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in contents.items()]

@@ -8,6 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from pai_bench.system import checkout
+
 _PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "wandb", "numpy")
 
 
@@ -19,21 +21,32 @@ def _version(package: str) -> str | None:
         return None
 
 
+def _git(folder: Path, *arguments: str) -> str | None:
+    """What git says in a folder, or None: it fails, or there is no git."""
+    command = ["git", *arguments]
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _state(folder: Path) -> tuple[str | None, bool | None]:
+    """The commit of a checkout, and whether files have changed since. None of what is no checkout of this package."""
+    # An installed package may lie in the checkout of another project, whose commit says nothing about it.
+    top = _git(folder, "rev-parse", "--show-toplevel")
+    if checkout.version_in(folder) is None or top is None or Path(top).resolve() != folder.resolve():
+        return None, None
+    changes = _git(folder, "status", "--porcelain")
+    return _git(folder, "rev-parse", "HEAD"), None if changes is None else bool(changes)
+
+
 def provenance() -> dict[str, Any]:
     """Where the numbers of a run come from: commit, versions, machine and command line."""
-    home = Path(__file__).parent
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(["git", *arguments], cwd=home, capture_output=True, text=True, timeout=10, check=True)
-        except (OSError, subprocess.SubprocessError):
-            return None
-        return done.stdout.strip()
-
-    changes = git("status", "--porcelain")
+    commit, dirty = _state(checkout.ROOT)
     return {
-        "commit": git("rev-parse", "HEAD"),
-        "dirty": None if changes is None else bool(changes),
+        "commit": commit,
+        "dirty": dirty,
         "python": platform.python_version(),
         "versions": {package: _version(package) for package in _PACKAGES},
         "platform": platform.platform(),

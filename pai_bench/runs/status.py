@@ -1,6 +1,7 @@
 """The states of runs, read from their directories. Imports no torch, because this also runs on login nodes."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,16 +98,18 @@ def state(directory: Path) -> RunState:
 
 
 def mark_queued(directory: Path, job: str, since: float, text: str) -> None:
-    """Writes down that a job in the queue will do this run.
+    """Writes down that a job in the queue will do this run. A run that begins meanwhile needs no such record.
 
     Args:
         text: the content of config.yaml.
         since: when the job was submitted, in seconds since 1970.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    if not (directory / "config.yaml").is_file():
-        files.write_atomically(directory / "config.yaml", text.encode())
-    files.write_json(directory / QUEUED, {"job": job, "since": since})
+    # A job that has begun clears its directory, of what is being written here too.
+    with suppress(FileNotFoundError):
+        if not (directory / "config.yaml").is_file():
+            files.write_atomically(directory / "config.yaml", text.encode())
+        files.write_json(directory / QUEUED, {"job": job, "since": since})
 
 
 def read(root: Path) -> list[dict[str, Any]]:

@@ -40,8 +40,7 @@ def start(device: torch.device) -> None:
         nodes = os.environ.get("SLURM_STEP_NODELIST", "")
         try:
             shown = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
-            # Jobs that share a machine have different ids.
-            port = 20000 + int(os.environ["SLURM_JOB_ID"]) % 40000
+            port = _port(int(os.environ["SLURM_JOB_ID"]), int(os.environ.get("SLURM_STEP_ID", 0)))
             os.environ["MASTER_ADDR"] = shown.stdout.split()[0]
         except (OSError, subprocess.SubprocessError, LookupError, ValueError) as error:
             raise ConfigError(
@@ -54,6 +53,12 @@ def start(device: torch.device) -> None:
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     _meet(here, lambda: distributed.init_process_group(backend, timeout=timedelta(hours=1)))
+
+
+def _port(job: int, step: int) -> int:
+    """A port for one step of a SLURM job. Jobs that share a machine have different ids, so have the steps of a job."""
+    # Steps lie far apart: the next job may be on this machine, too.
+    return 20000 + (job + 4999 * step) % 40000
 
 
 def _meet(here: World, join: Callable[[], None]) -> None:
