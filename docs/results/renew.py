@@ -201,7 +201,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
         runs, report = chosen(experiment, folder, place / "runs"), place / "report"
-        writing.write(runs, report, writing.Options(statistic=PAGES[experiment].statistic))
+        writing.write(
+            runs, report, writing.Options(statistic=PAGES[experiment].statistic, figures=PAGES[experiment].pictures)
+        )
         parts = [begin(experiment), about(experiment, folder), *tabled(experiment, report), verdicts(runs), END]
         text = "\n\n".join(filter(None, parts))
         archive.pack(runs, DOCS / "results" / f"{experiment}.tar.gz")
