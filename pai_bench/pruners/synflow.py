@@ -140,7 +140,9 @@ class Flow:
         gradients = torch.autograd.grad(flow, list(self.weights.values()), materialize_grads=True)
         # The gradient is negative where batch statistics, layer norm or attention follow the weight.
         pairs = zip(self.weights.values(), gradients, strict=True)
-        self.flow, self.last = flow.detach(), [gradient.mul_(weight.detach()).abs_() for weight, gradient in pairs]
+        self.flow = flow.detach()
+        # Detached: in torch 2.4 the zeros of an unused weight ask for a gradient themselves.
+        self.last = [gradient.detach().mul_(weight.detach()).abs_() for weight, gradient in pairs]
 
     def _record(self, input_shape: Shape) -> None:
         """Records what a round takes, so that later rounds are one launch each."""
