@@ -86,7 +86,7 @@ def test_a_layer_with_nothing_kept_has_no_binary_weights() -> None:
 
 
 def test_iterand_draws_weights_outside_the_mask_again() -> None:
-    method = iterand.iterand(weights="drawn", scale_fan=False, every_steps=3, probability=0.25)
+    method = iterand.iterand(weights="drawn", scale_fan=False, every_steps=3, probability=0.25, scores="signed")
     assert method.event is not None
     assert list(method.event.steps(TrainingLength(2, 5))) == [3, 6, 9]
     assert list(method.event.steps(TrainingLength(2, 6))) == [3, 6, 9], "not after the last step"
@@ -105,6 +105,20 @@ def test_iterand_draws_weights_outside_the_mask_again() -> None:
     assert torch.equal(once, model[0].weight), "the same again, as when an interrupted run goes on"
     method.event.happen_(net, occasion(fresh=fresh, seed=2))
     assert not torch.equal(once, model[0].weight)
+
+
+def test_iterand_ranks_signed_scores_or_their_magnitudes() -> None:
+    kept = {}
+    for scores in ("signed", "magnitude"):
+        method = iterand.iterand(weights="drawn", scale_fan=False, every_steps=3, probability=0.1, scores=scores)
+        first = method.draw(torch.empty(100, 600), Generator().manual_seed(0))
+        bound = (6 / 600) ** 0.5 if scores == "signed" else 600**-0.5
+        assert 0.99 * bound < float(first.abs().max()) <= bound and abs(float(first.mean())) < bound / 50
+        net = LearnedNetwork(layer(1.0, 2, 3, 4), method, {"0.weight": 2}, Generator().manual_seed(0), affine="none")
+        with torch.no_grad():
+            net.scores[0].copy_(torch.tensor([[-3.0, 2.0, 1.0, -0.5]]))
+        kept[scores] = net.mask()["0.weight"].flatten().tolist()
+    assert kept == {"signed": [False, True, True, False], "magnitude": [True, True, False, False]}
 
 
 @pytest.mark.parametrize("scheme", ["kaiming_normal_fan_in", "xavier_normal"])

@@ -219,7 +219,7 @@ def test_acdc_compresses_and_decompresses_in_turn() -> None:
     assert by_rule("acdc", mask=full, keep=2, number=3) == [0, 1]
     assert by_rule("acdc", mask=full, keep=2, number=4, last=True) == [0, 1]
     times = rewire_steps(config_of("acdc"), TrainingLength(100, 10))
-    assert times[:3] == [100, 150, 200] and times[-2:] == [750, 850] and len(times) % 2 == 1
+    assert times[:3] == [99, 149, 199] and times[-2:] == [749, 849] and len(times) % 2 == 1
 
 
 def test_mest_exchanges_less_in_every_phase() -> None:
@@ -255,7 +255,11 @@ def test_a_rule_says_what_it_lacks(name: str, setting: str) -> None:
         ({"every_steps": 100}, [0]),
         ({"every_epochs": 2.0, "begin": 0.4}, [40, 60, 80]),
         ({"every_epochs": 0.05}, list(range(100))),  # a step at least: an epoch has ten
-        ({"at": [0.1, 0.101, 0.5, 0.999]}, [10, 50]),
+        ({"every_steps": 30, "begin": None}, [29, 59, 89]),  # after 30 steps, and so on
+        ({"every_steps": 30, "begin": None, "skip_step": True}, [30, 60, 90]),  # in the place of the next one
+        ({"every_steps": 50, "begin": None}, [49]),  # after the last step nothing moves
+        ({"at": [0.0, 0.1, 0.101, 0.5, 0.999]}, [0, 9, 49]),  # an epoch has 10 steps: when 1 and 5 epochs are done
+        ({"at": [0.1, 0.5], "skip_step": True}, [10, 50]),
     ],
 )
 def test_at_which_steps_a_mask_moves(settings: dict[str, Any], steps: list[int]) -> None:
@@ -266,3 +270,5 @@ def test_a_training_without_a_rewire_is_refused() -> None:
     rewire = Rewiring(lambda *_: {}, every_steps=1, begin=0.97, end=0.98, name="mine")
     with pytest.raises(ConfigError, match=r"rewire=mine: no step of 10 lies between rewire\.begin=0\.97 and"):
         rewire_steps(rewire, TrainingLength(1, 10))
+    with pytest.raises(ConfigError, match=r"rewire=granet: its first rewire comes after 1000 of 230 steps; give a sh"):
+        rewire_steps(config_of("granet"), TrainingLength(10, 23))

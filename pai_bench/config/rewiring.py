@@ -75,17 +75,21 @@ def _check_times(run: RunConfig, rounds: Sequence[Round]) -> None:
             )
         if (rewire.begin, rewire.end) != (0, 1):
             raise ConfigError(f"rewire.at={shown(rewire.at)}: it says when; leave rewire.begin=0 and rewire.end=1")
-    elif rewire.begin >= rewire.end:
+    elif rewire.begin is not None and rewire.begin >= rewire.end:
         raise ConfigError(f"rewire.begin={rewire.begin:g}: give less than rewire.end={rewire.end:g}")
-    first = rewire.begin if rewire.at is None else rewire.at[0]
-    if not rounds:
+    starts = latest_clock(rounds) if rounds else 0
+    if not starts:
         return
-    starts = latest_clock(rounds)
-    if first * run.training.epochs < starts:
-        setting = "rewire.begin" if rewire.at is None else "rewire.at"
+    there = starts / run.training.epochs
+    if rewire.at is None:
+        said = f"begin={'null' if rewire.begin is None else f'{rewire.begin:g}'}"
+        early, wanted = (rewire.begin or 0) < there, f"{there:.4g} or more"
+    else:  # a rewire follows the step that ends at its time
+        said, early, wanted = f"at={shown(rewire.at)}", rewire.at[0] <= there, f"times above {there:.4g}"
+    if early:
         raise ConfigError(
-            f"{setting}={first:g}: with schedule={run.schedule.name} the mask is there from epoch {starts:g} of "
-            f"training.epochs={run.training.epochs} on; give {starts / run.training.epochs:.4g} or more"
+            f"rewire.{said}: with schedule={run.schedule.name} the mask is there from epoch {starts:g} of "
+            f"training.epochs={run.training.epochs} on; give {wanted}"
         )
 
 

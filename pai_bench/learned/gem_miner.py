@@ -2,18 +2,11 @@
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from pai_bench.core import Count, TrainingLength
 from pai_bench.learned.initial import Frozen, frozen, unit_uniform
-from pai_bench.learned.method import Event, Method, Occasion, Searched
+from pai_bench.learned.method import Event, Method, Occasion, Searched, same_scores
 from pai_bench.masks import masks
 from pai_bench.masks.selection import keep_largest
-
-
-def as_they_are(scores: Tensor) -> Tensor:
-    """The scores: none is negative."""
-    return scores
 
 
 def num_left(total: int, target: int, number: int, of: int) -> int:
@@ -49,7 +42,7 @@ def gem_miner(*, weights: Frozen, scale_fan: bool, freeze_every_epochs: Count) -
     return Method(
         draw=unit_uniform,
         weights=frozen(weights, scale_fan),
-        strength=as_they_are,
+        strength=same_scores,
         threshold=0.5,
         limits=(0.0, 1.0),
         event=Event(steps, happen_),

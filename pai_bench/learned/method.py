@@ -55,6 +55,11 @@ def same_values(weight: Tensor, kept: Tensor) -> Tensor:
     return weight
 
 
+def same_scores(scores: Tensor) -> Tensor:
+    """The scores themselves."""
+    return scores
+
+
 @dataclass(frozen=True)
 class Method:
     """How scores begin, which weights they choose, and what values these have."""

@@ -20,9 +20,8 @@ def rule(
     A pruned weight returns as 0.
 
     Reference: Peste et al. 2021, AC/DC: Alternating Compressed/DeCompressed Training of Deep Neural Networks,
-        arXiv:2106.12379, Algorithm 1, and their released code.
-    Deviates: the phases begin after one step of the epoch at which theirs begin. Momentum stays when all weights
-        return; their scripts set all of it to zero then.
+        arXiv:2106.12379, Algorithm 1, and their released code, whose scripts set all momentum to zero when the weights
+        return (`rewire.forget=all`).
     """
     everything = {name: kept | ~kept for name, kept in mask.items()}
     if progress.number % 2 == 0 and not progress.last:

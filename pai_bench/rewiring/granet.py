@@ -28,7 +28,7 @@ def rule(
     The smallest are dropped, and as many with the largest gradients grow. After the pruning the exchange goes on.
 
     Args:
-        prune_until: where the pruning ends, as a fraction of the way from the first rewire to the last.
+        prune_until: where the pruning ends, as a fraction of the way from the start to the last rewire.
         drop_fraction: of the kept weights of each layer, at the first rewire.
         last_drop_fraction: at the end. In between it falls as a cosine.
 

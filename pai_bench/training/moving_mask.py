@@ -58,6 +58,7 @@ class MovingMask:
         self._ends = self._total - 1 if rewire.at is None and rewire.end == 1 else self._steps[-1]
         if rewire.at is None and rewire.end < 1:
             self._ends = round(rewire.end * self._total)
+        self._begins = -int(not rewire.skip_step) if rewire.begin is None else self._steps[0]
         self._num_due = {step: number for number, step in enumerate(self._steps, start=1)}
         self.way = Way(clock)
 
@@ -132,18 +133,19 @@ class MovingMask:
             for name, value in weights.items():
                 self._values[name].copy_(value)
         step.optimizer.apply_mask(after, moves=True)
+        if rewire.forget == "all" and any((after[name] & ~kept).any() for name, kept in before.items()):
+            step.optimizer.load_state({})
         for name, values in self._values.items():
             parameters[name].copy_(torch.where(after[name] & ~before[name], values, parameters[name]))
         self._note(before, after, clock)
         self.mask = after
 
     def _progress(self, clock: int) -> RewireProgress:
-        first = self._steps[0]
         return RewireProgress(
             number=self._num_due[clock],
             last=clock == self._steps[-1],
             time=clock / self._total,
-            fraction=(clock - first) / max(self._ends - first, 1),
+            fraction=(clock - self._begins) / max(self._ends - self._begins, 1),
             kept_at_start=self._kept_at_start,
             keep=self._keep,
         )

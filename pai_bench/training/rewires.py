@@ -17,11 +17,11 @@ class Rewiring:
     """A rule, and the steps of the last training at which it moves the mask."""
 
     rule: Rewire | None  # None: the mask stays as it is, and all settings below do nothing
-    # One of the three says when. Fractions are of the whole recipe; the first rewire is at begin.
+    # One of the three says when. Fractions are of the whole recipe.
     every_steps: Count | None = None
     every_epochs: Positive | None = None
     at: list[ProperFraction] | None = None
-    begin: ProperFraction = 0.0
+    begin: ProperFraction | None = 0.0  # of the first rewire. None: it comes one interval after the start
     end: Fraction = 1.0
     # None: training starts from a mask of the sparsity that is asked for. Otherwise from one of this sparsity (0: the
     # dense network), and the rule reaches what is asked for.
@@ -30,24 +30,34 @@ class Rewiring:
     momentum: ProperFraction | None = None  # it looks at their running mean: the weight of the earlier mean
     skip_step: bool = False  # a rewire takes the place of the optimizer's step; otherwise it comes after it
     revive: Literal["zero", "value"] = "zero"  # what a weight returns with: 0, or its value when it was pruned
+    # A weight that returns has no state in the optimizer. "all": when one returns, no weight keeps its state.
+    forget: Literal["all"] | None = None
     name: str = ""
 
 
 def rewire_steps(rewire: Rewiring, length: TrainingLength) -> list[int]:
     """The steps at which the mask moves, as times on the recipe's clock, in rising order.
 
+    Steps count from 0. With `every_steps=5` and `begin=0` they are 0, 5, 10 and so on. Without `begin` the mask moves
+    when 5, 10, 15 steps are done, so at the steps 4, 9, 14, and with `at` when these fractions of the steps are. A
+    rewire that takes the place of a step takes that of the next one.
+
     Raises:
         ConfigError: there are none.
     """
     total = length.epochs * length.steps_per_epoch
+    early = 0 if rewire.skip_step else 1  # a rewire follows the step that ends at its time
     if rewire.at is not None:
-        return sorted({round(time * total) for time in rewire.at} - {total})
-    begin, end = round(rewire.begin * total), round(rewire.end * total)
+        return sorted({max(round(time * total) - early, 0) for time in rewire.at if round(time * total) < total})
+    end = min(round(rewire.end * total), total - 1)
     every = rewire.every_steps or max(round((rewire.every_epochs or 0) * length.steps_per_epoch), 1)
-    steps = list(range(begin, min(end, total - 1) + 1, every))
+    if rewire.begin is None:
+        steps = [time - early for time in range(every, end + 1, every)]
+        remedy = f"its first rewire comes after {every} of {total} steps; give a shorter interval, or rewire.begin=0"
+    else:
+        steps = list(range(round(rewire.begin * total), end + 1, every))
+        remedy = f"no step of {total} lies between rewire.begin={rewire.begin:g} and rewire.end={rewire.end:g}"
+        remedy += "; give others"
     if not steps:
-        raise ConfigError(
-            f"rewire={rewire.name}: no step of {total} lies between rewire.begin={rewire.begin:g} and "
-            f"rewire.end={rewire.end:g}; give others"
-        )
+        raise ConfigError(f"rewire={rewire.name}: {remedy}")
     return steps
