@@ -13,6 +13,7 @@ from typing import Any, cast, get_args
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -144,7 +145,7 @@ def _check_option(override: Override, loader: ConfigLoaderImpl) -> None:
         if group not in _OPTIONAL:
             raise ConfigError(f"{line}: a run needs an option of {group}; give {group}=NAME")
         return
-    options = loader.get_group_options(group)
+    options = loader.repository.get_group_options(group, ObjectType.CONFIG)
     if (override.is_add() or override.is_force_add()) and (
         group in _OPTIONAL or group.startswith("hydra/") or _is_needed(group)
     ):
