@@ -35,7 +35,7 @@ ANY = {
 
 def anything(architecture: str) -> nn.Module:
     torch.manual_seed(0)
-    return build("model=timm", f"model.name={architecture}", *ANY[architecture], shape=(3, 64, 64))
+    return build("model=timm", f"model.name={architecture}", *ANY[architecture], shape=(3, 32, 32))
 
 
 @pytest.mark.parametrize("architecture", ANY)
@@ -48,7 +48,7 @@ def test_the_weights_of_convolutions_and_linear_layers_are_prunable_and_no_other
         assert name not in mask or parameter.ndim > 1
     if architecture.startswith("vit"):
         assert mask["blocks.0.attn.qkv.weight"].shape == (3 * 192, 192)
-    counts = cost.multiply_adds(model, (3, 64, 64))
+    counts = cost.multiply_adds(model, (3, 32, 32))
     assert [name for name in counts if name != operations.ACTIVATIONS] == list(mask) and all(counts.values())
 
 
@@ -58,8 +58,8 @@ def test_scores_exist_for_every_architecture(architecture: str, pruner: str) -> 
     model = anything(architecture).double()  # as scores are by default
     settings = composed(f"pruner={pruner}", "sparsity=0.5").pruner
     initial = {name: weight.detach().clone() for name, weight in masks.prunable(model).items()}
-    net = Subnetwork(model, masks.full(model), initial, (3, 64, 64))
-    batch = (torch.randn(2, 3, 64, 64, dtype=torch.float64), torch.arange(2))
+    net = Subnetwork(model, masks.full(model), initial, (3, 32, 32))
+    batch = (torch.randn(2, 3, 32, 32, dtype=torch.float64), torch.arange(2))
     assert settings.score is not None
     with mode(model, settings.mode == "train"), seeding.seeded(0, "score"):
         scores = settings.score(net, [batch], F.cross_entropy, torch.Generator())
@@ -68,7 +68,7 @@ def test_scores_exist_for_every_architecture(architecture: str, pruner: str) -> 
     mask = selection.keep_largest(scores, net.mask, masks.total(net.mask) // 2).mask
     masks.apply_(model, mask)
     if pruner != "magnitude":  # ranks layers by their initialization, and so may empty a classifier
-        assert masks.kept(paths.effective(model, mask, (3, 64, 64))) > 0
+        assert masks.kept(paths.effective(model, mask, (3, 32, 32))) > 0
         assert signal.output_depends_on_input(model, batch[0])
 
 
@@ -80,7 +80,7 @@ def test_synflow_says_once_where_its_theory_does_not_hold(caplog: pytest.LogCapt
         model = anything(architecture).double()
         mask = masks.full(model)
         for _ in range(2):
-            net = Subnetwork(model, mask, {}, (3, 64, 64))
+            net = Subnetwork(model, mask, {}, (3, 32, 32))
             with mode(model, False):
                 scores = synflow.score(net, [], F.cross_entropy, torch.Generator())
             mask = selection.keep_largest(scores, mask, masks.kept(mask) // 2).mask

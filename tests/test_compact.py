@@ -96,10 +96,10 @@ def scattered(model: nn.Module) -> Mask:
     return mask
 
 
-# Deeper and wider ones of the same code.
+# Deeper and wider ones of the same code. resnet50_cifar has the blocks of resnet50 and the beginning of resnet18.
 LARGER = {
-    "resnet32", "resnet44", "resnet56", "resnet56_projected", "resnet110", "resnet110_projected", "vgg13", "vgg16",
-    "vgg19", "vgg16_bn", "vgg16_tiny", "wrn16_8", "wrn16_10", "wrn22_8", "wrn28_10", "wrn40_4",
+    "resnet32", "resnet44", "resnet50_cifar", "resnet56", "resnet56_projected", "resnet110", "resnet110_projected",
+    "vgg13", "vgg16", "vgg19", "vgg16_bn", "vgg16_tiny", "wrn16_8", "wrn16_10", "wrn22_8", "wrn28_10", "wrn40_4",
 }  # fmt: skip
 
 
