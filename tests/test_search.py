@@ -86,6 +86,16 @@ def test_a_study_that_is_stored_goes_on(tmp_path: Path) -> None:
     assert len(more.jobs) == 2 and len(json.loads((tmp_path / "optuna.json").read_text())["trials"]) == 6
 
 
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_a_study_that_goes_on_proposes_other_settings(sampler: str, tmp_path: Path) -> None:
+    stored = {"storage": f"sqlite:///{tmp_path / 'study.db'}", "sampler": sampler}
+    first, more, again = Runs(), Runs(), Runs()
+    search.search([RATE], first, **settings(tmp_path, n_trials=3, **stored))
+    search.search([RATE], more, **settings(tmp_path, n_trials=6, **stored))
+    search.search([RATE], again, **settings(tmp_path, n_trials=6, **stored))
+    assert len({job[0] for job in first.jobs + more.jobs}) == 6 and not again.jobs
+
+
 @pytest.mark.parametrize(
     ("words", "difference"),
     [
@@ -164,6 +174,12 @@ def test_a_signal_ends_a_search_and_counts_for_no_failure(tmp_path: Path, monkey
     trials = optuna.load_study(study_name="pai_bench", storage=storage).trials
     states = ["FAIL", "COMPLETE", "COMPLETE", "COMPLETE", "RUNNING", "RUNNING"]
     assert [trial.state.name for trial in trials] == states
+    monkeypatch.setattr(preemption, "_received", [])
+    rest, more = Runs(), Runs()  # the two that were stopped are done first, and once
+    search.search([RATE], rest, **settings(tmp_path, n_trials=6, storage=storage))
+    search.search([RATE], more, **settings(tmp_path, n_trials=7, storage=storage))
+    assert rest.jobs[:2] == runs.jobs[4:] and len(rest.jobs) == 3
+    assert len(more.jobs) == 1 and more.jobs[0] not in runs.jobs + rest.jobs
 
 
 def test_a_search_that_cannot_succeed_ends(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pai_bench.config.identity import NOT_IDENTITY
 from pai_bench.errors import ConfigError, PreemptedError, UserError, check_installed
 from pai_bench.launch import overrides as words
 from pai_bench.launch import sweep_progress
-from pai_bench.system import files, preemption
+from pai_bench.system import files, preemption, seeding
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -61,6 +61,7 @@ def search(arguments: Sequence[str], launch: Launch, **given: Any) -> None:
     _check_output(settings, searched)
     study = _study(settings)
     _check_study(study, settings, searched)
+    _take_up(study)
     number, num_trials = 0, settings.n_trials - _num_finished(study)
     sweep_progress.expect(num_trials, searches=True)
     while number < num_trials:
@@ -134,18 +135,22 @@ def _study(settings: Settings) -> "Study":
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    samplers: dict[str, Callable[[], Any]] = {
-        "tpe": lambda: optuna.samplers.TPESampler(seed=settings.seed, constant_liar=settings.n_jobs > 1),
-        "random": lambda: optuna.samplers.RandomSampler(seed=settings.seed),
+    samplers: dict[str, Callable[[int], Any]] = {
+        "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, constant_liar=settings.n_jobs > 1),
+        "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
     }
     try:
-        return optuna.create_study(
+        study = optuna.create_study(
             storage=settings.storage,
             study_name=settings.study_name,
-            sampler=samplers[settings.sampler](),
             direction=settings.direction,
             load_if_exists=True,
         )
+        earlier = len(study.get_trials(deepcopy=False))
+        # A sampler that began anew with the same seed would propose the first settings of the study again.
+        seed = seeding.stream_seed(settings.seed, "search", earlier) % 2**32 if earlier else settings.seed
+        study.sampler = samplers[settings.sampler](seed)
+        return study
     except Exception as error:  # whatever a database says
         reason = " ".join(str(error).split()).partition(". ")[0]
         raise ConfigError(f"hydra.sweeper.storage={settings.storage}: it cannot be used ({reason})") from error
@@ -201,6 +206,18 @@ def _check_study(study: "Study", settings: Settings, searched: Mapping[str, str]
             f"hydra.sweeper.study_name={settings.study_name}: {settings.storage} has it for another search "
             f"({_difference(theirs or {}, searched)}); give another hydra.sweeper.study_name and hydra.sweeper.output"
         )
+
+
+def _take_up(study: "Study") -> None:
+    """Has the trials that were stopped proposed again, so that their runs go on from their checkpoints.
+
+    Their records stay as they are: another process may be at work on the same study.
+    """
+    trials = study.get_trials(deepcopy=False)
+    others = [trial.system_attrs.get("fixed_params", trial.params) for trial in trials if trial.state.name != "RUNNING"]
+    for trial in trials:
+        if trial.state.name == "RUNNING" and trial.params not in others:
+            study.enqueue_trial(trial.params)
 
 
 def _tell(study: "Study", trials: Sequence["Trial"], values: Sequence[Any]) -> None:
