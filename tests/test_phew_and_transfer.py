@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import Chain, drawn, residual
+from conftest import Chain, composed, drawn, residual
 from scored import SHAPE, assert_close, subnetwork
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
@@ -59,6 +59,23 @@ def test_phew_walks_in_proportion_to_the_weights() -> None:
         scores = phew.score(net, [], F.cross_entropy, Generator().manual_seed(seed), **settings)
         first[scores["1.weight"].argmax()] += 1
     assert torch.allclose(first / 2000, torch.tensor([0.2, 0.3, 0.5]), atol=0.04)
+
+
+def test_phew_walks_past_no_convolution_of_a_block() -> None:
+    """One walk forward and one backward take a weight of every layer, but for the two branches of a projection."""
+    model = composed("model=resnet20").model((3, 32, 32), 10)
+    for seed in range(3):
+        net = dataclasses.replace(subnetwork(model), num_kept=lambda: 1, input_shape=(3, 32, 32))
+        settings = WALKS | {"batch_size": 1}
+        scores = phew.score(net, [], F.cross_entropy, Generator().manual_seed(seed), **settings)
+        taken = {name: int((values > 1).sum()) for name, values in scores.items()}
+        alone = [name for name in taken if not name.startswith(("stages.1.0.", "stages.2.0."))]
+        assert len(alone) == 16 and all(taken[name] in (1, 2) for name in alone)  # two, or twice the same
+        for stage in (1, 2):  # each walk takes the shortcut, or both convolutions
+            first, second, shortcut = (
+                taken[f"stages.{stage}.0.{part}.weight"] for part in ("conv1", "conv2", "shortcut.0")
+            )
+            assert (first > 0) == (second > 0) and 1 <= shortcut + max(first, second) <= 2
 
 
 def test_phew_walks_in_both_directions_although_one_would_do() -> None:

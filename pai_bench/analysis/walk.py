@@ -1,5 +1,6 @@
 """The operations of a network in order, for a walk along its channels."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,9 @@ class Step:
 def steps(model: nn.Module, input_shape: Shape) -> list[Step]:
     """The operations on the way from the image to the outputs. An operation comes after those that it reads.
 
+    Identity shortcuts are left out: a sum does not read what reaches it from a fork past no layer, if it reads anything
+    else.
+
     Raises:
         ConfigError: the channels cannot be traced; they are split or concatenated; the network has a loop.
     """
@@ -45,10 +49,11 @@ def steps(model: nn.Module, input_shape: Shape) -> list[Step]:
                 waiting.append(after)
     while tail := {node for node in reached - set(mixing) if not any(after in reached for after in node.outputs)}:
         reached -= tail  # a walk ends with the last layer
-    while len(order) < len(reached):
-        ready = [
-            n for n in nodes if n in reached and n not in order and all(i in order for i in n.inputs if i in reached)
-        ]
+    reads = {node: [other for other in node.inputs if other in reached] for node in nodes if node in reached}
+    for node in [n for n in reads if str(getattr(n.grad_fn, "name", str)()).startswith("Add")]:
+        _skip_identities(node, reads, mixing)
+    while len(order) < len(reads):
+        ready = [n for n in reads if n not in order and all(other in order for other in reads[n])]
         if not ready:
             raise ConfigError(f"{type(model).__name__} has a loop, which a walk cannot follow")
         order += ready
@@ -57,11 +62,26 @@ def steps(model: nn.Module, input_shape: Shape) -> list[Step]:
         Step(
             f"{mixing[node]}.weight" if node in mixing else None,
             node.module.groups if isinstance(node.module, nn.Conv2d) else 1,
-            [index[other] for other in node.inputs if other in index],
-            [index[other] for other in node.outputs if other in index],
+            [index[other] for other in reads[node]],
+            [index[other] for other in node.outputs if node in reads.get(other, [])],
         )
         for node in order
     ]
+
+
+def _skip_identities(total: Any, reads: dict[Any, list[Any]], layers: Collection[Any]) -> None:
+    """Takes the identity shortcuts that end in a sum out of the operations and what each of them reads."""
+    for end in list(reads[total]):
+        between, node = [], end
+        while (num_readers := sum(node in read for read in reads.values())) == 1:
+            if node in layers or len(reads[node]) != 1:
+                break  # a branch with layers, or what another sum gives
+            between.append(node)
+            node = reads[node][0]
+        if num_readers > 1 and len(reads[total]) > 1:
+            reads[total].remove(end)
+            for passed in between:
+                del reads[passed]
 
 
 def _comes_from(node: Any, layers: set[Any]) -> bool:

@@ -16,7 +16,8 @@ def score(
 
     Walks go forward from an input channel and backward from an output, by turns, and start at each unit in turn. At
     every layer a walk chooses the next unit in proportion to the sum of |w| of the kernel between the two units, and a
-    weight of that kernel in proportion to |w|. Walks end when they have taken as many weights as the round keeps.
+    weight of that kernel in proportion to |w|. It takes no identity shortcut, and at any other branch one of the
+    branches at random. Walks end when they have taken as many weights as the round keeps.
 
     Args:
         kernels: whether a walk takes the whole kernel, and not one weight of it.
@@ -26,11 +27,11 @@ def score(
         ConfigError: the channels of the network cannot be followed.
 
     Reference: Patil and Dovrolis 2021, arXiv:2010.11354.
-    Deviates: at a branch of the network a walk takes one of the branches at random. How the authors' code walks
-        residual networks could not be established. The number kept is exact, so the last walk may be cut short: the
-        first of its weights in parameter order stay, and up to L - 1 of them, of L layers, may lie on no path. The
-        authors keep the last walk whole. Walks also end when they find hardly any new weights, as at low sparsity.
-        Then the rest is kept by magnitude.
+    Deviates: in the released code a walk forwards that takes a projection leaves out the last convolution of the block
+        before it. Here it does not. The number kept is exact, so the last walk may be cut short: the first of its
+        weights in parameter order stay, and up to L - 1 of them, of L layers, may lie on no path. The authors keep the
+        last walk whole. Walks also end when they find hardly any new weights, as at low sparsity. Then the rest is
+        kept by magnitude.
     """
     num_kept = net.num_kept()
     way = walk.steps(net.model, net.input_shape)
