@@ -1,5 +1,7 @@
 """One run by several processes: the same mask and the same numbers as by one."""
 
+import contextlib
+import copy
 import json
 import os
 import signal
@@ -18,7 +20,7 @@ from safetensors.torch import load_file
 from whole_runs import TINY, directory_of
 
 from pai_bench.core import Shard
-from pai_bench.errors import PreemptedError
+from pai_bench.errors import ConfigError, PreemptedError
 from pai_bench.system import distributed, preemption
 from pai_bench.system.world import World, world
 
@@ -117,6 +119,53 @@ def test_two_processes_that_meet_a_wrong_setting_say_it_once(tmp_path: Path) -> 
     lines = [line for line in said.splitlines() if "config error" in line]
     assert len(lines) == 1 and "compile=true" in lines[0], said
     assert not list(tmp_path.iterdir())
+
+
+def alone(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum over one process."""
+    return tensor.clone()
+
+
+@pytest.mark.parametrize("architecture", ["resnet10t", "efficientnet_b0", "mobilenetv3_small_050", "regnetx_002"])
+def test_norms_that_do_more_than_normalise_do_it_over_processes_too(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    model = timm.create_model(architecture, num_classes=5).double().train()
+    other = copy.deepcopy(model)
+    images = torch.randn(4, 3, 64, 64, dtype=torch.float64)
+    monkeypatch.setattr(distributed, "total", alone)
+    monkeypatch.setattr(distributed, "_alone", lambda: False)
+    outputs = []
+    for net in (model, other):
+        torch.manual_seed(1)  # of dropout
+        with distributed.synchronised_norms(net) if net is other else contextlib.nullcontext():
+            logits = net(images)
+            logits.square().sum().backward()
+        outputs.append(logits.detach())
+    assert_near(outputs[1], outputs[0])
+    for name, tensor in model.state_dict().items():
+        assert_near(other.state_dict()[name], tensor)
+    for (name, parameter), twin in zip(model.named_parameters(), other.parameters(), strict=True):
+        assert parameter.grad is not None and twin.grad is not None, name
+        assert_near(twin.grad, parameter.grad)
+    assert torch.nn.functional.batch_norm.__module__ == "torch.nn.functional"
+
+
+def assert_near(found: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-9)
+
+
+def test_a_norm_whose_statistics_cannot_be_shared_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Own(torch.nn.BatchNorm2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x - x.mean((0, 2, 3), keepdim=True)
+
+    monkeypatch.setattr(distributed, "_alone", lambda: False)
+    norm = Own(3)
+    with distributed.synchronised_norms(norm), pytest.raises(ConfigError, match=r"^Own: this batch norm does not call"):
+        norm(torch.randn(2, 3, 4, 4))
 
 
 def test_shares_cover_every_image_once() -> None:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pai_bench.core import Mask, Selection, Weights
@@ -171,7 +172,7 @@ def synchronised_norms(model: nn.Module) -> Iterator[None]:
     So the number of processes changes a result only by rounding errors. The modules keep their types, because scores
     and other libraries look at the types.
     """
-    norms = [] if _alone() else [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    norms = [] if _alone() else [m for m in model.modules() if isinstance(m, _BatchNorm) and not _synchronises(m)]
     for module in norms:
         module.forward = partial(_synchronised, module)  # type: ignore[method-assign]
     try:
@@ -181,49 +182,72 @@ def synchronised_norms(model: nn.Module) -> Iterator[None]:
             del module.forward
 
 
+def _synchronises(module: _BatchNorm) -> bool:
+    """Whether a norm does it by itself."""
+    return isinstance(module, nn.SyncBatchNorm)
+
+
 def _synchronised(module: _BatchNorm, x: Tensor) -> Tensor:
+    """What a norm returns. Its own forward runs, which may do more than to normalise, such as apply an activation.
+
+    Raises:
+        ConfigError: it normalises in another way than by torch's function.
+    """
+    forward, plain, num_calls = type(module).forward, functional.batch_norm, 0
+
+    def counted(*given: Any, **named: Any) -> Tensor:
+        nonlocal num_calls
+        num_calls += 1
+        return _batch_norm(*given, **named)
+
     if not module.training:
-        plain: Tensor = type(module).forward(module, x)
-        return plain
+        plainly: Tensor = forward(module, x)
+        return plainly
+    functional.batch_norm = counted
+    try:
+        result: Tensor = forward(module, x)
+    finally:
+        functional.batch_norm = plain
+    if not num_calls:
+        raise ConfigError(
+            f"{type(module).__name__}: this batch norm does not call torch.nn.functional.batch_norm, so processes "
+            "cannot share its statistics; use one process"
+        )
+    return result
+
+
+def _batch_norm(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """torch.nn.functional.batch_norm in train mode, with statistics over the batches of all processes."""
+    if x.is_cuda:  # torch's operation for GPUs: one collective forward, one backward, no waiting
+        from torch.nn.modules._functions import SyncBatchNorm
+
+        everyone = distributed.group.WORLD, distributed.get_world_size()
+        result: Tensor = SyncBatchNorm.apply(  # type: ignore[no-untyped-call]
+            x, weight, bias, running_mean, running_var, eps, momentum, *everyone
+        )
+        return result
     dims, shape = [0, *range(2, x.dim())], [1, -1, *[1] * (x.dim() - 2)]
-    if x.is_cuda:
-        return _fused(module, x)
-    values = x.float()
-    count = total(torch.tensor(x.numel() / x.shape[1], device=x.device))
+    values = x if x.dtype == torch.float64 else x.float()
+    count = total(torch.tensor(x.numel() / x.shape[1], dtype=values.dtype, device=x.device))
     mean: Tensor = _Total.apply(values.sum(dims)) / count  # type: ignore[no-untyped-call]
     centred = values - mean.view(shape)
     variance: Tensor = _Total.apply(centred.square().sum(dims)) / count  # type: ignore[no-untyped-call]
-    if module.track_running_stats and module.running_mean is not None and module.running_var is not None:
+    if running_mean is not None and running_var is not None:
         with torch.no_grad():
-            assert module.num_batches_tracked is not None
-            module.num_batches_tracked += 1
-            rate = 1 / float(module.num_batches_tracked) if module.momentum is None else module.momentum
-            module.running_mean.lerp_(mean, rate)
-            module.running_var.lerp_(variance * count / (count - 1), rate)
-    result = centred * (variance + module.eps).rsqrt().view(shape)
-    if module.affine:
-        result = result * module.weight.view(shape) + module.bias.view(shape)
+            running_mean.lerp_(mean, momentum)
+            running_var.lerp_(variance * count / (count - 1), momentum)
+    result = centred * (variance + eps).rsqrt().view(shape)
+    if weight is not None:
+        result = result * weight.view(shape)
+    if bias is not None:
+        result = result + bias.view(shape)
     return result.to(x.dtype)
-
-
-def _fused(module: _BatchNorm, x: Tensor) -> Tensor:
-    """Like `_synchronised`, by torch's operation for GPUs: one collective forward, one backward, no waiting."""
-    from torch.nn.modules._functions import SyncBatchNorm
-
-    rate = 0.0 if module.momentum is None else module.momentum
-    if module.track_running_stats and module.num_batches_tracked is not None:
-        module.num_batches_tracked.add_(1)
-        if module.momentum is None:
-            rate = 1 / float(module.num_batches_tracked)
-    result: Tensor = SyncBatchNorm.apply(  # type: ignore[no-untyped-call]
-        x,
-        module.weight,
-        module.bias,
-        module.running_mean,
-        module.running_var,
-        module.eps,
-        rate,
-        distributed.group.WORLD,
-        distributed.get_world_size(),
-    )
-    return result
