@@ -57,6 +57,10 @@ def written(
             **{key: getattr(cfg, key).name for key in ("dataset", "model", "pruner", "ablation")},
             "search_train_examples": 0,
             "collapsed_layers": [],
+            "dataset_checksum": "0123abcd",
+            "num_classes": {"mnist": 10, "cifar10": 10, "cifar100": 100, "tiny_imagenet": 200}.get(
+                number.settings["dataset"], 1000
+            ),
             "num_prunable": 14_000_000,
             "macs_dense": 100,
             "macs_masked": 42,

@@ -105,7 +105,7 @@ def test_every_run_of_the_experiment_has_its_number(tmp_path: Path) -> None:
         (directory / "config.yaml").write_text(composition.rerunnable(cfg))
         of_network = {key: getattr(cfg, key).name for key in ("dataset", "model", "pruner", "ablation")}
         row = {"id": cfg.id, "group": cfg.group, "seed": 0, "target_sparsity": cfg.sparsity, "test_top1": 0.9}
-        rows.append(of_network | row | {"search_train_examples": 1})
+        rows.append(of_network | row | {"search_train_examples": 1, "dataset_checksum": "0123abcd", "num_classes": 10})
     found = matching.compare(NUMBERS, rows, tmp_path / "results", Rule())
     beside = Counter(group for c in found if c.ours for group in c.groups)
     assert len(cfgs) == 45 and beside == {cfg.group: 1 for cfg in cfgs}

@@ -251,7 +251,7 @@ def test_a_difference_says_what_its_seeds_resolve() -> None:
 def marked(**accuracies: list[float]) -> tuple[set[str], set[str]]:
     """What is bold, and what a test cannot tell from it."""
     grid = only(rows(**accuracies))
-    untold = comparison.not_told_from_best(grid, 0.9, comparison.comparisons(grid.at(0.9)))
+    untold, _ = comparison.not_below_best(grid, 0.9, comparison.comparisons(grid.at(0.9)))
     bold, untold = ({m.removesuffix("-1111bbbb") for m in found} for found in (comparison.best(grid, 0.9), untold))
     return bold, untold
 
@@ -265,6 +265,30 @@ def test_bold_is_the_best_mean_and_another_mark_what_cannot_be_told_from_it() ->
     assert marked(a=best) == (set(), set())  # better than nothing
     assert marked(dense=[0.99, 0.98, 0.97, 0.985], a=best, c=far) == ({"a"}, set())  # dense is no method
     assert marked(snip=[0.13, 0.10, 0.13], synflow=[0.35, 0.31, 0.48])[0] == {"synflow"}
+
+
+def untested(**accuracies: list[float]) -> tuple[set[str], set[str], set[str]]:
+    """What is bold, what a test does not show to be below it, and what was not tested against it."""
+    grid = only(rows(**accuracies))
+    marks = comparison.not_below_best(grid, 0.9, comparison.comparisons(grid.at(0.9)))
+    bold, untold, others = (
+        {m.removesuffix("-1111bbbb") for m in found} for found in (comparison.best(grid, 0.9), *marks)
+    )
+    return bold, untold, others
+
+
+def test_a_method_with_fewer_seeds_is_not_ranked_and_no_test_is_said_to_be_none() -> None:
+    best, near = [0.90, 0.91, 0.92, 0.93, 0.92], [0.901, 0.905, 0.922, 0.928, 0.92]
+    far = [0.70, 0.712, 0.718, 0.731, 0.72]
+    assert untested(a=best, b=near, c=far, d=[0.99]) == ({"a"}, {"b"}, {"d"})
+    assert untested(a=best, b=near[:2], c=far) == ({"a"}, set(), {"b"})
+    shifted = [value - 0.01 for value in best]  # by the same in every seed: its spread is not known
+    assert untested(a=best, b=shifted, c=far) == ({"a"}, set(), {"b"})
+    # With few seeds, and better in these: it may not look worse.
+    assert untested(a=[0.940, 0.9412, 0.9419, 0.90, 0.90], b=[0.950, 0.9513, 0.9521], c=far) == ({"a"}, {"b"}, set())
+    assert untested(a=best[:2], b=far[:2]) == ({"a"}, set(), set())  # nothing was tested, which a warning says
+    tied = untested(a=best, b=[*best[1:], best[0]], c=far)
+    assert tied == ({"a", "b"}, set(), set())
 
 
 def test_fewer_than_three_seeds_are_not_tested() -> None:

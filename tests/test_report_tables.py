@@ -43,6 +43,9 @@ def test_costs_are_multiples_of_one_training_of_the_dense_network() -> None:
         row("rigl", 0, score_flops=0, train_macs_per_image=300, train_flops=dense),
         row("edge_popup", 0, score_flops=0, search_train_flops=dense, train_examples=0, train_flops=0),
         row("given", 0, mask="mask.safetensors", macs_masked=500, train_flops=dense),
+        row("collapsed", 0, score_flops=0, macs_masked=50, train_flops=dense),
+        row("collapsed", 1, score_flops=0, macs_masked=50, train_flops=0, train_examples=0, stopped="collapse"),
+        row("stopped", 0, score_flops=0, train_flops=0, train_examples=0, stopped="collapse"),
     ]
     grid, _, looks = made(runs)
     text = written(costs, grid, looks)
@@ -50,6 +53,7 @@ def test_costs_are_multiples_of_one_training_of_the_dense_network() -> None:
     assert cells.pop("method") == "10×"
     assert cells == {
         "snip": "0.01 + 0.1", "magnitude": "3 + 0.1", "rigl": "0 + 0.2", "edge_popup": "1 + 0", "given": "? + 1",
+        "collapsed": "0 + 0.1", "stopped": "0 + –",
     }  # fmt: skip
     assert "A question mark" in text
     for others in (
@@ -150,8 +154,12 @@ def test_marks_say_what_is_best_and_what_cannot_be_told_from_it() -> None:
     _, table, looks = made(rows(**seeds))
     text = tables.markdown(table, looks)
     assert "| **93.20 ± 0.26** |" in text and "| 93.10 ± 0.10 † |" in text and "| 20.83 ± 0.76 |" in text
-    assert "Bold: the best mean" in text and "† A paired t test cannot tell it from the best mean" in text
-    assert "There is no run of the dense network." in text and "no test was made" not in text
+    assert "Bold: the best mean" in text and "† A paired t test does not show it to be below the best mean" in text
+    assert "There is no run of the dense network." in text and "test was made" not in text
+    _, table, looks = made([*rows(**seeds), *rows((0.99,), snip=[0.5, 0.6], synflow=[0.6, 0.5, 0.4])])
+    text = tables.markdown(table, looks)
+    assert "- No test was made at 100×: that takes 3 seeds which two methods have in common." in text
+    assert "Bold: the best mean of a column, of those with the most seeds." in text and "§" not in text
     _, table, looks = made(rows(**{name: values[:2] for name, values in seeds.items()}))
     text = tables.markdown(table, looks)
     assert "- 2 seeds: no test was made, because that takes 3." in text and "†" not in text and text.count("**") == 2
@@ -269,9 +277,12 @@ def test_the_page_begins_with_what_was_compared_and_the_best_methods(tmp_path: P
     text = (tmp_path / "report" / "index.html").read_text()
     head = text[text.index("<h1>") : text.index("</header>")]
     assert "Pruning methods on digits, resnet20" in head
-    assert "snip, synflow and random at 10× and 100× compression, 3 seeds each." in head
+    assert "snip, synflow and random at 10× and 100× compression, 2 to 3 seeds each." in head
     best = re.findall(r"<dt>Best at ([^<]*)</dt><dd><svg.*?</svg> ([^<]*)</dd>", head)
-    assert [(ratio, words[:13]) for ratio, words in best] == [("10×", "snip, 93.20 ±"), ("100×", "snip, 93.25 ±")]
+    assert [(ratio, words[:13]) for ratio, words in best] == [("10×", "snip, 93.20 ±"), ("100×", "synflow, 90.4")]
+    assert (
+        "with fewer seeds snip is higher; no test shows it above random; it was not tested against snip" in best[1][1]
+    )
     for word in ("cell", "protocol", "checksum", "cafecafe", "0000aaaa"):  # of insiders
         assert word not in head
     origin = text[text.index("Where the numbers come from") :]
@@ -281,7 +292,7 @@ def test_the_page_begins_with_what_was_compared_and_the_best_methods(tmp_path: P
     text = (tmp_path / "both" / "index.html").read_text()
     overview = text[text.index("Best method by task") : text.index("</header>")]
     assert "Pruning methods on 2 tasks" in text
-    assert re.findall(r"(\w+ \d+\.\d+)</td>", overview) == ["snip 93.20", "snip 93.25", "synflow 60.00"]
+    assert re.findall(r"(\w+ \d+\.\d+)</td>", overview) == ["snip 93.20", "synflow 90.40", "synflow 60.00"]
 
 
 def test_names_can_be_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -136,6 +136,20 @@ def test_two_equal_runs_beside_a_paper_without_a_spread_decide_nothing() -> None
     assert judge(sample([0.93] * 3), Sample(0.93, None, None), Rule()).name == REPRODUCED
 
 
+@pytest.mark.parametrize("num_theirs", [None, 3])
+def test_equal_runs_of_ours_tell_nothing_of_the_spread_of_others(num_theirs: int | None) -> None:
+    """Ours collapsed in all seeds. Three published runs of 1, 1 and 6.1 % have the mean 2.7 %, too."""
+    verdict = judge(sample([0.01] * 5), Sample(0.027, None, num_theirs), Rule())
+    assert (verdict.name, verdict.interval) == (UNDERPOWERED, None) and "show none" in verdict.reason
+
+
+def test_half_of_the_last_printed_digit_is_allowed_in_addition() -> None:
+    ours = Sample(0.9245, 0.0002, 5)  # 92.5 is printed as 93, too
+    assert judge(ours, Sample(0.93, None, None), Rule()).name == DEVIATES
+    verdict = judge(ours, Sample(0.93, None, None), Rule(), unit=0.005)
+    assert (verdict.name, verdict.margin) == (REPRODUCED, pytest.approx(0.01))
+
+
 def test_numbers_without_training_are_judged_by_their_tolerance() -> None:
     assert judge_exactly(0.4138, 0.42, 0.003, 0.005).name == REPRODUCED
     assert judge_exactly(0.4138, 0.42, 0.001, 0.005).name == DEVIATES

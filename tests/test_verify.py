@@ -19,7 +19,7 @@ from published_runs import FIGURE_6, NUMBERS, find, written
 
 from pai_bench.errors import DataError
 from pai_bench.launch import terminal
-from pai_bench.published import matching
+from pai_bench.published import matching, pages
 from pai_bench.published.matching import MISSING, NO_EXPERIMENT, NOT_COMPARABLE
 from pai_bench.published.numbers import Number
 from pai_bench.published.verdicts import (
@@ -72,6 +72,26 @@ def test_a_copy_of_the_images_is_no_reproduction(write: Write, tmp_path: Path) -
         "dataset.verify=false: the images are not the published files, but a copy of them; "
         "training.epochs=2, published 160"
     )
+
+
+def test_runs_on_images_of_two_kinds_are_no_sample(write: Write, tmp_path: Path) -> None:
+    rows = write(SYNFLOW, [0.72, 0.721, 0.7205, 0.7212])
+    for row in rows[2:]:
+        row["dataset_checksum"] = "deadbeef"
+    comparison = compared(rows, tmp_path, [SYNFLOW])[f"Figure 6: {SYNFLOW.label}"]
+    assert comparison.name == NOT_COMPARABLE
+    assert comparison.reason == (
+        "the runs have images of different checksums (0123abcd, deadbeef); compare those of one alone"
+    )
+
+
+def test_a_published_spread_of_zero_is_one_at_chance_alone(write: Write, tmp_path: Path) -> None:
+    rows = write(SYNFLOW, [SYNFLOW.value - 0.001])
+    found = compared(rows, tmp_path, [replace(SYNFLOW, sd=0.0)])[f"Figure 6: {SYNFLOW.label}"]
+    assert found.name == UNDERPOWERED and found.verdict and found.verdict.interval is None
+    chance = replace(SYNFLOW, sd=0.0, value=0.01)
+    rows = write(chance, [0.01])
+    assert compared(rows, tmp_path, [chance])[f"Figure 6: {SYNFLOW.label}"].name == REPRODUCED
 
 
 def test_what_cannot_change_a_result_makes_no_difference(write: Write, tmp_path: Path) -> None:
@@ -216,7 +236,11 @@ def test_a_threshold_lies_between_the_last_whole_and_the_first_empty_layer(
 ) -> None:
     number = find("Where magnitude pruning empties the classifier of ResNet-18", "cifar10")
     rows = curve(write, tmp_path, number, [last_whole], [0.75, 1.0, 1.25, 1.5])
-    assert compared(rows, tmp_path, [number]).popitem()[1].name == expected
+    comparison = compared(rows, tmp_path, [number]).popitem()[1]
+    assert comparison.name == expected and comparison.ours is None  # only between which values it lies is known
+    assert comparison.reason == f"here it lies between {last_whole:g} and {last_whole + 0.25:g}"
+    record = pages.records([comparison])[0]
+    assert (record["ours"], record["difference"], record["verdict"]) == (None, None, expected)
 
 
 def test_numbers_of_methods_that_are_not_here_say_why() -> None:

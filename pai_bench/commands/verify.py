@@ -81,7 +81,7 @@ def main() -> None:
         print(pages.text(listed, rule) if listed else "no run here can be compared with a published number\n")
         print(f"{pages.stated(rule)}\n{pages.counted(comparisons)}")
         if arguments.output:
-            pages.write(listed, arguments.output, rule)
+            pages.write(listed, arguments.output, rule, comparisons)
             print(f"written: {arguments.output}")
         failing = matching.not_reproduced(comparisons)
         if arguments.strict and failing:

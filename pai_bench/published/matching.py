@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +29,7 @@ _SAME_DENSITY = 0.002  # relative tolerance: papers and recipes round, and 1.778
 _AFTER_THE_MASK = ("training", "on_collapse")  # these have no effect on a mask that is found before training
 _GRID_STEP = 0.2501  # log10 of compression: the largest distance of the two points between which a layer empties
 _CHANCE = 3.0  # the density of a layer may also be off by this many standard deviations of a binomial count
+_AT_CHANCE = 0.001  # a published accuracy is that of guessing, if it differs by no more
 _MAX_DIFFERENCES = 4  # how many different settings a reason names
 
 
@@ -38,7 +39,7 @@ class Comparison:
 
     number: Number
     name: str  # one of the three names in verdicts.py, or of the three names above
-    ours: Sample | None = None
+    ours: Sample | None = None  # None: there are no runs, or they say only between which values it lies
     verdict: Verdict | None = None
     reason: str = ""
     groups: tuple[str, ...] = ()  # the names of the runs, without their seeds
@@ -165,9 +166,12 @@ def compare(numbers: Sequence[Number], rows: Sequence[Row], root: Path, rule: Ru
         ConfigError: like `Recipes.of`.
         DataError: a file of a run is damaged.
     """
-    groups: dict[str, Group] = {}
+    of_images: dict[tuple[str, str], Group] = {}
     for row in rows:
-        groups.setdefault(row["group"], Group(root)).rows.append(row)
+        of_images.setdefault((row["group"], row["dataset_checksum"]), Group(root)).rows.append(row)
+    # A group on images of two kinds is two groups, which differ in a part of their names.
+    num_kinds = Counter(name for name, _ in of_images)
+    groups = {name if num_kinds[name] == 1 else f"{name}@{kind}": one for (name, kind), one in of_images.items()}
     of_network: dict[tuple[str, ...], dict[str, Group]] = defaultdict(dict)
     for name, group in groups.items():
         of_network[tuple(str(group.rows[0][key]) for key in NETWORK)][name] = group
@@ -209,6 +213,9 @@ def compare(numbers: Sequence[Number], rows: Sequence[Row], root: Path, rule: Ru
                 matching[name] = group
             elif _same_options(config(name), number) and _breaks_as(group.rows[0], recipe):
                 reasons[name] = _in_words(different)  # else it is another experiment
+        if len(kinds := sorted({str(group.rows[0]["dataset_checksum"]) for group in matching.values()})) > 1:
+            reason = f"the runs have images of different checksums ({', '.join(kinds)}); compare those of one alone"
+            return Comparison(number, NOT_COMPARABLE, reason=reason, groups=tuple(matching))
         if matching:
             return _judged(number, matching, rule)
         if not reasons:
@@ -260,7 +267,7 @@ def _judged(number: Number, groups: dict[str, Group], rule: Rule) -> Comparison:
         for row in group.rows:  # the nearest density comes last and replaces the others
             once[(row["seed"],) if number.density is not None else (row["seed"], group.density)] = group, row
     rows = list(once.values())
-    chance = 0.0
+    chance, between = 0.0, ""
     match number.table.quantity:
         case "layer_density":
             layers = [_layer(number, group, row) for group, row in rows]
@@ -275,8 +282,12 @@ def _judged(number: Number, groups: dict[str, Group], rule: Rule) -> Comparison:
             if wide:
                 reason = f"log10 of where a layer empties is known too roughly; seed {', '.join(wide)}"
                 return Comparison(number, MISSING, reason=reason, groups=tuple(groups))
-            low_ends = quantity == "critical_compression"
-            values = [low if low_ends else min(max(number.value, low), high) for low, high in brackets.values()]
+            if quantity == "critical_compression":
+                values = [low for low, _ in brackets.values()]
+            else:
+                values = [min(max(number.value, low), high) for low, high in brackets.values()]
+                lows, highs = zip(*brackets.values(), strict=True)
+                between = f"here it lies between {min(lows):g} and {max(highs):g}"
         case accuracy:
             if any(row[accuracy] is None for _, row in rows):
                 raise ConfigError(f"{number.table.paper}, {number.table.name}: runs of its recipe have no {accuracy}")
@@ -284,11 +295,19 @@ def _judged(number: Number, groups: dict[str, Group], rule: Rule) -> Comparison:
     ours = sample(values)
     tolerance = number.table.tolerance
     if tolerance is None:
-        verdict = judge(ours, Sample(number.value, number.sd, number.num_runs), rule)
+        verdict = judge(ours, _theirs(number, rows[0][1]), rule, number.rounding)
     else:
         allowed = tolerance.absolute + tolerance.relative * number.value + chance
         verdict = judge_exactly(ours.mean, number.value, allowed, number.rounding)
-    return Comparison(number, verdict.name, ours, verdict, verdict.reason, tuple(groups))
+    return Comparison(
+        number, verdict.name, None if between else ours, verdict, between or verdict.reason, tuple(groups)
+    )
+
+
+def _theirs(number: Number, row: Row) -> Sample:
+    """The published mean. A deviation of zero is that of runs at chance; elsewhere it is none that one can build on."""
+    at_chance = abs(number.value - 1 / row["num_classes"]) <= max(number.rounding, _AT_CHANCE)
+    return Sample(number.value, number.sd if number.sd or at_chance else None, number.num_runs)
 
 
 def _layer(number: Number, group: Group, row: Row) -> dict[str, Any]:

@@ -34,14 +34,18 @@ def text(comparisons: Sequence[Comparison], rule: Rule) -> str:
     return "\n".join(lines)
 
 
-def markdown(comparisons: Sequence[Comparison], rule: Rule) -> str:
-    """The same tables in Markdown, with headings, and the counts of verdicts."""
+def markdown(comparisons: Sequence[Comparison], rule: Rule, chosen: Sequence[Comparison] | None = None) -> str:
+    """The same tables in Markdown, with headings, and the counts of verdicts.
+
+    Args:
+        chosen: all comparisons that were asked for, which are counted. None: those that are shown.
+    """
     lines = ["# Published numbers and ours", "", f"{stated(rule)}.", ""]
     for table, some in groupby(comparisons, key=lambda comparison: comparison.number.table):
         header, *rows = _cells(list(some), rule)
         lines += [f"## {_heading(table)}", "", *(f"- {line}" for line in _about(table)), ""]
         lines += [_row(header), _row(["---", *["---:"] * 4, *["---"] * (len(header) - 5)]), *map(_row, rows), ""]
-    return "\n".join([*lines, counted(comparisons), ""])
+    return "\n".join([*lines, counted(comparisons if chosen is None else chosen), ""])
 
 
 def stated(rule: Rule) -> str:
@@ -64,15 +68,20 @@ def records(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
     return [_record(comparison) for comparison in comparisons]
 
 
-def write(comparisons: Sequence[Comparison], path: Path, rule: Rule) -> None:
+def write(
+    comparisons: Sequence[Comparison], path: Path, rule: Rule, chosen: Sequence[Comparison] | None = None
+) -> None:
     """Writes comparisons to a file, whole or not at all. The ending of its name chooses the format.
+
+    Args:
+        chosen: as in `markdown`.
 
     Raises:
         ConfigError: the format is unknown, or the file cannot be written.
     """
     check_format(path)
     if path.suffix == ".md":
-        content = markdown(comparisons, rule)
+        content = markdown(comparisons, rule, chosen)
     elif path.suffix == ".json":
         found = {"rule": vars(rule), "comparisons": records(comparisons)}
         content = json.dumps(files.valid(found), indent=2, allow_nan=False) + "\n"
@@ -123,7 +132,7 @@ def _cells(comparisons: Sequence[Comparison], rule: Rule) -> list[list[str]]:
             return f"{scale * sample.mean:{digits}}{deviation} ({sample.num or '?'})"
 
         difference = margin = ""
-        if verdict is not None:
+        if verdict is not None and comparison.ours is not None:
             difference, margin = f"{scale * verdict.difference:+{digits}}", f"{scale * verdict.margin:{digits}}"
             if verdict.interval is not None:
                 low, high = (f"{scale * end:+{digits}}" for end in verdict.interval)
@@ -143,7 +152,8 @@ def _short(number: Number) -> str:
 
 
 def _record(comparison: Comparison) -> dict[str, Any]:
-    number, ours, verdict = comparison.number, comparison.ours, comparison.verdict
+    number, ours = comparison.number, comparison.ours
+    verdict = comparison.verdict if ours else None
     table, interval = number.table, verdict.interval if verdict else None
     return {
         "paper": table.paper,

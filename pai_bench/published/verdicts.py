@@ -73,7 +73,7 @@ def sample(values: Sequence[float]) -> Sample:
     return Sample(fmean(values), stdev(values) if len(values) > 1 else None, len(values))
 
 
-def judge(ours: Sample, theirs: Sample, rule: Rule) -> Verdict:
+def judge(ours: Sample, theirs: Sample, rule: Rule, unit: float = 0.0) -> Verdict:
     """The verdict on two means of runs.
 
     The interval is Student's interval for two samples with a common variance. The question is whether both samples come
@@ -82,8 +82,11 @@ def judge(ours: Sample, theirs: Sample, rule: Rule) -> Verdict:
 
     REPRODUCED: the interval lies within the margin. DEVIATES: the interval does not contain zero, and the difference
     exceeds the margin. UNDERPOWERED: neither is the case.
+
+    Args:
+        unit: half a unit of the last printed digit of their mean. It is allowed in addition.
     """
-    difference, margin = ours.mean - theirs.mean, rule.margin_for(theirs)
+    difference, margin = ours.mean - theirs.mean, rule.margin_for(theirs) + unit
     pooled = _pooled(ours, theirs)
     if pooled is None:
         whose = (
@@ -95,6 +98,9 @@ def judge(ours: Sample, theirs: Sample, rule: Rule) -> Verdict:
         reason = "the paper tells no spread, and two equal runs of ours show none; three are the least"
         return Verdict(UNDERPOWERED, difference, margin, reason=reason)
     margin += 1e-12  # in floating point, 0.935 - 0.93 exceeds 0.005
+    if sd == 0 and theirs.sd is None and abs(difference) > margin:  # ours are at chance, and theirs need not be
+        reason = "the paper tells no spread, and equal runs of ours show none"
+        return Verdict(UNDERPOWERED, difference, margin, reason=reason)
     half = _half_width(sd, ours.num or 1, theirs, rule.confidence)
     interval = difference - half, difference + half
     if max(map(abs, interval)) <= margin:

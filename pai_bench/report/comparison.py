@@ -141,10 +141,9 @@ def comparisons(configurations: Sequence[Configuration]) -> list[Difference]:
 def best(grid: Grid, level: float) -> set[str]:
     """The methods to print in bold: those with the best mean, if other methods are below it.
 
-    None if the best mean is near chance. The dense network does not count as a method. Configurations with untrained
-    runs are left out.
+    None if the best mean is near chance. See `ranked`.
     """
-    means = {one.method: one.mean for one in _ranked(grid, level) if one.mean is not None}
+    means = {one.method: one.mean for one in ranked(grid, level) if one.mean is not None}
     top = max(means.values(), default=0.0)
     if grid.near_chance(top):
         return set()
@@ -152,17 +151,38 @@ def best(grid: Grid, level: float) -> set[str]:
     return found if len(found) < len(means) else set()
 
 
-def not_told_from_best(grid: Grid, level: float, differences: Sequence[Difference]) -> set[str]:
-    """The other methods that a test cannot distinguish from the best mean, after the correction."""
+def not_below_best(grid: Grid, level: float, differences: Sequence[Difference]) -> tuple[set[str], set[str]]:
+    """The other methods that no test shows to be below the best mean, after the correction.
+
+    Returns:
+        those that were tested against every method with the best mean, and those that were not. Both are empty where
+        nothing was tested.
+    """
     leading = best(grid, level)
-    found = set()
-    for d in differences:
-        if {d.first, d.second} & leading and d.p_holm is not None and not d.significant:
-            found |= {d.first, d.second} - leading
-    return found & {configuration.method for configuration in _ranked(grid, level)}
+    tests = {(d.first, d.second): d for d in differences if d.p_holm is not None}
+    untold, untested = set[str](), set[str]()
+    for method in {one.method for one in with_means(grid, level)} - leading if leading and tests else ():
+        found = [tests.get((method, other), tests.get((other, method))) for other in leading]
+        below = [d for d in found if d and d.significant and (d.mean < 0) == (d.first == method)]
+        if None in found and not below:
+            untested.add(method)
+        elif not below:
+            untold.add(method)
+    return untold, untested
 
 
-def _ranked(grid: Grid, level: float) -> list[Configuration]:
+def ranked(grid: Grid, level: float) -> list[Configuration]:
+    """The configurations whose means are ranked: those with the most seeds, because means of others are less certain.
+
+    The dense network does not count as a method.
+    """
+    found = with_means(grid, level)
+    most = max((configuration.n for configuration in found), default=0)
+    return [configuration for configuration in found if configuration.n == most]
+
+
+def with_means(grid: Grid, level: float) -> list[Configuration]:
+    """The configurations that prune, without those that have untrained runs."""
     return [
         configuration
         for configuration in grid.at(level)

@@ -1,6 +1,7 @@
 """What masks and trainings cost, in multiples of one training of the dense network."""
 
 from collections.abc import Mapping
+from statistics import fmean
 
 from pai_bench.report import more_tables
 from pai_bench.report.configurations import Configuration, Grid
@@ -15,18 +16,22 @@ def dense_flops(grid: Grid) -> float | None:
     return max((one.average("train_flops") for one in grid.dense), default=0.0) or None
 
 
-def shares(configuration: Configuration, dense: float) -> tuple[float, float]:
+def shares(configuration: Configuration, dense: float) -> tuple[float, float | None]:
     """The costs of the search and of the training after it, as multiples of one training of the dense network.
 
-    In the search every operation counts, as a GPU computes it. In the training zeros cost nothing.
+    In the search every operation counts, as a GPU computes it. In the training zeros cost nothing. Runs that
+    `on_collapse=stop` left untrained do not count there; None if no other is left.
 
     Args:
         dense: as from `dense_flops`.
     """
     # Two operations for a multiply-add. Rows without train_macs_per_image have masks that stay.
-    rows = configuration.rows
-    training = [2 * row["train_examples"] * row.get("train_macs_per_image", 3 * row["macs_masked"]) for row in rows]
-    return configuration.search("flops") / dense, sum(training) / len(training) / dense
+    training = [
+        2 * row["train_examples"] * row.get("train_macs_per_image", 3 * row["macs_masked"])
+        for row in configuration.rows
+        if not row["stopped"]
+    ]
+    return configuration.search("flops") / dense, fmean(training) / dense if training else None
 
 
 def table(grid: Grid, looks: Mapping[str, Look]) -> MoreTable | None:
@@ -39,7 +44,7 @@ def table(grid: Grid, looks: Mapping[str, Look]) -> MoreTable | None:
             return "–"
         search, training = shares(configuration, dense)
         found = "?" if configuration.given else _number(search)
-        return f"{found} + {_number(training)}"
+        return f"{found} + {'–' if training is None else _number(training)}"
 
     note = (
         "Search + training, in multiples of the floating-point operations of one training of the dense network. "

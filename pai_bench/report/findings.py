@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pai_bench.report import names
-from pai_bench.report.comparison import FEWEST, Difference, best, not_told_from_best
+from pai_bench.report.comparison import FEWEST, Difference, not_below_best, ranked, with_means
 from pai_bench.report.configurations import Grid
 from pai_bench.report.names import Look
 
@@ -23,12 +23,14 @@ class Best:
 def compared(grid: Grid, looks: Mapping[str, Look]) -> str:
     """What a grid compares, in one sentence."""
     labels = [looks[method].label for method in grid.methods]
-    seeds = names.counted(len(grid.seeds), "seed")
+    numbers = {len(one.rows) for one in [*grid.configurations.values(), *grid.dense]}
+    fewest = f"{min(numbers)} to " if len(numbers) > 1 else ""
+    seeds = fewest + names.counted(max(numbers), "seed")
     if not labels:
         return f"The dense network, {seeds}."
     at = names.listed([names.compression(level) for level in grid.levels])
     kind = " of filters" if grid.filters else ""
-    return f"{names.listed(labels)} at {at} compression{kind}, {seeds}{' each' if len(grid.seeds) > 1 else ''}."
+    return f"{names.listed(labels)} at {at} compression{kind}, {seeds}{' each' if max(numbers) > 1 else ''}."
 
 
 def winners(grid: Grid, differences: Mapping[float, Sequence[Difference]], looks: Mapping[str, Look]) -> list[Best]:
@@ -39,9 +41,9 @@ def winners(grid: Grid, differences: Mapping[float, Sequence[Difference]], looks
     """
     found = []
     for level in grid.levels:
-        ranked = [c for c in grid.at(level) if not c.dense and not c.untrained and c.mean is not None]
-        top = max((c.mean for c in ranked if c.mean is not None), default=None)
-        leading = [c for c in ranked if c.mean == top]
+        means = ranked(grid, level)
+        top = max((c.mean for c in means if c.mean is not None), default=None)
+        leading = [c for c in means if c.mean == top]
         if top is None:
             found.append(Best(level, (), None, "no method was trained with every seed"))
         elif grid.near_chance(top):
@@ -51,19 +53,32 @@ def winners(grid: Grid, differences: Mapping[float, Sequence[Difference]], looks
             sd = leading[0].sd if len(leading) == 1 else None
             words = f"{names.listed([looks[c.method].label for c in leading])}, {names.percent(top)}"
             words += f" ± {names.percent(sd)} %" if sd is not None else " %"
-            untold = not_told_from_best(grid, level, differences.get(level, ()))
-            others = [looks[method].label for method in grid.methods if method in untold]
-            if best(grid, level) and others:
-                words += f"; a test cannot tell it from {names.listed(others)}"
+            untold, untested = (
+                names.listed([looks[method].label for method in grid.methods if method in methods])
+                for methods in not_below_best(grid, level, differences.get(level, ()))
+            )
+            higher = [looks[c.method].label for c in with_means(grid, level) if (c.mean or 0) > top and c not in means]
+            words += f"; with fewer seeds {names.listed(higher)} {_verb(higher)} higher" if higher else ""
+            words += f"; no test shows it above {untold}" if untold else ""
+            words += f"; it was not tested against {untested}" if untested else ""
             found.append(Best(level, tuple(c.method for c in leading), 100 * top, words))
     return found
 
 
-def warnings(grid: Grid, looks: Mapping[str, Look]) -> list[str]:
-    """What a reader of the table must know first: too few seeds, no dense network, chance, collapsed networks."""
+def warnings(grid: Grid, differences: Mapping[float, Sequence[Difference]], looks: Mapping[str, Look]) -> list[str]:
+    """What a reader of the table must know first: too few seeds, no dense network, chance, collapsed networks.
+
+    Args:
+        differences: all comparisons at each sparsity.
+    """
     found = []
-    if len(grid.seeds) < FEWEST and len(grid.methods) > 1:
+    several = [level for level in grid.levels if sum(not one.dense for one in grid.at(level)) > 1]
+    untested = [level for level in several if all(d.p is None for d in differences.get(level, ()))]
+    if len(grid.seeds) < FEWEST and several:
         found.append(f"{names.counted(len(grid.seeds), 'seed')}: no test was made, because that takes {FEWEST}.")
+    elif untested:
+        at = names.listed([names.compression(level) for level in untested])
+        found.append(f"No test was made at {at}: that takes {FEWEST} seeds which two methods have in common.")
     if not grid.dense:
         found.append("There is no run of the dense network.")
     for level in grid.levels:
@@ -80,6 +95,10 @@ def warnings(grid: Grid, looks: Mapping[str, Look]) -> list[str]:
         if collapsed:
             found.append(f"Networks collapsed at {names.compression(level)}: {names.listed(collapsed)}.")
     return found
+
+
+def _verb(subjects: Sequence[str]) -> str:
+    return "is" if len(subjects) == 1 else "are"
 
 
 def _percent(fraction: float) -> str:

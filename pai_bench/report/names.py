@@ -200,6 +200,8 @@ def percent(fraction: float, digits: int = 2) -> str:
 def sparsity(level: float) -> str:
     """A sparsity in percent, with as many digits as the density needs: 99.67 %."""
     digits = max(0, 1 - math.floor(math.log10(100 * (1 - level)) + 1e-9))
+    while abs(round(100 * level, digits) - 100 * level) > 1 - level:  # a hundredth of the density
+        digits += 1
     text = f"{100 * level:.{digits}f}"
     return f"{text.rstrip('0').rstrip('.') if '.' in text else text} %"
 

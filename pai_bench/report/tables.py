@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from pai_bench.report import findings, names
-from pai_bench.report.comparison import Difference, best, critical, not_told_from_best
+from pai_bench.report.comparison import FEWEST, Difference, best, critical, not_below_best
 from pai_bench.report.configurations import Configuration, Grid, compression
 from pai_bench.report.names import Look
 from pai_bench.report.plots import Shown
 from pai_bench.system.files import csv_text
 
-UNTOLD, UNTRAINED, ASTERISK = "†", "‡", "*"
+UNTOLD, UNTESTED, UNTRAINED, ASTERISK = "†", "§", "‡", "*"
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,13 @@ def accuracy(
     """
     full = len(grid.seeds)
     bold = {level: best(grid, level) for level in grid.levels}
-    untold = {level: not_told_from_best(grid, level, differences.get(level, ())) for level in grid.levels}
+    marked = {level: not_below_best(grid, level, differences.get(level, ())) for level in grid.levels}
 
     def entry(configuration: Configuration | None) -> Entry:
         if configuration is None:
             return Entry(None, None, 0, run=False)
-        marks = UNTOLD if configuration.method in untold.get(configuration.sparsity, ()) else ""
+        untold, untested = marked.get(configuration.sparsity, ((), ()))
+        marks = UNTOLD * (configuration.method in untold) + UNTESTED * (configuration.method in untested)
         marks += (UNTRAINED if configuration.untrained else "") + (ASTERISK if configuration.share("either") else "")
         mean, sd = (None if value is None else 100 * value for value in (configuration.mean, configuration.sd))
         return Entry(
@@ -74,7 +75,7 @@ def accuracy(
     dense = tuple((configuration.method, entry(configuration)) for configuration in grid.dense)
     entries = [*(entry for _, line in rows for entry in line), *(entry for _, entry in dense)]
     columns = tuple((names.compression(level), names.sparsity(level)) for level in grid.levels)
-    warnings = tuple(findings.warnings(grid, looks))
+    warnings = tuple(findings.warnings(grid, differences, looks))
     return Table(title, columns, rows, dense, warnings, _notes(grid, entries, statistic, looks))
 
 
@@ -93,11 +94,17 @@ def _notes(grid: Grid, entries: Sequence[Entry], statistic: str, looks: Mapping[
     if grid.filters:
         notes.append("Columns are the share of filters that is pruned, and its compression; not that of weights.")
     if any(entry.bold for entry in entries):
-        notes.append("Bold: the best mean of a column.")
+        most = any(entry.few and entry.run for entry in entries)
+        notes.append(f"Bold: the best mean of a column{', of those with the most seeds' if most else ''}.")
     if any(UNTOLD in entry.marks for entry in entries):
         notes.append(
-            f"{UNTOLD} A paired t test cannot tell it from the best mean at 5 % (Holm, over all pairs of the column), "
-            "which with few seeds says little."
+            f"{UNTOLD} A paired t test does not show it to be below the best mean at 5 % (Holm, over all pairs of the "
+            "column), which with few seeds says little."
+        )
+    if any(UNTESTED in entry.marks for entry in entries):
+        notes.append(
+            f"{UNTESTED} It was not tested against the best mean: the two have fewer than {FEWEST} seeds in common, or "
+            "the same difference in every seed."
         )
     if any(not entry.run for entry in entries):
         notes.append("A dash: there is no run.")
@@ -159,7 +166,7 @@ def markdown(table: Table, looks: Mapping[str, Look]) -> str:
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "×": r"$\times$", "±": r"$\pm$", "†": r"$^\dagger$",
-    "‡": r"$^\ddagger$", "–": "--", "*": r"$^*$",
+    "‡": r"$^\ddagger$", "§": r"$^\S$", "–": "--", "*": r"$^*$",
 }  # fmt: skip
 
 
