@@ -1,5 +1,7 @@
 """How a process computes: the precision and the determinism that are set, and what is called on a GPU."""
 
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -23,9 +25,9 @@ CUDA = torch.device("cuda", 0)
 
 @pytest.fixture(autouse=True)
 def flags() -> Iterator[None]:
-    before = devices._flags()
+    restore = devices._algorithms_kept()
     yield
-    devices._set_flags(before)
+    restore()
 
 
 @pytest.mark.parametrize("precision", ["float32", "tfloat32", "bfloat16", "float16"])
@@ -74,13 +76,57 @@ def test_tfloat32_is_float32_on_a_cpu() -> None:
 def test_scores_are_taken_in_ieee_precision_by_deterministic_algorithms(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     devices.prepare(CUDA, "tfloat32")
-    before = devices._flags()
+    cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+
+    def settings() -> tuple[bool, ...]:
+        return cuda.allow_tf32, cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic
+
+    before = settings()
     with devices.reproducible(CUDA):
-        assert devices._flags() == devices._Flags(False, False, benchmark=False, deterministic=True)
+        assert settings() == (False, False, False, True)
         assert torch.are_deterministic_algorithms_enabled() and torch.is_deterministic_algorithms_warn_only_enabled()
-    assert devices._flags() == before and not torch.are_deterministic_algorithms_enabled()
+    assert settings() == before == (True, True, True, False) and not torch.are_deterministic_algorithms_enabled()
     with devices.reproducible(CPU):
         assert not torch.are_deterministic_algorithms_enabled()
+
+
+# A process of its own: torch has no way back to where nothing was set.
+OF_OTHERS = """
+import torch
+from torch import backends
+from pai_bench.system import devices
+{}
+names = ("cuda.matmul", "cudnn.conv", "cudnn.rnn", "mkldnn.matmul", "mkldnn.conv", "mkldnn.rnn")
+
+def found():
+    return [eval("backends." + name).fp32_precision for name in names]
+
+before, medium = found(), {}
+with devices.settings_restored():
+    devices.prepare(torch.device("cpu"), "float32")
+    assert not {{"tf32", "bf16"}} & set(found()), found()
+    with devices.reproducible(torch.device("cpu")):
+        assert not {{"tf32", "bf16"}} & set(found()), found()
+assert found() == before, (before, found())
+assert medium is None or torch.get_float32_matmul_precision() == medium
+"""
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch sets precision otherwise")
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "backends.cuda.matmul.fp32_precision = 'tf32'",
+        "backends.cudnn.conv.fp32_precision = 'ieee'",
+        "backends.mkldnn.conv.fp32_precision = 'bf16'",
+        "backends.fp32_precision = 'tf32'",
+        "torch.set_float32_matmul_precision('medium')",
+    ],
+)
+def test_the_precision_that_others_set_is_theirs_again(setting: str) -> None:
+    medium = "'medium'" if "medium" in setting else "None"
+    done = subprocess.run([sys.executable, "-c", OF_OTHERS.format(setting, medium)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_what_is_not_deterministic_is_told_once_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,8 +156,11 @@ def test_batch_norms_of_several_gpus_are_synchronised_by_torch(monkeypatch: pyte
         SimpleNamespace(apply=lambda *arguments: called.append(arguments) or arguments[0]),
     )
     monkeypatch.setattr(distributed.distributed, "get_world_size", lambda: 4)
+    monkeypatch.setattr(distributed, "_alone", lambda: False)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
     norm, x = nn.BatchNorm2d(3, momentum=0.3), torch.ones(2, 3, 4, 4)
-    assert distributed._fused(norm, x) is x
+    with distributed.synchronised_norms(norm):
+        assert norm(x) is x
     assert norm.num_batches_tracked == 1
     ((given, weight, bias, mean, variance, eps, rate, _, size),) = called
     assert given is x and weight is norm.weight and bias is norm.bias

@@ -281,6 +281,15 @@ def test_every_process_takes_the_gpu_with_the_fewest_others(tmp_path: Path, monk
     assert devices._least_used() == 1
 
 
+def test_a_gpu_without_an_identity_has_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch 2.4 tells none."""
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(name="a GPU"))
+    for visible, names in ((None, ["0", "1"]), ("2,5", ["2", "5"]), ("GPU-1a, GPU-2b", ["GPU-1a", "GPU-2b"])):
+        if visible is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert [devices._name_of_gpu(index) for index in range(2)] == names
+
+
 def test_a_whole_run_with_adamw(run_cli: RunCli, tmp_path: Path) -> None:
     done = run_cli(
         "pruner=magnitude",

@@ -8,10 +8,10 @@ import secrets
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -55,13 +55,23 @@ def _least_used() -> int:
     """The GPU with the fewest of our processes on this machine. One process gets the same answer at every call."""
     if not _lock_of_gpu:
         folder = files.private_folder(Path(tempfile.gettempdir()) / f"pai_bench-{os.getuid()}")
-        names = [str(torch.cuda.get_device_properties(index).uuid) for index in range(torch.cuda.device_count())]
+        names = [_name_of_gpu(index) for index in range(torch.cuda.device_count())]
         with FileLock(folder / "gpus.lock"):
             numbers = [sum(not _free(lock) for lock in folder.glob(f"gpu-{name}-*.lock")) for name in names]
             index = numbers.index(min(numbers))
             _lock_of_gpu[index] = FileLock(folder / f"gpu-{names[index]}-{secrets.token_hex(4)}.lock")
             _lock_of_gpu[index].acquire()
     return next(iter(_lock_of_gpu))
+
+
+def _name_of_gpu(index: int) -> str:
+    """What all processes of this machine call a GPU."""
+    properties = torch.cuda.get_device_properties(index)
+    if hasattr(properties, "uuid"):
+        return str(properties.uuid)
+    # torch 2.4 does not know it. A process may see some of the GPUs, and then counts these.
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return visible[index].strip() if index < len(visible) and visible[index].strip() else str(index)
 
 
 def _free(path: Path) -> bool:
@@ -95,17 +105,17 @@ def prepare(device: torch.device, precision: str) -> None:
         # Calls that name no GPU would open a context on the first GPU, even if the run uses another one.
         torch.cuda.set_device(device)
     tf32 = precision == "tfloat32" and device.type == "cuda"
-    _set_flags(_Flags(tf32, tf32, benchmark=True, deterministic=False))
+    _set_algorithms(tf32=tf32, benchmark=True, deterministic=False)
 
 
 @contextmanager
 def settings_restored() -> Iterator[None]:
     """Runs a block, and gives torch back the settings of precision and algorithms that it had before."""
-    before = _flags()
+    restore = _algorithms_kept()
     try:
         yield
     finally:
-        _set_flags(before)
+        restore()
 
 
 @contextmanager
@@ -114,8 +124,8 @@ def reproducible(device: torch.device) -> Iterator[None]:
 
     The log names, once, each operation that has no deterministic algorithm.
     """
-    before = _flags()
-    _set_flags(_Flags(False, False, benchmark=False, deterministic=True))
+    restore = _algorithms_kept()
+    _set_algorithms(tf32=False, benchmark=False, deterministic=True)
     # A CPU needs no strict mode: all its algorithms are deterministic. In that mode torch fills new tensors with NaN.
     strict, strictly = device.type == "cuda", torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
@@ -129,26 +139,56 @@ def reproducible(device: torch.device) -> Iterator[None]:
     finally:
         if strict:
             torch.use_deterministic_algorithms(strictly, warn_only=warn_only)
-        _set_flags(before)
+        restore()
 
 
-class _Flags(NamedTuple):
-    """Settings that torch keeps for the whole process."""
+def _algorithms_kept() -> Callable[[], None]:
+    """What gives torch back the settings of precision and algorithms that it has now."""
+    cudnn, operations = torch.backends.cudnn, _operations()
+    benchmark, deterministic = cudnn.benchmark, cudnn.deterministic
+    precisions = [operation.fp32_precision for operation in operations]
+    older = None if operations else (torch.get_float32_matmul_precision(), cudnn.allow_tf32)
 
-    matmul_tf32: bool
-    cudnn_tf32: bool
-    benchmark: bool
-    deterministic: bool
+    def restore() -> None:
+        cudnn.benchmark, cudnn.deterministic = benchmark, deterministic
+        for operation, precision in zip(operations, precisions, strict=True):
+            operation.fp32_precision = precision
+        if older is not None:
+            torch.set_float32_matmul_precision(older[0])
+            cudnn.allow_tf32 = older[1]
+
+    return restore
 
 
-def _flags() -> _Flags:
-    cudnn = torch.backends.cudnn
-    return _Flags(torch.backends.cuda.matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic)
+def _set_algorithms(*, tf32: bool, benchmark: bool, deterministic: bool) -> None:
+    cudnn, operations = torch.backends.cudnn, _operations()
+    cudnn.benchmark, cudnn.deterministic = benchmark, deterministic
+    for number, operation in enumerate(operations):
+        operation.fp32_precision = "tf32" if tf32 and number < _NUM_OF_GPU else "ieee"
+    if not operations:
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        cudnn.allow_tf32 = tf32
 
 
-def _set_flags(flags: _Flags) -> None:
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = flags.matmul_tf32, flags.cudnn_tf32
-    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = flags.benchmark, flags.deterministic
+_NUM_OF_GPU = 3  # of the operations below; the others are of a CPU
+
+
+def _operations() -> list[Any]:
+    """Where the precision of each kind of operation is set, if someone has set it there; otherwise none.
+
+    torch has had this interface since 2.9. Once it was used, torch may refuse to read the older settings.
+    """
+    backends: Any = torch.backends
+    if not hasattr(backends.cuda.matmul, "fp32_precision"):
+        return []
+    of_cpu = [backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn]
+    if all(where.fp32_precision == "none" for where in (backends, *of_cpu[1:])):
+        try:
+            _ = torch.get_float32_matmul_precision(), backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32
+            return []
+        except RuntimeError:
+            pass
+    return [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn, *of_cpu]
 
 
 _logged_operations: set[str] = set()
