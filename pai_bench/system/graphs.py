@@ -45,7 +45,7 @@ def recorded(
         changed: the tensors that the function changes. They and torch's random numbers are as before afterwards.
         begin: called before each of the first runs.
         threads: whether other threads use the device meanwhile, for example to pin memory.
-        random: whether the function may draw random numbers.
+        random: whether the function may draw random numbers on the device. On the CPU it may not.
         warm_ups: how often it is run before.
 
     Raises:
@@ -54,17 +54,24 @@ def recorded(
     before, numbers = [tensor.detach().clone() for tensor in changed], seeding.states(device)
     graph = torch.cuda.CUDAGraph()
     try:
-        aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        aside.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(aside):
-            for _ in range(warm_ups):
-                begin()
+        # The device may be another one than the current one, whose streams know nothing of the work.
+        with torch.cuda.device(device):
+            current, aside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            aside.wait_stream(current)
+            try:
+                with torch.cuda.stream(aside):
+                    for _ in range(warm_ups):
+                        begin()
+                        work()
+            finally:
+                current.wait_stream(aside)  # also before what a run has changed is undone
+            drawn = seeding.states(device)
+            # A graph draws on the device each time it is run. What the CPU draws would be the same each time.
+            refuse_random(*(states if not random else states[:1] for states in (numbers, drawn)))
+            # A capture that fails leaves its stream the current one.
+            mode = "thread_local" if threads else "global"
+            with torch.cuda.stream(current), torch.cuda.graph(graph, stream=aside, capture_error_mode=mode):
                 work()
-        torch.cuda.current_stream(device).wait_stream(aside)
-        if not random:
-            refuse_random(numbers, seeding.states(device))
-        with torch.cuda.graph(graph, capture_error_mode="thread_local" if threads else "global"):
-            work()
     finally:
         with torch.no_grad():
             for tensor, value in zip(changed, before, strict=True):
