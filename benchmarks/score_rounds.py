@@ -46,7 +46,7 @@ def _scores(setting: Setting, net: str, method: str, of: Parts) -> Row:
     batches = [batches[number] for number in range(len(batches))]
     plain = subnetwork(of, model, masks.full(model))
     repeater = graphs.Repeater(setting.device, model)
-    repeater.begin(_ROUNDS_AHEAD, None)
+    repeater.begin(_ROUNDS_AHEAD)
     subjects = {"plain": plain, "captured": replace(plain, repeat=repeater)}
     found: dict[str, Scores] = {}
 

@@ -15,12 +15,13 @@ from emulated_graphs import emulated
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from pai_bench.analysis.cost import CountFlops
 from pai_bench.batches import Drawn
 from pai_bench.core import Batches, Mask, Round, Watch
 from pai_bench.masks import masks
 from pai_bench.pruning.pruned import Pruned
 from pai_bench.pruning.rounds import prune
-from pai_bench.system import graphs
+from pai_bench.system import counters, graphs
 
 SHAPE = (3, 8, 8)
 SIZES = (4, 4, 3)  # of the batches: the last is another
@@ -197,10 +198,25 @@ def test_one_round_is_recorded_where_it_repeats_a_pass(model: nn.Module, monkeyp
         assert len(made) == number, words
 
 
+@pytest.mark.parametrize("words", [("pruner=fisher", "schedule=one_shot"), ("pruner=px_squared", "schedule.rounds=3")])
+def test_whoever_counts_beside_a_round_counts_what_runs_from_a_record(
+    words: tuple[str, ...], model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the cache of scores does, and a condition."""
+    monkeypatch.setattr(graphs, "_PAYS", 8)
+    counted = []
+    for capture in (False, True):
+        with emulated() if capture else nullcontext(), CountFlops() as counter:
+            pruned = found(model, *words)
+        counted.append((counter.flops, pruned.flops))
+    assert counted[0] == counted[1] and counted[0][0] >= counted[0][1] > 0
+    assert not counters.active
+
+
 def test_a_record_holds_for_what_it_was_made_of(model: nn.Module) -> None:
     """Not for another setting, another mode, other shapes, or a model that has moved in memory."""
     repeater = graphs.Repeater(torch.device("cpu"), model)
-    repeater.begin(100, None)
+    repeater.begin(100)
     calls = []
 
     def scaled(factor: float, tensors: list[Tensor]) -> list[Tensor]:
@@ -253,7 +269,7 @@ def test_other_obstacles_are_named(
 
     def called(*settings: Any) -> int:
         repeater = graphs.Repeater(torch.device("cpu"), model)
-        repeater.begin(100, None)
+        repeater.begin(100)
         with emulated() as made:
             for number in settings or [0]:
                 for _ in range(3):

@@ -1,6 +1,6 @@
 """What a network costs: floating-point operations, and multiply-adds of its layers."""
 
-from typing import Any
+from typing import Any, Self, cast
 
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -9,6 +9,7 @@ from pai_bench.analysis import operations
 from pai_bench.analysis.mode import mode
 from pai_bench.core import Mask, Shape
 from pai_bench.masks import masks
+from pai_bench.system import counters
 
 
 class CountFlops(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -23,6 +24,14 @@ class CountFlops(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         self.flops, self._formulas = 0, flop_registry
         self.paused = False  # nothing is counted meanwhile
+
+    def __enter__(self) -> Self:
+        counters.active.append(self)
+        return cast(Self, super().__enter__())  # type: ignore[no-untyped-call]
+
+    def __exit__(self, *error: Any) -> None:
+        counters.active.remove(self)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:

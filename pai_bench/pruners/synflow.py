@@ -14,7 +14,7 @@ from pai_bench.core import Batches, Loss, Mask, Scores, Shape, Subnetwork
 from pai_bench.errors import ConfigError, UserError
 from pai_bench.masks import masks, reading
 from pai_bench.masks.clearing import clear_all_, clear_removed_
-from pai_bench.system import graphs
+from pai_bench.system import counters, graphs
 
 log = logging.getLogger(__name__)
 
@@ -92,8 +92,8 @@ class Flow:
         if not self.whole and not net.coupled and masks.kept(net.mask) <= _FEW * masks.total(net.mask):
             self._leave_out(net)
         self._prepare(net)
-        # Not in the first round: there, operations are counted.
-        if self.last and self.replay is None and self.can_record:
+        # Not where operations are counted, as in the first round.
+        if self.last and self.replay is None and self.can_record and not counters.active:
             self._record(net.input_shape)
         if self.replay is not None:
             self.replay()

@@ -255,7 +255,7 @@ class _Search:
         # All rounds do the same arithmetic on the same shapes, so the first is counted for all. What a score can leave
         # out in later rounds counts as done, so that costs can be compared.
         counter = CountFlops() if number == 1 else None
-        self.repeater.begin(self.num_rounds - number + 1, counter)
+        self.repeater.begin(self.num_rounds - number + 1)
         parts = batches, pass_batches, candidates, num_kept
         return _Prepared(number, goal, before, *parts, moved, net, counter, started)
 

@@ -2,15 +2,14 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pai_bench.system import seeding
+from pai_bench.system import counters, seeding
 
 log = logging.getLogger(__name__)
 
@@ -90,13 +89,6 @@ def refuse_random(before: Sequence[Tensor], after: Sequence[Tensor]) -> None:
         raise RuntimeError("random numbers are drawn")
 
 
-class Counts(Protocol):
-    """Counts the floating-point operations that it sees."""
-
-    flops: int
-    paused: bool
-
-
 class Repeater:
     """Calls functions of tensors that the rounds of a search call again and again: a `core.Repeat`.
 
@@ -109,20 +101,15 @@ class Repeater:
 
     def __init__(self, device: torch.device, model: nn.Module) -> None:
         self._device, self._model = device, model
-        self._rounds_left, self._counter = 1, None  # type: tuple[int, Counts | None]
+        self._rounds_left = 1
         self._flops: dict[Hashable, int] = {}  # of one call of each function that was called
         self._calls: Counter[Hashable] = Counter()  # in this round
         self._records: dict[Hashable, _Record] = {}
         self._obstacle: str | None = None  # why nothing more is recorded
 
-    def begin(self, rounds_left: int, counter: Counts | None) -> None:
-        """Begins a round.
-
-        Args:
-            rounds_left: with this one.
-            counter: counts the operations of the round. Those that are run from a record are added to it.
-        """
-        self._rounds_left, self._counter = rounds_left, counter
+    def begin(self, rounds_left: int) -> None:
+        """Begins a round, after which there are so many left, with this one."""
+        self._rounds_left = rounds_left
         self._calls.clear()
 
     def __call__(
@@ -145,15 +132,14 @@ class Repeater:
         if known and key not in self._records and ahead >= _PAYS:
             self._record(key, function, inputs)
         if key in self._records:
-            with self._paused():
+            with counters.paused():
                 outputs = self._records[key](inputs)
-            if self._counter is not None:
-                self._counter.flops += self._flops[key]
+            counters.add(self._flops[key])
             return outputs
-        before = 0 if self._counter is None else self._counter.flops
+        before = counters.active[-1].flops if counters.active else 0
         outputs = function(*inputs)
         if not known:
-            self._flops[key] = 0 if self._counter is None else self._counter.flops - before
+            self._flops[key] = counters.active[-1].flops - before if counters.active else 0
         return outputs
 
     def _record(self, key: Hashable, function: partial[Sequence[Tensor]], inputs: Sequence[Sequence[Tensor]]) -> None:
@@ -168,7 +154,7 @@ class Repeater:
             self._give_up(f"{_MOST} passes are recorded already")
         else:
             try:
-                with self._paused():
+                with counters.paused():
                     self._records[key] = _Record(function, inputs, self._device)
             except RuntimeError as error:
                 self._give_up(f"they cannot be captured ({str(error).partition(chr(10))[0]})")
@@ -178,17 +164,6 @@ class Repeater:
         if self._obstacle is None:
             self._obstacle = obstacle
             log.info("the kernels of the scores are launched one by one: %s", obstacle)
-
-    @contextmanager
-    def _paused(self) -> Iterator[None]:
-        """Runs a block whose operations are not counted."""
-        if self._counter is not None:
-            self._counter.paused = True
-        try:
-            yield
-        finally:
-            if self._counter is not None:
-                self._counter.paused = False
 
     def _key(self, function: partial[Any], inputs: Sequence[Sequence[Tensor]]) -> Hashable | None:
         """What a record holds for: the function, the layout of its inputs, and where and in which mode the model is.
