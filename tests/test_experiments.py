@@ -202,6 +202,15 @@ def test_sanity_checks_score_as_the_released_code() -> None:
     assert random.allocation.settings["surplus"] == "next"
 
 
+def test_sanity_checks_score_snip_at_once() -> None:
+    """Batch norm is in train mode, so the size of a batch counts. On Tiny-ImageNet there are ten batches."""
+    sizes = {}
+    for cfg in runs("smart_ratio", "model=vgg19", "sparsity=0.98", "seed=0", "pruner=snip"):
+        assert cfg.pruner.scoring_data is not None
+        sizes.setdefault(cfg.dataset.name, set()).add(cfg.pruner.scoring_data.batch_size)
+    assert sizes == {"cifar10": {100}, "cifar100": {1000}, "tiny_imagenet": {200}}
+
+
 def test_a_schedule_that_an_experiment_names_takes_the_place_of_the_pruners_own() -> None:
     cfgs = runs("missing_mark_early", "model=resnet20", "pruner=synflow", "seed=0", "density=0.107374")
     assert {(cfg.schedule.target.rpartition(".")[2], cfg.schedule.settings["rounds"]) for cfg in cfgs} == {

@@ -228,7 +228,8 @@ def test_mest_exchanges_less_in_every_phase() -> None:
     for time, dropped in ((0.0, 2), (0.6, 1), (0.8, 0)):
         found = by_rule("mest", weights=weights, mask=mask, keep=10, time=time)
         assert len(found) == 10 and found[: 10 - dropped] == list(range(10 - dropped))
-        found = by_rule("mest_soft", weights=weights, mask=mask, keep=10, time=time)
+        surplus = "rewire.rule.surplus=[0.1,0.05,0.0]"  # of the 20 weights of the layer
+        found = by_rule("mest_soft", surplus, weights=weights, mask=mask, keep=10, time=time)
         assert found[:10] == list(range(10)) and len(found) == 10 + dropped
     more = torch.arange(20) < 12
     assert by_rule("mest_soft", weights=weights, mask=more, start=10, keep=10, last=True) == list(range(10))

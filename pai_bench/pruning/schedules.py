@@ -119,7 +119,8 @@ def iterative(
     Reference: Frankle and Carbin 2019, arXiv:1803.03635; Frankle et al. 2020, arXiv:1912.05671, for rewinding to an
         early step; Renda et al. 2020, arXiv:2003.02389, for learning-rate rewinding.
     Deviates: the target is met exactly. The papers prune 20 % per level. open_lth keeps n - ceil(n / 5) - 1 of n
-        remaining weights, so its levels keep a few weights less than 0.8^level.
+        remaining weights, so its levels keep a few weights less than 0.8^level. It also begins the momentum of its
+        first training anew at the step to which it rewinds; here that training runs through.
 
     Raises:
         ConfigError: both rewind_epoch and rewind_step are given, or neither, or both levels and keep_per_level, or
@@ -172,6 +173,8 @@ def gradual(
     """Gradual pruning during training: sparsity s (1 - (1 - t)^3), t from 0 to 1 between two epochs.
 
     Reference: Zhu and Gupta 2017, arXiv:1710.01878, section 3.
+    Deviates: a pruned weight does not return, and by default the network is ranked as a whole. The paper prunes each
+        layer alike, and weights may return: `rewire=gradual`.
 
     Raises:
         ConfigError: the epochs are not in order, or lie outside training.

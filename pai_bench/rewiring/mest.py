@@ -30,7 +30,7 @@ def rule(
     Args:
         until: the end of each phase, as a fraction of the training.
         drop: in each phase, the fraction of a layer's number that is dropped below that number.
-        surplus: in each phase, the fraction of a layer's number that it has on top of it between two rewires.
+        surplus: in each phase, the fraction of a layer's size that it has on top of its number between two rewires.
 
     Reference: Yuan et al. 2021, MEST: Accurate and Fast Memory-Economic Sparse Training Framework on the Edge,
         arXiv:2110.14032, and their released code.
@@ -49,7 +49,8 @@ def rule(
     exchanged, added = (0.0, 0.0) if progress.last else (drop[phase], surplus[phase])
     least = {name: number - int(exchanged * number) for name, number in progress.kept_at_start.items()}
     most = {
-        name: min(number + int(added * number), mask[name].numel()) for name, number in progress.kept_at_start.items()
+        name: min(number + int(added * mask[name].numel()), mask[name].numel())
+        for name, number in progress.kept_at_start.items()
     }
     counts = {name: int(kept.sum()) for name, kept in mask.items()}
     fewer = smallest_dropped(weights, mask, {name: max(counts[name] - least[name], 0) for name in mask})
