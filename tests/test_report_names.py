@@ -191,6 +191,9 @@ def test_sparsities_are_written_with_the_digits_they_need() -> None:
         "10,000×",
         "12,345×",
     ]
+    assert [names.sparsity(s) for s in (0.875, 0.625, 0.82, 0.825, 0.892626, 1 - 0.8**18)] == [
+        "87.5 %", "62.5 %", "82 %", "82.5 %", "89.3 %", "98.2 %",
+    ]  # fmt: skip
     assert [names.sparsity(s) for s in (0.5, 0.98, 0.966666666667, 0.996666666667, 0.9999)] == [
         "50 %",
         "98 %",

@@ -1,5 +1,6 @@
 """Runs and sweeps from Python, in this process."""
 
+import gc
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -85,6 +86,7 @@ def sweep(*settings: Overrides) -> list[dict[str, Any]]:
                 reason = terminal.one_line(error)
                 failed.append(f"{config.id}: {reason}")
                 log.error("failed: %s", reason)
+            gc.collect()  # a cycle of objects keeps the last run's tensors; the next run needs the memory
             devices.release()
         log.info("%d done, %d finished before, %d failed", len(rows) - num_finished, num_finished, len(failed))
         for line in failed:

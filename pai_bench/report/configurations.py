@@ -57,7 +57,7 @@ class Configuration:
     def values(self) -> dict[int, float]:
         """The accuracy of each trained seed, as a fraction."""
         column = STATISTICS[self.statistic]
-        return {row["seed"]: row[column] for row in self.rows if not row["stopped"] and row[column] is not None}
+        return {row["seed"]: row[column] for row in self.rows if not row["stopped"] and row.get(column) is not None}
 
     @property
     def n(self) -> int:
