@@ -51,7 +51,8 @@ def markdown(comparisons: Sequence[Comparison], rule: Rule, chosen: Sequence[Com
 def stated(rule: Rule) -> str:
     """The rule in words."""
     return (
-        f"margin {100 * rule.margin:g} points, or {rule.spread:g} published standard deviations where these are more; "
+        f"margin {100 * rule.margin:g} points, or {rule.spread:g} published standard deviations where these are more, "
+        "and half of the last printed digit; "
         f"{100 * rule.confidence:g} % intervals of the difference, ours minus theirs"
     )
 
