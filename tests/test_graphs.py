@@ -10,6 +10,7 @@ import torch
 from pai_bench.system import graphs, seeding
 
 SECOND = torch.device("cuda", 1)
+WAITS = ["another of cuda:1 waits", "main of cuda:1 waits"]  # before the first runs, and after them
 
 
 class Gpu:
@@ -19,29 +20,11 @@ class Gpu:
         self.fails, self.log = fails, list[str]()
         self.device, self.stream = "cuda:0", "main of cuda:0"
 
-    def current_stream(self) -> Any:
-        gpu, name = self, f"main of {self.device}"
+    def current_stream(self) -> "Stream":
+        return Stream(self, f"main of {self.device}")
 
-        class Stream:
-            def wait_stream(self, other: Any) -> None:
-                gpu.log.append(f"{name} waits")
-
-            def __str__(self) -> str:
-                return name
-
-        return Stream()
-
-    def new_stream(self) -> Any:
-        name = f"another of {self.device}"
-
-        class Stream:
-            def wait_stream(self, other: Any) -> None:
-                pass
-
-            def __str__(self) -> str:
-                return name
-
-        return Stream()
+    def new_stream(self) -> "Stream":
+        return Stream(self, f"another of {self.device}")
 
     @contextmanager
     def on(self, stream: Any) -> Iterator[None]:
@@ -67,6 +50,17 @@ class Gpu:
         if self.fails:
             raise RuntimeError("operation not permitted when stream is capturing")
         self.stream = "main of cuda:1"
+
+
+class Stream:
+    def __init__(self, gpu: Gpu, name: str) -> None:
+        self.gpu, self.name = gpu, name
+
+    def wait_stream(self, other: "Stream") -> None:
+        self.gpu.log.append(f"{self.name} waits")
+
+    def __str__(self) -> str:
+        return self.name
 
 
 @pytest.fixture(params=[False, True], ids=["whole", "fails"])
@@ -98,9 +92,9 @@ def test_work_is_captured_on_its_own_device_and_leaves_no_trace(gpu: Gpu) -> Non
     else:
         graphs.recorded(work, SECOND, changed=[total], threads=True)()
     assert seen == 4 * ["another of cuda:1"]
-    assert gpu.log[:2] == ["main of cuda:1 waits", "captured on another of cuda:1, thread_local"]
+    assert gpu.log[:3] == [*WAITS, "captured on another of cuda:1, thread_local"]
     assert total == 0 and (gpu.stream, gpu.device) == ("main of cuda:0", "cuda:0")
-    assert gpu.log[2:] == ([] if gpu.fails else ["replayed"])
+    assert gpu.log[3:] == ([] if gpu.fails else ["replayed"])
 
 
 def test_what_an_unfinished_run_changes_is_undone_after_it(gpu: Gpu) -> None:
@@ -109,7 +103,7 @@ def test_what_an_unfinished_run_changes_is_undone_after_it(gpu: Gpu) -> None:
 
     with pytest.raises(RuntimeError, match="out of memory"):
         graphs.recorded(work, SECOND)
-    assert gpu.log == ["main of cuda:1 waits"] and gpu.stream == "main of cuda:0"
+    assert gpu.log == WAITS and gpu.stream == "main of cuda:0"
 
 
 @pytest.mark.parametrize("random", [False, True])

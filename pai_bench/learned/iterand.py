@@ -27,12 +27,12 @@ def iterand(
     """As edge-popup. Every so many steps each weight outside the mask is drawn again with a probability.
 
     Args:
-        scores: which weights are kept: "signed": those with the highest scores, which begin in +-sqrt(6 / fan_in).
-            "magnitude": those with the highest |score|, as in edge_popup.
         weights: values of the frozen weights: "signed_constant", or "drawn" by the network's own law.
         scale_fan: make the weights larger where the layer is sparser.
         every_steps: steps between two draws.
         probability: of a weight outside the mask to be drawn again.
+        scores: which weights are kept: "signed": those with the highest scores, which begin in +-sqrt(6 / fan_in).
+            "magnitude": those with the highest |score|, as in edge_popup.
 
     Reference: Chijiwa et al. 2021, arXiv:2106.09269, and their released code, which has signed scores.
     Deviates: weights are drawn by the law of the whole network's initialization. After the last step nothing is drawn

@@ -172,7 +172,8 @@ def synchronised_norms(model: nn.Module) -> Iterator[None]:
     So the number of processes changes a result only by rounding errors. The modules keep their types, because scores
     and other libraries look at the types.
     """
-    norms = [] if _alone() else [m for m in model.modules() if isinstance(m, _BatchNorm) and not _synchronises(m)]
+    every = [] if _alone() else [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    norms = [module for module in every if not isinstance(module, nn.SyncBatchNorm)]  # which does it by itself
     for module in norms:
         module.forward = partial(_synchronised, module)  # type: ignore[method-assign]
     try:
@@ -180,11 +181,6 @@ def synchronised_norms(model: nn.Module) -> Iterator[None]:
     finally:
         for module in norms:
             del module.forward
-
-
-def _synchronises(module: _BatchNorm) -> bool:
-    """Whether a norm does it by itself."""
-    return isinstance(module, nn.SyncBatchNorm)
 
 
 def _synchronised(module: _BatchNorm, x: Tensor) -> Tensor:
@@ -200,15 +196,12 @@ def _synchronised(module: _BatchNorm, x: Tensor) -> Tensor:
         num_calls += 1
         return _batch_norm(*given, **named)
 
-    if not module.training:
-        plainly: Tensor = forward(module, x)
-        return plainly
-    functional.batch_norm = counted
+    functional.batch_norm = counted if module.training else plain
     try:
         result: Tensor = forward(module, x)
     finally:
         functional.batch_norm = plain
-    if not num_calls:
+    if module.training and not num_calls:
         raise ConfigError(
             f"{type(module).__name__}: this batch norm does not call torch.nn.functional.batch_norm, so processes "
             "cannot share its statistics; use one process"
@@ -222,11 +215,14 @@ def _batch_norm(
     running_var: Tensor | None,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
-    training: bool = True,
+    training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """torch.nn.functional.batch_norm in train mode, with statistics over the batches of all processes."""
+    """torch.nn.functional.batch_norm, with statistics over the batches of all processes."""
+    if not training:
+        cudnn = torch.backends.cudnn.enabled
+        return torch.batch_norm(x, weight, bias, running_mean, running_var, training, momentum, eps, cudnn)
     if x.is_cuda:  # torch's operation for GPUs: one collective forward, one backward, no waiting
         from torch.nn.modules._functions import SyncBatchNorm
 

@@ -67,7 +67,7 @@ def recorded(
             drawn = seeding.states(device)
             # A graph draws on the device each time it is run. What the CPU draws would be the same each time.
             refuse_random(*(states if not random else states[:1] for states in (numbers, drawn)))
-            # A capture that fails leaves its stream the current one.
+            # A capture that fails leaves its stream the current one; the block around it gives the old one back.
             mode = "thread_local" if threads else "global"
             with torch.cuda.stream(current), torch.cuda.graph(graph, stream=aside, capture_error_mode=mode):
                 work()
@@ -108,7 +108,11 @@ class Repeater:
         self._obstacle: str | None = None  # why nothing more is recorded
 
     def begin(self, rounds_left: int) -> None:
-        """Begins a round, after which there are so many left, with this one."""
+        """Begins a round.
+
+        Args:
+            rounds_left: how many there are from here on, this one included.
+        """
         self._rounds_left = rounds_left
         self._calls.clear()
 
