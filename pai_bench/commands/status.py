@@ -12,8 +12,10 @@ from their checkpoints. A broken run has damaged records, and starts again.
 
 import argparse
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from omegaconf import DictConfig
 
 from pai_bench.config.schema import RunConfig
 from pai_bench.errors import ConfigError, DataError, PreemptedError, UserError
@@ -41,6 +43,62 @@ def table(states: dict[str, status.RunState]) -> str:
     return "\n".join(lines)
 
 
+@dataclass
+class Asked:
+    """The runs that are asked for, by their ids."""
+
+    directories: dict[str, Path]
+    runs: dict[str, RunConfig]  # only those of a sweep; those of a folder have their settings in config.yaml
+    launcher: DictConfig
+
+
+def of_sweep(words: list[str]) -> Asked:
+    """The runs of a sweep."""
+    runs, launcher = compose.expand(words)
+    return Asked({run.id: run.directory for run in runs}, {run.id: run for run in runs}, launcher)
+
+
+def of_folder(folders: list[Path], words: list[str]) -> Asked:
+    """The runs that lie in a results folder. The words can only choose the launcher."""
+    (folder,) = folders if len(folders) == 1 else (None,)
+    if folder is None or not folder.is_dir():
+        raise DataError(f"{' '.join(map(str, folders))}: give one results folder, or settings as key=value")
+    for word in words:
+        if not word.startswith(("hydra/launcher=", "hydra.launcher.")):
+            raise ConfigError(f"{word}: it has no effect beside a results folder; leave it out, or leave {folder} out")
+    return Asked({path.parent.name: path.parent for path in folder.glob("*/*.json")}, {}, compose.launcher(words))
+
+
+def runs_again(asked: Asked, wanted: list[str], *, trusted: bool) -> list[RunConfig]:
+    """The wanted runs with their settings. One that left none is named, and left out."""
+    again = []
+    for run_id in wanted:
+        directory = asked.directories[run_id]
+        try:
+            if run_id in asked.runs:
+                again.append(asked.runs[run_id])
+            elif (directory / "config.yaml").is_file():
+                again.append(replace(compose.stored(directory, trusted=trusted), results_dir=str(directory.parent)))
+            else:
+                print(f"{run_id}: it left no config.yaml to run again; name its sweep instead")
+        except UserError as error:
+            print(f"{run_id}: {error}; name its sweep instead")
+    return again
+
+
+def launch(runs: list[RunConfig], launcher: DictConfig) -> None:
+    """Does the runs one after another, or submits them to SLURM."""
+    kind = launcher._target_.rpartition(".")[2]
+    if kind == "SlurmLauncher":
+        compose.instantiated(launcher).submit(runs)
+    elif kind == "BasicLauncher":
+        for run in runs:
+            if attempt.attempt(run) == PreemptedError.exit_code:
+                break
+    else:
+        raise ConfigError("hydra/launcher: --retry runs one after another or on slurm; else give the sweep again")
+
+
 def main() -> None:
     """Prints the states. Exits with 1 if a run is failed, killed or broken; with --retry exits like a sweep."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -49,49 +107,18 @@ def main() -> None:
     parser.add_argument("--trust", action="store_true", help="what is run again may name functions of other packages")
     arguments = parser.parse_intermixed_args()
     terminal.start_process()
-    overrides = [compose.as_group(word) for word in arguments.what if "=" in word]
+    words = [compose.as_group(word) for word in arguments.what if "=" in word]
     folders = [Path(word) for word in arguments.what if "=" not in word]
     with terminal.counted():
-        cfgs: dict[str, RunConfig] = {}
-        if folders:
-            (folder,) = folders if len(folders) == 1 else (None,)
-            if folder is None or not folder.is_dir():
-                raise DataError(f"{' '.join(map(str, folders))}: give one results folder, or settings as key=value")
-            directories = {path.parent.name: path.parent for path in folder.glob("*/*.json")}
-            launcher = compose.expand([f"results_dir={folder}", *overrides])[1]
-        else:
-            completed, launcher = compose.expand(overrides)
-            cfgs = {cfg.id: cfg for cfg in completed}
-            directories = {run_id: cfg.directory for run_id, cfg in cfgs.items()}
-        if not directories:
+        asked = of_folder(folders, words) if folders else of_sweep(words)
+        if not asked.directories:
             raise DataError(f"{' '.join(arguments.what)}: there are no runs")
-        states = slurm.queue_states(directories)
+        states = slurm.queue_states(asked.directories)
         print(colours.wrapped(table(states), sys.stdout))
-        wanted = [run_id for run_id, state in states.items() if state.name in RETRIED]
         if not arguments.retry:
             sys.exit(int(any(state.name in ("failed", "killed", "broken") for state in states.values())))
-        missing = [run_id for run_id in wanted if run_id not in cfgs]
-        lost = [run_id for run_id in missing if not (directories[run_id] / "config.yaml").is_file()]
-        for run_id in lost:
-            print(f"{run_id}: it left no config.yaml to run again; name its sweep instead")
-        for run_id in wanted:
-            if run_id not in cfgs and run_id not in lost:
-                try:
-                    cfgs[run_id] = replace(
-                        compose.stored(directories[run_id], trusted=arguments.trust), results_dir=str(folders[0])
-                    )
-                except UserError as error:
-                    print(f"{run_id}: {error}; name its sweep instead")
-                    lost.append(run_id)
-        again = [cfgs[run_id] for run_id in wanted if run_id not in lost]
-        kind = launcher._target_.rpartition(".")[2]
-        if kind == "SlurmLauncher":
-            compose.instantiated(launcher).submit(again)
-        elif kind == "BasicLauncher":
-            for cfg in again:
-                if attempt.attempt(cfg) == PreemptedError.exit_code:
-                    break
-        else:
-            raise ConfigError("hydra/launcher: --retry runs one after another or on slurm; else give the sweep again")
-        if lost:
-            raise DataError(f"{len(lost)} of {len(wanted)} runs could not be run again")
+        wanted = [run_id for run_id, state in states.items() if state.name in RETRIED]
+        again = runs_again(asked, wanted, trusted=arguments.trust)
+        launch(again, asked.launcher)
+        if len(again) < len(wanted):
+            raise DataError(f"{len(wanted) - len(again)} of {len(wanted)} runs could not be run again")

@@ -65,9 +65,25 @@ def expand(
         jobs = sweeps.overrides_of_jobs(swept, **rules, scale=OmegaConf.select(sweeper, "scale"), given=given)
         loader = sweeps.SweepLoader(overrides.loader_here().get_search_path())
         runs = [loader.load_sweep_config(base, job) for job in choose(jobs)]
-        launcher = OmegaConf.create(OmegaConf.to_container(base.hydra.launcher, resolve=True))
-        assert isinstance(launcher, DictConfig)
-        return [overrides.complete(run, run.hydra) for run in runs], launcher
+        return [overrides.complete(run, run.hydra) for run in runs], _launcher(base)
+
+
+def launcher(words: list[str]) -> DictConfig:
+    """hydra.launcher of a command line with these overrides, for runs whose settings lie elsewhere.
+
+    Raises:
+        ConfigError: a word is wrong.
+    """
+    composition.register()
+    with hydra.initialize_config_dir(str(composition.CONF), version_base="1.3"):
+        return _launcher(_composed(words))
+
+
+def _launcher(composed: DictConfig) -> DictConfig:
+    """hydra.launcher of a config, without references to other settings."""
+    settings = OmegaConf.create(OmegaConf.to_container(composed.hydra.launcher, resolve=True))
+    assert isinstance(settings, DictConfig)
+    return settings
 
 
 def instantiated(launcher: DictConfig) -> Any:
