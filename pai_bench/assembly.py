@@ -11,7 +11,7 @@ from torch import Generator, nn
 
 from pai_bench.analysis import operations
 from pai_bench.analysis.mode import mode
-from pai_bench.config.checks import identified, weights_checksum
+from pai_bench.config.checks import identified
 from pai_bench.config.schema import RunConfig
 from pai_bench.core import (
     Allocate,
@@ -90,12 +90,13 @@ def assembled(run: RunConfig, device: torch.device) -> Parts:
         with seeding.seeded(run.seed, stream):  # on the CPU, so that the weights are the same on every device
             model: nn.Module = run.model(data.input_shape, data.num_classes)
         if run.weights is not None and stream == "init":
-            identified(run, "weights", weights_checksum(run))
+            identified(run, "weights")
             weight_files.load_(model, run.weights)
         return model.to(device)
 
     # Every process scores, and what the first finds holds: two GPUs may round differently.
     def allocate(scores: Scores, candidates: Mask, keep: int, generator: Generator) -> Selection:
+        identified(run, "allocation")
         selection: Selection = run.allocation(scores, candidates, keep, generator)
         if run.repair == "flow":
             selection = flow.repaired(selection, scores, candidates)

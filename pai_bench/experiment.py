@@ -59,6 +59,7 @@ def run(config: RunConfig) -> dict[str, Any]:
     devices.check_precision(config.training.precision, device)
     devices.prepare(device, config.training.precision)
     distributed.start(device)
+    distributed.check_same(config.id)
     claimed: list[RunDirectory] = []
 
     def claim() -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
@@ -73,10 +74,7 @@ def run(config: RunConfig) -> dict[str, Any]:
     files: Files = claimed[0] if claimed else NullRunDirectory(config.directory, checkpoint)
     try:
         if row is not None:
-            log.info(
-                "%s",
-                already(row, config),
-            )
+            log.info("%s", already(row, config))
             return row
         with attempt(config, device, files):
             return _run(config, device, files)
@@ -319,7 +317,7 @@ def _check_transfer(run: RunConfig, model: nn.Module) -> None:
         ConfigError: it is, or it has changed since the config was completed.
     """
     if (path := transfer_checks.file_of(run)) is not None:
-        checks.identified(run, "transfer", transfer_checks.checksum(run))
+        checks.identified(run, "transfer")
         weight_files.read("transfer.weights", path, masks.prunable(model))
 
 

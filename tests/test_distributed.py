@@ -105,6 +105,21 @@ def test_a_preempted_run_of_two_processes_goes_on_with_one(tmp_path: Path) -> No
     assert "going on from a checkpoint" in run(tmp_path, *settings, processes=1)
 
 
+def test_processes_with_different_settings_are_not_taken_for_one_run(tmp_path: Path) -> None:
+    """As with `srun -n2 bash -c 'pai-bench ... seed=$SLURM_PROCID'`."""
+    words = [*SETTINGS, "pruner=snip", f"results_dir={tmp_path}"]
+    shell = ["bash", "-c", f'exec {sys.executable} {ROOT / "run.py"} "$@" seed=$RANK', "-"]
+    done = subprocess.run(
+        [*TORCHRUN, "--no-python", *shell, *words],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0 and not list(tmp_path.glob("*/result.json"))
+    assert "WORLD_SIZE=2: the processes of one run have different settings (" in done.stderr
+
+
 def test_a_sweep_under_torchrun_runs_what_is_not_finished(tmp_path: Path) -> None:
     run(tmp_path, "pruner=snip", processes=1)
     said = run(tmp_path, "-m", "pruner=snip,magnitude")

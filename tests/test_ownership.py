@@ -14,13 +14,14 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, TWO_RUNS, RunCli
+from conftest import ROOT, TWO_RUNS, RunCli, composed
 from processes import in_child
 from whole_runs import RUNS, TINY, config_of
 
 from pai_bench.data import resident
-from pai_bench.errors import OwnedError
+from pai_bench.errors import ConfigError, OwnedError, UserError
 from pai_bench.runs import checkpoint_file, ownership, status
+from pai_bench.runs.attempt import attempt
 from pai_bench.runs.directory import RunDirectory
 
 # Ownership ------------------------------------------------------------------------------------------------------------
@@ -256,10 +257,58 @@ def test_a_checkpoint_of_something_else_is_passed_over(tmp_path: Path, caplog: p
     assert "it is a checkpoint of another run, other" in caplog.text
     torch.save({"state": torch.ones(1)}, tmp_path / "this" / "checkpoint.pt")
     assert checkpoint_file.load_checkpoint(tmp_path / "this") is None
-    for payload in (b"no pickle", pickle.dumps([1, 2])):
-        whole = checkpoint_file.MAGIC + hashlib.sha256(payload).digest() + payload
-        (tmp_path / "this" / "checkpoint.pt").write_bytes(whole)
-        assert checkpoint_file.load_checkpoint(tmp_path / "this") is None
+
+
+@pytest.mark.parametrize("fault", ["no pickle", "no checkpoint", "another version", "no memory"])
+def test_a_whole_checkpoint_that_cannot_be_loaded_stays(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run" / "checkpoint.pt"
+    first = RunDirectory(path.parent)
+    first.save_checkpoint({"a": torch.ones(1)})
+    first.close()
+    payloads = {"no pickle": b"no pickle", "no checkpoint": pickle.dumps([1, 2])}
+    if fault in payloads:
+        payload = payloads[fault]
+        path.write_bytes(checkpoint_file.MAGIC + hashlib.sha256(payload).digest() + payload)
+    elif fault == "another version":
+        path.write_bytes(path.read_bytes().replace(checkpoint_file.MAGIC, b"pai_bench checkpoint 3\n"))
+    else:
+        monkeypatch.setattr(torch, "load", lambda *_, **__: raised(MemoryError()))
+    content = path.read_bytes()
+    said = "another version of pai_bench" if fault == "another version" else "it is whole but cannot be loaded"
+    with pytest.raises(UserError, match=f"^{path}: {said}"):
+        RunDirectory(path.parent)
+    assert path.read_bytes() == content and not ownership.claimed(path.parent)
+
+
+def raised(error: BaseException) -> None:
+    raise error
+
+
+def test_a_refusal_keeps_a_run_that_has_its_earlier_checkpoint_alone(tmp_path: Path) -> None:
+    """As where it was killed while it wrote the next one."""
+    config = composed("pruner=snip", "sparsity=0.5", f"results_dir={tmp_path}")
+    first = RunDirectory(config.directory)
+    first.save_checkpoint({"a": torch.ones(1)})
+    first.close()
+    (config.directory / "checkpoint.pt").rename(config.directory / "checkpoint.previous.pt")
+    second = RunDirectory(config.directory)
+    assert second.checkpoint is not None
+    with pytest.raises(ConfigError, match="unreadable"), attempt(config, torch.device("cpu"), second):
+        raise ConfigError("unreadable")
+    second.close()
+    assert (config.directory / "checkpoint.previous.pt").is_file()
+
+
+def test_a_refusal_is_told_although_the_folder_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS keeps the name of a file that is open somewhere."""
+    config = composed("pruner=snip", "sparsity=0.5", f"results_dir={tmp_path}")
+    directory = RunDirectory(config.directory)
+    monkeypatch.setattr(shutil, "rmtree", lambda path: raised(OSError(39, "Directory not empty", str(path))))
+    with pytest.raises(ConfigError, match="unreadable"), attempt(config, torch.device("cpu"), directory):
+        raise ConfigError("unreadable")
+    directory.close()
 
 
 def test_a_sweep_counts_a_run_whose_records_are_damaged(run_cli: RunCli, tmp_path: Path) -> None:

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, RunCli
+from conftest import ROOT, RunCli, composed
 from safetensors.torch import load_file
 from whole_runs import SMALL, only_run, read
 
+from pai_bench import experiment
+from pai_bench.errors import ConfigError
+from pai_bench.launch.compose import stored
 from pai_bench.runs import status
 from pai_bench.runs.export import trained
 
@@ -109,6 +112,26 @@ def test_the_densities_of_one_run_with_the_positions_of_another(run_cli: RunCli,
     assert kept[0] == kept[1]
     a, b = load_file(ours / "mask.safetensors"), load_file(theirs / "mask.safetensors")
     assert any((a[name] != b[name]).any() for name in a)
+
+
+def test_a_file_of_densities_that_has_changed_is_refused_and_one_that_is_gone_keeps_the_name(tmp_path: Path) -> None:
+    file = tmp_path / "densities.csv"
+
+    def write(last: float) -> None:
+        file.write_text(f"name,density\nlayers.1.weight,0.1\nlayers.3.weight,0.2\nlayers.5.weight,{last}\n")
+
+    write(0.5)
+    words = ["model=lenet300", "pruner=random", "sparsity=0.9", "allocation=densities_of_file", "tracker=none"]
+    config = composed(*words, f"allocation.file={file}", f"results_dir={tmp_path / 'results'}", "training.epochs=0")
+    write(0.6)
+    with pytest.raises(ConfigError, match=r"allocation\.file=.*: it has changed since the run was composed"):
+        experiment.run(config)
+    other = composed(*words, f"allocation.file={file}", f"results_dir={tmp_path / 'results'}", "training.epochs=0")
+    assert other.id != config.id and other.method != config.method
+    row = experiment.run(other)
+    file.unlink()
+    again = stored(other.directory)
+    assert (again.id, again.group, again.method, again.task) == (row["id"], row["group"], row["method"], row["task"])
 
 
 def test_a_filter_pruned_run_is_exported_as_a_smaller_network(run_cli: RunCli, tmp_path: Path) -> None:

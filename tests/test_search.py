@@ -111,7 +111,7 @@ def test_a_study_that_goes_on_proposes_other_settings(sampler: str, tmp_path: Pa
 def test_a_search_takes_over_neither_study_nor_results_of_another(
     words: list[str], difference: str, tmp_path: Path
 ) -> None:
-    storage = f"sqlite:///{tmp_path / 'study.db'}"
+    storage = f"sqlite:///{tmp_path / 'new folder' / 'study.db'}"
     stored, in_memory = (
         settings(tmp_path / name, n_trials=2, storage=to) for name, to in (("a", storage), ("b", None))
     )

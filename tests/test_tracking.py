@@ -18,6 +18,7 @@ from wandb_server import Server
 from whole_runs import RUNS, TINY, directory_of
 
 from pai_bench.errors import ConfigError
+from pai_bench.runs import wandb_run
 from pai_bench.runs.wandb_run import fitting
 
 ONLINE = [*[word for word in TINY if not word.startswith("tracker")], "tracker=wandb"]
@@ -182,6 +183,25 @@ def test_a_mode_or_project_that_cannot_be_is_refused(
         monkeypatch.setenv(key, value)
     with pytest.raises(ConfigError, match=said):
         composed("tracker=wandb", *words, f"seed={len(said)}")
+
+
+def test_the_project_of_the_environment_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert composed("tracker=wandb", "seed=71").tracker.settings["project"] == "pai-bench"
+    monkeypatch.setenv("WANDB_PROJECT", "thesis")
+    assert composed("tracker=wandb", "seed=72").tracker.settings["project"] == "thesis"
+    assert composed("tracker=wandb", "tracker.project=own", "seed=73").tracker.settings["project"] == "own"
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o644])
+def test_a_key_is_found_where_the_client_finds_it(mode: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    for variable, file in (("HOME", ".netrc"), ("NETRC", "keys")):
+        path = tmp_path / file
+        path.write_text("machine api.wandb.ai login user password 0123456789\n")
+        path.chmod(mode)
+        monkeypatch.setenv(variable, str(tmp_path if variable == "HOME" else path))
+        assert wandb_run._has_key("api.wandb.ai") and not wandb_run._has_key("elsewhere")
+        path.unlink()
 
 
 def test_an_agent_of_a_sweep_that_names_the_run_otherwise_is_told_and_kept(run_cli: RunCli, tmp_path: Path) -> None:

@@ -41,10 +41,19 @@ class SlurmLauncher(Launcher):
         if self.export is not None and self.config.hydra.sweeper.max_batch_size is not None:
             raise ConfigError("hydra.launcher.export: not with hydra.sweeper.max_batch_size; leave one out")
         if self.export is not None:
-            slurm.export(job_overrides, Path(self.export), **self.settings)
+            slurm.export(job_overrides, Path(self.export), self._folders_of_configs(), **self.settings)
             return []
         self.submit(cfgs)
         return []
+
+    def _folders_of_configs(self) -> list[str]:
+        """The words that say where the user's own configs lie."""
+        hydra = self.config.hydra
+        sources = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
+        return [
+            *(f"--config-dir={Path(path).resolve()}" for path in sources),
+            *(word for word in hydra.overrides.hydra if word.startswith("hydra.searchpath=")),
+        ]
 
     def submit(self, cfgs: Sequence[dict[str, Any]]) -> None:
         """Submits checked configs, and waits for their jobs if `wait` is set."""
@@ -55,6 +64,6 @@ class SlurmLauncher(Launcher):
             raise ConfigError(f"hydra.launcher.export={self.export}: only with pai-bench -m or an experiment")
         jobs = slurm.submit(cfgs, folder=self.folder, **self.settings)
         if self.wait:
-            slurm.wait(list(jobs.values()))
+            slurm.wait([*jobs.values(), *slurm.waiting(cfgs)])
             for code, skipped, directory in slurm.outcomes(cfgs, jobs):
                 sweep_progress.count(code, skipped, directory)

@@ -5,18 +5,19 @@
 
 Takes the words of pai-bench -m. First come all methods at one density with one seed, then more seeds, then other
 densities, then other networks. In time it stops with everything written; what was under way goes on from its checkpoint
-at the next call. It suits short queues and borrowed cards.
+at the next call. The exit code is 75 as long as runs are left. It suits short queues and borrowed cards.
 """
 
 import argparse
 import sys
 
+from pai_bench.errors import PreemptedError, UserError
 from pai_bench.launch import compose, fitting, terminal
 from pai_bench.system import preemption
 
 
 def main() -> None:
-    """Prints what it expects, then each run as it ends. Exits with 1 if a run failed, with 75 if a signal came."""
+    """Prints what it expects, then each run as it ends. Exits with 1 if a run failed, with 75 if runs are left."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("settings", nargs="+", help="words of a sweep, such as experiment=NAME")
     parser.add_argument("--minutes", type=float, required=True, help="the whole time")
@@ -30,4 +31,6 @@ def main() -> None:
         runs, _ = compose.expand([compose.as_group(word) for word in arguments.settings])
         at_once = arguments.at_once or fitting.runs_at_once()
         outcomes = fitting.fit(runs, arguments.minutes, at_once, lambda text: print(text, flush=True))
-    sys.exit(int(any(outcome.code not in (0, 75) for outcome in outcomes)))
+        if any(outcome.code not in (0, PreemptedError.exit_code) for outcome in outcomes):
+            sys.exit(UserError.exit_code)
+        sys.exit(PreemptedError.exit_code if fitting.open_runs(runs)[0] else 0)

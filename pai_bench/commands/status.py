@@ -66,7 +66,8 @@ def of_folder(folders: list[Path], words: list[str]) -> Asked:
     for word in words:
         if not word.startswith(("hydra/launcher=", "hydra.launcher.")):
             raise ConfigError(f"{word}: it has no effect beside a results folder; leave it out, or leave {folder} out")
-    return Asked({path.parent.name: path.parent for path in folder.glob("*/*.json")}, {}, compose.launcher(words))
+    directories = {path.parent.name: path.parent for path in folder.glob("*/*.json")}
+    return Asked(directories, {}, compose.launcher(words, folder))
 
 
 def runs_again(asked: Asked, wanted: list[str], *, trusted: bool) -> list[RunConfig]:

@@ -23,6 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="a results folder, or the directory of a run")
     parser.add_argument("settings", nargs="*", help="settings of the tracker, such as tracker.project=thesis")
+    parser.add_argument("--trust", action="store_true", help="the runs may name functions of other packages")
     arguments = parser.parse_intermixed_args()
     terminal.start_process()
     with terminal.one_line_errors():
@@ -40,7 +41,7 @@ def main() -> None:
                 print(f"{directory.name}: running, left out")
                 continue
             try:
-                sent = replay(directory, compose.stored(directory, tracker), tracker)
+                sent = replay(directory, compose.stored(directory, tracker, arguments.trust), tracker)
                 print(f"{directory.name}: {'sent' if sent else 'NOT SENT'}")
                 codes += [] if sent else [UserError.exit_code]
             except UserError as error:

@@ -1,5 +1,6 @@
 """From composed settings to a checked config: rules that involve several settings, the target, and what files hold."""
 
+import hashlib
 import math
 import re
 from collections.abc import Sequence
@@ -8,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from pai_bench.config import learned_checks, schema, transfer_checks
-from pai_bench.config.identity import digest_of_file
 from pai_bench.config.rewiring import check_reach, check_rewire
 from pai_bench.config.schema import GROUPS, OPTIONAL_GROUPS, FileSetting, Plain, RunConfig, with_checksum
 from pai_bench.config.timing import check_conditions
@@ -48,10 +48,8 @@ def complete(settings: Plain) -> RunConfig:
     check_target(run)
     check_repair(run)
     run = replace(run, sparsity=_sparsity(run, asked)) if run.mask is None else _with_mask(run, asked)
-    if run.weights is not None and not _is_gone(run, "weights"):
-        run = identified(run, "weights", weights_checksum(run))
-    if transfer_checks.file_of(run) is not None and not _is_gone(run, "transfer"):
-        run = identified(run, "transfer", transfer_checks.checksum(run))
+    for key in WHOLE_FILES:
+        run = run if _is_gone(run, key) else identified(run, key)
     check_reach(run)
     return run
 
@@ -145,6 +143,9 @@ def _check_mask_stands_alone(run: RunConfig, rounds: Sequence[Round]) -> None:
     """Refuses what would compute another mask than the given one, and settings of a mask where none is given."""
     if run.weights is None:
         require(run.checksums.weights is None, "checksums.weights", run.checksums.weights, "add weights=PATH")
+    if _file(run, "allocation")[1] is None:
+        found = run.checksums.allocation
+        require(found is None, "checksums.allocation", found, "give an allocation that has a file")
     mask, file = run.mask, run.mask_file
     if mask is None:
         for setting, value, no_effect in (
@@ -274,38 +275,57 @@ def _sparsity(run: RunConfig, asked: dict[str, float]) -> float:
 # Files ----------------------------------------------------------------------------------------------------------------
 
 
-def weights_checksum(run: RunConfig) -> str:
-    """The checksum of the file with the weights to start from.
+WHOLE_FILES: tuple[FileSetting, ...] = ("weights", "transfer", "allocation")  # all that they hold counts
+_WANTED = {
+    "weights": "a state dict",
+    "transfer.weights": "the model.safetensors of a run, or a state dict",
+    "allocation.mask": "a mask.safetensors",
+    "allocation.file": "a CSV file",
+}
 
-    Raises:
-        ConfigError: it cannot be read.
-    """
-    return digest_of_file("weights", str(run.weights), "a state dict")
 
-
-def identified(run: RunConfig, key: FileSetting, checksum: str) -> RunConfig:
+def identified(run: RunConfig, key: FileSetting, checksum: str | None = None) -> RunConfig:
     """The config with the checksum of what a file holds; compared with the one that was noted before.
 
+    Args:
+        checksum: of what counts in the file. None: the whole file counts.
+
     Raises:
-        ConfigError: they differ.
+        ConfigError: they differ, or the file cannot be read.
     """
-    noted, path = getattr(run.checksums, key), _path(run, key)
-    said = "transfer.weights" if key == "transfer" else key
-    if noted is not None and noted != checksum:
+    setting, path = _file(run, key)
+    if path is None:
+        return run
+    found = checksum or _digest_of_file(setting, path)
+    noted = getattr(run.checksums, key)
+    if noted is not None and noted != found:
         raise ConfigError(
-            f"{said}={path}: it has changed since the run was composed (checksum {noted[:8]}, now {checksum[:8]}); "
-            f"put the earlier file back, or start a new run with {said}={path}"
+            f"{setting}={path}: it has changed since the run was composed (checksum {noted[:8]}, now {found[:8]}); "
+            f"put the earlier file back, or start a new run with {setting}={path}"
         )
-    return with_checksum(run, key, checksum)
+    return with_checksum(run, key, found)
 
 
-def _path(run: RunConfig, key: FileSetting) -> str | None:
-    return transfer_checks.file_of(run) if key == "transfer" else getattr(run, key)
+def _file(run: RunConfig, key: FileSetting) -> tuple[str, str | None]:
+    """The setting that names a file, and the path of the file; None if none is given."""
+    if key == "transfer":
+        return "transfer.weights", transfer_checks.file_of(run)
+    if key == "allocation":
+        given = {f"allocation.{name}": run.allocation.settings.get(name) for name in ("mask", "file")}
+        return next((pair for pair in given.items() if isinstance(pair[1], str)), ("allocation.mask", None))
+    return key, getattr(run, key)
+
+
+def _digest_of_file(setting: str, path: str) -> str:
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError as error:
+        raise ConfigError(f"{setting}={path}: it cannot be read ({error.strerror}); give {_WANTED[setting]}") from error
 
 
 def _is_gone(run: RunConfig, key: FileSetting) -> bool:
     """Whether a file is gone whose checksum the config has noted. The run has its name; to run, it needs the file."""
-    return getattr(run.checksums, key) is not None and not Path(str(_path(run, key))).is_file()
+    return getattr(run.checksums, key) is not None and not Path(str(_file(run, key)[1])).is_file()
 
 
 def _with_mask(run: RunConfig, asked: dict[str, float]) -> RunConfig:

@@ -6,11 +6,9 @@ Settings are plain values here, as a yaml file has them.
 import hashlib
 import json
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any
 
 from pai_bench.core import HOOKS
-from pai_bench.errors import ConfigError
 
 # What cannot change a result: where things lie (so dataset.root too), how fast they run, what is kept.
 NOT_IDENTITY = {
@@ -69,11 +67,8 @@ def _counted(settings: dict[str, Any], without: set[str]) -> dict[str, Any]:
     counted["dataset"] = _without(settings["dataset"], "root")
     counted["training"] = _without(settings["training"], "compact")
     counted["pruner"] = _without(settings["pruner"], "label")
-    for key, kind in (("mask", "a mask.safetensors"), ("file", "a CSV file")):
-        if isinstance(settings["allocation"].get(key), str):  # what a file holds counts, not where it lies
-            found = digest_of_file(f"allocation.{key}", settings["allocation"][key], kind)
-            counted["allocation"] = settings["allocation"] | {key: found}
-    counted |= settings["checksums"]
+    counted |= _without(settings["checksums"], "transfer", "allocation")
+    counted["allocation"] = _allocation(settings)
     counted["transfer"] = _transfer(settings)
     counted["mask_file"] = _without(settings["mask_file"], "zeros") if settings["mask"] is not None else None
     counted = _without(counted, "checksums", "mask_name")
@@ -97,6 +92,13 @@ def _counted(settings: dict[str, Any], without: set[str]) -> dict[str, Any]:
     return meaning
 
 
+def _allocation(settings: dict[str, Any]) -> dict[str, Any]:
+    """What counts of an allocation: of its file what it holds, and not where it lies."""
+    allocation: dict[str, Any] = settings["allocation"]
+    found = settings["checksums"].get("allocation")
+    return allocation | {key: found for key in allocation.keys() & {"mask", "file"} if found is not None}
+
+
 def _transfer(settings: dict[str, Any]) -> dict[str, Any] | None:
     """What counts of a transfer: the function, its settings, and what its file holds."""
     transfer = settings.get("transfer")
@@ -108,18 +110,6 @@ def _transfer(settings: dict[str, Any]) -> dict[str, Any] | None:
 
 def _hash(settings: dict[str, Any], without: set[str]) -> str:
     return hashlib.sha256(json.dumps(_counted(settings, without), sort_keys=True).encode()).hexdigest()[:8]
-
-
-def digest_of_file(setting: str, path: str, wanted: str) -> str:
-    """The checksum of a file that a setting names.
-
-    Raises:
-        ConfigError: it cannot be read.
-    """
-    try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    except OSError as error:
-        raise ConfigError(f"{setting}={path}: it cannot be read ({error.strerror}); give {wanted}") from error
 
 
 def _named(settings: dict[str, Any], *ending: str) -> str:
@@ -200,7 +190,8 @@ def _told_apart_by_name(settings: dict[str, Any]) -> dict[str, Any]:
         return settings
     transfer = (settings.get("transfer") or {}).get("weights")
     given = {"weights": settings["weights"], "transfer": transfer}
-    return settings | {"checksums": {"mask": None} | {key: file and "given" for key, file in given.items()}}
+    known = settings["checksums"] | {"mask": None} | {key: file and "given" for key, file in given.items()}
+    return settings | {"checksums": known}
 
 
 def differences(

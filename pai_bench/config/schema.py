@@ -33,7 +33,7 @@ from pai_bench.training.recipe import Recipe
 from pai_bench.training.rewires import Rewiring
 
 Plain = dict[str, Any]  # settings as a yaml file has them
-FileSetting = Literal["mask", "weights", "transfer"]  # whose files a run knows by their checksums
+FileSetting = Literal["mask", "weights", "transfer", "allocation"]  # whose files a run knows by their checksums
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Checksums:
     mask: str | None
     weights: str | None
     transfer: str | None = None
+    allocation: str | None = None
 
 
 @dataclass(frozen=True)

@@ -160,7 +160,7 @@ def _is_basic(value: object, name: str) -> bool:
 
 def _list_problem(value: object, of: ast.expr, module: str) -> str | None:
     if not isinstance(value, list):
-        return "a list, such as [1,2]"
+        return f"a list, such as {'[a,b]' if ast.unparse(of) == 'str' else '[1,2]'}"
     wrong = next((said for item in value if (said := problem(item, of, module))), None)
     return f"{wrong} for each" if wrong else None
 

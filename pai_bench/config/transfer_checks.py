@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from pai_bench.config.identity import digest_of_file
 from pai_bench.config.schema import RunConfig
 from pai_bench.config.value_checks import require
 from pai_bench.core import Round
@@ -40,12 +39,3 @@ def file_of(run: RunConfig) -> str | None:
     """The file that a transfer takes weights from; None without one."""
     file = None if run.transfer is None else run.transfer.settings.get("weights")
     return None if file is None else str(file)
-
-
-def checksum(run: RunConfig) -> str:
-    """The checksum of the file that a transfer takes weights from.
-
-    Raises:
-        ConfigError: it cannot be read.
-    """
-    return digest_of_file("transfer.weights", str(file_of(run)), "the model.safetensors of a run, or a state dict")

@@ -68,15 +68,17 @@ def expand(
         return [overrides.complete(run, run.hydra) for run in runs], _launcher(base)
 
 
-def launcher(words: list[str]) -> DictConfig:
-    """hydra.launcher of a command line with these overrides, for runs whose settings lie elsewhere.
+def launcher(words: list[str], folder: Path) -> DictConfig:
+    """hydra.launcher of a command line with these overrides, for runs that have their settings in a results folder.
 
     Raises:
         ConfigError: a word is wrong.
     """
     composition.register()
     with hydra.initialize_config_dir(str(composition.CONF), version_base="1.3"):
-        return _launcher(_composed(words))
+        composed = _composed(words)
+        OmegaConf.update(composed, "results_dir", str(folder))
+        return _launcher(composed)
 
 
 def _launcher(composed: DictConfig) -> DictConfig:

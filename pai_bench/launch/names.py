@@ -54,8 +54,9 @@ def _sizes(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _short(key: str, value: Any, among: Mapping[str, Any]) -> str:
     """A setting in few letters: w8.16.32 for widths=[8,16,32], classifier_mlp for a word."""
-    if isinstance(value, str | bool | dict | None):
+    numbers = value if isinstance(value, list) else [value]
+    if not all(isinstance(one, int | float) and not isinstance(one, bool) for one in numbers):
         return f"{key}_{value}".lower()
     lengths = range(1, len(key) + 1)
     shortest = next((n for n in lengths if sum(other.startswith(key[:n]) for other in among) == 1), len(key))
-    return key[:shortest] + ".".join(f"{one:g}" for one in (value if isinstance(value, list) else [value]))
+    return key[:shortest] + ".".join(f"{one:g}" for one in numbers)

@@ -140,6 +140,8 @@ def _study(settings: Settings) -> "Study":
         "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
     }
     try:
+        if (file := (settings.storage or "").removeprefix("sqlite:///")) != (settings.storage or ""):
+            Path(file).parent.mkdir(parents=True, exist_ok=True)  # the database makes its file alone
         study = optuna.create_study(
             storage=settings.storage,
             study_name=settings.study_name,

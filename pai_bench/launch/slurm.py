@@ -12,10 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pai_bench.config import signatures
 from pai_bench.config.checks import trains_to_the_end
 from pai_bench.config.composition import rerunnable
 from pai_bench.config.schema import RunConfig
-from pai_bench.errors import ConfigError, PreemptedError, UserError
+from pai_bench.core import Count, NonNegativeInt, Positive
+from pai_bench.errors import ConfigError, OwnedError, PreemptedError, UserError
 from pai_bench.runs import status
 from pai_bench.system import preemption
 from pai_bench.system.slurm_job import REQUEUES
@@ -23,7 +25,7 @@ from pai_bench.system.slurm_job import REQUEUES
 log = logging.getLogger(__name__)
 
 
-def submit(cfgs: Sequence[RunConfig], *, folder: str, max_requeues: int, **sbatch: Any) -> dict[str, str]:
+def submit(cfgs: Sequence[RunConfig], *, folder: str, max_requeues: int, **resources: Any) -> dict[str, str]:
     """Submits all runs that are not finished, running or queued. Does not wait for them.
 
     A task of an array does one run, or the runs of one chain of tickets one after another, because they share their
@@ -34,13 +36,13 @@ def submit(cfgs: Sequence[RunConfig], *, folder: str, max_requeues: int, **sbatc
         cfgs: the checked configs.
         folder: receives submitit's files and the jobs' output.
         max_requeues: how often a job may go back into the queue when its time is up or it is preempted.
-        sbatch: submitit's settings: timeout_min, mem_gb, gpus_per_node, partition, and so on.
+        resources: see `native`.
 
     Returns:
         The job id of each submitted run, by run id.
 
     Raises:
-        ConfigError: this machine has no SLURM, or submitit does not know a setting.
+        ConfigError: this machine has no SLURM, or a setting is wrong.
         UserError: SLURM refuses the jobs.
     """
     submitit = _submitit()
@@ -51,7 +53,7 @@ def submit(cfgs: Sequence[RunConfig], *, folder: str, max_requeues: int, **sbatc
         return {}
     try:
         executor = submitit.SlurmExecutor(folder, max_num_timeout=max_requeues)
-        executor.update_parameters(**_native(sbatch, max_requeues))
+        executor.update_parameters(**_checked({"max_requeues": max_requeues} | resources))
     except ValueError as error:
         raise ConfigError(f"hydra.launcher: {' '.join(str(error).split())}") from error
     submitted: dict[str, str] = {}
@@ -118,7 +120,7 @@ def _are(number: int) -> str:
 def queue_states(directories: Mapping[str, Path]) -> dict[str, status.RunState]:
     """The states of runs, from their directories and from SLURM's queue.
 
-    A run whose job is in the queue counts as queued, even if its last attempt failed.
+    A run whose job is in the queue counts as queued, even if its last attempt was preempted or killed.
     """
     states = {name: status.state(directory) for name, directory in directories.items()}
     waiting = {name: state.job for name, state in states.items() if state.name in ("queued", "preempted", "killed")}
@@ -143,17 +145,24 @@ def wait(jobs: Sequence[str], seconds: float = 10.0) -> None:
         pause = min(seconds, 1.5 * pause)
 
 
+def waiting(cfgs: Sequence[RunConfig]) -> list[str]:
+    """The jobs of those runs that are queued or running, whoever has submitted them."""
+    states = [status.state(cfg.directory) for cfg in cfgs]
+    return list(dict.fromkeys(state.job for state in states if state.job and state.name in ("queued", "running")))
+
+
 def outcomes(cfgs: Sequence[RunConfig], submitted: Mapping[str, str]) -> list[tuple[int, bool, Path]]:
     """For each run whose job is over: its exit code, whether there was nothing to do, and its directory.
 
-    The log names failures.
+    The log names failures, and runs that another process still does.
     """
     codes = {}
     for cfg in cfgs:
         run_id, state = cfg.id, status.state(cfg.directory)
-        code = 0 if state.name == "finished" else max(state.exit_code, 1)
-        codes[run_id] = (code, run_id not in submitted, cfg.directory)
-        if state.name != "finished":
+        finished, elsewhere = state.name == "finished", state.name == "running"
+        code = 0 if finished else OwnedError.exit_code if elsewhere else max(state.exit_code, 1)
+        codes[run_id] = (code, finished and run_id not in submitted, cfg.directory)
+        if not finished:
             log.info("%s: %s%s", run_id, state.name, f" ({state.error})" if state.error else "")
     return list(codes.values())
 
@@ -194,28 +203,76 @@ def _max_array_size() -> int:
     return 1001  # SLURM's default
 
 
-def _native(sbatch: Mapping[str, Any], max_requeues: int) -> dict[str, Any]:
-    """The settings in the form that submitit's SLURM executor accepts."""
-    names = {"timeout_min": "time", "mem_gb": "mem", "tasks_per_node": "ntasks_per_node", "name": "job_name"}
-    native = {names.get(key, key): value for key, value in sbatch.items() if value is not None and value != {}}
-    if "mem" in native:
-        native["mem"] = f"{round(1024 * native['mem'])}MB"
-    native.setdefault("wckey", None)  # submitit sets a wckey by default, which some clusters refuse
-    native.setdefault("srun_args", ["--kill-on-bad-exit=1"])  # else tasks wait for ever for a task that died
-    if native.get("time") is None:
-        raise ConfigError("hydra.launcher.timeout_min=null: give the minutes that a run may take")
-    native["additional_parameters"] = {"requeue": True, **native.get("additional_parameters", {})}
-    return native | {"setup": [*native.get("setup", []), f"export {REQUEUES}={max_requeues}"]}
+def native(
+    *,
+    max_requeues: NonNegativeInt,
+    timeout_min: Count,
+    gpus_per_node: NonNegativeInt | str | None,
+    cpus_per_task: Count | None,
+    mem_gb: Positive | None,
+    nodes: Count,
+    tasks_per_node: Count,
+    partition: str | None,
+    array_parallelism: Count,
+    name: str,
+    setup: list[str] | None,
+    additional_parameters: dict[str, Any] | None,
+    signal_delay_s: NonNegativeInt,
+    **more: Any,
+) -> dict[str, Any]:
+    """The settings of the launcher in the form that submitit's SLURM executor accepts.
+
+    Args:
+        more: settings of submitit that the launcher has no name for.
+
+    Raises:
+        ConfigError: one of them has another name in the launcher.
+    """
+    same = {"time": "timeout_min", "mem": "mem_gb", "ntasks_per_node": "tasks_per_node", "job_name": "name"}
+    for key in more.keys() & same.keys():
+        raise ConfigError(f"hydra.launcher.{key}={more[key]}: give hydra.launcher.{same[key]} instead")
+    settings = {
+        "time": timeout_min,
+        "gpus_per_node": gpus_per_node,
+        "cpus_per_task": cpus_per_task,
+        "mem": None if mem_gb is None else f"{round(1024 * mem_gb)}MB",
+        "nodes": nodes,
+        "ntasks_per_node": tasks_per_node,
+        "partition": partition,
+        "array_parallelism": array_parallelism,
+        "job_name": name,
+        "setup": [*(setup or []), f"export {REQUEUES}={max_requeues}"],
+        "additional_parameters": {"requeue": True, **(additional_parameters or {})},
+        "signal_delay_s": signal_delay_s,
+        "srun_args": ["--kill-on-bad-exit=1"],  # else tasks wait for ever for a task that died
+    } | more
+    # By default submitit sets a wckey, which some clusters refuse.
+    return {"wckey": None} | {key: value for key, value in settings.items() if value is not None}
 
 
-def export(jobs: Sequence[Sequence[str]], folder: Path, *, max_requeues: int, **sbatch: Any) -> list[Path]:
+def _checked(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """`native` of settings, after a check of their values.
+
+    Raises:
+        ConfigError: a value is of the wrong type or out of range.
+    """
+    for key, setting in signatures.settings_of(f"{__name__}.{native.__name__}").items():
+        if key in settings:
+            signatures.check_value(f"hydra.launcher.{key}", settings[key], setting.annotation, setting.module)
+    return native(**settings)
+
+
+def export(
+    jobs: Sequence[Sequence[str]], folder: Path, first: Sequence[str] = (), *, max_requeues: int, **resources: Any
+) -> list[Path]:
     """Writes array scripts, for sites where Python must not run on the login node: `sbatch FOLDER/array.sh`.
 
     Args:
         jobs: the overrides of each run. They are composed when the job starts.
         folder: receives the scripts and, in args/, a file for each run with one override a line.
+        first: words before those of every run, such as --config-dir=PATH.
         max_requeues: as in `submit`.
-        sbatch: as in `submit`.
+        resources: see `native`.
 
     Returns:
         The scripts, one for each 1,000 runs.
@@ -233,14 +290,14 @@ def export(jobs: Sequence[Sequence[str]], folder: Path, *, max_requeues: int, **
     for start in range(0, len(jobs), size):
         part = jobs[start : start + size]
         for number, overrides in enumerate(part, start=start):
-            words = [*overrides, "hydra.mode=RUN"]  # an experiment's mode is MULTIRUN, but it is expanded already
+            words = [*first, *overrides, "hydra.mode=RUN"]  # an experiment has MULTIRUN, but is expanded already
             (folder / "args" / str(number)).write_text("".join(f"{word}\n" for word in words))
         here = shlex.quote(str(folder))
         read = f"mapfile -t ARGS < {here}/args/$(({start} + ${{SLURM_ARRAY_TASK_ID:-0}}))"
         script = folder / ("array.sh" if len(jobs) <= size else f"array-{start // size}.sh")
-        native = _native(sbatch, max_requeues)
-        native["setup"] = [*native["setup"], "set -euo pipefail", read]
-        native["additional_parameters"] |= {"output": f"{folder}/logs/%A_%a.log"}
+        settings = _checked({"max_requeues": max_requeues} | resources)
+        settings["setup"] += ["set -euo pipefail", read]
+        settings["additional_parameters"] |= {"output": f"{folder}/logs/%A_%a.log"}
         try:
             text = _make_sbatch_string(
                 command='exec srun --unbuffered --kill-on-bad-exit=1 python -m pai_bench "${ARGS[@]}"',
@@ -248,7 +305,7 @@ def export(jobs: Sequence[Sequence[str]], folder: Path, *, max_requeues: int, **
                 use_srun=False,
                 stderr_to_stdout=True,
                 map_count=len(part),
-                **native,
+                **settings,
             )
         except TypeError as error:
             raise ConfigError(f"hydra.launcher: {error}") from error

@@ -33,6 +33,7 @@ def attempt(config: RunConfig, device: torch.device, files: RunDirectory | NullR
         if files.saved:  # a later round was refused: what was done before is kept
             _note_failure(files, refusal, refusal)
         else:
+            _stop(handler)  # NFS keeps a folder with an open file
             files.discard()
         raise
     except (PreemptedError, OwnedError) as error:
@@ -47,8 +48,13 @@ def attempt(config: RunConfig, device: torch.device, files: RunDirectory | NullR
             raise
         raise explained from failure
     finally:
-        logging.getLogger("pai_bench").removeHandler(handler)
-        handler.close()
+        _stop(handler)
+
+
+def _stop(handler: logging.Handler) -> None:
+    """Closes a log. It may be closed already."""
+    logging.getLogger("pai_bench").removeHandler(handler)
+    handler.close()
 
 
 def _note_failure(files: RunDirectory | NullRunDirectory, failure: BaseException, explained: BaseException) -> None:

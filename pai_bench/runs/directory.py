@@ -41,6 +41,7 @@ class RunDirectory:
     Raises:
         ConfigError: the directory cannot be created or written to.
         OwnedError: another process is working on it.
+        UserError: it has a checkpoint that is whole, and cannot be loaded.
     """
 
     def __init__(self, path: Path) -> None:
@@ -48,42 +49,27 @@ class RunDirectory:
         self._claim: Claim | None = None
         # How many lines the curve had beyond the checkpoint. The run will write them again.
         self.num_repeated = 0
+        # The checkpoint from which the run goes on. None: the run starts from the beginning.
+        self.checkpoint: dict[str, Any] | None = None
         try:
             path.mkdir(parents=True, exist_ok=True)
             claim = self._claim = Claim(path)
             previous = self._status = self._previous()
             # Another process may have finished the run between our check and our claim, or died before it tidied up.
             self.row = finished(path)
-            if self.row is None and (path / RESULT).is_file():
-                (path / RESULT).replace(path / DAMAGED)
-                log.warning("%s is damaged, and is now %s; the run is done again", path / RESULT, DAMAGED)
-            (path / QUEUED).unlink(missing_ok=True)
-            # The checkpoint from which the run goes on. None: the run starts from the beginning.
-            self.checkpoint = load_checkpoint(path) if self.row is None else None
             if self.row is not None:
+                (path / QUEUED).unlink(missing_ok=True)
                 self._tidy()
                 return
-            if self.checkpoint is None:
-                # Files of an earlier attempt without a checkpoint say nothing about this attempt.
-                for left in path.iterdir():
-                    if left.is_dir():
-                        shutil.rmtree(left)
-                    # Other processes may be trying to claim the directory: their files stay.
-                    elif left.name != DAMAGED and not left.name.startswith(claim.path.name):
-                        left.unlink(missing_ok=True)
-                (path / "curve.jsonl").touch()
-            else:
-                later = (path / "curve.jsonl").read_bytes()[self.checkpoint["curve_bytes"] :]
-                self.num_repeated = later.count(b"\n")
-                os.truncate(path / "curve.jsonl", self.checkpoint["curve_bytes"])
-                for torn in path.glob("*.tmp-*"):
-                    if not torn.name.startswith(claim.path.name):
-                        torn.unlink(missing_ok=True)
+            self._take_up(claim.path.name)
         except OSError as error:
             self.close()
             raise ConfigError(
                 f"results_dir={path.parent}: cannot be written to ({error.strerror}); give another with results_dir="
             ) from error
+        except BaseException:  # in a sweep this process goes on: the directory is for others then
+            self.close()
+            raise
         self._status = {
             "state": "running",
             "attempt": previous.get("attempt", 0) + 1,
@@ -93,6 +79,30 @@ class RunDirectory:
             "started": previous.get("started", time.time()) if self.checkpoint else time.time(),
         }
         self.status("running")
+
+    def _take_up(self, claim: str) -> None:
+        """Finds the checkpoint, and removes what the run will write again.
+
+        Args:
+            claim: what the names of claims begin with. Other processes may be trying to claim: their files stay.
+        """
+        path = self.path
+        if (path / RESULT).is_file():
+            (path / RESULT).replace(path / DAMAGED)
+            log.warning("%s is damaged, and is now %s; the run is done again", path / RESULT, DAMAGED)
+        (path / QUEUED).unlink(missing_ok=True)
+        self.checkpoint = load_checkpoint(path)
+        if self.checkpoint is not None:
+            later = (path / "curve.jsonl").read_bytes()[self.checkpoint["curve_bytes"] :]
+            self.num_repeated = later.count(b"\n")
+            os.truncate(path / "curve.jsonl", self.checkpoint["curve_bytes"])
+        # Without a checkpoint no file of an earlier attempt says anything about this one.
+        for left in path.glob("*" if self.checkpoint is None else "*.tmp-*"):
+            if left.is_dir():
+                shutil.rmtree(left)
+            elif left.name != DAMAGED and not left.name.startswith(claim):
+                left.unlink(missing_ok=True)
+        (path / "curve.jsonl").touch()
 
     def _previous(self) -> dict[str, Any]:
         """What status.json says about earlier attempts. Empty if there were none, or if the file is damaged."""
@@ -139,7 +149,7 @@ class RunDirectory:
     @property
     def saved(self) -> bool:
         """Whether the run has a checkpoint by now."""
-        return (self.path / CHECKPOINT).exists()
+        return any((self.path / name).exists() for name in (CHECKPOINT, PREVIOUS))
 
     def start_log(self) -> logging.Handler:
         """Makes this package write its log to run.log too."""
@@ -160,7 +170,10 @@ class RunDirectory:
 
     def discard(self) -> None:
         """Removes the directory. A run that was refused leaves nothing behind."""
-        shutil.rmtree(self.path)
+        try:
+            shutil.rmtree(self.path)
+        except OSError as error:  # as where another machine reads a file; why the run was refused is more important
+            log.warning("%s: it could not be removed: %s", self.path, error)
 
     def record(self, metrics: dict[str, float], epoch: float) -> None:
         """Appends one line to curve.jsonl."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pai_bench.analysis import cost
-from pai_bench.config.checks import identified, weights_checksum
+from pai_bench.config.checks import identified
 from pai_bench.config.composition import read
 from pai_bench.config.schema import RunConfig
 from pai_bench.core import Mask, Shape, State
@@ -47,7 +47,7 @@ def initial(directory: Path, trusted: bool = False) -> tuple[nn.Module, Shape]:
     """
     model, shape, run = _built(directory, trusted)
     if run.weights is not None:
-        identified(run, "weights", weights_checksum(run))
+        identified(run, "weights")
         weight_files.load_(model, run.weights)
     return model, shape
 

@@ -112,9 +112,10 @@ def fitting(name: str, length: int = 128) -> str:
 def _has_key(host: str) -> bool:
     if os.environ.get("WANDB_API_KEY"):
         return True
-    try:
-        return netrc.netrc().authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
+    try:  # with a path, as the client reads it: whoever owns the file, and whoever may read it
+        path = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
+        return netrc.netrc(path).authenticators(host) is not None
+    except (OSError, RuntimeError, netrc.NetrcParseError):
         return False
 
 

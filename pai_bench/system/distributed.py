@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
+from inspect import signature
 from typing import Any, TypeVar
 
 import torch
@@ -122,6 +123,24 @@ def agree(action: Callable[[], T]) -> T:
     return result
 
 
+def check_same(run_id: str) -> None:
+    """Refuses processes that were started with different settings: they would be taken for the processes of one run.
+
+    Raises:
+        ConfigError: the names of their runs differ.
+    """
+    if _alone():
+        return
+    found: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(found, run_id)
+    if len(names := list(dict.fromkeys(found))) > 1:
+        here = world()
+        raise ConfigError(
+            f"{here.variable}={here.size}: the processes of one run have different settings ({names[0]}, {names[1]}); "
+            f"give all of them the same, or unset {here.variable} where each is to do a run of its own"
+        )
+
+
 def total(tensor: Tensor) -> Tensor:
     """The sum of a tensor over all processes."""
     if not _alone():
@@ -161,8 +180,11 @@ def wrapped(model: nn.Module, device: torch.device) -> nn.Module:
     """The model, with gradients averaged over the processes."""
     if _alone():
         return model
-    devices = [device] if device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+    devices, parallel = [device] if device.type == "cuda" else None, nn.parallel.DistributedDataParallel
+    # From torch 2.13 on broadcast_buffers has another name.
+    names = ("forward_sync_buffers", "broadcast_buffers")
+    keeps_buffers: Any = {next(name for name in names if name in signature(parallel).parameters): False}
+    return parallel(model, device_ids=devices, **keeps_buffers)
 
 
 @contextmanager
