@@ -13,6 +13,7 @@ from pai_bench.analysis import operations
 from pai_bench.analysis.mode import mode
 from pai_bench.config.checks import identified
 from pai_bench.config.schema import RunConfig
+from pai_bench.config.signatures import shown
 from pai_bench.core import (
     Allocate,
     Batch,
@@ -28,6 +29,7 @@ from pai_bench.core import (
     Scores,
     ScoringData,
     Selection,
+    Shape,
     Shard,
     Subnetwork,
     Weights,
@@ -190,13 +192,11 @@ def examined(parts: Parts, model: nn.Module) -> operations.Operations:
     Raises:
         ConfigError: the network does not take the images, or applies weights that a mask does not reach.
     """
-    run, num_classes = parts.run, parts.data.num_classes
+    run, shape, num_classes = parts.run, parts.data.input_shape, parts.data.num_classes
     name = f"model.name={run.model.name}"
-    try:
-        with mode(model, training=False):
-            found = operations.watch(model, parts.data.input_shape)
-    except ConfigError as error:
-        raise ConfigError(f"{name}: {error}") from error
+    found = _watched(name, model, shape)
+    for size in sorted(set(run.training.image_sizes or ()) - {shape[-1]}):  # training begins long after the search
+        _watched(f"training.image_sizes={shown(run.training.image_sizes)}", model, (shape[0], size, size))
     if tuple(found.output_shape) != (1, num_classes):
         raise ConfigError(
             f"{name}: for one image it gives outputs of shape {tuple(found.output_shape)}, and {num_classes} "
@@ -205,6 +205,19 @@ def examined(parts: Parts, model: nn.Module) -> operations.Operations:
     if run.prunes:
         check_prunable(name, model, found, run.prunable)
     return found
+
+
+def _watched(setting: str, model: nn.Module, shape: Shape) -> operations.Operations:
+    """What an image's way through the network shows.
+
+    Raises:
+        ConfigError: the network does not take it; the setting is named.
+    """
+    try:
+        with mode(model, training=False):
+            return operations.watch(model, shape)
+    except ConfigError as error:
+        raise ConfigError(f"{setting}: {error}") from error
 
 
 def check_prunable(name: str, model: nn.Module, found: operations.Operations, prunable: masks.Which = "all") -> None:

@@ -1,4 +1,4 @@
-"""Batches whose images are made when they are asked for."""
+"""Batches: whose images are made when they are asked for, and how many images are in each."""
 
 from __future__ import annotations
 
@@ -39,3 +39,14 @@ class Drawn(Sequence[Batch]):
 def labels_of(batches: Batches) -> list[Tensor]:
     """The labels of each batch; no image is made for them."""
     return batches.labels if isinstance(batches, Drawn) else [labels for _, labels in batches]
+
+
+def joined_single(number: int, size: int) -> list[range]:
+    """Splits `number` images into batches of `size`. A single image that is left over joins the batch before it.
+
+    The reason: batch norm in train mode cannot take a single image.
+    """
+    starts = list(range(0, number, size))
+    if len(starts) > 1 and size > 1 and number % size == 1:
+        starts.pop()
+    return [range(start, end) for start, end in zip(starts, [*starts[1:], number], strict=True)]

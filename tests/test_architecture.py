@@ -51,7 +51,7 @@ DOORS = {
     "torchvision": {"data.cifar", "data.mnist", "data.tiny_imagenet"},
     "torchcodec": {"data.decode"},
     "PIL": {"data.decode"},
-    "filelock": {"data.resident", "system.devices"},
+    "filelock": {"data.locks", "system.devices"},
     "safetensors": {
         "runs.export",
         "runs.pictures",

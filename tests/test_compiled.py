@@ -10,10 +10,12 @@ from conftest import Chain
 from emulated_graphs import emulated
 from few_images import CPU, RECIPE, half
 from few_images import trainer as training_of
+from network_builds import build
 from test_captured import resident
 
 from pai_bench.errors import ConfigError
 from pai_bench.masks import masks
+from pai_bench.training.compiled import Compiled
 
 
 @pytest.fixture
@@ -51,6 +53,22 @@ def test_compiled_steps_and_evaluations_equal_plain_ones(
     # The network, once for steps and once for evaluations. Smaller last batches are not compiled for.
     assert {shape[0] for shape in compiler} == {5, 8}
     assert graphs_there or len(compiler) == 2
+
+
+def test_every_network_of_a_family_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They share the code of their forward pass, and by default torch compiles one code eight times at most."""
+    num_graphs, make = 0, torch.compile
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        nonlocal num_graphs
+        num_graphs += 1
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda net, **settings: make(net, backend=backend, **settings))
+    for depth in range(1, 13):
+        net = build("model=resnet8_thin", f"model.blocks=[{depth},1,1]")
+        Compiled(net)(torch.zeros(2, 3, 12, 12))
+        assert num_graphs == depth
 
 
 def test_a_network_that_cannot_be_compiled_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,11 +16,13 @@ from emulated_graphs import emulated
 from few_images import CPU, RECIPE
 from few_images import trainer as training_of
 from image_data import all_images, load, numbered, photographs
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
+from pai_bench.assembly import examined
 from pai_bench.core import ByEpoch, DataSettings, ScoringData
 from pai_bench.data.resident import Resident
 from pai_bench.errors import ConfigError
+from pai_bench.launch import compose, overrides
 from pai_bench.masks import masks
 from pai_bench.system import seeding
 from pai_bench.training.recipe import image_size, learning_rate
@@ -213,6 +215,52 @@ def test_what_cannot_be_is_refused_in_one_line(name: str) -> None:
     words, message = WRONG[name]
     with pytest.raises(ConfigError, match=message):
         composed(*words)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["training=cifar"], []),
+        (["training=cifar", "training.epochs=0"], []),
+        (
+            ["training=cifar", "training.epochs=100"],
+            ["training.lr_milestones=[60,120]: there is no epoch [120] with training.epochs=100; give others"],
+        ),
+        (
+            ["training=cifar_fast", "training.epochs=5"],
+            [
+                "training.warmup_epochs=5: the learning rate never reaches training.lr with training.epochs=5; give "
+                "others"
+            ],
+        ),
+        (
+            ["training=imagenet_16", "dataset=imagenet", "training.epochs=8"],
+            ["training.image_size_epochs=[11,13]: images never have 192 pixels with training.epochs=8; give others"],
+        ),
+    ],
+)
+def test_what_a_recipe_of_another_length_does_not_reach_is_said(
+    words: list[str], said: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    overrides._say_once.cache_clear()
+    for _ in range(2):
+        compose.compose(["tracker=none", *words])
+    assert caplog.messages == said
+
+
+def test_milestones_beside_another_schedule_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"training.lr_milestones=\[3\]: .* add training.lr_schedule=step, or"):
+        compose.compose(["tracker=none", "training=cifar_fast", "training.lr_milestones=[3]"])
+    assert compose.compose(["tracker=none", "training=cifar", "training.lr_schedule=cosine"]).training.lr_milestones
+
+
+def test_a_network_of_one_size_is_refused_before_the_search() -> None:
+    run = composed("training=imagenet_16", "dataset=imagenet", "pruner=snip", "sparsity=0.5", "tracker=none")
+    parts = SimpleNamespace(run=run, data=SimpleNamespace(input_shape=(3, 176, 176), num_classes=10))
+    fixed = nn.Sequential(nn.AvgPool2d(16), nn.Flatten(), nn.Linear(3 * 11 * 11, 10))
+    with pytest.raises(ConfigError, match=r"training.image_sizes=\[160,192\]: .*does not take images of 3x160x160"):
+        examined(parts, fixed)
+    examined(parts, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 10)))
 
 
 def test_what_changes_results_changes_names() -> None:

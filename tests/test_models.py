@@ -142,6 +142,27 @@ def test_lecun_normal_is_cut_off_at_two_deviations() -> None:
     assert 2.2 * std < weight.abs().max().item() < 2.28 * std  # the normal distribution before the cut is wider
 
 
+def test_fan_out_of_a_grouped_convolution_is_that_of_one_group() -> None:
+    """As timm and TensorFlow count it. A depthwise kernel of nine weights has nine outputs for each input."""
+    model = build("model=mobilenet", "model.init.conv=kaiming_normal_fan_out")
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module.groups > 1:
+            assert module.weight.detach().std() == pytest.approx((2 / 9) ** 0.5, rel=0.15)
+
+
+def test_magnitude_at_initialization_leaves_no_depthwise_layer_of_mobilenet_empty() -> None:
+    weights = masks.prunable(build("model=mobilenet"))
+    every = torch.cat([weight.abs().flatten() for weight in weights.values()])
+    threshold = every.kthvalue(round(0.9 * len(every))).values
+    depthwise = [weight for weight in weights.values() if weight.dim() == 4 and weight.shape[1] == 1]
+    assert len(depthwise) == 13 and all((weight.abs() > threshold).any() for weight in depthwise)
+
+
+def test_vgg16_of_imagenet_has_the_dropout_of_the_paper() -> None:
+    model = build("model=vgg16_bn", shape=IMAGENET, num_classes=10)
+    assert [module.p for module in model.modules() if isinstance(module, nn.Dropout)] == [0.5, 0.5]
+
+
 def test_norm_weights_can_be_drawn_uniformly() -> None:
     model = build("model=resnet20", "model.init.norm=uniform")
     weights = torch.cat([module.weight for module in model.modules() if isinstance(module, nn.BatchNorm2d)])
@@ -158,12 +179,14 @@ def test_resnet50_lets_signal_through_every_block() -> None:
     [
         (["model=timm", "model.name=resnet5O"], "model.name=resnet5O: timm has no such model"),
         (["model=timm", "model.name=resnet18", "+model.options.foo=1"], "model.options=.*refuses them"),
+        (["model=timm", "model.name=resnet18", "+model.options.act_layer=gelu_x"], "refuses them .KeyError: 'gelu_x'"),
+        (["model=timm", "model.name=resnet18", "+model.options.output_stride=7"], "refuses them .AssertionError"),
         (["model=wrn16_8", "model.depth=17"], "model.depth=17: give 6n"),
         (["model=resnet20", "model.widths=[16,32]"], "model.widths=.*give one for each stage"),
         (["model=wrn16_8", "model.dropout=2"], "model.dropout=2: give one in"),
         (["model=resnet20", "model.init.conv=he"], "model.init.conv=he: give one of kaiming_normal_fan_in"),
     ],
-    ids=["name", "option", "depth", "widths", "dropout", "init"],
+    ids=["name", "option", "option of another kind", "option without a reason", "depth", "widths", "dropout", "init"],
 )
 def test_a_model_that_does_not_exist_is_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):

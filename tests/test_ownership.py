@@ -18,7 +18,7 @@ from conftest import ROOT, TWO_RUNS, RunCli, composed
 from processes import in_child
 from whole_runs import RUNS, TINY, config_of
 
-from pai_bench.data import resident
+from pai_bench.data import locks
 from pai_bench.errors import ConfigError, OwnedError, UserError
 from pai_bench.runs import checkpoint_file, ownership, status
 from pai_bench.runs.attempt import attempt
@@ -333,6 +333,6 @@ def test_what_dead_processes_had_begun_to_decode_is_removed(tmp_path: Path) -> N
     for name in ("dead.1-32-abc", "busy-32-def"):
         (tmp_path / f"{name}.building").mkdir()
         (tmp_path / f"{name}.building" / "train.npy").touch()
-    with resident.lock(tmp_path, "busy-32-def"):
-        resident.remove_unfinished(tmp_path)
+    with locks.lock(tmp_path, "busy-32-def"):
+        locks.remove_unfinished(tmp_path)
     assert [path.name for path in tmp_path.glob("*.building")] == ["busy-32-def.building"]

@@ -1,6 +1,7 @@
 """The rules of conf/rewire: what holds for all of them, and small examples that are computed by hand."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -259,7 +260,7 @@ def test_a_rule_says_what_it_lacks(name: str, setting: str) -> None:
         ({"every_steps": 30, "begin": None}, [29, 59, 89]),  # after 30 steps, and so on
         ({"every_steps": 30, "begin": None, "skip_step": True}, [30, 60, 90]),  # in the place of the next one
         ({"every_steps": 50, "begin": None}, [49]),  # after the last step nothing moves
-        ({"at": [0.0, 0.1, 0.101, 0.5, 0.999]}, [0, 9, 49]),  # an epoch has 10 steps: when 1 and 5 epochs are done
+        ({"at": [0.0, 0.1, 0.5, 0.999]}, [0, 9, 49]),  # an epoch has 10 steps: when 1 and 5 epochs are done
         ({"at": [0.1, 0.5], "skip_step": True}, [10, 50]),
     ],
 )
@@ -273,3 +274,7 @@ def test_a_training_without_a_rewire_is_refused() -> None:
         rewire_steps(rewire, TrainingLength(1, 10))
     with pytest.raises(ConfigError, match=r"rewire=granet: its first rewire comes after 1000 of 230 steps; give a sh"):
         rewire_steps(config_of("granet"), TrainingLength(10, 23))
+    with pytest.raises(ConfigError, match=r"rewire\.at=\[0\.98\]: no time lies before the last step of a tr"):
+        rewire_steps(replace(config_of("acdc"), at=[0.98]), TrainingLength(1, 23))
+    with pytest.raises(ConfigError, match=r"rewire\.at=\[.*\]: two times are one step of a training of 10 steps"):
+        rewire_steps(config_of("acdc"), TrainingLength(1, 10))

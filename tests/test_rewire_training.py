@@ -32,7 +32,9 @@ EVERY: dict[str, Any] = {"every_steps": 4}
 def rewire_of(name: str) -> Rewiring:
     """An option of conf/rewire, with rewires that fit a short training."""
     rewire = config_of(name)
-    return rewire if rewire.at is not None else replace(rewire, every_epochs=None, **EVERY)
+    if rewire.at is not None:
+        return replace(rewire, at=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.85])
+    return replace(rewire, every_epochs=None, **EVERY)
 
 
 def start_of(rewire: Rewiring, net: nn.Module) -> Mask:

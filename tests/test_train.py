@@ -181,7 +181,7 @@ RECIPES = {
     "tiny_imagenet": {"epochs": 100, "lr": 0.01, "lr_milestones": [30, 60, 80], "lr_gamma": 0.2},
     "imagenet": {"epochs": 90, "batch_size": 1024, "lr": 0.4, "lr_milestones": [30, 60, 80], "warmup_epochs": 5},
     "cifar_fast": {"epochs": 24, "batch_size": 512, "lr": 0.4, "warmup_epochs": 5, "weight_decay": 5e-4},
-    "imagenet_16": {"epochs": 16, "batch_size": 1024, "lr": 0.5, "warmup_epochs": 2, "weight_decay": 1e-4},
+    "imagenet_16": {"epochs": 16, "batch_size": 1024, "lr": 0.425, "warmup_epochs": 2, "weight_decay": 1e-4},
     "mnist_lottery": {"epochs": 55, "batch_size": 60, "lr": 1.2e-3, "lr_schedule": "step", "weight_decay": 0.0},
     "planted": {"epochs": 10, "batch_size": 32, "lr": 1e-3, "lr_schedule": "step", "weight_decay": 0.0},
 }

@@ -8,9 +8,8 @@ import torch
 from torch import Generator, Tensor
 
 from pai_bench.api.isolation import random_states
-from pai_bench.batches import Drawn
+from pai_bench.batches import Drawn, joined_single
 from pai_bench.core import Batch, Batches, ScoringData
-from pai_bench.data.resident import joined_single
 from pai_bench.errors import ConfigError
 from pai_bench.system import seeding
 

@@ -14,8 +14,7 @@ import argparse
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-from omegaconf import DictConfig
+from typing import Any
 
 from pai_bench.config.schema import RunConfig
 from pai_bench.errors import ConfigError, DataError, PreemptedError, UserError
@@ -49,7 +48,7 @@ class Asked:
 
     directories: dict[str, Path]
     runs: dict[str, RunConfig]  # only those of a sweep; those of a folder have their settings in config.yaml
-    launcher: DictConfig
+    launcher: Any  # hydra.launcher
 
 
 def of_sweep(words: list[str]) -> Asked:
@@ -87,7 +86,7 @@ def runs_again(asked: Asked, wanted: list[str], *, trusted: bool) -> list[RunCon
     return again
 
 
-def launch(runs: list[RunConfig], launcher: DictConfig) -> None:
+def launch(runs: list[RunConfig], launcher: Any) -> None:
     """Does the runs one after another, or submits them to SLURM."""
     kind = launcher._target_.rpartition(".")[2]
     if kind == "SlurmLauncher":

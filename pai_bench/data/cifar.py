@@ -9,7 +9,8 @@ import numpy as np
 
 from pai_bench.core import DataSettings, OfColours, PaddingOf32, ProperFraction, StdOfColours
 from pai_bench.data.archives import md5, unpack, unpickle
-from pai_bench.data.resident import Flip, Images, Resident, Standardize, lock
+from pai_bench.data.locks import lock
+from pai_bench.data.resident import Flip, Images, Resident, Standardize
 from pai_bench.errors import DataError
 
 _UNREADABLE = (  # the errors of pickles that are cut, damaged, or hold something else

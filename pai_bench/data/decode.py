@@ -18,7 +18,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from pai_bench.data.listing import Files
-from pai_bench.data.resident import Images, lock, remove_unfinished
+from pai_bench.data.locks import lock, remove_unfinished
+from pai_bench.data.resident import Images
 from pai_bench.errors import ConfigError, DataError, UserError
 
 log = logging.getLogger(__name__)

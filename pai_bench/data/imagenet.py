@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pai_bench.batches import Drawn
+from pai_bench.batches import Drawn, joined_single
 from pai_bench.core import (
     Batch,
     Batches,
@@ -30,7 +30,7 @@ from pai_bench.core import (
 from pai_bench.data.crops import central_crop, random_crop
 from pai_bench.data.decode import decode, jpeg_decoder
 from pai_bench.data.listing import Files, fingerprint, paired_class_folders
-from pai_bench.data.resident import Normalisation, check_ranges, joined_single
+from pai_bench.data.resident import Normalisation, check_ranges
 from pai_bench.data.shrunk import build, check
 from pai_bench.data.splits import choose_examples, hold_out, require_two
 from pai_bench.errors import ConfigError, DataError, LostWorkerError

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from pai_bench.core import DataSettings, NonNegativeInt, OfGrey, ProperFraction, StdOfGrey
-from pai_bench.data.resident import Flip, Images, Resident, lock
+from pai_bench.data.locks import lock
+from pai_bench.data.resident import Flip, Images, Resident
 from pai_bench.errors import DataError
 
 # MD5 of the unpacked files. torchvision knows only those of the packed files.

@@ -6,9 +6,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Generator, Tensor
 
-from pai_bench.batches import Drawn
+from pai_bench.batches import Drawn, joined_single
 from pai_bench.core import Batch, Batches, Change, DataSettings, ScoringData, Shape, num_steps
-from pai_bench.data.resident import joined_single
 from pai_bench.data.splits import choose_examples, hold_out, require_two
 from pai_bench.errors import ConfigError
 

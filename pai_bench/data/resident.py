@@ -3,18 +3,15 @@
 import copy
 import hashlib
 import math
-import shutil
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from pai_bench.batches import Drawn
+from pai_bench.batches import Drawn, joined_single
 from pai_bench.core import Batch, Batches, Change, DataSettings, ScoringData, Shape, num_steps
 from pai_bench.data.splits import choose_examples, hold_out, require_two
 from pai_bench.errors import ConfigError
@@ -25,22 +22,6 @@ Images = tuple[np.ndarray, np.ndarray]
 PaddingMode = Literal["reflect"] | None  # None: black
 Standardize = Literal["per_image"] | None  # None: by a mean and a deviation for each channel
 Flip = bool | Literal["alternating"]
-
-
-def lock(directory: Path, name: str) -> FileLock:
-    """A lock for downloading or building `name` in a directory: one process works, the others wait."""
-    directory.mkdir(parents=True, exist_ok=True)
-    return FileLock(directory / f".{name}.lock")
-
-
-def remove_unfinished(directory: Path) -> None:
-    """Removes unfinished builds of dead processes from a directory. Holds the lock of each build meanwhile."""
-    for building in directory.glob("*.building"):
-        try:
-            with FileLock(directory / f".{building.stem}.lock", blocking=False):
-                shutil.rmtree(building, ignore_errors=True)
-        except Timeout:
-            continue  # a living process is building it
 
 
 def check_ranges(mean: list[float] | None, std: list[float] | None) -> None:
@@ -82,17 +63,6 @@ def channel_statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
 def _mirrored(positions: Tensor, side: int) -> Tensor:
     """Positions, with those outside [0, side) mirrored at the first or last position inside."""
     return side - 1 - (side - 1 - positions.abs()).abs()
-
-
-def joined_single(number: int, size: int) -> list[range]:
-    """Splits `number` images into batches of `size`. A single image that is left over joins the batch before it.
-
-    The reason: batch norm in train mode cannot take a single image.
-    """
-    starts = list(range(0, number, size))
-    if len(starts) > 1 and size > 1 and number % size == 1:
-        starts.pop()
-    return [range(start, end) for start, end in zip(starts, [*starts[1:], number], strict=True)]
 
 
 class Normalisation:

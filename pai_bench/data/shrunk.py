@@ -10,7 +10,7 @@ import numpy as np
 
 from pai_bench.data.decode import shrink
 from pai_bench.data.listing import Files, fingerprint, paired_class_folders
-from pai_bench.data.resident import lock
+from pai_bench.data.locks import lock
 from pai_bench.errors import DataError
 from pai_bench.system.files import write_json
 

@@ -11,7 +11,8 @@ from pai_bench.core import DataSettings, OfColours, PaddingOf64, ProperFraction,
 from pai_bench.data.archives import PUBLISHED_MD5, unpack
 from pai_bench.data.decode import decoded
 from pai_bench.data.listing import Files, images_in
-from pai_bench.data.resident import Flip, Resident, lock
+from pai_bench.data.locks import lock
+from pai_bench.data.resident import Flip, Resident
 from pai_bench.errors import DataError
 
 _URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"

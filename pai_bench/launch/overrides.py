@@ -25,6 +25,7 @@ from pai_bench.config.schema import RunConfig
 from pai_bench.config.signatures import shown
 from pai_bench.errors import ConfigError, UserError, is_installed
 from pai_bench.launch import names
+from pai_bench.training.recipe import unreached
 
 log = logging.getLogger(__name__)
 
@@ -316,12 +317,26 @@ def complete(composed: DictConfig, of_hydra: Any) -> RunConfig:
         scale = choices.get("scale")
         run = replace(run, experiment=choices["experiment"], scale=None if scale == "full" else scale)
     _check_labels(given, choices)
+    _check_rates(run, given)
+    if choices.get("scale") in (None, "full"):  # a small one is short on purpose
+        for line in unreached(run.training):
+            _say_once(line)
     if choices.get("experiment") or any(key.startswith("model.") for key in given):
         run = names.with_changes(run, of_hydra)
     target = next((key for key in schema.TARGETS if given.get(key) is not None), None)
     if target and "pruner" not in given and not run.prunes:
         raise ConfigError(f"{target}={given[target]} needs pruner=NAME; without one the network stays dense")
     return run
+
+
+def _check_rates(run: RunConfig, given: Mapping[str, Any]) -> None:
+    """Refuses settings of the step schedule beside another schedule of the learning rate."""
+    for key in ("training.lr_milestones", "training.lr_gamma"):
+        if given.get(key) and (kind := run.training.lr_schedule) != "step":
+            raise ConfigError(
+                f"{key}={shown(given[key])}: it has no effect with training.lr_schedule={kind}; add "
+                "training.lr_schedule=step, or leave it out"
+            )
 
 
 @cache

@@ -56,6 +56,8 @@ def initialize_(model: nn.Module, init: Init) -> nn.Module:
             scheme = init["linear" if isinstance(module, nn.Linear) else "conv"]
             if scheme != "framework":
                 _DRAW[scheme](module.weight)
+                if scheme == "kaiming_normal_fan_out" and isinstance(module, _ConvNd) and module.groups > 1:
+                    module.weight.mul_(module.groups**0.5)  # torch counts the outputs of all groups
                 if module.bias is not None:
                     module.bias.zero_()
     return model

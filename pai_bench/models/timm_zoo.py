@@ -37,6 +37,9 @@ def timm_model(input_shape: Shape, num_classes: int, *, architecture: str, optio
         model: nn.Module = timm.create_model(
             architecture, pretrained=False, num_classes=num_classes, in_chans=input_shape[0], **options
         )
-    except (TypeError, AssertionError) as error:
-        raise ConfigError(f"model.options={options}: {architecture} refuses them: {error}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # what a model says of options that it does not know, or cannot build
+        said = f"{type(error).__name__}: {error}".rstrip(": ")
+        raise ConfigError(f"model.options={options}: {architecture} refuses them ({said}); give others") from error
     return model

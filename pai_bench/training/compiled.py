@@ -5,6 +5,21 @@ from torch import Tensor, nn
 
 from pai_bench.errors import ConfigError
 
+_LIMITS = ("recompile_limit", "cache_size_limit", "accumulated_recompile_limit", "accumulated_cache_size_limit")
+_MANY_GRAPHS = 4096
+
+
+def _allow_many_graphs() -> None:
+    """Lifts torch's limits on how often it compiles one function, which all networks of a family share in a process.
+
+    Beyond a limit (8 by default) torch would go on without compiling.
+    """
+    from torch._dynamo import config
+
+    for name in _LIMITS:  # the names have changed from version to version
+        if hasattr(config, name):
+            setattr(config, name, max(getattr(config, name), _MANY_GRAPHS))
+
 
 class Compiled:
     """The forward and backward pass of a network as torch.compile makes them, for batches of a few fixed shapes.
@@ -13,6 +28,7 @@ class Compiled:
     """
 
     def __init__(self, net: nn.Module) -> None:
+        _allow_many_graphs()
         # With dynamic shapes, the second shape would replace fast code for the first by slower code for any.
         self._function = torch.compile(net, dynamic=False)
 

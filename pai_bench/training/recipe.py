@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -98,3 +98,21 @@ def image_size(recipe: Recipe, epoch: int) -> int | None:
         if epoch > start:
             size = low + (high - low) * min((epoch - start) / (end - start), 1.0)
     return round(size / _SIZE_STEP) * _SIZE_STEP
+
+
+def unreached(recipe: Recipe) -> list[str]:
+    """What a recipe says of epochs that it does not have, as after a change of its length: a line for each setting."""
+    epochs, found = recipe.epochs, []
+    late = [drop for drop in recipe.lr_milestones if drop >= epochs]
+    if recipe.lr_schedule == "step" and late:
+        found.append(f"training.lr_milestones={_listed(recipe.lr_milestones)}: there is no epoch {_listed(late)}")
+    if recipe.warmup_epochs >= epochs:
+        found.append(f"training.warmup_epochs={recipe.warmup_epochs}: the learning rate never reaches training.lr")
+    if recipe.image_sizes and recipe.image_size_epochs and recipe.image_size_epochs[-1] >= epochs:
+        said = f"images never have {recipe.image_sizes[-1]} pixels"
+        found.append(f"training.image_size_epochs={_listed(recipe.image_size_epochs)}: {said}")
+    return [f"{line} with training.epochs={epochs}; give others" for line in found] if epochs > 0 else []
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return f"[{','.join(map(str, numbers))}]"

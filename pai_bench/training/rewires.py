@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -43,12 +44,12 @@ def rewire_steps(rewire: Rewiring, length: TrainingLength) -> list[int]:
     rewire that takes the place of a step takes that of the next one.
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: there are none, or two times of `at` are one step.
     """
     total = length.epochs * length.steps_per_epoch
     early = 0 if rewire.skip_step else 1  # a rewire follows the step that ends at its time
     if rewire.at is not None:
-        return sorted({max(round(time * total) - early, 0) for time in rewire.at if round(time * total) < total})
+        return _steps_at(rewire, rewire.at, total, early)
     end = min(round(rewire.end * total), total - 1)
     every = rewire.every_steps or max(round((rewire.every_epochs or 0) * length.steps_per_epoch), 1)
     if rewire.begin is None:
@@ -60,4 +61,14 @@ def rewire_steps(rewire: Rewiring, length: TrainingLength) -> list[int]:
         remedy += "; give others"
     if not steps:
         raise ConfigError(f"rewire={rewire.name}: {remedy}")
+    return steps
+
+
+def _steps_at(rewire: Rewiring, times: Sequence[float], total: int, early: int) -> list[int]:
+    """The steps at fractions of the training. Those that round to its end are none."""
+    steps = [max(round(time * total) - early, 0) for time in sorted(times) if round(time * total) < total]
+    if not steps or len(set(steps)) < len(steps):
+        what = "two times are one step" if steps else "no time lies before the last step"
+        given = ",".join(f"{time:g}" for time in times)
+        raise ConfigError(f"rewire.at=[{given}]: {what} of a training of {total} steps; train longer, or give others")
     return steps

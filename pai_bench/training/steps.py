@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from torch import Generator, Tensor
 
@@ -15,6 +16,33 @@ from pai_bench.training.recipe import Recipe, image_size, learning_rate, length
 from pai_bench.training.step import Execution, Step
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """What is different from step to step of an epoch. Steps are counted from its start."""
+
+    step: Step
+    first: int  # steps on the recipe before the epoch
+    rates: Sequence[float]
+    shares: Sequence[float]  # how far the norms are moved; empty: they are not
+    moving: MovingMask | None
+
+    def prepare(self, at: int) -> None:
+        """Sets what the recipe says for a step that is not captured."""
+        self.step.optimizer.lr = self.rates[at]
+        if self.shares:
+            self.step.move_norms(self.shares[at])
+
+    def moves(self, at: int) -> bool:
+        """Whether the mask moves at a step."""
+        return self.moving is not None and self.moving.is_due(self.first + at)
+
+    def move(self, at: int, images: Tensor, labels: Tensor, num_images: int) -> None:
+        """Takes a step at which the mask moves."""
+        assert self.moving is not None
+        self.prepare(at)
+        self.moving.step(self.step, images, labels, num_images, self.first + at)
 
 
 class Steps:
@@ -57,6 +85,7 @@ class Steps:
         first = clock - start
         rates = [learning_rate(self._recipe, (first + at) / self._per_epoch) for at in range(self._per_epoch)]
         shares = [] if interpolation is None else norms.shares(self._per_epoch, interpolation)
+        epoch = _Epoch(step, first, rates, shares, moving)
         batches: Iterable[Batch]
         done = start
         if self._captures and isinstance(data, OnDevice):
@@ -64,12 +93,8 @@ class Steps:
             if (graph := self._captured_step(step, data, tables)) is not None:
                 graph.begin(tables, rates, start, shares)
                 for at in range(start, num_train // size):
-                    if moving is not None and moving.is_due(first + at):
-                        images, labels = data.gather(tables, slice(at * size, (at + 1) * size))
-                        step.optimizer.lr = rates[at]
-                        if shares:
-                            step.move_norms(shares[at])
-                        moving.step(step, images, labels, size, first + at)
+                    if epoch.moves(at):
+                        epoch.move(at, *data.gather(tables, slice(at * size, (at + 1) * size)), size)
                         graph.skip()
                     else:
                         graph()
@@ -82,18 +107,15 @@ class Steps:
                 batches = streams.beside(batches, self._execution.device)
         for at, (images, labels) in enumerate(batches, done):
             num_images = min(size, num_train - at * size)
-            step.optimizer.lr = rates[at]
-            if shares:
-                step.move_norms(shares[at])
-            if moving is not None and moving.is_due(first + at):
-                moving.step(step, images, labels, num_images, first + at)
-                yield num_images
-                continue
-            on_batch = None if isinstance(data, OnDevice) else self._captured_on_batch(step, images, labels)
-            if on_batch is None:
-                step(images, labels, num_images)
+            if epoch.moves(at):
+                epoch.move(at, images, labels, num_images)
             else:
-                on_batch(images, labels)
+                epoch.prepare(at)
+                on_batch = None if isinstance(data, OnDevice) else self._captured_on_batch(step, images, labels)
+                if on_batch is None:
+                    step(images, labels, num_images)
+                else:
+                    on_batch(images, labels)
             yield num_images
 
     @property
