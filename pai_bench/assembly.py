@@ -123,19 +123,23 @@ def _check_regression(run: RunConfig) -> None:
     Raises:
         ConfigError: there is one.
     """
-    score: Mapping[str, Any] = run.pruner.score.settings if isinstance(run.pruner.score, Call) else {}
     for setting, value, neutral in (
         ("training.label_smoothing", run.training.label_smoothing, 0.0),
         ("training.temperature", run.training.temperature, 1.0),
-        ("pruner.score.temperature", score.get("temperature", 1.0), 1.0),
-        ("pruner.score.class_halves", score.get("class_halves", False), False),
+        *of_classes(run.pruner),
     ):
         if value != neutral:
-            shown = str(value).lower()
             raise ConfigError(
-                f"{setting}={shown}: dataset={run.dataset.name} is a regression, and this is for classes; give "
-                f"{str(neutral).lower()}"
+                f"{setting}={shown(value)}: dataset={run.dataset.name} is a regression, and this is for classes; give "
+                f"{shown(neutral)}"
             )
+
+
+def of_classes(pruner: Pruner) -> list[tuple[str, Any, Any]]:
+    """The settings of a score that change logits or labels: name, value, and the value that changes nothing."""
+    score: Mapping[str, Any] = pruner.score.settings if isinstance(pruner.score, Call) else {}
+    neutral: dict[str, Any] = {"temperature": 1.0, "class_halves": False}
+    return [(f"pruner.score.{key}", score.get(key, value), value) for key, value in neutral.items()]
 
 
 def trainer_for(
@@ -238,6 +242,11 @@ def check_prunable(name: str, model: nn.Module, found: operations.Operations, pr
             f"{name}: {len(computed)} layers such as {computed[0]} ({layer}) compute what they apply from "
             "the weights that are pruned, so zeros would not stay zeros; give a model that applies weights as they are"
         )
+    tell_of_dense(model)
+
+
+def tell_of_dense(model: nn.Module) -> None:
+    """Names in the log what no mask covers."""
     if others := masks.unprunable(model):
         names = list(others)
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""

@@ -76,6 +76,27 @@ def test_erk_plus_gives_the_last_layer_its_own_density() -> None:
         counts(budgets.erk_plus, 100, last=1.0)
 
 
+def test_layers_of_a_fixed_density_share_what_the_others_have_no_room_for() -> None:
+    """In the early rounds of a search."""
+    total = sum(SIZES)
+    found = counts(budgets.erk_plus, total - 40, last=0.1)
+    assert found[:-1] == list(SIZES[:-1]) and found[-1] == SIZES[-1] - 40
+    shares = {f"layer{number}": 1.0 for number in range(3)} | {"layer1": 0.3, "layer2": 0.1}
+    mask = {name: torch.ones(10, 10, dtype=torch.bool) for name in shares}
+    drawn = {name: torch.rand(10, 10) for name in shares}
+    kept = allocation.by_density(drawn, mask, 220, shares, fixed=("layer1", "layer2")).mask
+    # 80 are left for rooms of 70 and 90.
+    assert [int(one.sum()) for one in kept.values()] == [100, 65, 55]
+
+
+def test_a_layer_of_density_zero_gets_what_no_other_has_room_for(tmp_path: Path) -> None:
+    file = tmp_path / "densities.csv"
+    file.write_text("name,density\nlayer0.weight,0\nlayer1.weight,0.5\nlayer2.weight,0.5\nlayer3.weight,0.1\n")
+    assert counts(budgets.densities_of_file, 1000, file=str(file))[0] == 0
+    keep = sum(SIZES[1:]) + 16
+    assert counts(budgets.densities_of_file, keep, file=str(file)) == [16, *SIZES[1:]]
+
+
 def test_densities_come_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "densities.csv"
     file.write_text("name,density\nlayer0.weight,1\nlayer1.weight,0.5\nlayer2.weight,0.25\nlayer3.weight,0.1\n")

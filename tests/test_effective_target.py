@@ -182,6 +182,19 @@ def test_every_round_has_its_effective_sparsity(words: list[str]) -> None:
     assert effective_sparsity(model, found.mask) == reached[-1]
 
 
+def test_early_rounds_keep_everything_where_the_whole_network_has_weights_on_no_path() -> None:
+    torch.manual_seed(0)
+    model, shape = Padded(), (3, 1, 1)  # of nine positions of a kernel one sees the pixel
+    assert effective_sparsity(model, masks.full(model), shape) > 0.8
+    lines: list[dict[str, float]] = []
+    words = ["pruner=random", "schedule=linear", "schedule.rounds=4", "sparsity=0.95"]
+    pruned_as(model, shape, *words, target="effective", record=lambda metrics, _: lines.append(metrics))
+    assert [line["prune/sparsity"] == 0 for line in lines[:3]] == [True] * 3
+    assert lines[-1]["prune/effective_sparsity"] <= 0.95 < lines[-1]["prune/effective_sparsity"] + 0.02
+    with pytest.raises(ConfigError, match=r"sparsity=0\.5: all candidates together have effective sparsity 0\.8"):
+        pruned_as(model, shape, "pruner=random", "sparsity=0.5", target="effective")
+
+
 def test_a_score_that_needs_the_number_is_refused() -> None:
     with pytest.raises(ConfigError, match="target=effective: pruner=phew needs the number of weights to keep"):
         pruned_as(residual(), SHAPE, "pruner=phew", "sparsity=0.8", target="effective")

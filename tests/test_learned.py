@@ -280,6 +280,8 @@ def test_an_allocation_that_does_not_fit_is_refused(words: list[str], said: str)
         (["sparsity=0.5", "ablation=random_labels"], "ablation=random_labels: search=edge_popup takes no scores"),
         (["sparsity=0.5", "schedule=exponential"], "schedule=exponential: pruner=edge_popup has no score"),
         ([], "search=edge_popup needs a target: add sparsity=0.9"),
+        (["sparsity=0.5", "allocation=n_m"], "allocation=n_m: search=edge_popup chooses the weights of a layer by its"),
+        (["sparsity=0.5", "allocation=constant_fan_in"], "allocation=constant_fan_in: search=edge_popup chooses"),
         (["sparsity=0.5", "search.epochs=0"], "search.epochs=0: give 1 or more"),
         (["sparsity=0.5", "search.method=null"], "search.method=null: it needs a _target_"),
         (

@@ -234,7 +234,42 @@ def test_tied_weights_attention_and_grouped_convolutions(build: Callable[[], nn.
         assert mask["attention.in_proj_weight"].shape == (24, 8)
 
 
-@pytest.mark.parametrize("pruner", ["magnitude", "random"])
+@pytest.mark.parametrize("pruner", ["phew", "filter_magnitude"])
+def test_channels_of_tied_weights_are_not_followed(pruner: str) -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c, self.out = *(nn.Conv2d(n, 4, 3, padding=1) for n in (3, 4, 4)), nn.Linear(4, 4)
+            self.c.weight = self.b.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.out(self.c(self.b(self.a(x).relu()).relu()).mean((2, 3)))
+
+    settings = {} if pruner == "phew" else {"schedule": "one_shot"}
+    with pytest.raises(ConfigError, match=r"the channels of Twice cannot be traced \(b and c share a weight\)"):
+        pb.prune(Twice(), pruner, sparsity=0.5, input_shape=SHAPE, **settings)
+
+
+def test_synflow_of_a_large_network_with_tied_weights_leaves_nothing_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    masks_of = []
+    for least in (0, 10**9):  # with and without looking for dead channels
+        monkeypatch.setattr("pai_bench.pruners.synflow._LARGE", least)
+        torch.manual_seed(0)
+        masks_of.append(pb.prune(Tied(), "synflow", sparsity=0.9, input_shape=(8,), settings={"schedule.rounds": 8}))
+    assert same(*masks_of)
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.ConvTranspose2d(4, 4, 3), nn.Sequential(nn.Flatten(2), nn.Conv1d(4, 4, 3))], ids=["transposed", "1d"]
+)
+def test_phew_refuses_layers_that_no_walk_goes_through(layer: nn.Module) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), layer, nn.Flatten(), nn.LazyLinear(4))
+    model(torch.zeros(1, *SHAPE))
+    with pytest.raises(ConfigError, match=r"^pruner=phew: no walk goes through 2\..*weight \(Conv"):
+        pb.prune(model, "phew", sparsity=0.5, input_shape=SHAPE)
+
+
+@pytest.mark.parametrize("pruner", ["magnitude", "random", "lamp"])
 def test_scores_of_weights_alone_need_no_images_and_take_any_model(pruner: str) -> None:
     class Words(nn.Module):
         def __init__(self) -> None:

@@ -168,12 +168,15 @@ def test_a_search_goes_on_from_a_mask_as_iterative_magnitude_pruning_does(chain:
 # What is refused ------------------------------------------------------------------------------------------------------
 
 IMAGES = (torch.zeros(100, *SHAPE), torch.zeros(100, dtype=torch.int64))
+FEW = {"pruner.scoring_data.per_class": None, "pruner.scoring_data.total": 50}
 WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("snp", {}, r"^pruner=snp: there is no such option \(did you mean snip\?\)"),
     ("snip,grasp", {}, r"^pruner=snip,grasp: give the name of one option"),
     ("dense", {}, "^pruner=dense: it prunes nothing"),
     ("snip", {}, r"^pruner=snip: its score looks at images; give data="),
     ("synflow", {}, r"^pruner=synflow: it passes an image .* input_shape=\(C, H, W\)"),
+    ("npb", {"input_shape": SHAPE, "settings": {"pruner.reduce": "sum"}}, "^pruner.reduce=sum: pruner=npb needs the"),
+    ("grasp", {"data": [IMAGES], "settings": FEW | {"pruner.score.draws": 4}}, "^pruner.score.draws=4: it parts class"),
     ("synflow", {"input_shape": (1, 8, 8)}, r"^model: Chain does not take inputs of shape \(1, 1, 8, 8\)"),
     ("filter_magnitude", {"input_shape": SHAPE}, "^pruner=filter_magnitude: schedule=front_loaded trains between"),
     ("magnitude", {"schedule": "rewind"}, "^pruner=magnitude: schedule=rewind trains .* or do the whole run with"),
@@ -242,6 +245,62 @@ class Two(nn.Linear):
 def test_models_that_cannot_be_pruned_are_refused(model: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=f"^model: {message}"):
         pb.prune(model, "synflow", sparsity=0.5, input_shape=(8,))
+
+
+class Shifted(nn.Conv2d):
+    """As weight standardisation does it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._conv_forward(x, self.weight - self.weight.mean(), self.bias)
+
+
+def test_layers_that_compute_their_weights_are_refused_with_and_without_a_shape(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = nn.Sequential(Shifted(3, 4, 3), nn.Flatten(), nn.LazyLinear(2))
+    model(torch.zeros(1, *SHAPE))
+    for pruner in ("magnitude", "lamp"):
+        with pytest.raises(ConfigError, match=r"^model: Shifted, as in 0\.weight, has a forward pass of its own"):
+            pb.prune(model, pruner, sparsity=0.5)
+        with pytest.raises(ConfigError, match=r"1 layers such as 0\.weight \(Shifted\) compute what they apply"):
+            pb.prune(model, pruner, sparsity=0.5, input_shape=SHAPE)
+    half = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)), nn.Linear(8, 4))
+    pb.prune(half, "lamp", sparsity=0.5)
+    assert "64 parameters in 0.parametrizations.weight.original1 are of no layer that is pruned" in caplog.text
+
+
+@pytest.mark.parametrize("pruner", ["px", "npb", "ntt"])
+def test_scores_without_batch_statistics_refuse_train_mode(pruner: str) -> None:
+    given: dict[str, Any] = {"input_shape": SHAPE} if pruner == "npb" else {"data": [IMAGES]}
+    few = {} if pruner == "npb" else FEW
+    with pytest.raises(UserError, match=r"pruner\.mode=train: .*; set pruner\.mode=eval"):
+        pb.prune(Chain(), pruner, sparsity=0.9, settings=few | {"pruner.mode": "train"}, **given)
+
+
+def test_synflow_in_train_mode_says_what_one_image_lacks() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 8), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 4))
+    with pytest.raises(UserError, match=r"pruner\.mode=train: SynFlow passes one image .*; set pruner\.mode=eval"):
+        pb.prune(model, "synflow", sparsity=0.5, input_shape=SHAPE, settings={"pruner.mode": "train"})
+
+
+def test_logits_are_not_divided_where_labels_are_numbers() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    data = [(torch.randn(200, 8), torch.randn(200, 3))]
+    with pytest.raises(ConfigError, match=r"^pruner\.score\.temperature=5\.0: it is for classes, and the labels of "):
+        pb.prune(model, "loss_preservation", sparsity=0.5, data=data, loss=F.mse_loss)
+    mask = pb.prune(
+        model,
+        "loss_preservation",
+        sparsity=0.5,
+        data=data,
+        loss=F.mse_loss,
+        settings={
+            "pruner.score.temperature": 1,
+            "pruner.scoring_data.per_class": None,
+            "pruner.scoring_data.total": 200,
+        },
+    )
+    assert masks.kept(mask) == 44
 
 
 def test_a_collapse_is_said(chain: nn.Module, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,10 +1,13 @@
 """Effective sparsity: which weights lie on a path from the image to the outputs."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from conftest import Chain, residual
 from test_filters import model_of
-from torch import Generator
+from torch import Generator, nn
+from torch.nn import functional as F
 
 from pai_bench.analysis import paths, signal
 from pai_bench.core import Batches
@@ -59,6 +62,34 @@ def test_effective_weights_of_a_residual_net_are_those_whose_removal_can_matter(
     gradients = torch.autograd.grad(outputs.sum(), list(positive.values()))
     for (name, m), gradient in zip(mask.items(), gradients, strict=True):
         assert torch.equal(found[name], m & (gradient > 0)), name
+
+
+class Largest(nn.Module):
+    """Takes the largest value of each channel, by one of several words for it."""
+
+    def __init__(self, pool: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.conv, self.fc, self.pool = nn.Conv2d(3, 4, 3), nn.LazyLinear(2), pool
+        self(torch.zeros(1, 3, 8, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.pool(self.conv(x)).flatten(1))
+
+
+@pytest.mark.parametrize(
+    "pool", [lambda x: x.flatten(2).max(2).values, lambda x: x.flatten(2).max(2)[0], lambda x: x.amax((2, 3))]
+)
+def test_the_largest_value_is_reached_from_all(pool: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    model = Largest(pool)
+    mask = masks.full(model)
+    mask["fc.weight"][:, 1] = False
+    found = paths.effective(model, mask, (3, 8, 8))
+    assert found is not None and [bool(part.all()) for part in found["conv.weight"]] == [True, False, True, True]
+
+
+def test_dilated_pooling_is_not_known() -> None:
+    model = Largest(lambda x: F.max_pool2d(x, 2, 1, 0, 2))
+    assert paths.effective(model, masks.full(model), (3, 8, 8)) is None
 
 
 def test_effective_sparsity_of_a_deep_network_neither_overflows_nor_vanishes() -> None:

@@ -46,6 +46,23 @@ def test_phew_keeps_weights_on_paths_and_large_ones(make: Callable[[], nn.Module
     assert partial <= 2 * len(kept)
 
 
+def test_phew_starts_at_every_unit_of_every_first_layer() -> None:
+    """Two branches read the image. With an even number of inputs, each saw only every second of them."""
+
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.out = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.out(self.a(x).relu() + self.b(x).relu())
+
+    torch.manual_seed(0)
+    net = dataclasses.replace(subnetwork(Branches()), input_shape=(8,), num_kept=lambda: 140)
+    scores = phew.score(net, [], F.cross_entropy, Generator().manual_seed(0), **WALKS)
+    assert all((scores[name] > 1).any(0).all() for name in ("a.weight", "b.weight"))
+
+
 def test_phew_walks_in_proportion_to_the_weights() -> None:
     """Two layers of one input, three hidden units and one output: the units are visited as their weights say."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(1, 3, bias=False), nn.ReLU(), nn.Linear(3, 1, bias=False))

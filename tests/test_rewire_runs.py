@@ -105,6 +105,10 @@ REFUSED: dict[str, tuple[list[str], str]] = {
         [*RIGL, "rewire.every_steps=null", "rewire.end=1", "rewire.at=[0.2,0.5]", "schedule=early", "schedule.epoch=2"],
         r"rewire.at=\[0.2,0.5\]: with schedule=early the mask is there from epoch 2 .* give times above 0.2",
     ),
+    "a structure": (
+        [*RIGL, "allocation=n_m"],
+        "allocation=n_m: rewire=rigl would move weights out of the structure; give another allocation, or rewire=none",
+    ),
     "unknown rule": ([*RIGL, "rewire.rule._target_=pai_bench.rewiring.rigl.rules"], "there is no function 'rules'"),
 }  # fmt: skip
 

@@ -75,6 +75,7 @@ class Graph:
         tp = _torch_pruning()
         self.model, self.steps_left = model, sys.maxsize
         self.names = {module: name for name, module in model.named_modules()}
+        self._check_shared()
         parameter = next(model.parameters())
         image = torch.zeros((1, *input_shape), device=parameter.device, dtype=parameter.dtype)
         was_training = {module: module.training for module in model.modules()}
@@ -91,6 +92,17 @@ class Graph:
                 parameter.requires_grad_(wants)
         for node in self.graph.module2node.values():
             node.dependencies = _Bounded(node.dependencies, self)
+
+    def _check_shared(self) -> None:
+        """Refuses weights that two layers share: what one of them could spare, the other may need."""
+        owners: dict[nn.Parameter, str] = {}
+        for module, name in self.names.items():
+            for parameter in module.parameters(recurse=False):
+                if (owner := owners.setdefault(parameter, name)) != name:
+                    raise ConfigError(
+                        f"the channels of {type(self.model).__name__} cannot be traced ({owner} and {name} share a "
+                        "weight); prune weights instead of filters"
+                    )
 
     def _untraceable(self, error: Exception) -> ConfigError:
         reason = str(error) if isinstance(error, _EndlessError) else f"{type(error).__name__}: {error}"

@@ -230,7 +230,9 @@ def _extreme(signal: Tensor, *args: Any, **kwargs: Any) -> Any:
     if args and isinstance(args[0], Tensor):
         return _add(signal, args[0])
     found = _summary(signal, *args, **kwargs)
-    return found if not args and not kwargs else (found, torch.zeros_like(found, dtype=torch.int64))
+    if not args and not kwargs:
+        return found
+    return torch.return_types.max((found, torch.zeros_like(found, dtype=torch.int64)))  # values and indices
 
 
 def _average(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -245,6 +247,8 @@ def _average(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         ceil_mode: bool = False,
         return_indices: bool = False,
     ) -> Tensor:
+        if {1} != set(dilation if isinstance(dilation, tuple | list) else (dilation,)):
+            raise _UnknownError("max pooling with dilation")
         return _present(function(signal, kernel_size, stride or kernel_size, padding, ceil_mode))
 
     return averaged

@@ -28,7 +28,7 @@ from pai_bench.launch.embedded import embedded
 from pai_bench.masks import flow, masks
 
 # Scores of ours that ask for nothing but weights. All others pass an image through the network.
-_OF_WEIGHTS_ALONE = {"pai_bench.pruners.magnitude.score", "pai_bench.pruners.random.score"}
+_OF_WEIGHTS_ALONE = {f"pai_bench.pruners.{name}.score" for name in ("lamp", "magnitude", "random")}
 _BEFORE_TRAINING = "one_shot, exponential, exponential_10, linear or constant"
 # The recipe plays no part. This one is long, so that every schedule fits into it.
 _RECIPE = "cifar"

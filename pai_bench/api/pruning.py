@@ -14,7 +14,8 @@ from pai_bench.api import networks
 from pai_bench.api.examples import Examples
 from pai_bench.api.isolation import untouched
 from pai_bench.api.methods import Method, method
-from pai_bench.assembly import check_prunable
+from pai_bench.assembly import check_prunable, of_classes, tell_of_dense
+from pai_bench.config.signatures import shown
 from pai_bench.core import Allocate, Loss, Mask, Schedule, Score
 from pai_bench.errors import ConfigError
 from pai_bench.masks import masks
@@ -112,6 +113,7 @@ def prune(
         num_classes = _examined(copied, examples, shape, chosen)
         if examples is not None:
             examples.num_classes = num_classes
+            _check_targets(examples, chosen)
         before = None if mask is None else _begun(copied, chosen, mask)
         pruned = rounds.prune(
             copied,
@@ -166,6 +168,7 @@ def _examined(network: nn.Module, examples: Examples | None, shape: tuple[int, .
         ConfigError: it does not take the image, gives no tensor, or computes the weights that it applies.
     """
     if not shape:
+        _check_unseen(network, chosen)
         return None
     name = type(network).__name__
     like = next(network.parameters())
@@ -191,6 +194,39 @@ def _examined(network: nn.Module, examples: Examples | None, shape: tuple[int, .
             found = operations.watch(network, shape)  # type: ignore[arg-type]
         check_prunable(f"model: {name}", network, found, chosen.prunable)
     return output.shape[1] if output.ndim == 2 else None
+
+
+def _check_targets(examples: Examples, chosen: Method) -> None:
+    """Refuses settings of a score that are for classes, where labels are numbers.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    if not examples.has_targets:
+        return
+    for setting, value, neutral in of_classes(chosen.pruner):
+        if value != neutral:
+            raise ConfigError(
+                f"{setting}={shown(value)}: it is for classes, and the labels of data= are numbers; give "
+                f"settings={{'{setting}': {neutral}}}"
+            )
+
+
+def _check_unseen(network: nn.Module, chosen: Method) -> None:
+    """Refuses layers that may compute what they apply, where no image shows whether they do.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    for weight in masks.prunable(network, chosen.prunable):
+        layer = type(network.get_submodule(weight.rpartition(".")[0]))
+        plain = next(kind for kind in layer.__mro__ if kind.__module__.startswith("torch.nn."))
+        if any(getattr(layer, way, None) is not getattr(plain, way, None) for way in ("forward", "_conv_forward")):
+            raise ConfigError(
+                f"model: {layer.__name__}, as in {weight}, has a forward pass of its own, which may compute what it "
+                "applies from its weight; give input_shape=(C, H, W), and an image shows it"
+            )
+    tell_of_dense(network)
 
 
 def _begun(network: nn.Module, chosen: Method, mask: Mask) -> Pruned:

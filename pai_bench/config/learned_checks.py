@@ -2,6 +2,7 @@
 
 from pai_bench.config.schema import RunConfig
 from pai_bench.config.signatures import shown
+from pai_bench.config.what_is_pruned import has_structure
 from pai_bench.errors import ConfigError
 
 
@@ -26,6 +27,11 @@ def check_stands_alone(run: RunConfig) -> None:
             raise ConfigError(
                 f"{key}={shown(value)}: {said} learns the mask of all layers as a whole; give {key}={shown(usual)}"
             )
+    if has_structure(run):
+        raise ConfigError(
+            f"allocation={run.allocation.name}: {said} chooses the weights of a layer by its scores alone, and would "
+            "lose the structure; give another allocation"
+        )
     if any(hook is not None for hook in (ablation.batches, ablation.images, ablation.scores)):
         raise ConfigError(
             f"ablation={ablation.name}: {said} takes no scores of images; choose an ablation of the mask or the weights"

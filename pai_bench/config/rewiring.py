@@ -6,6 +6,7 @@ from dataclasses import fields
 from pai_bench.config.schema import RunConfig
 from pai_bench.config.signatures import shown
 from pai_bench.config.timing import latest_clock
+from pai_bench.config.what_is_pruned import has_structure
 from pai_bench.core import Round
 from pai_bench.errors import ConfigError
 
@@ -28,6 +29,11 @@ def check_rewire(run: RunConfig, rounds: Sequence[Round]) -> None:
         return
     if pruner.reduce is not None:
         raise ConfigError(f"rewire={rewire.name}: filters do not return; choose a pruner of weights, or rewire=none")
+    if has_structure(run):
+        raise ConfigError(
+            f"allocation={run.allocation.name}: rewire={rewire.name} would move weights out of the structure; give "
+            "another allocation, or rewire=none"
+        )
     if run.training.epochs == 0:
         raise ConfigError(f"rewire={rewire.name}: training.epochs=0 has no step to move a mask at; give 1 or more")
     if run.training.precision == "float16" and (rewire.gradients or rewire.momentum is not None):

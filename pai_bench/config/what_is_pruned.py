@@ -30,6 +30,11 @@ def has_one_number(run: RunConfig) -> bool:
     return "mask" in run.allocation.settings or _allocation(run) in _OF_ONE_NUMBER
 
 
+def has_structure(run: RunConfig) -> bool:
+    """Whether the allocation makes a structure, which lives by the place of every weight."""
+    return _allocation(run) in _STRUCTURED
+
+
 def _allocation(run: RunConfig) -> str:
     return identity.function_name("allocation", run.allocation.target)
 
@@ -86,5 +91,5 @@ def check_repair(run: RunConfig) -> None:
         refuse(f"ablation={run.ablation.name} would undo it")
     if run.allocation.settings.get("rescale"):
         refuse("allocation.rescale=true has no factor for the weights that are added")
-    if _allocation(run) in _STRUCTURED:
+    if has_structure(run):
         refuse(f"it would break the structure that allocation={run.allocation.name} makes")

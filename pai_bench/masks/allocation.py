@@ -237,7 +237,8 @@ def by_density(
     The factor makes the total exact. No layer keeps more weights than it has candidates.
 
     Args:
-        fixed: the layers whose share is their density, without the factor.
+        fixed: the layers whose share is their density, without the factor. At a low sparsity all others may be whole
+            and weights still left. Then these layers get them, and those with share 0, in proportion to their room.
         surplus: what becomes of the weights that a full layer has no room for. "proportional": the factor of the other
             layers grows. "next": the next layers get them.
 
@@ -257,6 +258,7 @@ def by_density(
             f"{asked(keep, candidates)}: it keeps {keep} weights, and {names} alone {sum(wanted.values()):.0f}; lower "
             "the sparsity or their density"
         )
+    wanted |= {name: 0.0 for name in candidates if name not in wanted and shares[name] == 0}
     open_layers = [name for name in candidates if name not in wanted]
     if surplus == "next" and open_layers:
         factor = left / sum(shares[name] * sizes[name] for name in open_layers)
@@ -269,6 +271,9 @@ def by_density(
             wanted[name] = room[name] if full else factor * shares[name] * sizes[name]
             left -= wanted[name]
         open_layers = [name for name in open_layers if name not in wanted]
+    if (rest := keep - sum(wanted.values())) > 0.5:
+        free = {name: room[name] - wanted[name] for name in candidates}
+        wanted |= {name: wanted[name] + rest * free[name] / sum(free.values()) for name in candidates}
     return by_count(scores, candidates, _rounded(wanted, room, keep))
 
 

@@ -5,7 +5,7 @@ from torch import Generator
 
 from pai_bench.analysis.gradients import hessian_gradient
 from pai_bench.core import Batches, Count, Loss, Positive, Scores, Subnetwork, Weights
-from pai_bench.errors import UserError
+from pai_bench.errors import ConfigError, UserError
 
 
 def score(
@@ -38,11 +38,14 @@ def score(
 
     Raises:
         UserError: there are too few images for the halves.
+        ConfigError: draws without class_halves.
 
     Reference: Wang, Zhang and Grosse 2020, arXiv:2002.07376, eq. 8 (with the opposite sign: theirs is low = keep).
     Deviates: by default the network is scored as it will be trained, on shuffled batches. class_halves and
         redraw_linear do what the authors' code does beyond the paper.
     """
+    if draws > 1 and not class_halves:
+        raise ConfigError(f"pruner.score.draws={draws}: it parts class halves; add pruner.score.class_halves=true")
     at = net.masked()
     if redraw_linear:
         at = _redrawn(net, at, generator)

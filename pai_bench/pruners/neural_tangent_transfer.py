@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pai_bench.analysis.gradients import twice_differentiable
 from pai_bench.batches import labels_of
@@ -48,7 +49,7 @@ def transfer(
         decay: the factor of the weights' term. Biases and norms do not count.
 
     Raises:
-        UserError: there are no batches.
+        UserError: there are no batches; train mode.
 
     Reference: Liu and Zenke 2020, arXiv:2006.08228, eq. 6 and released code.
     Deviates: with kernel=kept the kernel is that of the weights alone, and the student's that of its kept weights. The
@@ -56,6 +57,8 @@ def transfer(
         moves a weight for a while after it was pruned.
     """
     _check_batches(batches)
+    if any(isinstance(module, _BatchNorm) and module.training for module in net.model.modules()):
+        raise UserError("pruner.mode=train: the tangent kernel is of single images; set pruner.mode=eval")
     density = sum(float(kept.sum()) for kept in net.mask.values()) / sum(kept.numel() for kept in net.mask.values())
     student = {name: weight.clone().requires_grad_() for name, weight in net.weights.items()}
     if kernel == "all":

@@ -51,7 +51,7 @@ def score(
         max_per_kernel: the most weights in a kernel, except in the first layer and where a layer's weights do not fit.
 
     Raises:
-        UserError: the number of paths overflows.
+        UserError: the number of paths overflows; train mode.
 
     Reference: Pham et al. 2023, Towards Data-Agnostic Pruning At Initialization: What Makes a Good Sparse Mask?
         (NeurIPS 2023, OpenReview xdOoCWCYaY), and the released code; Evci et al. 2020, arXiv:1911.11134, for densities.
@@ -60,6 +60,8 @@ def score(
         full kernels as in their code, and then to other kernels between live channels. Inputs that no path reaches get
         weights last. max_per_kernel stays the same along the network.
     """
+    if net.model.training:
+        raise UserError("pruner.mode=train: paths are those of weights, without statistics; set pruner.mode=eval")
     keep = net.num_kept()
     by_size = allocation.uniform if densities == "uniform" else _erk
     device = next(iter(net.mask.values())).device

@@ -1,11 +1,12 @@
 """PHEW: paths with higher edge weights, found by random walks through the network, without data."""
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from pai_bench.analysis import walk
 from pai_bench.analysis.walk import Step
 from pai_bench.core import Batches, Count, Loss, Scores, Subnetwork
+from pai_bench.errors import ConfigError
 from pai_bench.masks import masks
 
 
@@ -34,6 +35,7 @@ def score(
         kept by magnitude.
     """
     num_kept = net.num_kept()
+    _check_layers(net)
     way = walk.steps(net.model, net.input_shape)
     # Walks pass layers that are not pruned, too.
     sizes = {name: weight.detach().abs().cpu() for name, weight in masks.prunable(net.model).items()}
@@ -61,6 +63,17 @@ def score(
         walked = 2 + last - taken[name].view(size.shape)
         scores[name] = torch.where(walked.isfinite(), walked, 0.5 * size.double() / largest).to(net.mask[name].device)
     return scores
+
+
+def _check_layers(net: Subnetwork) -> None:
+    """Refuses layers that a walk would pass without taking a weight of theirs."""
+    for name in net.mask:
+        layer = net.model.get_submodule(name.rpartition(".")[0])
+        if not isinstance(layer, nn.Conv2d | nn.Linear):
+            raise ConfigError(
+                f"pruner=phew: no walk goes through {name} ({type(layer).__name__}), only through Conv2d and Linear; "
+                "choose another pruner, or leave the layer out"
+            )
 
 
 class _Table:
@@ -110,7 +123,7 @@ def _walk(
         mine = slice(place, None, len(starts))
         table = tables[str(way[start].weight)]
         width = table.num_out if backward else table.num_in
-        at[start].append((times[mine], walks[mine] % width, width))
+        at[start].append((times[mine], walks[mine] // len(starts) % width, width))  # each unit in turn
     for i in reversed(range(len(way))) if backward else range(len(way)):
         step, arriving = way[i], at.pop(i)
         if not arriving:

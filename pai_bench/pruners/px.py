@@ -28,7 +28,8 @@ def score(
             summed, as in later released code.
 
     Raises:
-        UserError: there are no images; an activation is no ReLU; a flow overflows the precision of the network.
+        UserError: there are no images; train mode; an activation is no ReLU; a flow overflows the precision of the
+            network.
 
     Reference: Iurada et al. 2024, arXiv:2406.01820, and the released code.
     Deviates: code released in February 2025 (commit ed6c40e) has batch statistics in the flow of weights. Where a
@@ -38,6 +39,8 @@ def score(
     """
     if not batches:
         raise UserError("pruner.scoring_data=null: this score looks at images; say how many, as in conf/pruner/px.yaml")
+    if net.model.training:
+        raise UserError("pruner.mode=train: in the flows norms are scales, without statistics; set pruner.mode=eval")
     if "px" not in net.cache:
         net.cache["px"] = Flow(net, _NAME, squares=True)
     flow: Flow = net.cache["px"]

@@ -131,7 +131,15 @@ class Flow:
             self.model.train(net.model.training)
 
     def _of_ones(self, input_shape: Shape) -> Tensor:
-        outputs: Tensor = self.model(torch.ones((1, *input_shape), dtype=self.precision, device=self.device))
+        image = torch.ones((1, *input_shape), dtype=self.precision, device=self.device)
+        try:
+            outputs: Tensor = self.model(image)
+        except ValueError as error:  # batch statistics of one value
+            if not self.model.training:
+                raise
+            raise UserError(
+                f"pruner.mode=train: {self.name} passes one image ({error}); set pruner.mode=eval"
+            ) from error
         return (outputs if self.outputs is None else outputs * self.outputs).sum()
 
     def _take(self, input_shape: Shape) -> None:

@@ -85,8 +85,13 @@ def known_number(num_kept: int | None, pruner: Pruner) -> int:
     """The number of weights that a round keeps, for a score that asks for it.
 
     Raises:
-        ConfigError: it is not known, as the round searches for it.
+        ConfigError: it is not known, as the round searches for it, or counts filters.
     """
+    if pruner.reduce is not None:
+        raise ConfigError(
+            f"pruner.reduce={pruner.reduce}: pruner={pruner.name} needs the number of weights to keep before it "
+            "scores, and this keeps filters; give null"
+        )
     if num_kept is None:
         raise ConfigError(
             f"target=effective: pruner={pruner.name} needs the number of weights to keep before it scores; give "

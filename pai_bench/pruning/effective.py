@@ -41,6 +41,8 @@ class Target:
         candidates: Mask,
         sparsity: float,
         generator: Callable[[], Generator],
+        *,
+        last: bool = True,
     ) -> Selection:
         """The choice of an allocation with the fewest weights whose effective sparsity is at most the given one.
 
@@ -50,11 +52,15 @@ class Target:
 
         Args:
             generator: makes the generator of the allocation; the same for every call.
+            last: whether this is the last round. An earlier one may ask for less than the whole network has, where many
+                weights lie on no path. Then it keeps all candidates.
 
         Raises:
-            ConfigError: all candidates together have a higher effective sparsity, or the allocation refuses every
-                number.
+            ConfigError: in the last round, all candidates together have a higher effective sparsity; or the allocation
+                refuses every number.
         """
+        if not last and not self._keeps_enough(candidates, sparsity):
+            return Selection(candidates)
         # Fewer weights than this cannot be enough, as not more can be effective than are kept.
         too_few, most = self._least(sparsity) - 1, masks.kept(candidates)
         within: Selection | None = None  # the last choice that kept enough
@@ -75,7 +81,7 @@ class Target:
                 too_few = keep
         if refused is not None and not tried:
             raise refused
-        if within is None and not self._keeps_enough(candidates, sparsity):
+        if last and within is None and not self._keeps_enough(candidates, sparsity):
             raise ConfigError(
                 f"target=effective sparsity={sparsity:g}: all candidates together have effective sparsity "
                 f"{self.sparsity(candidates):.6g}; give a higher sparsity"

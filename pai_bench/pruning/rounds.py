@@ -321,7 +321,8 @@ class _Search:
         candidates, keep = prepared.candidates, prepared.num_kept
         generator = partial(self._generator, "allocation", prepared.number)
         if keep is None:
-            return self.by_paths.choose(self.allocate, scores, candidates, prepared.goal.sparsity, generator)
+            last, goal = prepared.number == self.num_rounds, prepared.goal.sparsity
+            return self.by_paths.choose(self.allocate, scores, candidates, goal, generator, last=last)
         selection = self.allocate(scores, candidates, keep, generator())
         masks.note_counts(selection.mask)
         assert masks.kept(selection.mask) == keep, "the allocation did not keep the exact number"
