@@ -160,6 +160,10 @@ REFUSED = {
     "null for an option": (["model=null"], "model=null: there is no such option; give one of conv2"),
     "number for an option": (["pruner=5"], "pruner=5: there is no such option"),
     "capitals": (["pruner=SNIP"], r"pruner=SNIP: there is no such option \(did you mean snip\?\)"),
+    "misspelt beside a setting without a value": (
+        ["model=timm", "model.name=resnet18", "model.options.foo=1"],
+        r"model.options.foo: there is no such setting",
+    ),
     "misspelt group": (["mdoel=resnet20"], r"mdoel: there is no such setting; .*did you mean model\?"),
     "without its group": (["epochs=3"], r"epochs: there is no such setting; .*did you mean training.epochs\?"),
     "deleted": (["~seed"], "seed is missing: .*add seed=VALUE"),

@@ -219,7 +219,7 @@ def _check_key(override: Override, tree: DictConfig) -> None:
             )
         if not isinstance(node, DictConfig):
             raise ConfigError(f"{override.input_line}: {before} has no settings of its own; give {before}=VALUE")
-        if part not in node:
+        if part not in list(node):  # `in node` would say that a setting without a value (???) is not there
             if override.is_add() or override.is_force_add():
                 _check_addition(override, tree)
                 return

@@ -67,63 +67,89 @@ def closing(row: dict[str, Any], layers: list[dict[str, Any]], directory: Path) 
         row: the result row.
         layers: name, size, kept and density of each prunable tensor.
     """
+    table = ["", *_layers(layers), ""] if row["num_kept"] < row["num_prunable"] else [""]
+    lines = [*_of_accuracy(row), *_of_mask(row), *_of_changes(row), *_of_size(row)]
+    told = [f"  {line}" for line in lines], table, [f"  {line}" for line in [*_troubles(row), *_of_costs(row)]]
+    return "\n".join(["", *(line for part in told for line in part), f"  everything is in {directory}", ""])
+
+
+def _of_accuracy(row: dict[str, Any]) -> list[str]:
     percent = {key: 100 * row[key] for key in ("test_top1", "best_test_top1") if row[key] is not None}
     accuracy = f"{percent['test_top1']:.2f} % test accuracy after the last epoch"
     if "best_test_top1" in percent:
         accuracy += f"   (best {percent['best_test_top1']:.2f} % in epoch {row['best_test_epoch']})"
-    lines = ["", f"  {accuracy}"]
+    lines = [accuracy]
     if row["strong_test_top1"] is not None:
-        lines.append(f"  {100 * row['strong_test_top1']:.2f} % as the search left it, its weights untrained")
+        lines.append(f"{100 * row['strong_test_top1']:.2f} % as the search left it, its weights untrained")
     if row["test_top1_at_best_validation"] is not None:
-        selected = f"  {100 * row['test_top1_at_best_validation']:.2f} % in epoch {row['selected_epoch']}"
+        selected = f"{100 * row['test_top1_at_best_validation']:.2f} % in epoch {row['selected_epoch']}"
         lines.append(f"{selected}, the best on the validation split")
+    return lines
+
+
+def _of_mask(row: dict[str, Any]) -> list[str]:
+    lines = []
     if row["filter_sparsity"] is not None:
         filters = f"{row['num_filters_kept']:,} of {row['num_filters']:,} filters kept"
-        lines.append(f"  filter sparsity {row['filter_sparsity']:.6g}   {filters}")
+        lines.append(f"filter sparsity {row['filter_sparsity']:.6g}   {filters}")
     kept = f"{row['num_kept']:,} of {row['num_prunable']:,} weights kept"
-    lines.append(f"  sparsity {row['sparsity']:.6g}   compression {row['compression']:.4g}x")
-    lines.append(f"  {kept}" + (f", {row['num_tied']:,} tied at the threshold" if row["num_tied"] else ""))
+    lines.append(f"sparsity {row['sparsity']:.6g}   compression {row['compression']:.4g}x")
+    lines.append(kept + (f", {row['num_tied']:,} tied at the threshold" if row["num_tied"] else ""))
     if row["num_effective"] is not None and row["num_effective"] < row["num_kept"]:
         useless = row["num_kept"] - row["num_effective"]
         lines.append(
-            f"  effective sparsity {row['effective_sparsity']:.6g}: {useless:,} kept weights lie on no path from image "
+            f"effective sparsity {row['effective_sparsity']:.6g}: {useless:,} kept weights lie on no path from image "
             f"to output; {row['dead_units']:,} units are dead"
         )
+    return lines
+
+
+def _of_changes(row: dict[str, Any]) -> list[str]:
+    """What an ablation, a transfer and the training have changed."""
+    lines = []
     if row["ablation_overlap"] is not None:
-        lines.append(
-            f"  ablation {row['ablation']}: {100 * row['ablation_overlap']:.2f} % of the kept weights unchanged"
-        )
+        lines.append(f"ablation {row['ablation']}: {100 * row['ablation_overlap']:.2f} % of the kept weights unchanged")
     if row["transfer_overlap"] is not None:
         signs = f"{100 * row['transfer_overlap']:.2f} % of the kept weights have the sign with which they were drawn"
-        lines.append(f"  transfer {row['transfer']}: {signs}")
+        lines.append(f"transfer {row['transfer']}: {signs}")
     if row["sign_agreement"] is not None and row["train_examples"]:
-        lines.append(f"  training has kept the sign of {100 * row['sign_agreement']:.2f} % of these weights")
+        lines.append(f"training has kept the sign of {100 * row['sign_agreement']:.2f} % of these weights")
     if row["num_rewires"]:
         moved = f"{row['num_rewires']:,} rewires, {100 * row['mean_churn']:.3g} % of the kept weights exchanged in each"
-        lines.append(
-            f"  {row['rewire']}: {moved}; {100 * row['explored']:.3g} % of all weights were active at some time"
-        )
+        lines.append(f"{row['rewire']}: {moved}; {100 * row['explored']:.3g} % of all weights were active at some time")
+    return lines
+
+
+def _of_size(row: dict[str, Any]) -> list[str]:
     dense, masked = row["macs_dense"], row["macs_masked"]
-    lines.append(f"  {_count(dense)} multiply-adds an image, {_count(masked)} if zeros were free")
+    lines = [f"{_count(dense)} multiply-adds an image, {_count(masked)} if zeros were free"]
     if row["macs_trained"] < dense:
         gain = f": a step took 1/{row['compact_speedup']:.3g} of the time" if row["compact_speedup"] else ""
-        lines.append(f"  {_count(row['macs_trained'])} were trained, without dead channels{gain}")
-    lines += ["", *_layers(layers), ""] if row["num_kept"] < row["num_prunable"] else [""]
+        lines.append(f"{_count(row['macs_trained'])} were trained, without dead channels{gain}")
+    return lines
+
+
+def _troubles(row: dict[str, Any]) -> list[str]:
+    lines = []
     if row["collapsed_layers"]:
-        lines.append(f"  LAYER COLLAPSE: nothing is kept in {', '.join(row['collapsed_layers'])}")
+        lines.append(f"LAYER COLLAPSE: nothing is kept in {', '.join(row['collapsed_layers'])}")
     if not row["output_depends_on_input"]:
-        lines.append("  NO SIGNAL: the output of the pruned network does not depend on the image")
+        lines.append("NO SIGNAL: the output of the pruned network does not depend on the image")
     if row["stopped"]:
-        lines.append("  NOT TRAINED: on_collapse=stop")
+        lines.append("NOT TRAINED: on_collapse=stop")
+    return lines
+
+
+def _of_costs(row: dict[str, Any]) -> list[str]:
+    lines = []
     if row["search_train_examples"]:
-        lines.append(f"  finding the mask took {_count(row['search_train_examples'])} images of training")
+        lines.append(f"finding the mask took {_count(row['search_train_examples'])} images of training")
     if row["reused_examples"]:
-        lines.append(f"  {_count(row['reused_examples'])} images of all training were those of an earlier run")
-    seconds = f"  {duration(row['total_seconds'])} in all: {duration(row['prune_seconds'])} to prune"
+        lines.append(f"{_count(row['reused_examples'])} images of all training were those of an earlier run")
+    seconds = f"{duration(row['total_seconds'])} in all: {duration(row['prune_seconds'])} to prune"
     lines.append(f"{seconds}, {duration(row['train_seconds'])} to train at {_count(row['images_per_second'])} images/s")
-    lines.append(f"  {row['hardware']}, {row['precision']}, peak memory {row['peak_memory_bytes'] / 2**30:.2f} GiB")
-    lines.append(f"  everything is in {directory}")
-    return "\n".join([*lines, ""])
+    lines.append(f"{row['hardware']}, {row['precision']}, peak memory {row['peak_memory_bytes'] / 2**30:.2f} GiB")
+    return lines
 
 
 _PARTS = ("allocation", "schedule", "ablation", "rewire", "transfer")
