@@ -13,6 +13,11 @@ def with_statistics(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if getattr(module, "running_mean", None) is not None}
 
 
+def uses_batch_statistics(model: nn.Module) -> bool:
+    """Whether a norm that keeps running statistics is in train mode, and so uses those of the batch."""
+    return any(norm.training for norm in with_statistics(model).values())
+
+
 @torch.no_grad()
 def statistics(model: nn.Module, weights: Weights, batches: Iterable[Tensor]) -> State:
     """The buffers of a network after one pass of images, from fresh statistics on. The model stays as it was.

@@ -4,9 +4,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from pai_bench.analysis.gradients import twice_differentiable
+from pai_bench.analysis.norm_statistics import uses_batch_statistics
 from pai_bench.batches import labels_of
 from pai_bench.core import Batches, Loss, NonNegative, NonNegativeInt, Positive, Scores, Subnetwork, Weights
 from pai_bench.errors import UserError
@@ -57,7 +57,7 @@ def transfer(
         moves a weight for a while after it was pruned.
     """
     _check_batches(batches)
-    if any(isinstance(module, _BatchNorm) and module.training for module in net.model.modules()):
+    if uses_batch_statistics(net.model):
         raise UserError("pruner.mode=train: the tangent kernel is of single images; set pruner.mode=eval")
     density = sum(float(kept.sum()) for kept in net.mask.values()) / sum(kept.numel() for kept in net.mask.values())
     student = {name: weight.clone().requires_grad_() for name, weight in net.weights.items()}

@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from pai_bench.analysis import paths
+from pai_bench.analysis.norm_statistics import uses_batch_statistics
 from pai_bench.core import (
     Batches,
     Count,
@@ -60,7 +61,7 @@ def score(
         full kernels as in their code, and then to other kernels between live channels. Inputs that no path reaches get
         weights last. max_per_kernel stays the same along the network.
     """
-    if net.model.training:
+    if uses_batch_statistics(net.model):
         raise UserError("pruner.mode=train: paths are those of weights, without statistics; set pruner.mode=eval")
     keep = net.num_kept()
     by_size = allocation.uniform if densities == "uniform" else _erk

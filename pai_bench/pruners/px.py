@@ -6,6 +6,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from pai_bench.analysis import gates
+from pai_bench.analysis.norm_statistics import uses_batch_statistics
 from pai_bench.core import Batches, Loss, Scores, Subnetwork, Weights
 from pai_bench.errors import UserError
 from pai_bench.pruners.synflow import Flow
@@ -39,7 +40,7 @@ def score(
     """
     if not batches:
         raise UserError("pruner.scoring_data=null: this score looks at images; say how many, as in conf/pruner/px.yaml")
-    if net.model.training:
+    if uses_batch_statistics(net.model):
         raise UserError("pruner.mode=train: in the flows norms are scales, without statistics; set pruner.mode=eval")
     if "px" not in net.cache:
         net.cache["px"] = Flow(net, _NAME, squares=True)
