@@ -164,6 +164,7 @@ REFUSED = {
         ["model=timm", "model.name=resnet18", "model.options.foo=1"],
         r"model.options.foo: there is no such setting",
     ),
+    "all of Hydra": (["hydra=1"], "hydra=1: give a setting of Hydra, as hydra.KEY=VALUE"),
     "misspelt group": (["mdoel=resnet20"], r"mdoel: there is no such setting; .*did you mean model\?"),
     "without its group": (["epochs=3"], r"epochs: there is no such setting; .*did you mean training.epochs\?"),
     "deleted": (["~seed"], "seed is missing: .*add seed=VALUE"),

@@ -100,6 +100,8 @@ def check(words: Sequence[str], loader: ConfigLoaderImpl) -> None:
             raise ConfigError(
                 f"{override.input_line}: it has no effect, as runs keep their own files; give results_dir=PATH"
             )
+        if key == "hydra":
+            raise ConfigError(f"{override.input_line}: give a setting of Hydra, as hydra.KEY=VALUE; see --hydra-help")
         if _is_group(key, loader):
             _check_option(override, loader)
         elif "/" in key or override.package is not None:
