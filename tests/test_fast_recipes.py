@@ -222,6 +222,7 @@ def test_what_cannot_be_is_refused_in_one_line(name: str) -> None:
     [
         (["training=cifar"], []),
         (["training=cifar", "training.epochs=0"], []),
+        (["training=imagenet_16", "dataset=imagenet", "training.epochs=13"], []),  # 186 pixels are 192 in steps of 32
         (
             ["training=cifar", "training.epochs=100"],
             ["training.lr_milestones=[60,120]: there is no epoch [120] with training.epochs=100; give others"],
@@ -248,10 +249,12 @@ def test_what_a_recipe_of_another_length_does_not_reach_is_said(
     assert caplog.messages == said
 
 
-def test_milestones_beside_another_schedule_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"training.lr_milestones=\[3\]: .* add training.lr_schedule=step, or"):
-        compose.compose(["tracker=none", "training=cifar_fast", "training.lr_milestones=[3]"])
-    assert compose.compose(["tracker=none", "training=cifar", "training.lr_schedule=cosine"]).training.lr_milestones
+def test_milestones_beside_another_schedule_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    overrides._say_once.cache_clear()
+    compose.compose(["tracker=none", "training=cifar", "training.lr_schedule=cosine"])
+    assert caplog.messages == []
+    compose.compose(["tracker=none", "training=cifar_fast", "training.lr_milestones=[3]"])
+    assert caplog.messages == ["training.lr_milestones=[3]: it has no effect with training.lr_schedule=linear"]
 
 
 def test_a_network_of_one_size_is_refused_before_the_search() -> None:

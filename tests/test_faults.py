@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -339,6 +340,11 @@ def test_runs_that_others_do_are_waited_for_and_counted_once(tmp_path: Path, mon
         status.mark_queued(run.directory, f"7_{number}", time.time(), "seed: 0\n")
     monkeypatch.setattr(slurm, "alive", lambda jobs: set(jobs))
     assert slurm.waiting(runs) == ["7_0", "7_1", "7_2"]
+    preempted = tmp_path / "preempted"
+    preempted.mkdir()
+    (preempted / "status.json").write_text('{"state": "preempted", "exit_code": 75, "job": "8"}')
+    again: Any = SimpleNamespace(id="preempted", directory=preempted)
+    assert slurm.waiting([again]) == ["8"]  # its job is back in the queue
     assert {state.name for state in slurm.queue_states({run.id: run.directory for run in runs}).values()} == {"queued"}
     with sweep_progress.counting() as count:
         for code, skipped, directory in slurm.outcomes(runs, {}):

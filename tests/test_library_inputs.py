@@ -283,24 +283,21 @@ def test_synflow_in_train_mode_says_what_one_image_lacks() -> None:
         pb.prune(model, "synflow", sparsity=0.5, input_shape=SHAPE, settings={"pruner.mode": "train"})
 
 
-def test_logits_are_not_divided_where_labels_are_numbers() -> None:
+def test_it_is_said_that_outputs_are_taken_for_logits_where_labels_are_numbers(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
-    data = [(torch.randn(200, 8), torch.randn(200, 3))]
-    with pytest.raises(ConfigError, match=r"^pruner\.score\.temperature=5\.0: it is for classes, and the labels of "):
-        pb.prune(model, "loss_preservation", sparsity=0.5, data=data, loss=F.mse_loss)
-    mask = pb.prune(
-        model,
-        "loss_preservation",
-        sparsity=0.5,
-        data=data,
-        loss=F.mse_loss,
-        settings={
-            "pruner.score.temperature": 1,
-            "pruner.scoring_data.per_class": None,
-            "pruner.scoring_data.total": 200,
-        },
+    images, targets = torch.randn(50, 8), torch.randn(50, 3)
+    given: dict[str, Any] = {"sparsity": 0.5, "data": [(images, targets)], "settings": FEW}
+    pb.prune(model, "loss_preservation", loss=F.mse_loss, **given)
+    (said,) = caplog.messages
+    assert said.startswith(
+        "pruner.score.temperature=5.0: it takes outputs for logits of classes, and labels are numbers"
     )
-    assert masks.kept(mask) == 44
+    caplog.clear()
+    pb.prune(model, "loss_preservation", loss=F.mse_loss, **given | {"settings": FEW | {"pruner.score.temperature": 1}})
+    pb.prune(model, "loss_preservation", **given | {"data": [(images, targets.softmax(1))]})  # soft classes
+    assert caplog.messages == []
 
 
 def test_a_collapse_is_said(chain: nn.Module, caplog: pytest.LogCaptureFixture) -> None:

@@ -171,6 +171,7 @@ def test_a_dataset_with_a_long_name_has_its_record(run_cli: RunCli, server: Serv
         ([], {"WANDB_MODE": "onlien"}, "WANDB_MODE=onlien: give online, offline or disabled"),
         (["tracker.project=a/b"], {}, "tracker.project=a/b: give 1 to 128 characters"),
         (["tracker.project=''"], {}, "tracker.project=: give a text"),
+        ([], {"WANDB_PROJECT": "a/b"}, "WANDB_PROJECT=a/b: give 1 to 128 characters"),
         (["tracker.entity='my team?'"], {}, r"tracker.entity=my team\?: give 1 to 128 characters"),
     ],
 )
@@ -185,11 +186,19 @@ def test_a_mode_or_project_that_cannot_be_is_refused(
         composed("tracker=wandb", *words, f"seed={len(said)}")
 
 
-def test_the_project_of_the_environment_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert composed("tracker=wandb", "seed=71").tracker.settings["project"] == "pai-bench"
-    monkeypatch.setenv("WANDB_PROJECT", "thesis")
-    assert composed("tracker=wandb", "seed=72").tracker.settings["project"] == "thesis"
-    assert composed("tracker=wandb", "tracker.project=own", "seed=73").tracker.settings["project"] == "own"
+@pytest.mark.parametrize(
+    ("given", "of_environment", "project"),
+    [(None, None, "pai-bench"), (None, "", "pai-bench"), (None, "thesis", "thesis"), ("own", "thesis", "own")],
+)
+def test_the_project_of_the_environment_is_the_default(
+    given: str | None, of_environment: str | None, project: str, run_cli: RunCli, tmp_path: Path
+) -> None:
+    env = {"WANDB_MODE": "offline"} | ({} if of_environment is None else {"WANDB_PROJECT": of_environment})
+    words = [*TINY, "tracker=wandb", "pruner=magnitude", "sparsity=0.5", "training.epochs=0"]
+    done = run_cli(*words, *([] if given is None else [f"tracker.project={given}"]), env=env)
+    assert done.returncode == 0, done.stderr
+    (record,) = tmp_path.glob("results/*/wandb/offline-run-*/*.wandb")
+    assert project.encode() in record.read_bytes()
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o644])

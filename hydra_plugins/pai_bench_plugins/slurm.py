@@ -64,6 +64,6 @@ class SlurmLauncher(Launcher):
             raise ConfigError(f"hydra.launcher.export={self.export}: only with pai-bench -m or an experiment")
         jobs = slurm.submit(cfgs, folder=self.folder, **self.settings)
         if self.wait:
-            slurm.wait([*jobs.values(), *slurm.waiting(cfgs)])
+            slurm.wait([*jobs.values(), *slurm.waiting(cfgs)], cfgs)
             for code, skipped, directory in slurm.outcomes(cfgs, jobs):
                 sweep_progress.count(code, skipped, directory)

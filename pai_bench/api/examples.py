@@ -63,7 +63,7 @@ class Examples:
         if self._rest is None:
             raise ConfigError("data: it holds no batch; give some")
         self.first = self._rest[0][:1].to(device)
-        self.has_targets = self._rest[1].is_floating_point()  # labels are numbers to be met, and no classes
+        self.has_targets = not classes and self._rest[1].is_floating_point()  # labels are numbers, and no classes
         self.num_classes: int | None = None  # known when the network has been looked at
 
     def _following(self) -> Batch | None:

@@ -113,7 +113,7 @@ def prune(
         num_classes = _examined(copied, examples, shape, chosen)
         if examples is not None:
             examples.num_classes = num_classes
-            _check_targets(examples, chosen)
+            _tell_of_logits(examples, chosen)
         before = None if mask is None else _begun(copied, chosen, mask)
         pruned = rounds.prune(
             copied,
@@ -196,19 +196,14 @@ def _examined(network: nn.Module, examples: Examples | None, shape: tuple[int, .
     return output.shape[1] if output.ndim == 2 else None
 
 
-def _check_targets(examples: Examples, chosen: Method) -> None:
-    """Refuses settings of a score that are for classes, where labels are numbers.
-
-    Raises:
-        ConfigError: there is one.
-    """
-    if not examples.has_targets:
-        return
-    for setting, value, neutral in of_classes(chosen.pruner):
+def _tell_of_logits(examples: Examples, chosen: Method) -> None:
+    """Says what a score does to outputs as if they were logits, where labels are numbers. The loss may want logits."""
+    for setting, value, neutral in of_classes(chosen.pruner) if examples.has_targets else []:
         if value != neutral:
-            raise ConfigError(
-                f"{setting}={shown(value)}: it is for classes, and the labels of data= are numbers; give "
-                f"settings={{'{setting}': {neutral}}}"
+            log.warning(
+                "%s=%s: it takes outputs for logits of classes, and labels are numbers; if outputs are to meet them, "
+                "give settings={'%s': %s}",
+                *(setting, shown(value), setting, neutral),
             )
 
 

@@ -11,8 +11,9 @@ at the next call. The exit code is 75 as long as runs are left. It suits short q
 import argparse
 import sys
 
-from pai_bench.errors import PreemptedError, UserError
+from pai_bench.errors import OwnedError, PreemptedError, UserError
 from pai_bench.launch import compose, fitting, terminal
+from pai_bench.runs import status
 from pai_bench.system import preemption
 
 
@@ -31,6 +32,7 @@ def main() -> None:
         runs, _ = compose.expand([compose.as_group(word) for word in arguments.settings])
         at_once = arguments.at_once or fitting.runs_at_once()
         outcomes = fitting.fit(runs, arguments.minutes, at_once, lambda text: print(text, flush=True))
-        if any(outcome.code not in (0, PreemptedError.exit_code) for outcome in outcomes):
+        again = (0, PreemptedError.exit_code, OwnedError.exit_code)  # another call has taken a run up
+        if any(outcome.code not in again for outcome in outcomes):
             sys.exit(UserError.exit_code)
-        sys.exit(PreemptedError.exit_code if fitting.open_runs(runs)[0] else 0)
+        sys.exit(0 if all(status.finished(run.directory) for run in runs) else PreemptedError.exit_code)

@@ -63,7 +63,7 @@ def of_folder(folders: list[Path], words: list[str]) -> Asked:
     if folder is None or not folder.is_dir():
         raise DataError(f"{' '.join(map(str, folders))}: give one results folder, or settings as key=value")
     for word in words:
-        if not word.startswith(("hydra/launcher=", "hydra.launcher.")):
+        if not word.lstrip("+").startswith(("hydra/launcher=", "hydra.launcher.")):
             raise ConfigError(f"{word}: it has no effect beside a results folder; leave it out, or leave {folder} out")
     directories = {path.parent.name: path.parent for path in folder.glob("*/*.json")}
     return Asked(directories, {}, compose.launcher(words, folder))

@@ -120,7 +120,10 @@ def _check_tracker(tracker: Call) -> None:
         return
     mode = os.environ.get("WANDB_MODE") or "offline"
     require(mode in ("online", "offline", "disabled"), "WANDB_MODE", mode, "give online, offline or disabled")
-    for key in ("project", "entity"):
-        name = tracker.settings.get(key)
+    for setting, name in (
+        ("tracker.project", tracker.settings.get("project")),
+        ("WANDB_PROJECT", os.environ.get("WANDB_PROJECT") or None),
+        ("tracker.entity", tracker.settings.get("entity")),
+    ):
         fits = name is None or re.fullmatch(r"[^/\\#?%:]{1,128}", name)
-        require(bool(fits), f"tracker.{key}", name, "give 1 to 128 characters, none of them / \\ # ? % :")
+        require(bool(fits), setting, name, "give 1 to 128 characters, none of them / \\ # ? % :")

@@ -319,7 +319,7 @@ def complete(composed: DictConfig, of_hydra: Any) -> RunConfig:
         scale = choices.get("scale")
         run = replace(run, experiment=choices["experiment"], scale=None if scale == "full" else scale)
     _check_labels(given, choices)
-    _check_rates(run, given)
+    _tell_of_rates(run, given)
     if choices.get("scale") in (None, "full"):  # a small one is short on purpose
         for line in unreached(run.training):
             _say_once(line)
@@ -331,14 +331,11 @@ def complete(composed: DictConfig, of_hydra: Any) -> RunConfig:
     return run
 
 
-def _check_rates(run: RunConfig, given: Mapping[str, Any]) -> None:
-    """Refuses settings of the step schedule beside another schedule of the learning rate."""
+def _tell_of_rates(run: RunConfig, given: Mapping[str, Any]) -> None:
+    """Says that settings of the step schedule do nothing beside another schedule. A sweep may have both schedules."""
     for key in ("training.lr_milestones", "training.lr_gamma"):
         if given.get(key) and (kind := run.training.lr_schedule) != "step":
-            raise ConfigError(
-                f"{key}={shown(given[key])}: it has no effect with training.lr_schedule={kind}; add "
-                "training.lr_schedule=step, or leave it out"
-            )
+            _say_once(f"{key}={shown(given[key])}: it has no effect with training.lr_schedule={kind}")
 
 
 @cache

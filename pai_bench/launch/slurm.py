@@ -135,10 +135,14 @@ def queue_states(directories: Mapping[str, Path]) -> dict[str, status.RunState]:
     return states
 
 
-def wait(jobs: Sequence[str], seconds: float = 10.0) -> None:
-    """Returns when no job is in the queue any more. Asks SLURM at growing intervals, at most `seconds` long."""
+def wait(jobs: Sequence[str], cfgs: Sequence[RunConfig] = (), seconds: float = 10.0) -> None:
+    """Returns when no job is in the queue any more. Asks SLURM at growing intervals, at most `seconds` long.
+
+    Args:
+        cfgs: what the jobs do. When all of it is finished, a job that goes on does something else.
+    """
     pause = 1.0
-    while alive(jobs) != set():
+    while alive(jobs) != set() and not (cfgs and all(status.finished(cfg.directory) for cfg in cfgs)):
         if preemption.requested():
             raise PreemptedError("no longer waiting; the jobs go on without")
         time.sleep(pause)
@@ -147,7 +151,7 @@ def wait(jobs: Sequence[str], seconds: float = 10.0) -> None:
 
 def waiting(cfgs: Sequence[RunConfig]) -> list[str]:
     """The jobs of those runs that are queued or running, whoever has submitted them."""
-    states = [status.state(cfg.directory) for cfg in cfgs]
+    states = queue_states({cfg.id: cfg.directory for cfg in cfgs}).values()
     return list(dict.fromkeys(state.job for state in states if state.job and state.name in ("queued", "running")))
 
 
@@ -159,7 +163,7 @@ def outcomes(cfgs: Sequence[RunConfig], submitted: Mapping[str, str]) -> list[tu
     codes = {}
     for cfg in cfgs:
         run_id, state = cfg.id, status.state(cfg.directory)
-        finished, elsewhere = state.name == "finished", state.name == "running"
+        finished, elsewhere = state.name == "finished", state.name == "running" and run_id not in submitted
         code = 0 if finished else OwnedError.exit_code if elsewhere else max(state.exit_code, 1)
         codes[run_id] = (code, finished and run_id not in submitted, cfg.directory)
         if not finished:

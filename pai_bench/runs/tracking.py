@@ -24,7 +24,7 @@ def none(run: Run) -> Tracker:
 def wandb(
     run: Run,
     *,
-    project: str,
+    project: str | None,
     entity: str | None,
     mode: Literal["online", "offline", "disabled"],
     tags: list[str],
@@ -55,7 +55,7 @@ def tensorboard(run: Run) -> Tracker:
 def wandb_and_tensorboard(
     run: Run,
     *,
-    project: str,
+    project: str | None,
     entity: str | None,
     mode: Literal["online", "offline", "disabled"],
     tags: list[str],

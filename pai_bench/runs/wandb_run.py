@@ -119,7 +119,9 @@ def _has_key(host: str) -> bool:
         return False
 
 
-def started(run: Run, project: str, entity: str | None, mode: str, tags: list[str], timeout_seconds: float) -> WandB:
+def started(
+    run: Run, project: str | None, entity: str | None, mode: str, tags: list[str], timeout_seconds: float
+) -> WandB:
     """A W&B run that has begun. pai_bench.runs.tracking.wandb has the settings."""
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     # The client's own process needs seconds to start, and more than its 30 s where many runs start at once.
@@ -141,7 +143,7 @@ def started(run: Run, project: str, entity: str | None, mode: str, tags: list[st
             "id": fitting(run.id),
             "name": fitting(run.id),
             "group": fitting(run.group),
-            "project": project,
+            "project": project or os.environ.get("WANDB_PROJECT") or "pai-bench",
             "entity": entity,
             "resume": "allow" if run.curve is not None else None,  # None replaces what W&B has under this id
             "config": run.config,

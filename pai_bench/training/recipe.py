@@ -108,7 +108,7 @@ def unreached(recipe: Recipe) -> list[str]:
         found.append(f"training.lr_milestones={_listed(recipe.lr_milestones)}: there is no epoch {_listed(late)}")
     if recipe.warmup_epochs >= epochs:
         found.append(f"training.warmup_epochs={recipe.warmup_epochs}: the learning rate never reaches training.lr")
-    if recipe.image_sizes and recipe.image_size_epochs and recipe.image_size_epochs[-1] >= epochs:
+    if recipe.image_sizes and recipe.image_size_epochs and image_size(recipe, epochs - 1) != recipe.image_sizes[-1]:
         said = f"images never have {recipe.image_sizes[-1]} pixels"
         found.append(f"training.image_size_epochs={_listed(recipe.image_size_epochs)}: {said}")
     return [f"{line} with training.epochs={epochs}; give others" for line in found] if epochs > 0 else []
