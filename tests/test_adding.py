@@ -132,7 +132,8 @@ def test_every_kind_of_addition_has_an_example_and_says_what_tests_it() -> None:
     kinds = {title for title in SECTIONS if title.startswith("Adding ")}
     assert len(kinds) == 14
     for kind in kinds:
-        assert "**Held at once by**" in SECTIONS[kind] and re.findall(r"`tests/test_\w+\.py`", SECTIONS[kind]), kind
+        assert "**Tests that apply at once:**" in SECTIONS[kind], kind
+        assert re.findall(r"`tests/test_\w+\.py`", SECTIONS[kind]), kind
         assert any(f"`{path}`\n\n```" in SECTIONS[kind] for path in (*FILES, *DIFFS)), kind
         anchor = kind.lower().replace(" ", "-")
         assert f"](#{anchor})" in PAGE, anchor

@@ -35,11 +35,16 @@ MANDATORY = {
 
 
 @pytest.mark.parametrize(("group", "option"), [(group, option) for group in GROUPS for option in options(group)])
-def test_every_option_composes_under_its_own_name(group: str, option: str) -> None:
+def test_every_option_composes_under_its_own_name(
+    group: str, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     others = ["sparsity=0.5"]
     if group in ("schedule", "ablation", "rewire", "transfer") and option != "none":
         pruners = {("rewire", "gradual"): "dense", ("rewire", "acdc"): "dense", ("schedule", "early_bird"): "magnitude"}
         others.append(f"pruner={pruners.get((group, option), 'snip')}")
+    monkeypatch.chdir(tmp_path)
+    for name in ("some.safetensors", "some.csv"):
+        (tmp_path / name).touch()
     cfg = composed(*others, *MANDATORY.get(option, []), f"{group}={option}")
     expected = {"timm": "resnet18", "image_folder": "somewhere"}.get(option, option)
     if group in ("search", "transfer") and option == "none":

@@ -228,9 +228,9 @@ def test_what_cannot_be_is_refused_in_one_line(name: str) -> None:
             ["training.lr_milestones=[60,120]: there is no epoch [120] with training.epochs=100; give others"],
         ),
         (
-            ["training=cifar_fast", "training.epochs=5"],
+            ["training=cifar_fast", "training.epochs=4"],
             [
-                "training.warmup_epochs=5: the learning rate never reaches training.lr with training.epochs=5; give "
+                "training.warmup_epochs=5: the learning rate never reaches training.lr with training.epochs=4; give "
                 "others"
             ],
         ),

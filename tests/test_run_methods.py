@@ -126,7 +126,7 @@ def test_a_file_of_densities_that_has_changed_is_refused_and_one_that_is_gone_ke
     write(0.6)
     with pytest.raises(ConfigError, match=r"allocation\.file=.*: it has changed since the run was composed"):
         experiment.run(config)
-    other = composed(*words, f"allocation.file={file}", f"results_dir={tmp_path / 'results'}", "training.epochs=0")
+    other = composed(*words, f"allocation.file={file}", f"results_dir={tmp_path / 'others'}", "training.epochs=0")
     assert other.id != config.id and other.method != config.method
     row = experiment.run(other)
     file.unlink()

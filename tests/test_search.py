@@ -18,7 +18,10 @@ from pai_bench.system import preemption
 
 pytest.importorskip("optuna")
 
-TINY = ["model=lenet300", "model.hidden=[16]", "training=smoke", "training.epochs=1", "tracker=none", "device=cpu"]
+TINY = [
+    "model=lenet300", "model.hidden=[16]", "training=smoke", "training.epochs=1", "training.lr_milestones=[]",
+    "tracker=none", "device=cpu",
+]  # fmt: skip
 PRUNED = ["pruner=magnitude", "sparsity=0.5", "dataset.validation=0.1"]
 RATE = "training.lr=tag(log,interval(0.001,1))"
 

@@ -171,7 +171,7 @@ def test_a_run_whose_mask_file_is_gone_is_no_reason_to_stop(write: Write, tmp_pa
     rows = write(SYNFLOW, [0.72], {"allocation.mask": str(mask)})
     mask.unlink()
     comparison = compared(rows, tmp_path, [SYNFLOW]).popitem()[1]
-    assert comparison.name == NOT_COMPARABLE and "cannot be read" in comparison.reason
+    assert comparison.name == NOT_COMPARABLE and f"allocation.mask={mask}, published unset" in comparison.reason
 
 
 def test_chance_moves_small_layers(write: Write, tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def unreached(recipe: Recipe) -> list[str]:
     late = [drop for drop in recipe.lr_milestones if drop >= epochs]
     if recipe.lr_schedule == "step" and late:
         found.append(f"training.lr_milestones={_listed(recipe.lr_milestones)}: there is no epoch {_listed(late)}")
-    if recipe.warmup_epochs >= epochs:
+    if recipe.warmup_epochs > epochs:
         found.append(f"training.warmup_epochs={recipe.warmup_epochs}: the learning rate never reaches training.lr")
     if recipe.image_sizes and recipe.image_size_epochs and image_size(recipe, epochs - 1) != recipe.image_sizes[-1]:
         said = f"images never have {recipe.image_sizes[-1]} pixels"
