@@ -103,6 +103,8 @@ class Examples:
             part = images[parts[number]].to(self._device)
             return part.to(dtype).contiguous() if part.is_floating_point() else part
 
+        if labels.is_floating_point():  # as the outputs: older torch mixes no types in a loss
+            labels = labels.to(dtype)
         return Drawn(of_batch, [labels[part].to(self._device) for part in parts])
 
     def _taken(self, wanted: ScoringData) -> Batch | None:
