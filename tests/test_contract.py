@@ -34,7 +34,7 @@ def pruner_of(name: str) -> Pruner:
 
 def redraw(model: nn.Module) -> Callable[[Generator], Weights]:
     dtype = next(model.parameters()).dtype
-    return scoring.redrawing(Chain if isinstance(model, Chain) else residual, torch.device("cpu"), dtype)
+    return scoring.Redraw(Chain if isinstance(model, Chain) else residual, torch.device("cpu"), dtype)
 
 
 def take(name: str, model: nn.Module, batches: Batches, mask: masks.Mask | None = None, seed: int = 0) -> Scores:

@@ -199,6 +199,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("snip", {"data": IMAGES}, "^data: a batch is Tensor; .* a single batch goes into a list"),
     ("snip", {"data": [(IMAGES[0][:5], IMAGES[1])]}, r"^data: a batch has images \(5, 3, 8, 8\) and labels \(100,\)"),
     ("snip", {"data": [(IMAGES[0].byte(), IMAGES[1])]}, "^data: images are uint8; give floats"),
+    ("snip", {"data": [(IMAGES[0].log(), IMAGES[1])]}, "^data: [0-9]+ of 100 images hold values that are not finite"),
     ("snip", {"data": [(IMAGES[0][:50], IMAGES[1][:50])]}, "^data: it ends before .*total=100"),
     ("grasp", {"data": [IMAGES]}, "^data: it ends before .*per_class=10"),
     ("snip", {"data": [(IMAGES[0], IMAGES[1] + 4)]}, "^data: there is a label 4, and the model has 4 outputs"),

@@ -16,6 +16,7 @@ from pai_bench.errors import ConfigError, UserError
 from pai_bench.masks import allocation, masks
 from pai_bench.pruners import ntk_sap
 from pai_bench.pruning import scoring
+from pai_bench.pruning.pruned import Pruned
 from pai_bench.pruning.rounds import prune
 from pai_bench.system import seeding
 
@@ -23,7 +24,7 @@ SETTINGS = {"epsilon": 0.01, "repeats": 2, "images_per_class": 3, "batch_size": 
 
 
 def redrawing(build: Callable[[], nn.Module]) -> Callable[[Generator], Weights]:
-    return scoring.redrawing(build, torch.device("cpu"), torch.float64)
+    return scoring.Redraw(build, torch.device("cpu"), torch.float64)
 
 
 def scores_of(
@@ -233,16 +234,12 @@ def test_a_new_mode_renames_no_run() -> None:
     assert composed("pruner=snip", "sparsity=0.5", "pruner.mode=eval_after_pass").id != plain.id
 
 
-def test_a_search_builds_networks_for_pruners_that_redraw() -> None:
+def searched(build: Callable[[], nn.Module], *overrides: str) -> Pruned:
+    """What a search finds that may draw new weights."""
     torch.manual_seed(0)
-    model, made = Chain(), []
-
-    def build() -> nn.Module:
-        made.append(1)
-        return Chain()
-
-    cfg = composed("pruner=ntk_sap", "sparsity=0.9", "schedule.rounds=3", "pruner.score.repeats=2")
-    pruned = prune(
+    model = Chain()
+    cfg = composed("sparsity=0.9", *overrides)
+    return prune(
         model,
         cfg.pruner,
         cfg.allocation,
@@ -254,5 +251,20 @@ def test_a_search_builds_networks_for_pruners_that_redraw() -> None:
         seed=0,
         build=build,
     )
+
+
+def test_a_search_builds_networks_for_pruners_that_redraw() -> None:
+    made = []
+
+    def build() -> nn.Module:
+        made.append(1)
+        return Chain()
+
+    pruned = searched(build, "pruner=ntk_sap", "schedule.rounds=3", "pruner.score.repeats=2")
     assert len(made) == 3 * 2
     assert masks.kept(pruned.mask) == round(0.1 * masks.total(pruned.mask))
+
+
+def test_a_score_that_draws_no_weights_may_not_say_that_it_does() -> None:
+    with pytest.raises(ConfigError, match=r"^pruner.redraws=true: pruner=magnitude draws no new weights; give null"):
+        searched(Chain, "pruner=magnitude", "+pruner.redraws=true")

@@ -75,7 +75,11 @@ def test_filters_have_their_own_table_and_the_same_dense_network() -> None:
 
 
 def test_untrained_runs_are_in_the_configuration_and_not_in_its_mean() -> None:
-    (configuration,) = configurations([row(seed=0), row(seed=1, accuracy=0.1, stopped="collapse")])
+    stopped = row(seed=1, accuracy=0.1, stopped="collapse", total_seconds=1.0)
+    (configuration,) = configurations([row(seed=0), stopped])
+    assert configuration.seconds == row(seed=0)["total_seconds"]
+    (untrained,) = configurations([stopped])
+    assert untrained.seconds is None
     assert configuration.values == {0: 0.9} and configuration.untrained == [1] and configuration.without_value == []
 
 

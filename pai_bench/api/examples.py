@@ -95,6 +95,7 @@ class Examples:
                 "examples in settings="
             )
         images, labels = taken
+        _check_finite(images, labels)
         if self._are_classes and self.num_classes is not None and not labels.is_floating_point():
             _check_classes(labels, self.num_classes)
         parts = [slice(part.start, part.stop) for part in joined_single(len(labels), wanted.batch_size)]
@@ -137,6 +138,18 @@ class Examples:
                 "pruner.scoring_data.per_class to None, total to a number, and balanced to False in settings="
             )
         return self.num_classes
+
+
+def _check_finite(images: Tensor, labels: Tensor) -> None:
+    """Refuses examples whose values are not all finite.
+
+    Raises:
+        ConfigError: an image or a label is such.
+    """
+    for word, values in (("images", images), ("labels", labels)):
+        if values.is_floating_point() and not values.isfinite().all():
+            bad = int((~values.isfinite()).reshape(len(values), -1).any(1).sum())
+            raise ConfigError(f"data: {bad} of {len(values)} {word} hold values that are not finite; remove them")
 
 
 def _check_classes(labels: Tensor, num_classes: int) -> None:

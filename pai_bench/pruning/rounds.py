@@ -185,7 +185,7 @@ class _Search:
             scoring.check_pass(self.pruner, self.scored)
         self.redraw = None
         if self.pruner.redraws and self.build is not None:
-            self.redraw = scoring.redrawing(self.build, self.device, self.dtype)
+            self.redraw = scoring.Redraw(self.build, self.device, self.dtype)
         self.stale = False  # whether the model's weights have moved since the copy was made, other than by pruning
         self.cache: dict[str, Any] = {}
         self.repeater = graphs.Repeater(self.device, self.scored)
@@ -285,6 +285,8 @@ class _Search:
         try:
             with self._conditions("score", prepared):
                 scores = self.pruner.score(prepared.net, prepared.batches, self.loss, self._generator("noise", number))
+            if self.redraw is not None and not self.redraw.used:
+                raise ConfigError(f"pruner.redraws=true: pruner={self.pruner.name} draws no new weights; give null")
             if self.filters is not None and self.pruner.reduce is not None:
                 scores = self.filters.reduce(scores, self.pruner.reduce)
             # Inverted scores cut all paths in the first rounds. Then the others have nothing to rank.

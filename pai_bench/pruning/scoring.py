@@ -42,22 +42,26 @@ def cast_weights(weights: Weights, dtype: torch.dtype) -> Weights:
     return {name: laid_out(weight.to(dtype), PLAIN) for name, weight in weights.items()}
 
 
-def redrawing(
-    build: Callable[[], nn.Module], device: torch.device, dtype: torch.dtype
-) -> Callable[[Generator], Weights]:
-    """A function of a generator: the values of all parameters of a freshly built model, on a device.
+class Redraw:
+    """Draws the weights of a network anew.
 
     Args:
         build: makes a model, its weights drawn from torch's global generator.
+        device: of the weights.
+        dtype: of the weights.
     """
 
-    def redraw(generator: Generator) -> Weights:
+    def __init__(self, build: Callable[[], nn.Module], device: torch.device, dtype: torch.dtype) -> None:
+        self._build, self._device, self._dtype = build, device, dtype
+        self.used = False  # whether weights have been drawn
+
+    def __call__(self, generator: Generator) -> Weights:
+        """The values of all parameters of a freshly built model."""
+        self.used = True
         number = int(torch.randint(1 << 62, (), generator=generator))
         with seeding.seeded(number, "redraw"):
-            model = build()
-        return {name: parameter.detach().to(device, dtype) for name, parameter in model.named_parameters()}
-
-    return redraw
+            model = self._build()
+        return {name: parameter.detach().to(self._device, self._dtype) for name, parameter in model.named_parameters()}
 
 
 def check_pass(pruner: Pruner, model: nn.Module) -> None:

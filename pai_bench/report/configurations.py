@@ -135,6 +135,12 @@ class Configuration:
         return fmean(row[column] for row in self.rows)
 
     @property
+    def seconds(self) -> float | None:
+        """The mean time of the trained runs, from their start to their end. None if there is none."""
+        values = [row["total_seconds"] for row in self.rows if not row["stopped"]]
+        return fmean(values) if values else None
+
+    @property
     def effective_sparsity(self) -> float | None:
         """Mean over all runs. None if it is unknown for a run."""
         values = [row["effective_sparsity"] for row in self.rows]
