@@ -42,7 +42,7 @@ SLOW = {
     "test_installed", "test_matching", "test_missing_packages", "test_ownership", "test_paper_numbers",
     "test_preemption", "test_published", "test_readme", "test_report_figures", "test_report_page",
     "test_report_tables", "test_resume", "test_reuse", "test_rewire_runs", "test_run", "test_run_methods",
-    "test_site", "test_slurm", "test_sweeps", "test_verify",
+    "test_site", "test_slurm", "test_slurm_settings", "test_sweeps", "test_verify",
 }  # fmt: skip
 
 

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,14 +20,11 @@ import pytest
 import torch
 from conftest import ROOT, TWO_RUNS, RunCli, composed
 from image_data import photographs
-from omegaconf import OmegaConf
 from processes import in_child
 from whole_runs import RUNS, TINY, assert_equal, config_of, directory_of, outcome, whole
 
 from pai_bench import experiment
-from pai_bench.config import composition
-from pai_bench.errors import ConfigError, DataError, UserError
-from pai_bench.launch import slurm, sweep_progress
+from pai_bench.errors import DataError, UserError
 from pai_bench.masks import masks
 from pai_bench.published import pages
 from pai_bench.published.verdicts import Rule
@@ -297,72 +293,6 @@ def test_metrics_of_a_run_are_no_formulas(tmp_path: Path) -> None:
     run.finish({"id": "run", "test_top1": 0.5, "sparsity": 0.0})
     run.close()
     assert (tmp_path / "run" / "metrics.csv").read_text() == "epoch,test_top1,'=cmd\n1.0,-0.5,1.0\n"
-
-
-@pytest.mark.parametrize(
-    ("given", "lines"),
-    [({}, []), ({"wckey": None}, []), ({"wckey": "thesis", "qos": None}, ["#SBATCH --wckey=thesis"])],
-    ids=["not given", "null", "given"],
-)
-def test_a_setting_of_slurm_that_is_null_is_not_given(given: dict[str, Any], lines: list[str], tmp_path: Path) -> None:
-    pytest.importorskip("submitit")
-    (script,) = slurm.export([["seed=0"]], tmp_path / "x", **resources() | {"timeout_min": 5} | given)
-    found = script.read_text().splitlines()
-    assert [line for line in found if "wckey" in line or "qos" in line] == lines
-    assert "#SBATCH --time=5" in found
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        ({"setup": "module load cuda"}, r"hydra\.launcher\.setup=module load cuda: give a list, such as \[a,b\]"),
-        ({"max_requeues": None}, r"hydra\.launcher\.max_requeues=null: give a whole number"),
-        ({"timeout_min": None}, r"hydra\.launcher\.timeout_min=null: give a whole number"),
-        ({"mem_gb": "16G"}, r"hydra\.launcher\.mem_gb=16G: give a number"),
-        ({"mem": "32GB"}, r"hydra\.launcher\.mem=32GB: give hydra\.launcher\.mem_gb instead"),
-    ],
-)
-def test_a_wrong_setting_of_slurm_is_refused(given: dict[str, Any], said: str, tmp_path: Path) -> None:
-    pytest.importorskip("submitit")
-    with pytest.raises(ConfigError, match=said):
-        slurm.export([["seed=0"]], tmp_path / "x", **resources() | given)
-
-
-def resources() -> dict[str, Any]:
-    """What hydra/launcher=slurm asks SLURM for."""
-    yaml: Any = OmegaConf.to_container(OmegaConf.load(composition.CONF / "hydra" / "launcher" / "slurm.yaml"))
-    return {key: yaml[key] for key in yaml if key not in ("_target_", "folder", "wait", "export")}
-
-
-def test_runs_that_others_do_are_waited_for_and_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    runs = [composed("pruner=snip", "sparsity=0.5", f"seed={n}", f"results_dir={tmp_path}") for n in range(3)]
-    for number, run in enumerate(runs):
-        status.mark_queued(run.directory, f"7_{number}", time.time(), "seed: 0\n")
-    monkeypatch.setattr(slurm, "alive", lambda jobs: set(jobs))
-    assert slurm.waiting(runs) == ["7_0", "7_1", "7_2"]
-    preempted = tmp_path / "preempted"
-    preempted.mkdir()
-    (preempted / "status.json").write_text('{"state": "preempted", "exit_code": 75, "job": "8"}')
-    again: Any = SimpleNamespace(id="preempted", directory=preempted)
-    assert slurm.waiting([again]) == ["8"]  # its job is back in the queue
-    assert {state.name for state in slurm.queue_states({run.id: run.directory for run in runs}).values()} == {"queued"}
-    with sweep_progress.counting() as count:
-        for code, skipped, directory in slurm.outcomes(runs, {}):
-            sweep_progress.count(code, skipped, directory)
-    assert [outcome.skipped for outcome in count.outcomes] == [False] * 3 and count.worst == 1
-
-
-def test_an_exported_job_finds_the_configs_of_the_user(run_cli: RunCli, tmp_path: Path) -> None:
-    pytest.importorskip("submitit")
-    (tmp_path / "mine" / "training").mkdir(parents=True)
-    (tmp_path / "mine" / "training" / "short.yaml").write_text("defaults: [digits, _self_]\nname: short\nepochs: 1\n")
-    words = ["pruner=snip", "sparsity=0.5", "training=short", "seed=0,1", "hydra/launcher=slurm_cpu"]
-    done = run_cli("-cd", str(tmp_path / "mine"), "-m", *words, f"hydra.launcher.export={tmp_path / 'sweep'}")
-    assert done.returncode == 0, done.stderr
-    words = (tmp_path / "sweep" / "args" / "1").read_text().splitlines()
-    assert f"--config-dir={tmp_path / 'mine'}" in words
-    shown = run_cli("--cfg", "job", *words)
-    assert shown.returncode == 0 and "name: short" in shown.stdout, shown.stderr
 
 
 def test_checkpoints_hold_the_random_state_of_the_device_in_use_alone(monkeypatch: pytest.MonkeyPatch) -> None:
