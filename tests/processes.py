@@ -25,6 +25,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 Ended = subprocess.CompletedProcess[str]
 
+# torch counts its devices at the first backward pass. If it finds one, copies of the process can make no backward pass.
+# A fake tensor, which torch.compile and torch.export use, counts as a device. So the first pass comes before it.
+torch.ones((), requires_grad=True).backward()
+
 
 def in_child(work: Callable[[], object]) -> int:
     """Runs a function in a copy of this process; returns the process id."""

@@ -30,7 +30,8 @@ from pai_bench.published import pages
 from pai_bench.published.verdicts import Rule
 from pai_bench.report.tables import as_csv
 from pai_bench.runs import export, ownership, status
-from pai_bench.runs.directory import RunDirectory
+from pai_bench.runs.attempt import attempt
+from pai_bench.runs.directory import NullRunDirectory, RunDirectory
 from pai_bench.runs.summary import already
 from pai_bench.studies import sketching_figure
 from pai_bench.system import files, seeding
@@ -94,6 +95,19 @@ def test_too_little_memory_names_what_to_lower(tmp_path: Path) -> None:
     found = json.loads((directory_of(tmp_path) / "status.json").read_text())
     assert found["state"] == "failed"
     assert found["error"] == "UserError: out of memory on cpu: lower training.batch_size=1400, or run fewer at once"
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["[enforce fail] DefaultCPUAllocator: can't allocate memory", "std::bad_alloc", "could not create a primitive"],
+)
+def test_what_libraries_say_without_memory_is_explained(said: str) -> None:
+    cfg = composed(*TINY, *RUNS["synflow"])
+    with (
+        pytest.raises(UserError, match="out of memory on cpu: lower training"),
+        attempt(cfg, torch.device("cpu"), NullRunDirectory(Path(), None)),
+    ):
+        raise RuntimeError(said)
 
 
 def test_memory_for_tensors_is_asked_for_before_safetensors_ends_the_process() -> None:

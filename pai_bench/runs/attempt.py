@@ -71,8 +71,9 @@ def _note_failure(files: RunDirectory | NullRunDirectory, failure: BaseException
 
 def _explained(error: BaseException, config: RunConfig, device: torch.device) -> BaseException:
     """A failure in words that name a remedy, where there is one."""
-    # What torch, the C++ library and safetensors say when they get no memory.
+    # What torch, the C++ library and safetensors say when they get no memory, and what oneDNN says.
     unallocated = any(words in str(error) for words in ("allocate memory", "bad_alloc", "PyObject pointer is null"))
+    unallocated |= str(error) == "could not create a primitive"
     if unallocated or isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         sizes = f"training.batch_size={config.training.batch_size}"
         if config.pruner.scoring_data:
