@@ -149,6 +149,18 @@ def test_who_claims_a_run_just_after_its_end_leaves_it_as_it_is(tmp_path: Path) 
     assert after == before
 
 
+def test_an_attempt_that_ends_before_its_first_status_loses_no_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    RunDirectory(tmp_path / "run").close()
+    with monkeypatch.context() as patched:
+        patched.setattr(RunDirectory, "status", lambda self, state: os._exit(99))
+        pid = in_child(lambda: RunDirectory(tmp_path / "run"))
+        assert os.WEXITSTATUS(os.waitpid(pid, 0)[1]) == 99
+    RunDirectory(tmp_path / "run").close()
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["attempt"] == 2
+
+
 def test_a_round_that_is_refused_late_loses_nothing(tmp_path: Path) -> None:
     words = ["pruner=magnitude", "sparsity=0.8", "schedule=rewind", "schedule.levels=2", "schedule.rewind_epoch=0"]
     more = ["allocation=global_min_density", "allocation.min_density=0.3", "checkpoint_minutes=0"]

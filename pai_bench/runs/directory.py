@@ -96,11 +96,11 @@ class RunDirectory:
             later = (path / "curve.jsonl").read_bytes()[self.checkpoint["curve_bytes"] :]
             self.num_repeated = later.count(b"\n")
             os.truncate(path / "curve.jsonl", self.checkpoint["curve_bytes"])
-        # Without a checkpoint no file of an earlier attempt says anything about this one.
+        # Without a checkpoint no file of an earlier attempt says anything about this one. The status counts attempts.
         for left in path.glob("*" if self.checkpoint is None else "*.tmp-*"):
             if left.is_dir():
                 shutil.rmtree(left)
-            elif left.name != DAMAGED and not left.name.startswith(claim):
+            elif left.name not in (DAMAGED, STATUS) and not left.name.startswith(claim):
                 left.unlink(missing_ok=True)
         (path / "curve.jsonl").touch()
 
