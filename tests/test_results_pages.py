@@ -40,7 +40,7 @@ def test_tables_and_verdicts_follow_from_the_rows(file: Path, renew: ModuleType,
         assert {row["id"] for row in there} == {path.name for path in runs.iterdir()}
         assert f"{len(there)} runs of " in written
         assert (f"{num_missing} more are to come" in " ".join(written.split())) == bool(num_missing)
-        writing.write(runs, tmp_path, writing.Options(statistic=about.statistic, figures=about.pictures, images=False))
+        writing.write(runs, tmp_path, about.options(images=False))
         stems = renew.tasks(tmp_path)
         for stem in stems:
             assert renew.tables(tmp_path, stem, about, named=len(stems) > 1) in written

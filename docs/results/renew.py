@@ -10,8 +10,8 @@ import json
 import re
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -36,16 +36,40 @@ class Page:
     statistic: str = "last"
     accuracies: bool = True  # whether the table of accuracies is shown
     more: Sequence[str] = ()  # further tables of the report, by the ends of their names
+    labels: Mapping[str, str] = field(default_factory=dict)  # instead of the names of methods
+
+    def options(self, *, images: bool = True) -> writing.Options:
+        """The options of its report."""
+        return writing.Options(
+            statistic=self.statistic, figures=list(self.pictures), images=images, labels=dict(self.labels)
+        )
 
 
 PAGES = {
     "digits_baselines": Page("findings.md", pictures=("accuracy", "layers", "overlap")),
-    "lottery_lenet": Page("results/lottery_lenet.md", more=("early-stop",)),
+    "lottery_lenet": Page(
+        "results/lottery_lenet.md",
+        more=("early-stop",),
+        labels={"magnitude": "Lottery tickets", "reinit": "new weights"},
+    ),
     "mnist_curves": Page("results/mnist_curves.md", pictures=("accuracy", "layers")),
     "planted_helix": Page("planted.md", pictures=(), accuracies=False, more=("diagnostics",)),
     "planted_relu": Page("planted.md", pictures=(), accuracies=False, more=("diagnostics",)),
     "planted_tickets": Page("planted.md", pictures=(), accuracies=False, more=("diagnostics",)),
-    "reviewer_table_mnist": Page("results/reviewer_table_mnist.md", pictures=("accuracy", "cost"), more=("costs",)),
+    "reviewer_table_mnist": Page(
+        "results/reviewer_table_mnist.md",
+        pictures=("accuracy", "cost"),
+        more=("costs",),
+        labels={
+            "dense-b6fee75c": "Gradual pruning",
+            "magnitude-5af69a0f": "Magnitude",
+            "magnitude-a9e9429a": "Lottery tickets",
+            "random-4f15fbf3": "Random, ERK",
+            "random-ac86efd9": "SET, from ERK",
+            "random-c7b3bda4": "RigL, from ERK",
+            "random-fd157be1": "Random, IGQ",
+        },
+    ),
     "snip_tables": Page("results/snip_tables.md", ("dataset=mnist",), statistic="best"),
 }
 
@@ -201,9 +225,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
         runs, report = chosen(experiment, folder, place / "runs"), place / "report"
-        writing.write(
-            runs, report, writing.Options(statistic=PAGES[experiment].statistic, figures=PAGES[experiment].pictures)
-        )
+        writing.write(runs, report, PAGES[experiment].options())
         parts = [begin(experiment), about(experiment, folder), *tabled(experiment, report), verdicts(runs), END]
         text = "\n\n".join(filter(None, parts))
         archive.pack(runs, DOCS / "results" / f"{experiment}.tar.gz")
