@@ -1,7 +1,7 @@
 """Prepares in one folder what a machine without a network needs: wheels, the code, datasets, and how to use them.
 
   python scripts/prepare_offline.py FOLDER
-  python scripts/prepare_offline.py FOLDER dataset=cifar10
+  python scripts/prepare_offline.py FOLDER dataset=cifar10 model=resnet20 training=cifar_lottery
   python scripts/prepare_offline.py FOLDER dataset=imagenet dataset.root=/data/imagenet dataset.store=256
 
 Run it with the version of Python, and on the kind of system, of that machine. Torch and torchvision are left out unless
@@ -118,20 +118,20 @@ def main() -> None:
     """Prepares the folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="what to carry there")
-    parser.add_argument("dataset", nargs="*", help="dataset=NAME and its settings; nothing: no dataset")
+    parser.add_argument("dataset", nargs="*", help="dataset=NAME, model=, training=, and their settings")
     parser.add_argument("--with-torch", action="store_true", help="wheels of torch, too: gigabytes")
     parser.add_argument("--find-links", metavar="DIR", help="take wheels from this folder and from no network")
     arguments = parser.parse_intermixed_args()
     terminal.start_process()
     with terminal.one_line_errors():
         words, folder = arguments.dataset, arguments.folder.expanduser().absolute()
-        if wrong := [word for word in words if not re.match(r"dataset[.=]", word)]:
-            raise ConfigError(f"{wrong[0]}: give dataset=NAME or a setting of it, such as dataset.store=256")
+        if wrong := [word for word in words if not re.match(r"(dataset|model|training)[.=]", word)]:
+            raise ConfigError(f"{wrong[0]}: give dataset=, model=, training= or a setting of theirs")
         options = ["--no-index", "--find-links", arguments.find_links] if arguments.find_links else []
         pinned = wheels(requirements(ROOT / "pyproject.toml"), folder / "wheels", options, arguments.with_torch)
         print(f"{len(pinned)} wheels are in {folder / 'wheels'}")
         copy_code(folder / "code")
-        if words:
+        if any(word.startswith("dataset") for word in words):
             prepare_data(words, folder / "data")
         text = README.format(
             python=f"{sys.version_info.major}.{sys.version_info.minor}",

@@ -26,7 +26,7 @@ ROOMS: dict[str, set[str]] = {
     "rewiring": {"analysis", "masks", "system"},
     "training": {"rewiring", "analysis", "masks", "system"},
     "learned": {"training", "masks", "system"},
-    "config": {"learned", "training", "masks"},
+    "config": {"learned", "training", "masks", "system"},
     "runs": {"training", "pruning", "analysis", "masks", "config", "system"},
     "assembly": {"runs", "training", "pruning", "analysis", "masks", "config", "system"},
     "learning": {"assembly", "runs", "training", "pruning", "learned", "masks", "system"},

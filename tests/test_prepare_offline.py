@@ -81,7 +81,7 @@ def test_a_folder_is_prepared(script: ModuleType, shelf: Path, tmp_path: Path, m
 
 
 def test_a_word_that_is_no_dataset_is_refused(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "scripts" / "prepare_offline.py"), str(tmp_path / "x"), "model=vgg16"]
+    command = [sys.executable, str(ROOT / "scripts" / "prepare_offline.py"), str(tmp_path / "x"), "seed=1"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={"PYTHONPATH": str(ROOT)})
     assert done.returncode == 2 and not (tmp_path / "x").exists()
-    assert done.stderr.strip().endswith("model=vgg16: give dataset=NAME or a setting of it, such as dataset.store=256")
+    assert done.stderr.strip().endswith("seed=1: give dataset=, model=, training= or a setting of theirs")

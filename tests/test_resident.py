@@ -173,8 +173,14 @@ def test_two_normalisations_are_refused() -> None:
     ("settings", "message"),
     [
         ({"mean": [0.5]}, r"dataset.mean=\[0.5\]: the images have 3 channels"),
-        ({"validation": 0.001}, "dataset.validation=0.001: of 9 images it leaves no validation image"),
-        ({"validation": 0.99}, "dataset.validation=0.99: of 9 images it leaves no training image"),
+        (
+            {"validation": 0.001},
+            "dataset.validation=0.001: of 9 images it leaves no validation image; give a larger",
+        ),
+        (
+            {"validation": 0.99},
+            "dataset.validation=0.99: of 9 images it leaves no training image; give a smaller",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_the_images_are_refused(settings: dict[str, Any], message: str) -> None:

@@ -118,7 +118,7 @@ def test_levels_that_keep_a_fraction_each_are_as_many_as_the_target_takes() -> N
         (
             "early",
             {"epoch": 161.0, "step": None, "rounds": 1, "rounding": "up"},
-            "schedule.epoch=161.0: it lies outside training.epochs=160",
+            "schedule.epoch=161.0: it lies outside the training; give a time from 0 to 160",
         ),
         ("gradual", {"start_epoch": 5, "end_epoch": 5, "every_steps": 1}, "start_epoch=5, end_epoch=5"),
         ("front_loaded", {"rounds": 161, "warmup_epochs": 1}, "schedule.rounds=161, warmup_epochs=1"),

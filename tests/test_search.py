@@ -268,5 +268,5 @@ def test_the_runs_of_a_search_cannot_be_listed() -> None:
         if sweeper == "basic":
             assert len(compose.expand(command)[0]) == 2
         else:
-            with pytest.raises(ConfigError, match="hydra/sweeper=optuna: nobody knows its runs before it has searched"):
+            with pytest.raises(ConfigError, match="optuna: its runs are not known before it has searched"):
                 compose.expand(command)

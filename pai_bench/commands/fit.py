@@ -22,7 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("settings", nargs="+", help="words of a sweep, such as experiment=NAME")
     parser.add_argument("--minutes", type=float, required=True, help="the whole time")
-    parser.add_argument("--at-once", type=int, help="runs side by side; else one a core, or four on a GPU")
+    parser.add_argument("--at-once", type=int, help="runs side by side; else one on each core, or four on each GPU")
     arguments = parser.parse_intermixed_args()
     if arguments.minutes <= 0 or (arguments.at_once is not None and arguments.at_once < 1):
         parser.error("--minutes, --at-once: give numbers above 0")

@@ -112,7 +112,9 @@ def main() -> None:
     with terminal.counted():
         asked = of_folder(folders, words) if folders else of_sweep(words)
         if not asked.directories:
-            raise DataError(f"{' '.join(arguments.what)}: there are no runs")
+            raise DataError(
+                f"{' '.join(arguments.what)}: there are no runs; give the results_dir of a sweep, or its words"
+            )
         states = slurm.queue_states(asked.directories)
         print(colours.wrapped(table(states), sys.stdout))
         if not arguments.retry:

@@ -121,7 +121,7 @@ def rounds_of(run: RunConfig, sparsity: float) -> Sequence[Round]:
             raise
         except Exception as error:
             said = f"{type(error).__name__}: {error}"
-            raise ConfigError(f"schedule={run.schedule.name}: its function fails ({said}); mend it") from error
+            raise ConfigError(f"schedule={run.schedule.name}: its function fails ({said}); correct it") from error
         if not isinstance(rounds, Sequence) or not all(isinstance(one, Round) for one in rounds):
             raise ConfigError(f"schedule._target_={run.schedule.target}: it returns no list of rounds; give another")
         return rounds
@@ -181,7 +181,10 @@ def _check_rounds(run: RunConfig, rounds: Sequence[Round]) -> None:
     if not rounds and pruner.score is not None:
         raise ConfigError(f"schedule={schedule}: it never prunes; use pruner=dense or another schedule")
     if rounds and pruner.score is None:
-        raise ConfigError(f"schedule={schedule}: pruner={pruner.name} has no score to prune by")
+        raise ConfigError(
+            f"schedule={schedule}: pruner={pruner.name} has no score to prune by; choose another pruner, "
+            "or schedule=none"
+        )
     if pruner.transfer is not None and _returns_weights(rounds):
         raise ConfigError(
             f"schedule={schedule}: rewinding the weights would undo what pruner={pruner.name} gives them; "

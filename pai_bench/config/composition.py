@@ -1,6 +1,5 @@
 """Between Hydra and a checked config: where the yaml files lie, and plain values out of what Hydra composes."""
 
-import os
 import secrets
 import tempfile
 from pathlib import Path
@@ -15,6 +14,7 @@ from pai_bench.config import schema
 from pai_bench.config.schema import RunConfig, plain
 from pai_bench.config.signatures import shown
 from pai_bench.errors import ConfigError, DataError
+from pai_bench.system import cores
 
 # In a checkout pai_bench/conf is a link to conf/. In an installed package it is the folder itself.
 CONF = (Path(__file__).resolve().parents[1] / "conf").resolve()
@@ -24,7 +24,7 @@ def _runs_at_once() -> int:
     """How many runs this machine does at once: one on each GPU, or else one on each core."""
     import torch
 
-    return torch.cuda.device_count() or len(os.sched_getaffinity(0))
+    return torch.cuda.device_count() or cores.num_allowed()
 
 
 # What of a config tells of the machine and its user, and not of the numbers. Of a path, only its last name is shown.

@@ -79,14 +79,17 @@ def settings_of(target: str) -> dict[str, Setting]:
         )
     tree = _tree(module)
     if tree is None:
-        raise ConfigError(f"_target_={target}: there is no module {module!r} whose source can be read")
+        raise ConfigError(
+            f"_target_={target}: there is no module {module!r} whose source can be read; put the folder "
+            "that holds it on PYTHONPATH"
+        )
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name == function:
             return {
                 argument.arg: Setting(argument.annotation or ast.Name("Any"), module, default is not None)
                 for argument, default in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
             }
-    raise ConfigError(f"_target_={target}: there is no function {function!r} in {module}")
+    raise ConfigError(f"_target_={target}: there is no function {function!r} in {module}; check its name")
 
 
 @lru_cache

@@ -24,8 +24,10 @@ def hold_out(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
         order = torch.randperm(len(members), generator=generator)
         chosen[members[order[: round(fraction * len(members))]]] = True
     if chosen.all() or (fraction > 0 and not chosen.any()):
-        part = "training" if chosen.all() else "validation"
-        raise ConfigError(f"dataset.validation={fraction}: of {len(labels)} images it leaves no {part} image")
+        part, other = ("training", "smaller") if chosen.all() else ("validation", "larger")
+        raise ConfigError(
+            f"dataset.validation={fraction}: of {len(labels)} images it leaves no {part} image; give a {other} fraction"
+        )
     return (~chosen).nonzero().squeeze(1), chosen.nonzero().squeeze(1)
 
 

@@ -60,7 +60,7 @@ def expand(
         sweeper, given = base.hydra.sweeper, {override.get_key_element() for override in parsed}
         if not overrides.tries_all(sweeper):
             chosen = base.hydra.runtime.choices["hydra/sweeper"]
-            raise ConfigError(f"hydra/sweeper={chosen}: nobody knows its runs before it has searched; leave it out")
+            raise ConfigError(f"hydra/sweeper={chosen}: its runs are not known before it has searched; leave it out")
         rules = {key: OmegaConf.select(sweeper, key) or [] for key in ("paired", "exclude", "drop")}
         jobs = sweeps.overrides_of_jobs(swept, **rules, scale=OmegaConf.select(sweeper, "scale"), given=given)
         loader = sweeps.SweepLoader(overrides.loader_here().get_search_path())

@@ -14,7 +14,7 @@ from pai_bench.config import checks
 from pai_bench.config.schema import RunConfig
 from pai_bench.errors import PreemptedError, UserError
 from pai_bench.runs import status
-from pai_bench.system import mps, preemption
+from pai_bench.system import cores, mps, preemption
 
 Say = Callable[[str], None]
 _SPAWN = multiprocessing.get_context("spawn")
@@ -158,8 +158,7 @@ class Crew:
     """Workers that run side by side, each with its share of the processor's threads."""
 
     def __init__(self, number: int) -> None:
-        cores = len(os.sched_getaffinity(0))
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // number)))
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores.num_allowed() // number)))
         self.workers = [Worker() for _ in range(number)]
 
     def pace(self, run: RunConfig) -> Pace:
@@ -311,4 +310,4 @@ def num_gpus() -> int:
 
 def runs_at_once() -> int:
     """One run on each core, or four on each GPU."""
-    return 4 * num_gpus() or len(os.sched_getaffinity(0))
+    return 4 * num_gpus() or cores.num_allowed()

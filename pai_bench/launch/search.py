@@ -70,7 +70,7 @@ def search(arguments: Sequence[str], launch: Launch, **given: Any) -> None:
         _tell(study, trials, [job.return_value for job in launch(jobs, number)])
         number += len(trials)
         if _num_finished(study) == 0 and number >= min(_HOPELESS, num_trials):
-            raise UserError(f"hydra/sweeper=optuna: {number} of {number} trials failed; mend what the lines above say")
+            raise UserError(f"hydra/sweeper=optuna: {number} of {number} trials failed; correct what they name")
     _conclude(study, settings, searched)
 
 

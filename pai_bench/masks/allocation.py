@@ -190,7 +190,9 @@ def densities_of_mask(scores: Scores, candidates: Mask, keep: int, generator: Ge
     counts = {name: int(theirs[name].sum()) if name in theirs else -1 for name in candidates}
     for name, candidate in candidates.items():
         if name not in theirs or theirs[name].shape != candidate.shape:
-            raise ConfigError(f"allocation.mask={mask}: it holds no mask of {name} {tuple(candidate.shape)}")
+            raise ConfigError(
+                f"allocation.mask={mask}: it holds no mask of {name} {tuple(candidate.shape)}; give one of this model"
+            )
     if sum(counts.values()) != keep:
         raise ConfigError(
             f"allocation.mask={mask}: it keeps {sum(counts.values())} weights and {asked(keep, candidates)} keeps "

@@ -221,7 +221,7 @@ def _in_order(
 def tensors_in(where: str, path: str) -> Arrays:
     """Every tensor in a file by name, without the prefixes that wrappers put before names."""
     if not Path(path).is_file():
-        raise ConfigError(f"{where}: there is no such file")
+        raise ConfigError(f"{where}: there is no such file; give the path of a .safetensors, .npz or .pt file")
     suffix = Path(path).suffix
     try:
         read_file = {".safetensors": _safetensors, ".npz": _npz}.get(suffix, _pt)

@@ -60,7 +60,7 @@ def _check_finite(scores: Scores, candidates: Mask) -> None:
             wider = "" if values.dtype == torch.float64 else "score in a wider type (pruner.dtype=float64) or "
             raise UserError(
                 f"{num_bad} of {values.numel()} scores of {name} are not finite ({values.dtype}); "
-                f"{wider}lower the initial scale"
+                f"{wider}give smaller initial weights"
             )
 
 

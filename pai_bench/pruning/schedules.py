@@ -337,5 +337,6 @@ def _time(
     time = epoch if epoch is not None else (step or 0) / length.steps_per_epoch
     if not 0 <= time <= length.epochs:
         setting, value = (epoch_setting, epoch) if step is None else (step_setting, step)
-        raise ConfigError(f"{setting}={value}: it lies outside training.epochs={length.epochs}")
+        most = length.epochs if step is None else length.epochs * length.steps_per_epoch
+        raise ConfigError(f"{setting}={value}: it lies outside the training; give a time from 0 to {most:g}")
     return time

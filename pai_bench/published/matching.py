@@ -62,7 +62,7 @@ class Group:
         path = self.root / str(self.rows[0]["id"]) / "config.yaml"
         settings = _read(path)
         if not isinstance(settings, dict):
-            raise DataError(f"{path}: it holds no config; take the run away, or make it anew")
+            raise DataError(f"{path}: it holds no config; remove this run, or run it again")
         return settings
 
     def layers(self, row: Row) -> list[dict[str, Any]]:
@@ -76,7 +76,7 @@ class Group:
             path = self.root / run_id / "mask.json"
             found = _read(path)
             if not isinstance(found, dict) or not isinstance(found.get("layers"), list):
-                raise DataError(f"{path}: it says nothing of layers; take the run away, or make it anew")
+                raise DataError(f"{path}: it says nothing of layers; remove this run, or run it again")
             self._layers[run_id] = found["layers"]
         return self._layers[run_id]
 
@@ -374,8 +374,8 @@ def _read(path: Path) -> Any:
             else yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         )
     except OSError as error:
-        raise DataError(f"{path}: it cannot be read ({error.strerror}); take the run away, or make it anew") from error
+        raise DataError(f"{path}: it cannot be read ({error.strerror}); remove this run, or run it again") from error
     except (ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise DataError(f"{path}: it is damaged ({reason}); take the run away, or make it anew") from error
+        raise DataError(f"{path}: it is damaged ({reason}); remove this run, or run it again") from error
     return found

@@ -60,7 +60,7 @@ def _add(archive: tarfile.TarFile, path: Path) -> None:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path}: it cannot be read ({error.strerror}); take the run away, or make it anew") from error
+        raise DataError(f"{path}: it cannot be read ({error.strerror}); remove this run, or run it again") from error
     if path.name == "config.yaml":
         content = shareable(path).encode()
     if path.name == _ORIGIN:

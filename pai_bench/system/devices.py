@@ -17,7 +17,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from pai_bench.errors import ConfigError
-from pai_bench.system import files
+from pai_bench.system import cores, files
 from pai_bench.system.world import World
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,10 @@ def pick(name: str, world: World) -> torch.device:
     elif device == torch.device("cuda"):  # some functions of torch need the GPU's number
         device = torch.device("cuda", _least_used() if torch.cuda.device_count() > 1 else 0)
     if device.type == "cuda" and device.index >= torch.cuda.device_count():
-        raise ConfigError(f"device={name}: torch {torch.__version__} finds none here; use device=auto or device=cpu")
+        raise ConfigError(
+            f"device={name}: torch {torch.__version__} finds {torch.cuda.device_count()} GPUs here; use device=auto or "
+            "device=cpu, or install the build of torch for your GPU"
+        )
     return device
 
 
@@ -86,7 +89,7 @@ def _free(path: Path) -> bool:
 
 def num_cores(device: torch.device) -> int:
     """How many cores this process should use: the allowed ones, divided among the GPUs or processes of this machine."""
-    allowed = len(os.sched_getaffinity(0))
+    allowed = cores.num_allowed()
     if "SLURM_CPUS_PER_TASK" in os.environ:
         return min(allowed, int(os.environ["SLURM_CPUS_PER_TASK"]))
     sharing = int(os.environ.get("LOCAL_WORLD_SIZE", 1))

@@ -154,7 +154,7 @@ class MovingMask:
         """Refuses what is no mask of this network, or has not the number of the end at the end."""
         shapes, wanted = ({name: (kept.shape, kept.dtype) for name, kept in mask.items()} for mask in (after, before))
         if shapes != wanted:
-            raise UserError(f"rewire={self._rewire.name}: its rule returns no mask of this network; mend it")
+            raise UserError(f"rewire={self._rewire.name}: its rule returns no mask of this network; correct it")
         if clock == self._steps[-1] and masks.kept(after) != self._keep:
             raise UserError(
                 f"rewire={self._rewire.name}: its last mask keeps {masks.kept(after)} weights, not {self._keep}; "

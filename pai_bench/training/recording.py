@@ -129,10 +129,11 @@ class Recording:
 
     def divergence(self, loss: float) -> UserError:
         """What to raise where a training loss is not finite."""
-        lr = f"{self._observers.group}.lr={self._recipe.lr:g}"
+        group, precision = self._observers.group, self._recipe.precision
+        wider = "" if precision == "float32" else f", or set {group}.precision=float32 in place of {precision}"
         return UserError(
-            f"training diverged in epoch {math.ceil(self._progress.epoch)}: the loss is {loss}; lower {lr} or use a "
-            f"wider type than training.precision={self._recipe.precision}"
+            f"training diverged in epoch {math.ceil(self._progress.epoch)}: the loss is {loss}; lower "
+            f"{group}.lr={self._recipe.lr:g}{wider}"
         )
 
     def _evaluations(self, *splits: str) -> dict[str, float]:

@@ -58,7 +58,7 @@ def rewire_steps(rewire: Rewiring, length: TrainingLength) -> list[int]:
     else:
         steps = list(range(round(rewire.begin * total), end + 1, every))
         remedy = f"no step of {total} lies between rewire.begin={rewire.begin:g} and rewire.end={rewire.end:g}"
-        remedy += "; give others"
+        remedy += "; give a wider interval, or train longer"
     if not steps:
         raise ConfigError(f"rewire={rewire.name}: {remedy}")
     return steps
