@@ -28,6 +28,15 @@ def test_a_setting_of_slurm_that_is_null_is_not_given(given: dict[str, Any], lin
     assert "#SBATCH --time=5" in found
 
 
+@pytest.mark.parametrize(("cores", "lines"), [(4, ["export SRUN_CPUS_PER_TASK=4"]), (None, [])])
+def test_srun_is_told_the_cores_of_a_task(cores: int | None, lines: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    (script,) = slurm.export([["seed=0"]], tmp_path / "x", **resources() | {"cpus_per_task": cores})
+    before_srun = script.read_text().partition("exec srun")[0].splitlines()
+    assert [line for line in before_srun if "SRUN" in line] == lines
+    assert f"#SBATCH --cpus-per-task={cores}" in before_srun or cores is None
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [

@@ -235,6 +235,8 @@ def native(
     same = {"time": "timeout_min", "mem": "mem_gb", "ntasks_per_node": "tasks_per_node", "job_name": "name"}
     for key in more.keys() & same.keys():
         raise ConfigError(f"hydra.launcher.{key}={more[key]}: give hydra.launcher.{same[key]} instead")
+    # Some versions of srun do not take the cores of a task over from sbatch.
+    cores = [] if cpus_per_task is None else [f"export SRUN_CPUS_PER_TASK={cpus_per_task}"]
     settings = {
         "time": timeout_min,
         "gpus_per_node": gpus_per_node,
@@ -245,7 +247,7 @@ def native(
         "partition": partition,
         "array_parallelism": array_parallelism,
         "job_name": name,
-        "setup": [*(setup or []), f"export {REQUEUES}={max_requeues}"],
+        "setup": [*(setup or []), *cores, f"export {REQUEUES}={max_requeues}"],
         "additional_parameters": {"requeue": True, **(additional_parameters or {})},
         "signal_delay_s": signal_delay_s,
         "srun_args": ["--kill-on-bad-exit=1"],  # else tasks wait for ever for a task that died
