@@ -370,6 +370,31 @@ def test_a_reflected_border_is_that_of_torchvision() -> None:
             assert torch.equal(crop.float(), padded[:, row : row + 6, column : column + 5])
 
 
+@pytest.mark.parametrize("axes", [(0, 3, 1, 2), (0, 2, 1, 3), (1, 2, 3, 0)])
+@pytest.mark.parametrize(("padding", "padding_mode"), [(0, None), (0, "reflect"), (2, None), (2, "reflect")])
+def test_the_layout_of_an_array_in_memory_changes_no_pixel(
+    padding: int, padding_mode: Any, axes: tuple[int, int, int, int]
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 6, 5, 3), dtype=np.uint8)
+    back = np.argsort(axes)
+    other = np.ascontiguousarray(pixels.transpose(axes)).transpose(back)  # CIFAR's is the first of them
+    labels, place = np.arange(12) % 3, DataSettings(Path(), False, CPU, 0)
+    given: Any = {"validation": 0.0, "mean": [0.0] * 3, "std": [1 / 255] * 3, "flip": False}
+    given |= {"padding": padding, "padding_mode": padding_mode}
+    data = Resident((other, labels), (other, labels), 3, place, **given)
+    plain = Resident((pixels, labels), (pixels, labels), 3, place, **given)
+    wanted = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    assert torch.equal(all_images(data, "train").round().byte(), wanted)
+    assert torch.equal(all_images(data, "test").round().byte(), wanted)
+    trained, expected = (
+        torch.cat([images for images, _ in each.train(4, Generator().manual_seed(1), Generator().manual_seed(2))])
+        for each in (data, plain)
+    )
+    assert torch.equal(trained, expected)
+    order = torch.randperm(12, generator=Generator().manual_seed(1))
+    assert padding or torch.equal(trained.round().byte(), wanted[order])
+
+
 def test_black_borders_rename_no_run() -> None:
     plain = composed("dataset=cifar10", "training=cifar")
     settings = {key: value for key, value in plain.dataset.settings.items() if key != "padding_mode"}

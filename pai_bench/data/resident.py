@@ -228,9 +228,10 @@ class Resident:
             around_rows, around_columns = (
                 torch.arange(-padding, side + padding, device=images.device) for side in (height, width)
             )
-            padded = images[:, _mirrored(around_rows, height)][:, :, _mirrored(around_columns, width)].contiguous()
+            padded = images[:, _mirrored(around_rows, height)][:, :, _mirrored(around_columns, width)]
         else:
             padded = F.pad(images, (0, 0, padding, padding, padding, padding))
+        padded = padded.contiguous()  # both keep the layout of their input, and the strides are of this one
         rows, columns, size = height + 2 * padding, width + 2 * padding, 2 * padding + 1
         strides = (rows * columns * channels, columns * channels, channels, columns * channels, 1)
         return padded.as_strided((len(images), size, size, height, width * channels), strides)
