@@ -65,7 +65,9 @@ def run(config: RunConfig) -> dict[str, Any]:
     def claim() -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
         """The row if there is one, or what the run goes on from; in the first process, for all."""
         if (row := status.finished_and_clean(config.directory)) is not None:
-            _check_same_images(config, row)
+            if not config.name_decides_images:
+                found = load_data(config, torch.device("cpu"))
+                _check_same_images(config, found, row["dataset_checksum"])
             return row, None
         claimed.append(RunDirectory(config.directory))
         return claimed[0].row, claimed[0].checkpoint
@@ -90,6 +92,8 @@ def _run(config: RunConfig, device: torch.device, files: Files) -> dict[str, Any
 
     # Data and model.
     parts = assembled(config, device)
+    if (earlier := files.checkpoint) is not None:
+        distributed.agree(lambda: _check_same_images(config, parts.data, earlier["dataset_checksum"]))
     model = parts.build("init")
     macs = examined(parts, model).multiply_adds
     given = given_mask(config, model) if config.mask is not None else None
@@ -162,15 +166,16 @@ def _run(config: RunConfig, device: torch.device, files: Files) -> dict[str, Any
     return row
 
 
-def _check_same_images(config: RunConfig, row: dict[str, Any]) -> None:
-    """Refuses a finished row whose images are not those of the config, where a dataset's name does not decide them."""
-    if config.name_decides_images:
-        return
-    checksum = load_data(config, torch.device("cpu")).checksum
-    if checksum != row["dataset_checksum"]:
+def _check_same_images(config: RunConfig, data: Data, earlier: str) -> None:
+    """Refuses images that are not those with which a run was finished or begun.
+
+    Args:
+        earlier: the checksum of those.
+    """
+    if data.checksum != earlier:
         raise ConfigError(
-            f"dataset.name={config.dataset.name}: {row['id']} was run on other images of that name "
-            f"(checksum {row['dataset_checksum'][:8]}, here {checksum[:8]}); give another dataset.name="
+            f"dataset.name={config.dataset.name}: {config.id} was run on other images of that name "
+            f"(checksum {earlier[:8]}, here {data.checksum[:8]}); give those, or another dataset.name="
         )
 
 
@@ -239,6 +244,7 @@ def _taken_up(
         RunProgress() if earlier is None else RunProgress.restored(earlier, parts.device),
         every_epochs=run.checkpoint_epochs,
         every_minutes=run.checkpoint_minutes,
+        dataset_checksum=parts.data.checksum,
         started=started - (earlier["seconds"] if earlier else 0.0),
     )
     trainer = trainer_for(parts, model, record, diagnostics(parts, model, initial), checkpoints.offer)

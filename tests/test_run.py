@@ -11,12 +11,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, RunCli
+from conftest import ROOT, RunCli, composed
+from image_data import image_folder, save_image
 from processes import run_script
 from safetensors.torch import load_file
 from whole_runs import SMALL, only_run, read
 
+from pai_bench import experiment
+from pai_bench.errors import PreemptedError
 from pai_bench.runs import status
+from pai_bench.runs.checkpoints import Checkpoints
 from pai_bench.runs.provenance import provenance
 from pai_bench.system import files
 
@@ -177,8 +181,6 @@ def test_a_failure_keeps_its_traceback(run_cli: RunCli, tmp_path: Path) -> None:
 
 
 def test_other_images_of_the_same_name_are_not_taken_for_a_finished_run(run_cli: RunCli, tmp_path: Path) -> None:
-    from image_data import image_folder, save_image
-
     arguments = ["dataset=image_folder", "training.epochs=1", "training.batch_size=4", *SMALL[:3], "tracker=none"]
     image_folder(tmp_path / "a" / "insects")
     image_folder(tmp_path / "b" / "insects")
@@ -190,6 +192,36 @@ def test_other_images_of_the_same_name_are_not_taken_for_a_finished_run(run_cli:
     other = run_cli(*arguments, f"dataset.root={tmp_path / 'b' / 'insects'}")
     assert other.returncode == 2
     assert re.fullmatch(r"config error: dataset.name=insects: .* was run on other images.*\n", other.stderr)
+
+
+def test_a_half_finished_run_goes_on_with_its_own_images_alone(
+    run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = image_folder(tmp_path / "insects")
+    arguments = ["dataset=image_folder", f"dataset.root={root}", "training.batch_size=4", *SMALL[:3], "tracker=none"]
+    arguments += ["training.epochs=2", f"results_dir={tmp_path / 'results'}"]
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoints, "offer", _ends_after_an_epoch)
+        with pytest.raises(PreemptedError):
+            experiment.run(composed(*arguments))
+    directory = only_run(tmp_path)
+    kept = {path.name: path.read_bytes() for path in directory.iterdir() if path.suffix not in (".log", ".json")}
+    own = (root / "train" / "ant" / "0.png").read_bytes()
+    save_image(root / "train" / "ant" / "0.png", 999, (16, 16))
+    other = run_cli(*arguments)
+    assert other.returncode == 2
+    assert re.fullmatch(r"config error: dataset.name=insects: .* was run on other images.*\n", other.stderr)
+    assert (read(directory, "status.json")["state"], "checkpoint.pt" in kept) == ("failed", True)
+    assert kept.items() <= {path.name: path.read_bytes() for path in directory.iterdir()}.items()
+    (root / "train" / "ant" / "0.png").write_bytes(own)
+    again = run_cli(*arguments)
+    assert again.returncode == 0 and "going on from a checkpoint" in again.stdout, again.stderr
+
+
+def _ends_after_an_epoch(self: Checkpoints, epoch_ended: bool = False) -> None:
+    if epoch_ended:
+        self.save()
+        raise PreemptedError("preempted")
 
 
 def test_a_score_without_its_images_names_the_remedy(run_cli: RunCli) -> None:

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 PREVIOUS = "checkpoint.previous.pt"
 _ANY_MAGIC = b"pai_bench checkpoint "
-MAGIC = _ANY_MAGIC + b"4\n"
+MAGIC = _ANY_MAGIC + b"5\n"
 
 
 class _DamagedError(ValueError):

@@ -78,6 +78,7 @@ class Checkpoints:
         progress: of the run; it is saved with the trainer's state.
         every_epochs: epochs between two checkpoints.
         every_minutes: minutes after which the next step or round is kept too.
+        dataset_checksum: of the images, which must be the same when the run goes on.
         started: on the clock of time.perf_counter, with the time of earlier attempts taken off.
     """
 
@@ -88,10 +89,12 @@ class Checkpoints:
         *,
         every_epochs: int,
         every_minutes: float,
+        dataset_checksum: str,
         started: float,
     ) -> None:
         self.files, self.progress, self.started = files, progress, started
         self.every_epochs, self.every_seconds = every_epochs, 60 * every_minutes
+        self._dataset_checksum = dataset_checksum
         self.trainer: Trainer | None = None  # the one whose state counts now
         self._saved, self._epochs = time.perf_counter(), 0
 
@@ -118,5 +121,6 @@ class Checkpoints:
         if self.trainer is None:
             return
         seconds = time.perf_counter() - self.started
-        self.files.save_checkpoint(self.progress.state() | {"trainer": self.trainer.state(), "seconds": seconds})
+        of_run = {"seconds": seconds, "dataset_checksum": self._dataset_checksum}
+        self.files.save_checkpoint(self.progress.state() | {"trainer": self.trainer.state()} | of_run)
         self._saved, self._epochs = time.perf_counter(), 0
