@@ -169,6 +169,31 @@ def test_what_a_run_leaves(rewire: str, tmp_path: Path) -> None:
     assert lines[-1]["rewire/explored"] == pytest.approx(row["explored"])
 
 
+@pytest.mark.parametrize("every", ["null", "2"])
+def test_an_epoch_with_more_weights_than_the_last_is_never_chosen(every: str, tmp_path: Path) -> None:
+    words = [*GRADUAL, "sparsity=0.97", "rewire.every_steps=2", "training.epochs=5", "training.warmup_epochs=0"]
+    words += ["training.batch_size=64", "training.lr=0.3", "dataset.validation=0.2", f"validate_every_steps={every}"]
+    row, directory = run(tmp_path, *words)
+    lines = [json.loads(line) for line in (directory / "curve.jsonl").read_text().splitlines()][1:]
+    wide, small = lines[:3], lines[3:]  # the last rewire lies in the fourth epoch
+    assert min(line["rewire/density"] for line in wide) > small[0]["rewire/density"] == small[1]["rewire/density"]
+    best, selected = (max(small, key=lambda line: line[key]) for key in ("test_top1", "validation_top1"))
+    assert max(line["test_top1"] for line in wide) > best["test_top1"]
+    assert max(line["validation_top1"] for line in wide) > selected["validation_top1"]
+    assert (row["best_test_top1"], row["best_test_epoch"]) == (best["test_top1"], best["recipe_epoch"])
+    assert row["test_top1_at_best_validation"] == selected["test_top1"]
+    assert row["selected_epoch"] == selected["recipe_epoch"]
+    lowest = min(small, key=lambda line: line["validation_loss"])
+    assert min(line["validation_loss"] for line in wide) < lowest["validation_loss"]
+    if every == "null":
+        assert row["early_stop_epoch"] == lowest["recipe_epoch"]
+        assert row["test_top1_at_early_stop"] == lowest["test_top1"]
+    else:
+        assert [("early_stop_epoch" in line) for line in lines] == [False] * 3 + [True] * 2
+        assert 3 < row["early_stop_epoch"] <= 5
+        assert small[-1]["lowest_validation_loss"] <= lowest["validation_loss"]
+
+
 def test_a_run_without_a_rewire_says_so_and_trains_at_the_cost_of_its_mask(tmp_path: Path) -> None:
     row, directory = run(tmp_path, "pruner=magnitude", "sparsity=0.5")
     assert row["rewire"] == "none" and row["train_macs_per_image"] == 3 * row["macs_masked"]

@@ -237,7 +237,8 @@ def mask_report(pruned: Pruned, layers: list[dict[str, Any]], signs: Agreement |
 def accuracies(evaluated: list[dict[str, Any]], start: float) -> dict[str, Any]:
     """Accuracy (a fraction) after the last epoch, and in the epochs that the test or a validation split would choose.
 
-    The latter are None without a validation split; of equal epochs the first counts. Epochs are the recipe's.
+    The latter are None without a validation split; of equal epochs the first counts. Epochs are the recipe's. Those
+    with more weights than the last one cannot be chosen.
 
     Args:
         evaluated: lines of the curve, from the mask on.
@@ -245,13 +246,15 @@ def accuracies(evaluated: list[dict[str, Any]], start: float) -> dict[str, Any]:
     """
     trained = [line for line in evaluated if line["epoch"] > start] or evaluated
     untrained = next((line for line in evaluated if line["epoch"] <= start), {})
-    last, best = trained[-1], max(trained, key=lambda line: line["test_top1"])
-    selected = max(trained, key=lambda line: line["validation_top1"]) if "validation_top1" in last else None
+    last = trained[-1]
+    small = [line for line in trained if line.get("rewire/density", 0) <= last.get("rewire/density", 0)]
+    best = max(small, key=lambda line: line["test_top1"])
+    selected = max(small, key=lambda line: line["validation_top1"]) if "validation_top1" in last else None
     stop: dict[str, Any] = {}
     if "early_stop_epoch" in last:  # the training looked within epochs, too
         stop = last
     elif "validation_loss" in last:
-        lowest = min(trained, key=lambda line: line["validation_loss"])
+        lowest = min(small, key=lambda line: line["validation_loss"])
         stop = {
             "early_stop_epoch": int(lowest.get("recipe_epoch", 0)),
             "test_top1_at_early_stop": lowest["test_top1"],

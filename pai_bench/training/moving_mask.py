@@ -48,7 +48,7 @@ class MovingMask:
     def __init__(
         self, rewire: Rewiring, start: Mask, *, keep: int, length: TrainingLength, seed: int, clock: int = 0
     ) -> None:
-        self._rewire, self._keep, self._seed = rewire, keep, seed
+        self._rewire, self.keep, self._seed = rewire, keep, seed
         self.mask = start
         self.explored = {name: kept.clone() for name, kept in start.items()}
         self._kept_at_start = dict(zip(start, masks.counts(start), strict=True))
@@ -147,7 +147,7 @@ class MovingMask:
             time=clock / self._total,
             fraction=(clock - self._begins) / max(self._ends - self._begins, 1),
             kept_at_start=self._kept_at_start,
-            keep=self._keep,
+            keep=self.keep,
         )
 
     def _check(self, before: Mask, after: Mask, clock: int) -> None:
@@ -155,9 +155,9 @@ class MovingMask:
         shapes, wanted = ({name: (kept.shape, kept.dtype) for name, kept in mask.items()} for mask in (after, before))
         if shapes != wanted:
             raise UserError(f"rewire={self._rewire.name}: its rule returns no mask of this network; correct it")
-        if clock == self._steps[-1] and masks.kept(after) != self._keep:
+        if clock == self._steps[-1] and masks.kept(after) != self.keep:
             raise UserError(
-                f"rewire={self._rewire.name}: its last mask keeps {masks.kept(after)} weights, not {self._keep}; "
+                f"rewire={self._rewire.name}: its last mask keeps {masks.kept(after)} weights, not {self.keep}; "
                 "choose a rule that reaches this number, or leave rewire.start_sparsity out"
             )
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pai_bench.core import Batch, Data, Mask, Record
 from pai_bench.errors import UserError
+from pai_bench.masks import masks
 from pai_bench.system import layout
 from pai_bench.training.evaluation import Evaluation, Evaluator
 from pai_bench.training.network import TrainedNetwork
@@ -53,6 +54,7 @@ class Recording:
     ) -> None:
         self._network, self._data, self._recipe, self._progress = network, data, recipe, progress
         self._observers, self._evaluator = observers, evaluator
+        self.keep: int | None = None  # how many weights the last mask has, where the mask moves
 
     def evaluate(self, metrics: dict[str, float]) -> dict[str, float]:
         """Records metrics together with an evaluation of the network as it is, and returns both.
@@ -63,12 +65,14 @@ class Recording:
         at = {"recipe_epoch": self._progress.epoch} if self._progress.age else {}
         metrics = metrics | at | self._evaluations("validation", "test") | self._diagnoses()
         if self._observers.validate_every is not None and self._progress.age:
-            self._note(metrics["validation_loss"], metrics["test_top1"])
-            metrics |= {
-                "lowest_validation_loss": self._progress.lowest_loss,
-                "early_stop_epoch": self._progress.lowest_at / self._progress.steps_per_epoch,
-                "test_top1_at_early_stop": self._progress.lowest_test_top1,
-            }
+            if self._is_small:
+                self._note(metrics["validation_loss"], metrics["test_top1"])
+            if self._progress.lowest_loss < math.inf:
+                metrics |= {
+                    "lowest_validation_loss": self._progress.lowest_loss,
+                    "early_stop_epoch": self._progress.lowest_at / self._progress.steps_per_epoch,
+                    "test_top1_at_early_stop": self._progress.lowest_test_top1,
+                }
         self._observers.record(metrics, self._progress.age_epochs)
         self._progress.evaluated = True
         return metrics
@@ -76,7 +80,13 @@ class Recording:
     def is_due(self) -> bool:
         """Whether it is time for a look within an epoch."""
         every = self._observers.validate_every
-        return every is not None and self._progress.clock % every == 0 and not self._progress.at_end_of_epoch
+        now = every is not None and self._progress.clock % every == 0 and not self._progress.at_end_of_epoch
+        return now and self._is_small
+
+    @property
+    def _is_small(self) -> bool:
+        """Whether the network has no more weights than in the end; one of more weights is not what was asked for."""
+        return self.keep is None or masks.kept(self._network.mask) <= self.keep
 
     def look(self) -> None:
         """Notes whether the loss on the held-out images is the lowest so far. Leaves the network in eval mode.

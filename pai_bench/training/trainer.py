@@ -163,7 +163,7 @@ class Trainer:
             self._apply_mask(moving.mask)
         moving.begin(self.network.step, self._moved)
         self.network.move_mask(moving.mask)
-        self.moving = moving
+        self.moving, self._recording.keep = moving, moving.keep
 
     def finish(self, mask: Mask, epoch: float) -> None:
         """Like `until`. Also records an evaluation of the final network where that is still missing."""
