@@ -1,6 +1,7 @@
 """Looks at the held-out images within an epoch: they find the lowest loss, and change nothing else."""
 
 import copy
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from pai_bench import experiment
-from pai_bench.errors import ConfigError
+from pai_bench.core import Batch
+from pai_bench.errors import ConfigError, LostWorkerError
 from pai_bench.training.trainer import Trainer
 
 WITH_DROPOUT = [
@@ -130,6 +132,58 @@ def test_a_run_that_is_interrupted_at_every_step_finds_the_same(tmp_path: Path) 
     coarse = experiment.run(composed(*WITH_DROPOUT, f"results_dir={tmp_path / 'coarse'}"))
     assert coarse["test_top1"] == whole["test_top1"] and coarse["early_stop_epoch"] in (1, 2)
     assert coarse["id"] != whole["id"]
+
+
+class Losing(FewImages):
+    """Loses the workers in one of its evaluations, after the first batch, when torch's random numbers have moved."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__(validation=20)
+        self.left = at
+
+    def evaluation(self, split: str, batch_size: int) -> Iterator[Batch]:
+        torch.rand(3)  # as a loader does
+        for number, batch in enumerate(super().evaluation(split, batch_size)):
+            self.left -= number == 0
+            if self.left == 0:
+                raise LostWorkerError("gone")
+            yield batch
+
+
+@pytest.mark.parametrize("at", range(1, 15))
+def test_an_evaluation_that_loses_its_workers_is_made_up_for_to_the_bit(at: int) -> None:
+    torch.manual_seed(0)
+    net = Dropping()
+    mask = half(net)
+    whole, expected = recorded(copy.deepcopy(net), validate_every=2)
+    whole.finish(mask, 2)
+    lines: list[dict[str, float]] = []
+    saved: list[tuple[Any, int]] = []
+
+    def training(data: FewImages) -> Trainer:
+        settings: dict[str, Any] = {"validate_every": 2, "record": lambda metrics, epoch: lines.append(metrics)}
+        return trainer(copy.deepcopy(net), UNSTEADY, data=data, **settings, checkpoint=lambda _: save())
+
+    def save() -> None:
+        saved.append((copy.deepcopy(broken.state()), len(lines)))
+
+    broken = training(Losing(at))
+    try:
+        broken.finish(mask, 2)
+    except LostWorkerError:
+        state, number = saved[-1]
+        assert state["progress"] == broken.progress.state()  # it was saved when the workers were lost
+        del lines[number:]
+        broken = training(FewImages(validation=20))
+        broken.load_state(state, mask)
+        broken.finish(mask, 2)
+    else:
+        assert at > 10  # evaluations: ten, and one more wherever a look finds the lowest loss
+    assert all(map(torch.equal, broken.model.parameters(), whole.model.parameters()))
+    timed = "train_images_per_second"
+    assert [line | {timed: 0} for line in lines] == [line | {timed: 0} for line in expected]
+    counted = [each.progress.state() | {"seconds": 0, "epoch_seconds": 0} for each in (broken, whole)]
+    assert counted[0] == counted[1]
 
 
 def test_looks_need_images_that_are_held_out() -> None:

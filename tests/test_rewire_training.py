@@ -18,7 +18,8 @@ from test_rewire_rules import CONSTANT, RULES, config_of
 from torch import nn
 
 from pai_bench.core import Mask
-from pai_bench.errors import UserError
+from pai_bench.data.resident import Resident
+from pai_bench.errors import LostWorkerError, UserError
 from pai_bench.masks import masks
 from pai_bench.rewiring import set as sparse_evolutionary
 from pai_bench.training.moving_mask import MovingMask
@@ -248,6 +249,33 @@ def test_training_that_is_taken_up_between_rewires_ends_as_if_it_had_not_stopped
         assert all(torch.equal(kept, later.moving.mask[layer]) for layer, kept in whole.moving.mask.items())
         assert all(torch.equal(kept, later.moving.explored[layer]) for layer, kept in whole.moving.explored.items())
         assert later.moving.way == whole.moving.way
+
+
+def test_churn_is_kept_where_an_evaluation_loses_its_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    rewire = rewire_of("set")
+    whole: list[dict[str, float]] = []
+    training(rewire, net_of(), record=lambda metrics, epoch: whole.append(metrics)).finish({}, EPOCHS)
+    states: list[Any] = []
+    lines: list[dict[str, float]] = []
+
+    def record(metrics: dict[str, float], epoch: float) -> None:
+        lines.append(metrics)
+        if len(lines) == 2:
+            monkeypatch.setattr(Resident, "evaluation", lost)
+
+    def lost(*_: Any) -> Any:
+        raise LostWorkerError("gone")
+
+    settings: dict[str, Any] = {"record": record, "checkpoint": lambda _: states.append(copy.deepcopy(broken.state()))}
+    broken = training(rewire, net_of(), **settings)
+    with pytest.raises(LostWorkerError):
+        broken.finish({}, EPOCHS)
+    monkeypatch.undo()
+    broken = training(rewire, net_of(), states[-1], **settings)
+    broken.finish({}, EPOCHS)
+    timed = "train_images_per_second"
+    assert [line | {timed: 0} for line in lines] == [line | {timed: 0} for line in whole]
+    assert whole[2]["rewire/churn"] > 0
 
 
 @pytest.mark.parametrize("name", RULES)

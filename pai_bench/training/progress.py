@@ -25,6 +25,7 @@ class Progress:
     lowest_loss: float = math.inf  # on the held-out images since the mask was applied, where that is looked for
     lowest_at: int = 0  # the clock then
     lowest_test_top1: float = 0.0  # the test accuracy then
+    look_missing: bool = False  # a look at the held-out images is due at this clock, and has lost its workers
 
     @property
     def epoch(self) -> float:

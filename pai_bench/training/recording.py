@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -56,14 +56,19 @@ class Recording:
         self._observers, self._evaluator = observers, evaluator
         self.keep: int | None = None  # how many weights the last mask has, where the mask moves
 
-    def evaluate(self, metrics: dict[str, float]) -> dict[str, float]:
+    def evaluate(self, metrics: dict[str, float], more: Callable[[], dict[str, float]] = dict) -> dict[str, float]:
         """Records metrics together with an evaluation of the network as it is, and returns both.
+
+        Args:
+            more: gives further numbers, and may forget what they were made of.
 
         Raises:
             UserError: losses or outputs are not finite.
+            LostWorkerError: from the evaluation or from `more`; nothing has changed by then.
         """
+        found = self._evaluations("validation", "test") | self._diagnoses()
         at = {"recipe_epoch": self._progress.epoch} if self._progress.age else {}
-        metrics = metrics | at | self._evaluations("validation", "test") | self._diagnoses()
+        metrics = metrics | more() | at | found
         if self._observers.validate_every is not None and self._progress.age:
             if self._is_small:
                 self._note(metrics["validation_loss"], metrics["test_top1"])
@@ -103,15 +108,12 @@ class Recording:
         if loss < progress.lowest_loss:
             progress.lowest_loss, progress.lowest_at, progress.lowest_test_top1 = loss, progress.clock, test_top1
 
-    def end_epoch(self, sums: Tensor, more: Mapping[str, float]) -> None:
-        """Evaluates and records at the end of an epoch.
+    def end_epoch(self, sums: Tensor, more: Callable[[], dict[str, float]]) -> None:
+        """Evaluates and records at the end of an epoch, and then begins to add up anew.
 
         Args:
             sums: (2,), the sum of losses and the number of correct predictions in the epoch.
-            more: further numbers to record.
-
-        Raises:
-            UserError: losses or outputs are not finite.
+            more: as in `evaluate`, which says what is raised, too.
         """
         progress, recipe = self._progress, self._recipe
         loss_sum, num_correct = sums.tolist()
@@ -120,11 +122,10 @@ class Recording:
             "train_top1": num_correct / progress.epoch_images,
             "train_images_per_second": progress.epoch_images / progress.epoch_seconds,
             "lr": learning_rate(recipe, (progress.clock - 1) / progress.steps_per_epoch),
-            **more,
         }
+        metrics = self.evaluate(metrics, more)
         sums.zero_()
         progress.start_epoch()
-        metrics = self.evaluate(metrics)
         log.info(
             "epoch %3d of %d   train %.4f loss, %5.2f %%   test %.4f loss, %5.2f %%   lr %.4g   %d images/s",
             round(progress.epoch),

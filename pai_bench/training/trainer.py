@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -144,9 +145,11 @@ class Trainer:
         progress, target = self.progress, self.progress.steps(epoch)
         with self.network.training_for(self._images_under_the_mask(target)) as step:
             if progress.age == 0 and not progress.evaluated:
-                self._recording.evaluate({})
+                self._evaluate()
             if progress.epoch_images and progress.at_end_of_epoch:
                 self._end_epoch()  # resumed between the last step of an epoch and its evaluation
+            if progress.look_missing:
+                self._look(step)  # resumed between a step and the look after it
             while progress.clock < target and not (watch is not None and watch.state["ended"]):
                 kept_next = (clock for clock in self._keep if clock > progress.clock)
                 self._train(step, min([target, progress.end_of_epoch(), *kept_next]))
@@ -169,7 +172,7 @@ class Trainer:
         """Like `until`. Also records an evaluation of the final network where that is still missing."""
         self.until(mask, epoch)
         if not self.progress.evaluated:
-            self._recording.evaluate({})
+            self._evaluate()
 
     def rewind(self, mask: Mask, epoch: float, weights: bool) -> None:
         """Puts the clock back to `epoch` and resets the optimizer.
@@ -244,12 +247,30 @@ class Trainer:
         # Those of the first process. The others start a new stream.
         self._random = state["random"] if self._world.rank == 0 else None
 
+    def _evaluate(self) -> None:
+        with self._saved_if_lost():
+            self._recording.evaluate({})
+
     def _end_epoch(self) -> None:
-        more = self.moving.metrics() if self.moving is not None else {}
+        with self._saved_if_lost():
+            self._recording.end_epoch(self._sums, self._of_epoch)
+
+    def _of_epoch(self) -> dict[str, float]:
+        """What those who watch an epoch say at its end."""
+        more = {}
         if self._watch is not None:
             self.network.sync()
-            more |= self._watch()
-        self._recording.end_epoch(self._sums, more)
+            more = self._watch()
+        return more | (self.moving.metrics() if self.moving is not None else {})
+
+    @contextmanager
+    def _saved_if_lost(self) -> Iterator[None]:
+        """Offers a checkpoint where the block, which has changed nothing yet, loses the workers that decode images."""
+        try:
+            yield
+        except LostWorkerError:  # SIGTERM took them: the moment to save
+            self._observers.checkpoint(False)
+            raise
 
     def _apply_mask(self, mask: Mask) -> None:
         if not self.network.is_under(mask):
@@ -326,13 +347,14 @@ class Trainer:
             progress.count_step(taken, now - started)
             started = now
             num_images += taken
-            if self._recording.is_due():
-                started = self._look(step)
-            if progress.clock % every and progress.clock < stop:
+            look = self._recording.is_due()
+            if progress.clock % every and progress.clock < stop and not look:
                 continue
             self._gather_sums()
             progress.epoch_images += num_images
             num_images = 0
+            if look:
+                started = self._look(step)
             if progress.clock < stop:
                 self._save_mid_epoch()
         return started
@@ -343,8 +365,12 @@ class Trainer:
         self._sums.tolist()  # the device runs behind
         self.progress.count_seconds(time.perf_counter() - started)
         numbers = seeding.states(self._device)
-        self._recording.look()
-        seeding.set_states(numbers, self._device)
+        self.progress.look_missing = True
+        try:
+            self._recording.look()
+        finally:
+            seeding.set_states(numbers, self._device)
+        self.progress.look_missing = False
         step.net.train()
         return time.perf_counter()
 
