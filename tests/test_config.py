@@ -85,6 +85,7 @@ def test_pruners_carry_the_settings_of_their_papers() -> None:
         ("density=0.02", 0.98),
         ("compression=50", 0.98),
         ("compression=3", 2 / 3),
+        ("compression=1e12", 0.999999999999),
         ("density=1", 0.0),
         ("density=0.8**3", 0.488),
         ("density=.5**2", 0.75),

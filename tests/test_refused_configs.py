@@ -55,6 +55,12 @@ REFUSED = {
     "sparsity negative": (["pruner=snip", "sparsity=-0.1"], "sparsity=-0.1"),
     "density zero": (["pruner=snip", "density=0"], "density=0"),
     "compression below one": (["pruner=snip", "compression=0.5"], "compression=0.5: give a ratio of 1 or more"),
+    "compression that rounds to everything": (
+        ["pruner=filter_magnitude", "compression=1e13"],
+        "compression=10000000000000.0: to twelve digits this is a sparsity of 1; give sparsity=0.999999999999 or less",
+    ),
+    "density that rounds to nothing": (["pruner=snip", "density=1e-13"], "density=1e-13: to twelve digits"),
+    "sparsity that rounds to one": (["pruner=snip", "sparsity=0.9999999999999"], "sparsity=0.9999999999999: to twelve"),
     "two targets": (["pruner=snip", "sparsity=0.9", "density=0.1"], "sparsity=0.9 and density=0.1: .*give one of them"),
     "no target": (["pruner=snip"], "pruner=snip needs a target: add sparsity=0.9"),
     "schedule without pruning": (["pruner=snip", "sparsity=0.5", "schedule=none"], "schedule=none: it never prunes"),

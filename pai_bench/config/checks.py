@@ -243,23 +243,29 @@ def target(asked: dict[str, float]) -> float | None:
     """The one target given as sparsity, density or compression, as a sparsity of at most twelve digits.
 
     Raises:
-        ConfigError: it is given twice, or lies outside its range.
+        ConfigError: it is given twice, lies outside its range, or is a sparsity of 1 when it is rounded.
     """
     if len(asked) > 1:
         both = " and ".join(f"{key}={value:g}" for key, value in asked.items())
         raise ConfigError(f"{both}: they say the same thing; give one of them")
     for key, value in asked.items():
-        match key:
-            case "density":
-                require(0 < value <= 1, key, value, "give a fraction in (0, 1]")
-                return round(1.0 - value, 12)
-            case "compression":
-                require(1 <= value < math.inf, key, value, "give a ratio of 1 or more")
-                return round(1.0 - 1 / value, 12)
-            case "sparsity":
-                require(0 <= value < 1, key, value, "give a fraction in [0, 1)")
-                return float(round(value, 12))
+        found = _as_sparsity(key, value)
+        require(found < 1, key, value, "to twelve digits this is a sparsity of 1; give sparsity=0.999999999999 or less")
+        return found
     return None
+
+
+def _as_sparsity(key: str, value: float) -> float:
+    match key:
+        case "density":
+            require(0 < value <= 1, key, value, "give a fraction in (0, 1]")
+            return round(1.0 - value, 12)
+        case "compression":
+            require(1 <= value < math.inf, key, value, "give a ratio of 1 or more")
+            return round(1.0 - 1 / value, 12)
+        case _:
+            require(0 <= value < 1, key, value, "give a fraction in [0, 1)")
+            return float(round(value, 12))
 
 
 def _sparsity(run: RunConfig, asked: dict[str, float]) -> float:
