@@ -71,6 +71,34 @@ def test_the_claim_of_a_dead_process_is_taken_over_by_one_of_many(tmp_path: Path
     assert len(list(tmp_path.glob("won-*"))) == 1
 
 
+@pytest.mark.parametrize("ends", ["it releases its claim", "it dies"])
+def test_a_claim_that_follows_one_found_dead_is_not_taken_for_it(
+    ends: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look at the first claim and its removal, its owner ends and another process claims the directory."""
+    first = ownership.Claim(tmp_path)
+    if ends == "it dies":
+        content = json.loads(first.path.read_text())
+        first.path.write_text(json.dumps(content | {"pid": 2**22 + 1}))
+    others: list[ownership.Claim] = []
+    real = ownership.Claim._alive
+
+    def alive(self: ownership.Claim, *found: Any) -> bool:
+        monkeypatch.setattr(ownership.Claim, "_alive", real)
+        if ends == "it releases its claim":
+            first.release()
+        answer = real(self, *found)
+        others.append(ownership.Claim(tmp_path))
+        return answer
+
+    monkeypatch.setattr(ownership.Claim, "_alive", alive)
+    with pytest.raises(OwnedError, match="has been running it since"):
+        ownership.Claim(tmp_path)
+    assert not others[0].taken()
+    others[0].release()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_claim_from_another_machine_holds_while_its_heart_beats(tmp_path: Path) -> None:
     claim = ownership.Claim(tmp_path, heartbeat_seconds=0.1, dead_after_seconds=1.5)
     content = json.loads((tmp_path / "owner.json").read_text())

@@ -44,10 +44,12 @@ def _started(pid: int) -> str | None:
     return "alive"
 
 
-def _holder(path: Path) -> dict[str, Any]:
-    """What a claim file says about its owner. Empty if it cannot be read."""
+def _holder(path: Path) -> dict[str, Any] | None:
+    """What a claim file says about its owner. Empty if it cannot be read, None if there is none."""
     try:
         return files.read_json(path, **_CLAIM)
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError):
         return {}
 
@@ -68,6 +70,12 @@ def _is_alive(holder: dict[str, Any], age: float, dead_after_seconds: float) -> 
     return age < dead_after_seconds
 
 
+def _is_of(path: Path, token: str | None) -> bool:
+    """Whether a claim file is there and has this token. None: it cannot be read."""
+    holder = _holder(path)
+    return holder is not None and holder.get("token") == token
+
+
 def claimed(directory: Path) -> bool:
     """Whether a living process holds a directory, as far as one can tell without writing."""
     path = directory / _NAME
@@ -75,7 +83,8 @@ def claimed(directory: Path) -> bool:
         age = time.time() - path.stat().st_mtime
     except OSError:
         return False
-    return _is_alive(_holder(path), age, DEAD_AFTER_SECONDS)
+    holder = _holder(path)
+    return holder is not None and _is_alive(holder, age, DEAD_AFTER_SECONDS)
 
 
 class Claim:
@@ -102,7 +111,7 @@ class Claim:
     def release(self) -> None:
         """Releases the directory."""
         self._stop.set()
-        if _holder(self.path).get("token") == self._token:
+        if _is_of(self.path, self._token):
             self.path.unlink(missing_ok=True)
 
     def taken(self) -> bool:
@@ -122,38 +131,44 @@ class Claim:
                 self._remove_left_over()
                 return
             holder = _holder(self.path)
-            if self._alive(self.path):
+            if holder is not None and self._alive(self.path, holder):
                 where = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
                 job = f" (job {holder['job']})" if holder.get("job") else ""
                 since = files.moment(holder.get("since", 0))
                 raise OwnedError(
                     f"{self.path.parent}: {where}{job} has been running it since {since}; wait for it, or end it"
                 )
-            self._clear(self.path)
+            if holder is not None:
+                self._clear(self.path, holder.get("token"))
             time.sleep(0.05)
         raise OwnedError(f"{self.path.parent}: other processes keep claiming it; try again")
 
-    def _clear(self, dead: Path) -> None:
-        """Removes a claim whose owner is dead.
+    def _clear(self, dead: Path, token: str | None) -> None:
+        """Removes a claim whose owner is dead, unless another process has done so by now.
 
         Several processes may find it dead at once. Only the one that creates a second file may remove it. If that
         process dies before it is done, its second file is removed in the same way.
+
+        Args:
+            token: of the claim whose owner was found dead. None: it could not be read.
         """
-        token = _holder(dead).get("token")
+        if not _is_of(dead, token):
+            return
         clearing = self.path.with_name(f"{_NAME}.{token or 'torn'}.cleared")
         if clearing == dead:
             dead.unlink(missing_ok=True)
         elif self._create(clearing):
-            if _holder(dead).get("token") == token:
+            if _is_of(dead, token):
                 dead.unlink(missing_ok=True)
             clearing.unlink(missing_ok=True)
-        elif not self._alive(clearing):
-            self._clear(clearing)
+        elif (holder := _holder(clearing)) is not None and not self._alive(clearing, holder):
+            self._clear(clearing, holder.get("token"))
 
     def _remove_left_over(self) -> None:
         """Removes the files of processes that died while they claimed the directory."""
         for path in self.path.parent.glob(f"{_NAME}.*"):
-            if not self._alive(path):
+            holder = _holder(path)
+            if holder is not None and not self._alive(path, holder):
                 path.unlink(missing_ok=True)
 
     def _create(self, path: Path) -> bool:
@@ -178,9 +193,9 @@ class Claim:
             temporary.unlink()
         return True
 
-    def _alive(self, path: Path) -> bool:
-        """Whether the process that made a claim file is alive, as far as one can tell."""
-        holder, age = _holder(path), self._age(path)
+    def _alive(self, path: Path, holder: dict[str, Any]) -> bool:
+        """Whether a claim file is there and the process that made it is alive, as far as one can tell."""
+        age = self._age(path)
         return path.exists() and _is_alive(holder, age, self._dead_after_seconds)
 
     def _age(self, path: Path) -> float:
