@@ -11,7 +11,7 @@ import pytest
 from report_rows import made, many, results, row, rows, script, table, write
 
 from pai_bench.errors import ConfigError
-from pai_bench.report import costs, diagnostics, early_stop, more_tables, plots, tables
+from pai_bench.report import costs, diagnostics, early_stop, findings, more_tables, plots, tables
 
 
 def written(kind: ModuleType, *of: Any) -> str:
@@ -292,7 +292,29 @@ def test_the_page_begins_with_what_was_compared_and_the_best_methods(tmp_path: P
     text = (tmp_path / "both" / "index.html").read_text()
     overview = text[text.index("Best method by task") : text.index("</header>")]
     assert "Pruning methods on 2 tasks" in text
-    assert re.findall(r"(\w+ \d+\.\d+)</td>", overview) == ["snip 93.20", "synflow 90.40", "synflow 60.00"]
+    assert re.findall(r"(\w+ \d+\.\d+)</td>", overview) == ["snip 93.20", "synflow 60.00"]
+    assert "synflow 90.40 ↑</td>" in overview and "↑ Another one, with fewer seeds or untrained runs" in overview
+
+
+def test_no_method_is_said_to_be_at_chance_where_one_with_fewer_seeds_is_above(tmp_path: Path) -> None:
+    def best(runs: list[dict[str, Any]]) -> findings.Best:
+        grid, table, looks = made(runs)
+        assert not any("No method is above chance" in warning for warning in table.warnings)
+        return findings.winners(grid, {}, looks)[0]
+
+    fewer = rows(snip=[0.98], synflow=[0.97], random=[0.11, 0.10, 0.12])
+    found = best(fewer)
+    words = "no method with the most seeds is above chance (10 %); with fewer seeds snip and synflow are higher"
+    assert (found.words, found.methods, found.at_chance, found.exceeded) == (words, (), False, True)
+    untrained = rows(snip=[0.98, 0.98, 0.98], random=[0.11, 0.10, 0.12])
+    untrained[0] |= {"stopped": "collapse", "test_top1": None}
+    words = "no method with the most seeds is above chance (10 %); without untrained runs snip is higher"
+    assert best(untrained).words == words
+    other = [run | {"id": f"other-{run['seed']}", "task": "digits-vgg16-11112222"} for run in rows(snip=[0.1] * 3)]
+    write(results(tmp_path / "results", fewer + other), tmp_path / "report", images=False)
+    text = (tmp_path / "report" / "index.html").read_text()
+    overview = text[text.index("Best method by task") : text.index("</header>")]
+    assert overview.count("– ↑</td>") == 1 and overview.count("all at chance</td>") == 1
 
 
 def test_names_can_be_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pai_bench.report import names
-from pai_bench.report.comparison import FEWEST, Difference, not_below_best, ranked, with_means
+from pai_bench.report.comparison import FEWEST, Difference, not_below_best, ranked
 from pai_bench.report.configurations import Grid
 from pai_bench.report.names import Look
 
@@ -14,10 +14,11 @@ class Best:
     """The best method at one sparsity of a grid."""
 
     level: float
-    methods: tuple[str, ...]  # ids; several if their means are equal, none if there is nothing above chance
+    methods: tuple[str, ...]  # ids; several if their means are equal, none if no ranked one is above chance
     mean: float | None  # percent
     words: str  # for people
-    at_chance: bool = False
+    at_chance: bool = False  # all methods
+    exceeded: bool = False  # whether a method that is not ranked has a higher mean
 
 
 def compared(grid: Grid, looks: Mapping[str, Look]) -> str:
@@ -47,8 +48,10 @@ def winners(grid: Grid, differences: Mapping[float, Sequence[Difference]], looks
         if top is None:
             found.append(Best(level, (), None, "no method was trained with every seed"))
         elif grid.near_chance(top):
-            words = f"no method is above chance ({_percent(grid.chance)})"
-            found.append(Best(level, (), None, words, at_chance=True))
+            higher = _higher(grid, level, top, looks)
+            ranked_ones = " with the most seeds" if higher else ""
+            words = f"no method{ranked_ones} is above chance ({_percent(grid.chance)}){higher}"
+            found.append(Best(level, (), None, words, at_chance=not higher, exceeded=bool(higher)))
         else:
             sd = leading[0].sd if len(leading) == 1 else None
             words = f"{names.listed([looks[c.method].label for c in leading])}, {names.percent(top)}"
@@ -57,12 +60,24 @@ def winners(grid: Grid, differences: Mapping[float, Sequence[Difference]], looks
                 names.listed([looks[method].label for method in grid.methods if method in methods])
                 for methods in not_below_best(grid, level, differences.get(level, ()))
             )
-            higher = [looks[c.method].label for c in with_means(grid, level) if (c.mean or 0) > top and c not in means]
-            words += f"; with fewer seeds {names.listed(higher)} {_verb(higher)} higher" if higher else ""
+            higher = _higher(grid, level, top, looks)
+            words += higher
             words += f"; no test shows it above {untold}" if untold else ""
             words += f"; it was not tested against {untested}" if untested else ""
-            found.append(Best(level, tuple(c.method for c in leading), 100 * top, words))
+            found.append(Best(level, tuple(c.method for c in leading), 100 * top, words, exceeded=bool(higher)))
     return found
+
+
+def _higher(grid: Grid, level: float, top: float, looks: Mapping[str, Look]) -> str:
+    """The methods that are not ranked and whose mean is above chance and above that of those that are, in words."""
+    above = [
+        one
+        for one in grid.at(level)
+        if not one.dense and one.mean is not None and one.mean > top and not grid.near_chance(one.mean)
+    ]
+    fewer, partly = ([looks[c.method].label for c in above if bool(c.untrained) == some] for some in (False, True))
+    words = f"; with fewer seeds {names.listed(fewer)} {_verb(fewer)} higher" if fewer else ""
+    return words + (f"; without untrained runs {names.listed(partly)} {_verb(partly)} higher" if partly else "")
 
 
 def warnings(grid: Grid, differences: Mapping[float, Sequence[Difference]], looks: Mapping[str, Look]) -> list[str]:

@@ -27,6 +27,7 @@ _STATISTICS = {
     "selected": "Test accuracies are those of the epoch selected on the validation split",
     "early_stop": "Test accuracies are those of the epoch with the lowest loss on the validation split",
 }
+_EXCEEDED = "↑"  # in the table of the best methods
 _MOST_COMPARISONS = 150  # of one grid, on the page; comparisons.csv has all
 
 
@@ -146,17 +147,23 @@ def _overview(sections: Sequence[Section], looks: Mapping[str, Look]) -> dict[st
 
     def entry(winners: Mapping[float, Best], level: float) -> tuple[str | None, str]:
         one = winners.get(level)
+        mark = f" {_EXCEEDED}" if one is not None and one.exceeded else ""
         if one is None or one.mean is None:
-            return None, "all at chance" if one is not None and one.at_chance else "–"
+            return None, "all at chance" if one is not None and one.at_chance else f"–{mark}"
         labels = ", ".join(looks[method].label for method in one.methods)
-        return one.methods[0] if len(one.methods) == 1 else None, f"{labels} {one.mean:.2f}"
+        return one.methods[0] if len(one.methods) == 1 else None, f"{labels} {one.mean:.2f}{mark}"
 
     rows = []
     for section, winners in found:
         dense = max((c.mean for c in section.grid.dense if c.mean is not None), default=None)
         words = "–" if dense is None else names.percent(dense)
         rows.append((section.stem, section.table.title, words, [entry(winners, level) for level in levels]))
-    return {"columns": [names.compression(level) for level in levels], "rows": rows}
+    exceeded = any(one.exceeded for _, winners in found for one in winners.values())
+    return {
+        "columns": [names.compression(level) for level in levels],
+        "rows": rows,
+        "mark": _EXCEEDED if exceeded else None,
+    }
 
 
 def _chosen(section: Section) -> tuple[list[tuple[float, Difference]], int]:
