@@ -165,7 +165,44 @@ def test_autocast_and_inference_around_it_change_nothing(chain: nn.Module) -> No
     model, data = chain.float(), random_batches()
     plain = pb.prune(copy.deepcopy(model), "snip", sparsity=0.9, data=data)
     with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
-        assert same(pb.prune(model, "snip", sparsity=0.9, data=data), plain)
+        mask = pb.prune(model, "snip", sparsity=0.9, data=data)
+        shown = pb.summary(model, mask, input_shape=tuple(data[0][0].shape[1:]))
+    assert same(mask, plain) and not any(kept.is_inference() for kept in mask.values())
+    outside = pb.summary(model, mask, input_shape=tuple(data[0][0].shape[1:]))
+    assert (shown.records, shown.total) == (outside.records, outside.total) and shown.total["macs"] > 0
+
+
+def test_a_gradient_that_is_there_when_attach_is_called_in_inference_mode_can_still_change(chain: nn.Module) -> None:
+    model = chain.float()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    mask = pb.prune(model, "magnitude", sparsity=0.5)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    with torch.inference_mode():
+        pb.attach(optimizer, model, mask)
+    optimizer.zero_grad(set_to_none=False)
+    assert all(not parameter.grad.any() for parameter in model.parameters() if parameter.grad is not None)
+
+
+class Noisy(nn.Module):
+    """It counts its passes and draws numbers, in evaluation too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+        self.register_buffer("passes", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.passes += 1
+        return self.layer(x + torch.rand_like(x))
+
+
+def test_a_summary_leaves_the_model_and_random_states_alone() -> None:
+    model = Noisy()
+    mask = pb.prune(model, "magnitude", sparsity=0.5)
+    before = torch.get_rng_state()
+    assert pb.summary(model, mask, input_shape=(4,)).total["macs"] == 8
+    assert not model.passes and torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_program_of_hydra_can_call_it(tmp_path: Path) -> None:

@@ -101,11 +101,12 @@ def attach(optimizer: Optimizer, model: nn.Module, mask: Mask) -> Attachment:
     if not isinstance(optimizer, Optimizer):
         raise ConfigError(f"optimizer: {type(optimizer).__name__} is no torch.optim.Optimizer; give one")
     parameters = dict(network.named_parameters(remove_duplicate=False))
-    weights = [(parameters[name], ~kept.to(parameters[name].device)) for name, kept in mask.items()]
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    if not any(id(weight) in held for weight, _ in weights):
+    if not any(id(parameters[name]) in held for name in mask):
         raise ConfigError(
             "optimizer: it holds none of the weights that the mask names; give the optimizer of this model "
             "(made after the model was copied or its parameters were replaced)"
         )
-    return Attachment(optimizer, weights)
+    with torch.inference_mode(False):  # else gradients and masks that are made here could not be used outside of it
+        weights = [(parameters[name], ~kept.to(parameters[name].device)) for name, kept in mask.items()]
+        return Attachment(optimizer, weights)

@@ -130,12 +130,13 @@ def prune(
             build=build,
             resume_from=before,
         )
+        found = {name: kept.clone() for name, kept in pruned.mask_with_coupled.items()}
     with torch.no_grad():
-        for parameter, found in zip(network.parameters(), copied.parameters(), strict=True):
-            parameter.copy_(found)
+        for parameter, value in zip(network.parameters(), copied.parameters(), strict=True):
+            parameter.copy_(value)
     if collapsed := masks.collapsed(pruned.mask):
         log.warning("pruner=%s: layer collapse: nothing is kept in %s", chosen.pruner.name, ", ".join(collapsed))
-    return {name: kept.clone() for name, kept in pruned.mask_with_coupled.items()}
+    return found
 
 
 def _no_data(*_: Any) -> list[Any]:

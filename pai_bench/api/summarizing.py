@@ -8,6 +8,7 @@ from torch import nn
 
 from pai_bench.analysis import cost
 from pai_bench.api import networks
+from pai_bench.api.isolation import untouched
 from pai_bench.core import Mask
 from pai_bench.masks import masks
 
@@ -54,7 +55,7 @@ def summary(
     input_shape: tuple[int, ...] | None = None,
     prunable: str | Sequence[str] = "all",
 ) -> Summary:
-    """What a mask leaves of each layer of a model.
+    """What a mask leaves of each layer of a model. The model and random states stay as they are.
 
     Args:
         model: the model, wrapped or not.
@@ -71,7 +72,10 @@ def summary(
     network = networks.check_model(model)
     networks.check_mask(network, mask)
     complete = networks.completed(network, mask, prunable)  # type: ignore[arg-type]  # the words are checked there
-    macs = None if input_shape is None else cost.multiply_adds(network, tuple(input_shape))  # type: ignore[arg-type]
+    macs = None
+    if input_shape is not None:
+        with untouched():  # a model may draw numbers and change its buffers
+            macs = cost.multiply_adds(networks.copied(network), tuple(input_shape))  # type: ignore[arg-type]
     records = []
     for name, kept in complete.items():
         number, size = masks.count(kept), kept.numel()
