@@ -106,6 +106,24 @@ def test_methods_are_called_by_what_tells_them_apart(tmp_path: Path) -> None:
     assert labels(tmp_path, alone, rounds) == ["snip, one_shot", "snip, exponential"]
 
 
+def test_what_makes_another_method_of_a_pruner_is_named_beside_any_other(tmp_path: Path) -> None:
+    synflow = row("synflow")
+    for settings, name in (
+        ({"ablation": "shuffle_mask"}, "snip, shuffle_mask"),
+        ({"rewire": "rigl"}, "snip, rigl"),
+        ({"target": "effective", "prunable": "all", "repair": None}, "snip, target=effective"),
+        ({"target": "sparsity", "prunable": "no_first,no_last"}, "snip, prunable=no_first,no_last"),
+        ({"repair": "flow", "ablation": "reinit"}, "snip, reinit, repair=flow"),
+        ({"target": "sparsity", "prunable": "all", "repair": None}, "snip"),
+    ):
+        assert labels(tmp_path, row("snip", **settings), synflow) == [name, "synflow"]
+    assert labels(tmp_path, row("dense", prunable="no_first"), synflow) == ["dense", "synflow"]
+    plain, other = row("snip"), row("snip@2", prunable="no_first") | {"method": "snip-0000bbbb"}
+    assert labels(tmp_path, plain, other) == ["snip", "snip, prunable=no_first"]
+    found = look(tmp_path, plain, other)
+    assert found[plain["method"]] == look(tmp_path, plain)[plain["method"]]
+
+
 def test_methods_are_called_by_the_label_of_their_pruner(tmp_path: Path) -> None:
     runs = [row("snip"), row("synflow"), row("mine")]
     for label, run in zip(("SNIP", "SynFlow", "null"), runs, strict=True):

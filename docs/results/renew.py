@@ -70,7 +70,9 @@ PAGES = {
             "random-fd157be1": "Random, IGQ",
         },
     ),
-    "snip_tables": Page("results/snip_tables.md", ("dataset=mnist",), statistic="best"),
+    "snip_tables": Page(
+        "results/snip_tables.md", ("dataset=mnist",), statistic="best", labels={"reinit": "new weights"}
+    ),
 }
 
 

@@ -15,7 +15,8 @@ from pai_bench.report.palette import Named
 _MOST_NAMED = 8  # configurations or methods in one sentence
 
 _PARTS = ("allocation", "schedule", "ablation")
-_NAMED = ("rewire", "transfer")  # rows of earlier versions lack them
+_NAMED = ("rewire", "transfer")  # rows of earlier versions lack them, and those of the next line
+_USUAL = {"target": "sparsity", "prunable": "all", "repair": None}
 _OF_METHOD = ("pruner", *_PARTS, *_NAMED, "prunable", "target", "repair", "mask", "mask_file")
 NO_TEXTS: Mapping[str, str] = MappingProxyType({})
 _OF_TASK = ("dataset", "model", "training", "on_collapse", "protocol")
@@ -50,7 +51,7 @@ def looks(
             Named(
                 method,
                 row["pruner"],
-                (row["ablation"] != "none" or bool(_named(row)), row["allocation"] != "global"),
+                (row["ablation"] != "none" or bool(_named(row) + _unusual(row)), row["allocation"] != "global"),
             )
             for method, row in pruned.items()
         ]
@@ -73,12 +74,18 @@ def _named(row: Mapping[str, Any]) -> list[str]:
     return [row[key] for key in _NAMED if row.get(key, "none") != "none"]
 
 
+def _unusual(row: Mapping[str, Any]) -> list[str]:
+    """The other settings that change which weights a method prunes, where they are not as usual."""
+    return [f"{key}={row[key]}" for key, usual in _USUAL.items() if row.get(key, usual) != usual]
+
+
 def _method_labels(
     of_method: Mapping[str, Configuration], directories: Mapping[str, Path], texts: Mapping[str, str]
 ) -> dict[str, str]:
     """The label of each method: its pruner, and whatever distinguishes methods with the same pruner.
 
-    That can be the allocation, the schedule, the ablation, or other settings. A rewire and a transfer are always named.
+    That can be the allocation, the schedule, or other settings. What makes it another method than its pruner is always
+    named: an ablation, a rewire, a transfer, and a target, prunable layers and a repair that are not the usual ones.
     """
     namesakes: dict[str, list[str]] = defaultdict(list)
     for method, configuration in of_method.items():
@@ -86,10 +93,11 @@ def _method_labels(
     labels = {}
     for pruner, methods in namesakes.items():
         rows = {method: of_method[method].rows[0] for method in methods}
-        differing = [part for part in _PARTS if len({row[part] for row in rows.values()}) > 1]
+        differing = [part for part in ("allocation", "schedule") if len({row[part] for row in rows.values()}) > 1]
         for method, row in rows.items():
-            parts = [row[part] for part in differing if not (part == "ablation" and row[part] == "none")]
-            parts += _named(row)
+            parts = [row[part] for part in differing]
+            parts += [row["ablation"]] if row["ablation"] != "none" else []
+            parts += [*_named(row), *([] if of_method[method].dense else _unusual(row))]
             name = texts.get(pruner) or _label(directories[row["id"]]) or pruner
             labels[method] = ", ".join([name, *(texts.get(part, part) for part in parts)])
     places = {method: directories[of_method[method].rows[0]["id"]] for method in labels}
