@@ -286,6 +286,9 @@ def test_what_is_wrong_is_one_line(model: nn.Module) -> None:
         (optimizer, model, {"fc.weight": mask["conv1.weight"]}, r"^mask: fc\.weight has shape \(6, 3, 3, 3\)"),
         (optimizer, model, {}, "^mask: give a dictionary"),
         ("sgd", model, mask, r"^optimizer: str is no torch\.optim\.Optimizer"),
+        (model, optimizer, mask, r"^optimizer: Chain is no .*; give attach\(optimizer, model, mask\)$"),
+        (optimizer, None, mask, r"^model: NoneType is no torch\.nn\.Module; give attach\("),
+        (optimizer, mask, model, r"^model: dict is no torch\.nn\.Module; give attach\("),
     ):
         with pytest.raises(ConfigError, match=message):
             pb.attach(given, of, by)  # type: ignore[arg-type]

@@ -91,15 +91,18 @@ def attach(optimizer: Optimizer, model: nn.Module, mask: Mask) -> Attachment:
         A handle; its remove() ends it.
 
     Raises:
-        ConfigError: the mask is of another model, or the optimizer holds none of the weights that it names.
+        ConfigError: an argument is of another kind, the mask is of another model, or the optimizer holds none of the
+            weights that it names.
 
     Example:
         >>> handle = pai_bench.attach(optimizer, model, mask)
     """
+    for name, given, kind in (("optimizer", optimizer, Optimizer), ("model", model, nn.Module)):
+        if not isinstance(given, kind):
+            wanted = "torch.optim.Optimizer" if kind is Optimizer else "torch.nn.Module"
+            raise ConfigError(f"{name}: {type(given).__name__} is no {wanted}; give attach(optimizer, model, mask)")
     network = networks.unwrapped(model)
     networks.check_mask(network, mask)
-    if not isinstance(optimizer, Optimizer):
-        raise ConfigError(f"optimizer: {type(optimizer).__name__} is no torch.optim.Optimizer; give one")
     parameters = dict(network.named_parameters(remove_duplicate=False))
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     if not any(id(parameters[name]) in held for name in mask):

@@ -1,7 +1,8 @@
 """Models as users hand them over: wrapped, of any architecture, with masks that may be of another model."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -57,6 +58,18 @@ def copied(network: nn.Module) -> nn.Module:
             f"model: {type(network).__name__} cannot be copied by copy.deepcopy ({type(error).__name__}: {reason}); "
             "remove weight_norm and tensors that are kept as plain attributes"
         ) from error
+
+
+def checked_shape(given: object) -> tuple[int, ...]:
+    """The shape of one input, as a user gives it.
+
+    Raises:
+        ConfigError: it is no shape.
+    """
+    sizes = tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else ()
+    if not sizes or not all(isinstance(size, Integral) and size > 0 for size in sizes):
+        raise ConfigError(f"input_shape={given!r}: give the shape of one image without its batch, such as (3, 32, 32)")
+    return tuple(map(int, sizes))
 
 
 def check_build(network: nn.Module, pruner: Pruner, build: Callable[[], nn.Module] | None) -> None:

@@ -147,10 +147,10 @@ def _shape(chosen: Method, examples: Examples | None, given: tuple[int, ...] | N
     """The shape of one image; empty if nobody says it and nobody asks.
 
     Raises:
-        ConfigError: it is not known, or said in two ways.
+        ConfigError: it is not known, no shape, or said in two ways.
     """
     of_data = None if examples is None else tuple(examples.first.shape[1:])
-    shape = None if given is None else tuple(given)
+    shape = None if given is None else networks.checked_shape(given)
     if of_data is not None and shape is not None and of_data != shape:
         raise ConfigError(f"input_shape={shape}: images of data= have {of_data}; leave input_shape= out")
     found = of_data or shape

@@ -75,7 +75,8 @@ def summary(
     macs = None
     if input_shape is not None:
         with untouched():  # a model may draw numbers and change its buffers
-            macs = cost.multiply_adds(networks.copied(network), tuple(input_shape))  # type: ignore[arg-type]
+            shape = networks.checked_shape(input_shape)
+            macs = cost.multiply_adds(networks.copied(network), shape)  # type: ignore[arg-type]
     records = []
     for name, kept in complete.items():
         number, size = masks.count(kept), kept.numel()
