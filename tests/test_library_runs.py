@@ -1,6 +1,7 @@
 """pai_bench.run, sweep and load: runs from Python are the runs of the command line."""
 
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -142,6 +143,33 @@ def test_messages_are_shown_once_however_often_it_is_called(
         pb.run(*words)
     assert [type(handler).__name__ for handler in log.handlers].count("Console") == 1
     assert capsys.readouterr().out.count("is finished already") == 2
+
+
+@pytest.mark.parametrize("own", [None, "mine"])
+def test_settings_of_the_process_come_back(own: str | None, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    variables = ("WANDB_DATA_DIR", "WANDB_ARTIFACT_DIR", "WANDB_ERROR_REPORTING", "WANDB__SERVICE_WAIT")
+    for name in variables:
+        monkeypatch.setenv(name, own or "")
+        if own is None:
+            monkeypatch.delenv(name)
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    launcher = logging.getLogger("hydra._internal.core_plugins.basic_launcher")
+    monkeypatch.setattr(launcher, "level", logging.INFO)
+    monkeypatch.setattr(logging, "raiseExceptions", True)
+    seen = []
+
+    def tracked(config: RunConfig) -> dict[str, Any]:
+        for name in variables:
+            os.environ[name] = str(config.directory)
+        seen.append(logging.raiseExceptions)
+        return {}
+
+    monkeypatch.setattr(experiment, "run", tracked)
+    for function in (pb.run, pb.sweep):
+        function("pruner=random", "sparsity=0.5", *SMALL)
+    assert seen == [False, False] and logging.raiseExceptions
+    assert [os.environ.get(name) for name in variables] == [own] * len(variables)
+    assert "GOMP_SPINCOUNT" not in os.environ and launcher.level == logging.INFO
 
 
 def test_it_works_from_any_folder_in_a_plain_script(tmp_path: Path) -> None:

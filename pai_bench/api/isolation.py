@@ -1,5 +1,7 @@
-"""What a call from Python leaves as it was: random states, and what torch is told about precision."""
+"""What a call from Python leaves as it was: random states, and the settings of torch and of the process."""
 
+import logging
+import os
 import random
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -7,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 import numpy as np
 import torch
 
+from pai_bench.runs import wandb_run
 from pai_bench.system import devices
 
 
@@ -47,3 +50,22 @@ def untouched() -> Iterator[None]:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         yield
+
+
+@contextmanager
+def process_settings() -> Iterator[None]:
+    """Runs a block, and restores what a run sets for its process: variables, the current GPU, a flag of logging."""
+    variables = {name: os.environ.get(name) for name in wandb_run.VARIABLES}
+    raises = logging.raiseExceptions
+    gpu = torch.cuda.current_device() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logging.raiseExceptions = raises
+        if gpu is not None:
+            torch.cuda.set_device(gpu)
+        for name, value in variables.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from pai_bench import experiment
-from pai_bench.api.isolation import untouched
+from pai_bench.api.isolation import process_settings, untouched
 from pai_bench.errors import ConfigError, PreemptedError, UserError
 from pai_bench.launch import compose, overrides, terminal
 from pai_bench.launch.embedded import embedded
@@ -115,10 +115,11 @@ def _words(settings: Sequence[Overrides]) -> list[str]:
 
 @contextmanager
 def _in_process() -> Iterator[None]:
-    """Shows what runs say, and leaves random states and torch's settings as they were."""
-    terminal.start_process()
+    """Shows what runs say, and leaves random states and the settings of torch and of the process as they were."""
+    terminal.show_messages()
     try:
-        with untouched():
+        with untouched(), process_settings():
+            logging.raiseExceptions = False  # a line that cannot be written (full disk) must not hide the real failure
             yield
     except UserError as error:
         # The run directory has the traceback of what led to it.

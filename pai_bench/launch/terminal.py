@@ -88,17 +88,28 @@ def counted() -> Iterator[None]:
 
 
 def start_process() -> None:
-    """Prepares this process for runs. Later calls do nothing.
-
-    The terminal gets the messages for people. The run.log of a run gets all messages.
-    """
-    if any(isinstance(handler, colours.Console) for handler in log.handlers):
+    """Prepares this process for runs, which are all that it does. Later calls do nothing."""
+    if not show_messages():
         return
     # A thread that waits for the others must not spin for long: beside other programs, spinning makes a step many times
     # slower. Not to spin at all makes it slower where no other program runs. OpenMP reads this when torch is imported.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     logging.raiseExceptions = False  # a log line that cannot be written (full disk) must not hide the real failure
+    for launcher in ("hydra._internal.core_plugins.basic_launcher", "hydra_plugins.hydra_joblib_launcher._core"):
+        logging.getLogger(launcher).setLevel(logging.WARNING)  # they print long lines; the sweep prints its own
+    if in_worker():
+        preemption.end_with_parent()
+
+
+def show_messages() -> bool:
+    """Gives the terminal the messages for people. The run.log of a run gets all messages.
+
+    Returns:
+        whether they were not shown before.
+    """
+    if any(isinstance(handler, colours.Console) for handler in log.handlers):
+        return False
     log.setLevel(logging.DEBUG)
     log.propagate = False
     console = colours.Console()
@@ -106,7 +117,4 @@ def start_process() -> None:
     console.setFormatter(colours.Formatter(sys.stdout))
     log.addHandler(console)
     sweep_progress.quieten()
-    for launcher in ("hydra._internal.core_plugins.basic_launcher", "hydra_plugins.hydra_joblib_launcher._core"):
-        logging.getLogger(launcher).setLevel(logging.WARNING)  # they print long lines; the sweep prints its own
-    if in_worker():
-        preemption.end_with_parent()
+    return True

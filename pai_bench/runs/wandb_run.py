@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 # mask.json gets the agreement of signs at the end.
 _AT_START, _WITH_MASK, _AT_END = ("config.yaml", "provenance.json"), ("mask.json",), ("mask.json", "result.json")
 FOLDER = "pai_bench"
+VARIABLES = ("WANDB_ERROR_REPORTING", "WANDB__SERVICE_WAIT", "WANDB_DATA_DIR", "WANDB_ARTIFACT_DIR")  # set by `started`
 _OF_MASK = ("seed", "sparsity")  # and the names of these groups
 _GROUPS = ("dataset", "model", "pruner", "allocation", "schedule", "ablation", "rewire", "transfer", "training")
 
