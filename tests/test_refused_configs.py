@@ -5,11 +5,13 @@ import re
 import runpy
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import fuzz_overrides
 import pytest
 from conftest import ROOT, RunCli, composed
 
+from pai_bench.commands import export, status, sync
 from pai_bench.config import composition
 from pai_bench.core import Call
 from pai_bench.errors import ConfigError
@@ -340,3 +342,36 @@ def test_a_wrong_sweep_value_is_refused_too(run_cli: RunCli, tmp_path: Path) -> 
     assert done.returncode == 2
     assert "multirun" in done.stderr and len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "message"),
+    [
+        (export, "RUN --hub me/net --weights final", "--weights final: only a .pt holds weights beside a mask"),
+        (export, "RUN --hub me/net --repeats 3", "--repeats 3: only a .pt2 is measured; leave it out"),
+        (export, "RUN -o mask.pt --batch-size 64", "--batch-size 64: only a .pt2 is measured; leave it out"),
+        (export, "RUN -o small.pt2 --repeats 0", "--repeats 0: give 1 or more"),
+        (export, "RUN -o mask.pt --private", "--private: a file is no repository; leave it out, or give --hub"),
+        (export, "RUN -o mask.txt", "-o mask.txt: it must end in one of .pt2, .pt, .npz, .safetensors"),
+        (sync, "results pruner=snip seed=5", "pruner=snip: it is no setting of the tracker"),
+        (sync, "results tracker.project=mine seed=5", "seed=5: it is no setting of the tracker"),
+        (status, "results --trust", "--trust: it is for --retry of a results folder"),
+        (status, "pruner=snip --retry --trust", "--trust: it is for --retry of a results folder"),
+        (status, "results hydra/launcher=slurm", "hydra/launcher=slurm: it plays no part without --retry"),
+    ],
+)
+def test_what_plays_no_part_beside_a_command_is_refused(
+    command: ModuleType,
+    words: str,
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").mkdir()
+    monkeypatch.setattr(terminal, "start_process", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["pai-bench", *words.split()])
+    with pytest.raises(SystemExit) as stopped:
+        command.main()
+    assert stopped.value.code == 2 and f"error: {message}" in capsys.readouterr().err

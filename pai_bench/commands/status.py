@@ -109,6 +109,10 @@ def main() -> None:
     terminal.start_process()
     words = [compose.as_group(word) for word in arguments.what if "=" in word]
     folders = [Path(word) for word in arguments.what if "=" not in word]
+    if arguments.trust and not (arguments.retry and folders):
+        parser.error("--trust: it is for --retry of a results folder, whose configs are read; leave it out")
+    if folders and words and not arguments.retry:
+        parser.error(f"{words[0]}: it plays no part without --retry; leave it out, or leave {folders[0]} out")
     with terminal.counted():
         asked = of_folder(folders, words) if folders else of_sweep(words)
         if not asked.directories:

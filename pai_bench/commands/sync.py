@@ -12,7 +12,7 @@ import os
 import sys
 from pathlib import Path
 
-from pai_bench.errors import DataError, UserError
+from pai_bench.errors import ConfigError, DataError, UserError
 from pai_bench.launch import compose, terminal
 from pai_bench.runs import status
 from pai_bench.runs.replay import replay
@@ -27,6 +27,9 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     terminal.start_process()
     with terminal.one_line_errors():
+        for word in arguments.settings:
+            if not word.lstrip("+~").startswith(("tracker.", "tracker=", "hydra.searchpath=")):
+                raise ConfigError(f"{word}: it is no setting of the tracker, and no run is done again; leave it out")
         tracker = compose.compose(["tracker=wandb", "tracker.mode=online", *arguments.settings]).tracker
         folder = arguments.folder
         found = (
