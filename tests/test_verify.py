@@ -371,3 +371,18 @@ def test_damaged_files_are_named(write: Write, tmp_path: Path, verify: Verify) -
     (tmp_path / "results" / row["id"] / "result.json").write_text("{")
     done = verify()
     assert done.code == 4 and f"{row['id']}/result.json: it is damaged" in done.err
+
+
+@pytest.mark.parametrize(
+    ("change", "lacks"), [({"group": None}, "no group in it"), ({"seed": "0"}, "no seed in it"), (None, "no group and")]
+)
+def test_rows_without_what_is_compared_are_named(
+    change: dict[str, Any] | None, lacks: str, write: Write, tmp_path: Path, verify: Verify
+) -> None:
+    (row,) = write(SYNFLOW, [0.72])
+    broken = tmp_path / "results" / "elsewhere"
+    broken.mkdir()
+    (broken / "result.json").write_text(json.dumps({"id": "x"} if change is None else row | change))
+    done = verify()
+    assert done.code == 4 and done.err.startswith("data error: results/elsewhere/result.json: it is damaged (" + lacks)
+    assert done.err.endswith("; run it again, or take it away\n")

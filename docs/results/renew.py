@@ -173,7 +173,7 @@ def tables(report: Path, stem: str, page: Page, *, named: bool) -> str:
 def verdicts(folder: Path) -> str:
     """The published numbers that the runs can be compared with, as Markdown; empty if there are none."""
     rule = Rule()
-    found = matching.compare(numbers.read(numbers.PAPERS), status.read(folder), folder, rule)
+    found = matching.compare(numbers.read(numbers.PAPERS), status.read(folder, **matching.COLUMNS), folder, rule)
     listed = [comparison for comparison in found if comparison.groups]
     if not listed:
         return ""

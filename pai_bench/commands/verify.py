@@ -73,7 +73,7 @@ def main() -> None:
             pages.check_format(arguments.output)
         chosen = numbers.choose(numbers.read(numbers.PAPERS, *arguments.papers), arguments.only)
         with archive.opened(arguments.folder) as folder:
-            rows = status.read(folder)
+            rows = status.read(folder, **matching.COLUMNS)
             if not rows:
                 raise DataError(f"{arguments.folder}: there are no finished runs; give a results folder that has some")
             comparisons = matching.compare(chosen, rows, folder, rule)

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -24,6 +25,15 @@ NO_EXPERIMENT = "NO EXPERIMENT"
 Config = dict[str, Any]
 Row = dict[str, Any]
 Differences = dict[str, tuple[Any, Any]]  # setting -> (value here, value in the recipe)
+
+_NUMBER = (int, float)
+# What is read of each row, and its type.
+COLUMNS: Mapping[str, type | tuple[type, ...]] = MappingProxyType(
+    dict.fromkeys(("group", "dataset_checksum", *NETWORK), str)
+    | dict.fromkeys(("seed", "num_classes", "num_prunable"), int)
+    | dict.fromkeys(("target_sparsity", "search_train_examples", "macs_masked", "macs_dense"), _NUMBER)
+    | {"collapsed_layers": list}
+)
 
 _SAME_DENSITY = 0.002  # relative tolerance: papers and recipes round, and 1.778 stands for 10^0.25
 _AFTER_THE_MASK = ("training", "on_collapse")  # these have no effect on a mask that is found before training
@@ -159,7 +169,7 @@ def compare(numbers: Sequence[Number], rows: Sequence[Row], root: Path, rule: Ru
     """The comparison of each number, in order. A recipe is composed only if there are runs that may match it.
 
     Args:
-        rows: the rows of finished runs.
+        rows: the rows of finished runs, with COLUMNS.
         root: the folder of their directories.
 
     Raises:
@@ -289,7 +299,7 @@ def _judged(number: Number, groups: dict[str, Group], rule: Rule) -> Comparison:
                 lows, highs = zip(*brackets.values(), strict=True)
                 between = f"here it lies between {min(lows):g} and {max(highs):g}"
         case accuracy:
-            if any(row[accuracy] is None for _, row in rows):
+            if any(row.get(accuracy) is None for _, row in rows):
                 raise ConfigError(f"{number.table.paper}, {number.table.name}: runs of its recipe have no {accuracy}")
             values = [row[accuracy] for _, row in rows]
     ours = sample(values)

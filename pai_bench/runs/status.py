@@ -112,16 +112,19 @@ def mark_queued(directory: Path, job: str, since: float, text: str) -> None:
         files.write_json(directory / QUEUED, {"job": job, "since": since})
 
 
-def read(root: Path) -> list[dict[str, Any]]:
+def read(root: Path, **needed: type | tuple[type, ...]) -> list[dict[str, Any]]:
     """The result rows of every finished run below a folder, sorted by id.
 
+    Args:
+        needed: columns that each row must have beside its id, and the types of their values.
+
     Raises:
-        DataError: a row cannot be read.
+        DataError: a row cannot be read, or lacks a column.
     """
     rows: list[dict[str, Any]] = []
     for path in root.glob(f"*/{RESULT}"):
         try:
-            rows.append(files.read_json(path, id=str))
+            rows.append(files.read_json(path, id=str, **needed))
         except (OSError, ValueError) as error:
             raise DataError(f"{error}; run it again, or take it away") from error
     return sorted(rows, key=lambda row: str(row["id"]))
