@@ -165,6 +165,28 @@ def test_marks_say_what_is_best_and_what_cannot_be_told_from_it() -> None:
     assert "- 2 seeds: no test was made, because that takes 3." in text and "†" not in text and text.count("**") == 2
 
 
+def test_where_nothing_is_tested_the_reason_is_named() -> None:
+    def untested(runs: list[dict[str, Any]]) -> list[str]:
+        return [words for words in made([*runs, row("dense")])[1].warnings if "o test was made" in words]
+
+    seeds = "that takes 3 seeds which two methods have in common"
+    best, worse = [0.90, 0.92, 0.95], [0.80, 0.82, 0.83]
+    assert untested(rows(snip=best, synflow=worse)) == []
+    shifted = rows(snip=best, synflow=[value - 0.05 for value in best])
+    same = "where two methods have 3 seeds in common, their difference is the same in every seed"
+    assert untested(shifted) == [f"No test was made at 10×: {same}."]
+    stopped = rows((0.99,), snip=best, synflow=worse)
+    stopped[0] |= {"stopped": "collapse", "test_top1": None}
+    left = f"{seeds}, and no run of the two that on_collapse=stop left untrained"
+    assert untested(stopped) == [f"No test was made at 100×: {left}."]
+    apart = rows((0.5,), snip=best, synflow=worse[:2])
+    assert untested([*shifted, *stopped, *apart]) == [
+        f"No test was made at 2×: {seeds}.",
+        f"No test was made at 10×: {same}.",
+        f"No test was made at 100×: {left}.",
+    ]
+
+
 @pytest.mark.parametrize("dense", [True, False])
 def test_the_dense_network_is_drawn_or_missing(tmp_path: Path, dense: bool) -> None:
     runs = rows(snip=[0.93, 0.935], synflow=[0.9, 0.91], **({"dense": [0.95, 0.952]} if dense else {}))

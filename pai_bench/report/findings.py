@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 from pai_bench.report import names
 from pai_bench.report.comparison import FEWEST, Difference, not_below_best, ranked
@@ -91,9 +92,11 @@ def warnings(grid: Grid, differences: Mapping[float, Sequence[Difference]], look
     untested = [level for level in several if all(d.p is None for d in differences.get(level, ()))]
     if len(grid.seeds) < FEWEST and several:
         found.append(f"{names.counted(len(grid.seeds), 'seed')}: no test was made, because that takes {FEWEST}.")
-    elif untested:
-        at = names.listed([names.compression(level) for level in untested])
-        found.append(f"No test was made at {at}: that takes {FEWEST} seeds which two methods have in common.")
+    else:
+        at: dict[str, list[str]] = {}
+        for level in untested:
+            at.setdefault(_untested(grid, level, differences.get(level, ())), []).append(names.compression(level))
+        found += [f"No test was made at {names.listed(ratios)}: {reason}." for reason, ratios in at.items()]
     if not grid.dense:
         found.append("There is no run of the dense network.")
     for level in grid.levels:
@@ -110,6 +113,17 @@ def warnings(grid: Grid, differences: Mapping[float, Sequence[Difference]], look
         if collapsed:
             found.append(f"Networks collapsed at {names.compression(level)}: {names.listed(collapsed)}.")
     return found
+
+
+def _untested(grid: Grid, level: float, differences: Sequence[Difference]) -> str:
+    """Why no pair at a sparsity was tested."""
+    if any(len(one.seeds) >= FEWEST for one in differences):
+        return f"where two methods have {FEWEST} seeds in common, their difference is the same in every seed"
+    reason = f"that takes {FEWEST} seeds which two methods have in common"
+    seeds = [{*one.values, *one.untrained} for one in grid.at(level)]
+    if any(len(first & second) >= FEWEST for first, second in combinations(seeds, 2)):
+        reason += ", and no run of the two that on_collapse=stop left untrained"
+    return reason
 
 
 def _verb(subjects: Sequence[str]) -> str:
