@@ -126,8 +126,9 @@ def search(
         found = reuse.scores(cache, trainer.model, run.prunable)
         if found is None:
             return pruned_by(record, pruner=replace(pruner, score=reuse.CachedScore(pruner.score, cache))), None
-        changed = {"pruner": replace(pruner, score=lambda *_: found[0]), "ablation": replace(ablation, batches=None)}
-        # Nothing looks at images, and a checkpoint would lack the costs.
+        # Nothing draws weights or looks at images, and a checkpoint would lack the costs.
+        known = replace(pruner, score=lambda *_: found[0], redraws=None)
+        changed = {"pruner": known, "ablation": replace(ablation, batches=None)}
         pruned = pruned_by(record, **changed, draw=lambda *_: [], checkpoint=lambda _: None)
         return replace(pruned, **found[1] | {"seconds": pruned.seconds + found[1]["seconds"]}), cache.used
     if trainer.diagnose is not None or run.save_scores:

@@ -52,6 +52,21 @@ def test_scores_of_one_shot_pruning_serve_every_sparsity(tmp_path: Path) -> None
     assert_same_as_anew(second, tmp_path / "a", tmp_path / "b", "pruner=snip", "sparsity=0.8", "allocation=uniform")
 
 
+# Without images, with the labels of a batch, in train mode, with second derivatives, at random, with drawn weights, and
+# of filters.
+@pytest.mark.parametrize(
+    "pruner", ["magnitude", "synflow", "grasp", "random", "ntk_sap", "prospr", "filter_magnitude", "snip mode=train"]
+)
+def test_cached_scores_give_what_computed_ones_give(pruner: str, tmp_path: Path) -> None:
+    name, *mode = pruner.split()
+    settings = [f"pruner={name}", "schedule=one_shot", "sparsity=0.5", *(f"pruner.{word}" for word in mode)]
+    assert run(tmp_path / "a", *settings)["cache_hit"] is None
+    more = [*settings, "sparsity=0.7"]
+    row = run(tmp_path / "a", *more)
+    assert row["cache_hit"] == "scores"
+    assert_same_as_anew(row, tmp_path / "a", tmp_path / "b", *more)
+
+
 def test_the_mask_of_a_search_with_passes_is_kept_with_their_costs(tmp_path: Path) -> None:
     mode = ["pruner=snip", "pruner.mode=eval_after_pass", "+pruner.pass_images=64", "sparsity=0.6"]
     assert run(tmp_path / "a", *mode)["score_examples"] == 100 + 64
