@@ -135,7 +135,7 @@ def search(
         return pruned_by(record), None
     way = {
         "rounds": [(this.sparsity, this.rounding) for this in parts.rounds],
-        "allocation": _without_name(plain(run)["allocation"]),
+        "allocation": identity.chain_settings(plain(run))["allocation"],  # with what its file holds
         "target": run.target,
         "repair": run.repair,
     }

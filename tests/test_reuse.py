@@ -126,6 +126,26 @@ def test_what_differs_in_anything_that_counts_is_computed_anew(
     assert run(tmp_path, *other)["cache_hit"] is None
 
 
+def test_a_table_of_densities_that_has_changed_is_another_allocation(tmp_path: Path) -> None:
+    table = tmp_path / "densities.csv"
+    settings = [*SYNFLOW, "allocation=densities_of_file", f"allocation.file={table}"]
+    first = uniform_table(table, {})
+    assert run(tmp_path / "a", *settings)["cache_hit"] is None
+    assert run(tmp_path / "a", *settings, "training.lr=0.05")["cache_hit"] == "mask"
+    uniform_table(table, {first: 0.5})
+    more = [*settings, "training.lr=0.025"]
+    row = run(tmp_path / "a", *more)
+    assert row["cache_hit"] is None
+    assert_same_as_anew(row, tmp_path / "a", tmp_path / "b", *more)
+
+
+def uniform_table(path: Path, other: dict[str, float]) -> str:
+    """Writes density 1 for all layers of the small network but some, and returns the name of its first layer."""
+    names = masks.prunable(composed(*RUN, *SNIP).model((1, 8, 8), 10))
+    path.write_text("name,density\n" + "".join(f"{name},{other.get(name, 1.0)}\n" for name in names))
+    return next(iter(names))
+
+
 def test_what_changes_the_passes_and_no_tensor_counts(tmp_path: Path) -> None:
     wide = ["model=wrn16_8", "model.depth=10", "model.width=2", "pruner=snip", "pruner.mode=train", "sparsity=0.5"]
     words = [word for word in RUN if not word.startswith("model.")]
