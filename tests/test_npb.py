@@ -1,6 +1,7 @@
 """NPB: where a layer's weights lie is the best place, and paths are counted."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -100,6 +101,22 @@ def test_weights_on_no_path_fill_the_fullest_kernels() -> None:
     kept[1] = True  # ten weights for four places
     found = npb._refilled(kept, reached, everything, layer)
     assert found[0].all() and int(found.sum()) == int(kept.sum()) and not (found & ~(kept | everything)).any()
+
+
+def test_kernels_of_the_first_layer_of_the_network_alone_have_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[int] = []
+    balanced = npb._balanced
+
+    def noted(*settings: Any, **more: Any) -> torch.Tensor:
+        limits.append(settings[-1])
+        return balanced(*settings, **more)
+
+    monkeypatch.setattr(npb, "_balanced", noted)
+    for prunable in ("all", "no_first"):
+        torch.manual_seed(0)
+        words = ["pruner=npb", "sparsity=0.7", "pruner.score.max_per_kernel=3"]
+        pruned_as(Chain(), SHAPE, *words, prunable=prunable)
+    assert limits == [9, 3, 3] + [3, 3]
 
 
 def test_it_goes_on_from_a_mask() -> None:

@@ -49,7 +49,8 @@ def score(
         densities: of the layers, as in the allocations of these names.
         alpha: between paths (0) and channels (1).
         beta: how much kernels with a weight count. In linear layers it is 0.
-        max_per_kernel: the most weights in a kernel, except in the first layer and where a layer's weights do not fit.
+        max_per_kernel: the most weights in a kernel, except in the first layer of the network, and where a layer's
+            weights do not fit.
 
     Raises:
         UserError: the number of paths overflows; train mode.
@@ -71,11 +72,12 @@ def score(
     values = masks.prunable(net.model)
     weights: Weights = {name: torch.ones_like(weight).detach() for name, weight in values.items()}
     weights |= {name: kept.to(weights[name].dtype) for name, kept in net.mask.items()}
+    first = next(iter(values))  # of the network, whether or not it is pruned
     layers, chosen = {}, {}
-    for place, (name, candidate) in enumerate(net.mask.items()):
+    for name, candidate in net.mask.items():
         paths_in = _paths_into(net.model, net.input_shape, weights, name)
         layers[name] = Layer.of(candidate.cpu(), paths_in, _groups(net.model, name))
-        limit = candidate[0, 0].numel() if place == 0 else max_per_kernel
+        limit = candidate[0, 0].numel() if name == first else max_per_kernel
         counts = _balanced(layers[name], budget[name], alpha, 0.0 if candidate.ndim == 2 else beta, limit)
         chosen[name] = _placed(candidate.cpu(), counts, generator)
         weights[name] = chosen[name].to(weights[name])
