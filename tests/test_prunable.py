@@ -249,8 +249,23 @@ def test_all_renames_nothing_and_other_words_are_a_method_of_their_own() -> None
         (["prunable=[]"], r"prunable=\[\]: give .* at least 1 value"),
         (["prunable=[all,conv]"], r"prunable=\[all,conv\]: all leaves nothing out"),
         (["pruner=filter_magnitude", "prunable=conv"], "prunable=conv: pruned filters take the weights that read them"),
+        (
+            ["allocation=uniform_plus", "prunable=no_first"],
+            "prunable=no_first: allocation=uniform_plus would take another layer for the first or the last; give all",
+        ),
+        (["allocation=uniform_plus", ENDS], r"prunable=\[no_first,no_last\]: allocation=uniform_plus would"),
+        (["allocation=erk_plus", "prunable=no_last"], "prunable=no_last: allocation=erk_plus would"),
+        (["allocation=layer_rates", "prunable=[conv,no_first]"], r"prunable=\[conv,no_first\]: allocation=layer_rates"),
     ],
 )
 def test_what_cannot_be_is_refused(words: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         composed(*BASE, *words)
+
+
+def test_an_allocation_with_a_density_for_an_end_goes_with_words_that_leave_it() -> None:
+    composed(*BASE, "allocation=erk_plus", "prunable=no_first")
+    composed(*BASE, "allocation=uniform_plus", "prunable=no_shortcut")
+    composed("pruner=dense", "allocation=uniform_plus", ENDS)
+    with pytest.raises(ConfigError, match="prunable=no_last: allocation=layer_rates would"):
+        pb.prune(Chain(), "magnitude", sparsity=0.5, allocation="layer_rates", prunable="no_last")

@@ -19,8 +19,21 @@ def check_layers(run: RunConfig) -> None:
             f"prunable={shown(run.prunable)}: pruned filters take the weights that read them along, in every layer; "
             "give all"
         )
+    words = [run.prunable] if isinstance(run.prunable, str) else run.prunable
+    spared = [word for word in words if word in _NEEDED_BY.get(_allocation(run), ())]
+    if spared and (run.pruner.score is not None or run.search is not None):
+        raise ConfigError(
+            f"prunable={shown(run.prunable)}: allocation={run.allocation.name} would take another layer for the first "
+            "or the last; give all, or another allocation"
+        )
 
 
+# Allocations with a density for the first or the last layer, and the words that may spare it.
+_NEEDED_BY = {
+    "uniform_plus": ("no_first", "no_last", "conv"),
+    "erk_plus": ("no_last", "conv"),
+    "layer_rates": ("no_last", "conv"),
+}
 _OF_ONE_NUMBER = ("n_m",)  # allocations that keep one number of weights, beside those with a mask
 _STRUCTURED = ("n_m", "constant_fan_in")
 
