@@ -5,12 +5,13 @@ from collections.abc import Callable
 import pytest
 import torch
 from conftest import composed, pruned_as
+from scored import subnetwork
 from torch import nn
 from torch.nn import functional as F
 
 from pai_bench.analysis import graph
 from pai_bench.analysis.filters import Filters, Layer, find_filters
-from pai_bench.errors import ConfigError
+from pai_bench.errors import ConfigError, UserError
 from pai_bench.masks import masks
 from pai_bench.pruning.pruned import Pruned
 
@@ -79,6 +80,19 @@ def test_masking_the_filter_alone_would_leak_the_shift_of_its_norm() -> None:
     name = next(key for key in pruned.coupled if key.endswith("bias"))
     assert not parameters[name][~pruned.coupled[name]].any()
     assert other[name][~pruned.coupled[name]].all()
+
+
+def test_a_norm_behind_a_flattened_map_loses_every_position_of_a_pruned_filter() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.BatchNorm1d(4 * 36), nn.Linear(4 * 36, 4))
+    filters = find_filters(model, (3, 8, 8))
+    mask = filters.expand(model, {"0.weight": torch.tensor([True, False, True, True])})
+    assert mask["0.bias"].tolist() == [True, False, True, True]
+    for name in ("2.weight", "2.bias"):
+        assert mask[name].view(4, 36).all(1).tolist() == [True, False, True, True]
+        assert not mask[name].view(4, 36)[1].any()
+    score = composed("pruner=filter_batch_norm", "sparsity=0.5").pruner.score
+    with pytest.raises(UserError, match=r"0\.weight runs into no batch norm"):
+        score(subnetwork(model), [], F.cross_entropy, torch.Generator())
 
 
 def test_the_residual_stream_keeps_its_channels_and_its_stem() -> None:

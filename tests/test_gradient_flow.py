@@ -126,6 +126,40 @@ def test_batch_norm_scores_are_those_of_the_norm_behind_the_filter(chain: nn.Mod
     assert_close(taylor["conv1.weight"].amax((1, 2, 3)), expected, 1e-9)
 
 
+class Concatenated(nn.Module):
+    """Two convolutions whose channels one norm has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 5, 3)
+        self.norm, self.fc = nn.BatchNorm2d(9), nn.Linear(9, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        both: Tensor = self.norm(torch.cat([self.conv1(x), self.conv2(x)], 1))
+        logits: Tensor = self.fc(both.relu().mean((2, 3)))
+        return logits
+
+
+def test_a_filter_has_the_batch_norm_score_of_its_own_channel_behind_a_concatenation(images: Batches) -> None:
+    torch.manual_seed(0)
+    model = Concatenated().double()
+    with torch.no_grad():
+        model.norm.weight.uniform_(-1, 1)
+        model.norm.bias.uniform_(-1, 1)
+    scale, shift = model.norm.weight, model.norm.bias
+    scores = taken(gradient_flow.batch_norm, model, [], False, taylor=False, temperature=1.0)
+    taylor = taken(gradient_flow.batch_norm, model, images, False, taylor=True, temperature=1.0)
+    of_taylor = torch.zeros(9, dtype=torch.float64)
+    for x, y in images:
+        model.zero_grad()
+        F.cross_entropy(model.eval()(x), y).backward()
+        assert scale.grad is not None and shift.grad is not None
+        of_taylor += ((scale * scale.grad) ** 2 + (shift * shift.grad) ** 2).detach() * len(y) / 20
+    for name, own in (("conv1.weight", slice(0, 4)), ("conv2.weight", slice(4, 9))):
+        assert torch.equal(scores[name].amax((1, 2, 3)), scale.detach()[own].abs())
+        assert_close(taylor[name].amax((1, 2, 3)), of_taylor[own], 1e-9)
+
+
 def test_derivatives_of_the_norms_under_gradient_flow(images: Batches) -> None:
     """Integrates d theta / dt = -g by RK4 and compares central differences with the measured quantities."""
     torch.manual_seed(0)

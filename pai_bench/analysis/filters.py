@@ -14,10 +14,10 @@ from pai_bench.masks import masks
 
 @dataclass(frozen=True)
 class Layer:
-    """The filters of one convolution, and the parameters that hold one slice for each of them."""
+    """The filters of one convolution, and the parameters that hold slices for each of them."""
 
     num_filters: int
-    # Norms, biases and depthwise kernels -> (O,): for each filter, its entry in the first dimension.
+    # Norms, biases and depthwise kernels -> (O, n): for each filter, its n entries in the first dimension.
     slices: dict[str, Tensor]
     # Weights that read the filters' channels -> (O, n): for each filter, its n input channels.
     readers: dict[str, Tensor]
@@ -105,14 +105,14 @@ def find_filters(model: nn.Module, input_shape: Shape) -> Filters:
         shared = len(writers) > 1
         if not readers or (shared and is_first) or has_norm_over_channels(group):
             continue
-        slices = {f"{name}.bias": torch.arange(module.out_channels)} if module.bias is not None else {}
+        slices = {f"{name}.bias": torch.arange(module.out_channels)[:, None]} if module.bias is not None else {}
         followers = set(graph.following(module))
         for dependency, indices in group:
             follower = dependency.target.module
             # A norm behind a sum belongs to the other summands too.
             if follower in followers or (not shared and (isinstance(follower, _BatchNorm) or is_depthwise(follower))):
                 at = graph.names[follower]
-                entries = graph.by_channel(module, indices).flatten()
+                entries = graph.by_channel(module, indices)  # several behind a flattened map
                 slices |= {f"{at}.{key}": entries for key, _ in follower.named_parameters(recurse=False)}
         columns = {}
         if not shared:

@@ -93,7 +93,8 @@ def batch_norm(
     scores = {name: torch.zeros_like(weight) for name, weight in net.weights.items()}
     norms = {}
     for name, layer in layers.items():
-        scale = next((key for key in layer.slices if key.endswith(".weight") and parameters[key].ndim == 1), None)
+        scales = (key for key in layer.slices if key.endswith(".weight") and parameters[key].ndim == 1)
+        scale = next((key for key in scales if layer.slices[key].shape[1] == 1), None)
         if scale is None:
             raise UserError(f"pruner=filter_batch_norm: {name} runs into no batch norm; use another pruner")
         norms[name] = (scale, scale.removesuffix("weight") + "bias")
@@ -107,7 +108,9 @@ def batch_norm(
         _, of_gradients = mean_square_gradient(net, batches, loss, temperature=temperature, at=at)
         squares = {key: value**2 * of_gradients[key] for key, value in values.items()}
     for name, (scale, shift) in norms.items():
-        of_filter = squares[scale] + squares[shift] if taylor else values[scale].abs()
+        of_channel = squares[scale] + squares[shift] if taylor else values[scale].abs()
         weight = scores[name]
-        weight += of_filter.view(-1, *[1] * (weight.ndim - 1))
+        # A norm behind a concatenation has channels of other layers too.
+        own = layers[name].slices[scale].to(weight.device)
+        weight += of_channel[own].view(-1, *[1] * (weight.ndim - 1))
     return scores
