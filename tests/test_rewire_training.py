@@ -17,11 +17,12 @@ from test_optimizers import METHODS, RATES
 from test_rewire_rules import CONSTANT, RULES, config_of
 from torch import nn
 
-from pai_bench.core import Mask
+from pai_bench.core import Mask, TrainingLength
 from pai_bench.data.resident import Resident
 from pai_bench.errors import LostWorkerError, UserError
 from pai_bench.masks import masks
 from pai_bench.rewiring import set as sparse_evolutionary
+from pai_bench.rewiring.rewire import RewireProgress
 from pai_bench.training.moving_mask import MovingMask
 from pai_bench.training.rewires import Rewiring
 from pai_bench.training.trainer import Trainer
@@ -55,14 +56,8 @@ def training(rewire: Rewiring | None, net: nn.Module, state: Any = None, **setti
         return trainer
     keep = 200 if rewire.start_sparsity is not None else masks.kept(start)
     steps = trainer.progress.steps_per_epoch
-    trainer.move_mask(MovingMask(rewire, start, keep=keep, length=length_of(steps), seed=0))
+    trainer.move_mask(MovingMask(rewire, start, keep=keep, length=TrainingLength(EPOCHS, steps), seed=0))
     return trainer
-
-
-def length_of(steps: int) -> Any:
-    from pai_bench.core import TrainingLength
-
-    return TrainingLength(EPOCHS, steps)
 
 
 def net_of(kind: Callable[[], nn.Module] = Chain) -> nn.Module:
@@ -149,6 +144,24 @@ def test_the_way_counts_from_the_start_where_the_first_rewire_comes_after_an_int
     assert seen[None, False] == [pytest.approx(6 / 18), pytest.approx(12 / 18)]
     assert seen[None, True] == [pytest.approx(6 / 17), pytest.approx(12 / 17)]
     assert seen[0.0, False] == [0, pytest.approx(6 / 17), pytest.approx(12 / 17)]
+
+
+def test_where_a_rewire_follows_a_step_that_step_is_done() -> None:
+    def progress_of(rewire: Rewiring, epochs: int, *clocks: int) -> list[RewireProgress]:
+        moving = MovingMask(rewire, start_of(rewire, net_of()), keep=1, length=TrainingLength(epochs, 6), seed=0)
+        return [moving._progress(clock) for clock in clocks]
+
+    itop = replace(config_of("set_itop"), every_steps=6, end=2 / 3)
+    (last,) = progress_of(itop, 3, 11)  # of 18 steps 12 are done
+    assert last.last and last.fraction == 1 and last.time == pytest.approx(2 / 3)
+    every_five = config_of("mest", "rewire.begin=null")
+    before, at = progress_of(every_five, 160, 85 * 6 - 1, 90 * 6 - 1)  # its first phase ends with 90 epochs
+    assert before.time < 0.5625 == at.time
+    ((done,), (begun,)) = (
+        progress_of(Rewiring(lambda *_: {}, **when), 10, clock)
+        for when, clock in (({"at": [0.5]}, 29), ({"every_steps": 30}, 30))
+    )
+    assert done.time == begun.time == 0.5
 
 
 def _toggling(

@@ -13,7 +13,7 @@ from pai_bench.errors import UserError
 from pai_bench.masks import masks
 from pai_bench.rewiring.rewire import RewireProgress
 from pai_bench.system import distributed, seeding
-from pai_bench.training.rewires import Rewiring, rewire_steps
+from pai_bench.training.rewires import Rewiring, rewire_steps, steps_early
 from pai_bench.training.step import Step
 
 
@@ -55,10 +55,11 @@ class MovingMask:
         self._values: Weights = {}  # of pruned weights, when they were pruned
         self._steps = rewire_steps(rewire, length)
         self._total = length.epochs * length.steps_per_epoch
-        self._ends = self._total - 1 if rewire.at is None and rewire.end == 1 else self._steps[-1]
-        if rewire.at is None and rewire.end < 1:
-            self._ends = round(rewire.end * self._total)
-        self._begins = -int(not rewire.skip_step) if rewire.begin is None else self._steps[0]
+        self._early = steps_early(rewire)
+        self._begins = -self._early if rewire.begin is None else self._steps[0]
+        self._ends = self._steps[-1]
+        if rewire.at is None:
+            self._ends = min(round(rewire.end * self._total) - self._early, self._total - 1)
         self._num_due = {step: number for number, step in enumerate(self._steps, start=1)}
         self.way = Way(clock)
 
@@ -144,7 +145,7 @@ class MovingMask:
         return RewireProgress(
             number=self._num_due[clock],
             last=clock == self._steps[-1],
-            time=clock / self._total,
+            time=(clock + self._early) / self._total,
             fraction=(clock - self._begins) / max(self._ends - self._begins, 1),
             kept_at_start=self._kept_at_start,
             keep=self.keep,

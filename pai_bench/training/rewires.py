@@ -47,7 +47,7 @@ def rewire_steps(rewire: Rewiring, length: TrainingLength) -> list[int]:
         ConfigError: there are none, or two times of `at` are one step.
     """
     total = length.epochs * length.steps_per_epoch
-    early = 0 if rewire.skip_step else 1  # a rewire follows the step that ends at its time
+    early = steps_early(rewire)
     if rewire.at is not None:
         return _steps_at(rewire, rewire.at, total, early)
     end = min(round(rewire.end * total), total - 1)
@@ -62,6 +62,11 @@ def rewire_steps(rewire: Rewiring, length: TrainingLength) -> list[int]:
     if not steps:
         raise ConfigError(f"rewire={rewire.name}: {remedy}")
     return steps
+
+
+def steps_early(rewire: Rewiring) -> int:
+    """How many steps before its time a rewire takes place: 1 where it follows the step that ends at that time."""
+    return int(not rewire.skip_step and (rewire.begin is None or rewire.at is not None))
 
 
 def _steps_at(rewire: Rewiring, times: Sequence[float], total: int, early: int) -> list[int]:
