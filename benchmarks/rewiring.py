@@ -26,7 +26,7 @@ def rewiring(setting: Setting) -> Iterator[Row]:
             of = parts(setting.device, *settings, f"rewire={rule}", *moves, num_train=num_train)
             training, mask = trainer(of), random_mask(of, 0.1)
             if moves:
-                training.move_mask(moving_mask(of, training, mask))
+                training.move_mask(moving_mask(of, training, mask, {}))
 
             def epoch() -> float:
                 before = training.seconds

@@ -164,18 +164,22 @@ def trainer_for(
     )
 
 
-def moving_mask(parts: Parts, trainer: Trainer, start: Mask) -> MovingMask:
+def moving_mask(parts: Parts, trainer: Trainer, start: Mask, initial: Weights) -> MovingMask:
     """The mask of the last training, which moves while the trainer trains.
 
     Args:
         start: the mask that this training starts from.
+        initial: of every parameter, as the model was drawn.
     """
     run = parts.run
     keep = masks.kept(start)
     if run.rewire.start_sparsity is not None:
         keep = masks.num_kept(run.sparsity, masks.total(start))
     timing = length(run.training, parts.data)
-    return MovingMask(run.rewire, start, keep=keep, length=timing, seed=run.seed, clock=trainer.clock)
+    unmasked = trainer.unmasked() or initial
+    return MovingMask(
+        run.rewire, start, keep=keep, length=timing, seed=run.seed, unmasked=unmasked, clock=trainer.clock
+    )
 
 
 def given_mask(run: RunConfig, model: nn.Module) -> tuple[Mask, Mask]:

@@ -125,7 +125,7 @@ def _run(config: RunConfig, device: torch.device, files: Files) -> dict[str, Any
         stopped = _stops(config, pruned, start)
         end = trainer.epoch if stopped else config.training.epochs
         if config.rewires:
-            trainer.move_mask(moving_mask(parts, trainer, pruned.mask))
+            trainer.move_mask(moving_mask(parts, trainer, pruned.mask, initial))
         own = start.overlap is not None or start.same_signs is not None or config.rewires  # nobody else trains this
         (trainer if own else training).finish(pruned.mask_with_coupled, end)
         if trainer.moving is not None:

@@ -19,8 +19,10 @@ from pai_bench.config import identity
 from pai_bench.config.schema import plain
 from pai_bench.core import TrainingLength
 from pai_bench.errors import ConfigError
+from pai_bench.masks import allocation, masks
 from pai_bench.report import configurations, names, reading
 from pai_bench.report.configurations import is_dense
+from pai_bench.system import seeding
 from pai_bench.system.cache import Cache
 from pai_bench.training.rewires import rewire_steps
 
@@ -257,3 +259,30 @@ def test_two_processes_move_the_mask_as_one(tmp_path: Path) -> None:
     one, two = (load_file(directory / "mask.safetensors") for directory in directories)
     assert rows[0]["mean_churn"] > 0
     assert sum(int((one[name] != kept).sum()) for name, kept in two.items()) == 0
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["pruner=random", "rewire.start_sparsity=0.6"],
+        ["pruner=random", "rewire.start_sparsity=null"],
+        ["pruner=random", "schedule=rewind", "schedule.levels=2", "rewire.start_sparsity=0.6"],
+        ["pruner=random", "ablation=reinit", "rewire.start_sparsity=0.6"],
+    ],
+    ids=" ".join,
+)
+def test_gradual_pruning_ends_at_the_largest_weights_whatever_the_start_mask_was(
+    more: list[str], tmp_path: Path
+) -> None:
+    """With a rate that moves no weight: those that the start mask prunes have the values that they were drawn with."""
+    words = ["sparsity=0.7", "rewire=gradual", "rewire.every_steps=2", *more]
+    still = ["training.lr=1e-30", "training.weight_decay=0"]
+    _, directory = run(tmp_path, *words, *still)
+    mask = load_file(directory / "mask.safetensors")
+    config = composed(*TINY, *words, *still)
+    with seeding.seeded(config.seed, "reinit" if "ablation=reinit" in more else "init"):
+        model = config.model((1, 8, 8), 10)
+    weights = {name: weight.detach().abs() for name, weight in masks.prunable(model).items()}
+    keep = masks.num_kept(0.7, masks.total(weights))
+    largest = allocation.uniform(weights, masks.full(model), keep, torch.Generator()).mask
+    assert all(torch.equal(mask[name], kept) for name, kept in largest.items())

@@ -17,7 +17,7 @@ from test_optimizers import METHODS, RATES
 from test_rewire_rules import CONSTANT, RULES, config_of
 from torch import nn
 
-from pai_bench.core import Mask, TrainingLength
+from pai_bench.core import Mask, TrainingLength, Weights
 from pai_bench.data.resident import Resident
 from pai_bench.errors import LostWorkerError, UserError
 from pai_bench.masks import masks
@@ -39,6 +39,10 @@ def rewire_of(name: str) -> Rewiring:
     return replace(rewire, every_epochs=None, **EVERY)
 
 
+def weights_of(net: nn.Module) -> Weights:
+    return {name: weight.detach().clone() for name, weight in masks.prunable(net).items()}
+
+
 def start_of(rewire: Rewiring, net: nn.Module) -> Mask:
     return masks.full(net) if rewire.start_sparsity == 0 else half(net)
 
@@ -47,6 +51,7 @@ def training(rewire: Rewiring | None, net: nn.Module, state: Any = None, **setti
     """A trainer of 18 steps on 43 images, whose mask moves where a rewire is given."""
     recipe = replace(RECIPE, epochs=EPOCHS, **settings.pop("recipe", {}))
     net = copy.deepcopy(net)
+    unmasked = weights_of(net)
     trainer = training_of(net, recipe, resident(CPU), **settings)
     start = start_of(rewire, net) if rewire is not None else half(net)
     if state is not None:
@@ -56,7 +61,8 @@ def training(rewire: Rewiring | None, net: nn.Module, state: Any = None, **setti
         return trainer
     keep = 200 if rewire.start_sparsity is not None else masks.kept(start)
     steps = trainer.progress.steps_per_epoch
-    trainer.move_mask(MovingMask(rewire, start, keep=keep, length=TrainingLength(EPOCHS, steps), seed=0))
+    length = TrainingLength(EPOCHS, steps)
+    trainer.move_mask(MovingMask(rewire, start, keep=keep, length=length, seed=0, unmasked=unmasked))
     return trainer
 
 
@@ -148,7 +154,8 @@ def test_the_way_counts_from_the_start_where_the_first_rewire_comes_after_an_int
 
 def test_where_a_rewire_follows_a_step_that_step_is_done() -> None:
     def progress_of(rewire: Rewiring, epochs: int, *clocks: int) -> list[RewireProgress]:
-        moving = MovingMask(rewire, start_of(rewire, net_of()), keep=1, length=TrainingLength(epochs, 6), seed=0)
+        start, length = start_of(rewire, net_of()), TrainingLength(epochs, 6)
+        moving = MovingMask(rewire, start, keep=1, length=length, seed=0, unmasked={})
         return [moving._progress(clock) for clock in clocks]
 
     itop = replace(config_of("set_itop"), every_steps=6, end=2 / 3)

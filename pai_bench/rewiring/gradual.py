@@ -24,7 +24,8 @@ def rule(
     """The largest of all weights are kept, those among them that were pruned earlier. Their number falls by a cubic.
 
     A pruned weight keeps the value that it had when it was pruned (`rewire.revive: value`). It returns when others have
-    become smaller than that.
+    become smaller than that. A weight that the start mask prunes has its initial value, or the value to which the
+    schedule rewinds.
 
     Args:
         scope: "layer": every layer has the same density. "global": the largest of the network are kept.

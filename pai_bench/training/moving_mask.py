@@ -39,6 +39,7 @@ class MovingMask:
         rewire: with a rule.
         start: of the prunable weights, which training starts from.
         keep: the number of weights in the last mask.
+        unmasked: the weights before the start mask pruned some. A rule whose weights return with a value needs them.
         clock: the step from which on it moves.
 
     Raises:
@@ -46,9 +47,17 @@ class MovingMask:
     """
 
     def __init__(
-        self, rewire: Rewiring, start: Mask, *, keep: int, length: TrainingLength, seed: int, clock: int = 0
+        self,
+        rewire: Rewiring,
+        start: Mask,
+        *,
+        keep: int,
+        length: TrainingLength,
+        seed: int,
+        unmasked: Weights,
+        clock: int = 0,
     ) -> None:
-        self._rewire, self.keep, self._seed = rewire, keep, seed
+        self._rewire, self.keep, self._seed, self._unmasked = rewire, keep, seed, unmasked
         self.mask = start
         self.explored = {name: kept.clone() for name, kept in start.items()}
         self._kept_at_start = dict(zip(start, masks.counts(start), strict=True))
@@ -67,7 +76,10 @@ class MovingMask:
         """Prepares a step, and goes on from what `state` returned."""
         parameters = dict(step.net.named_parameters())
         if self._rewire.revive == "value":
-            self._values = {name: parameters[name].detach().clone() for name in self.mask}
+            self._values = {
+                name: torch.where(kept, parameters[name].detach(), self._unmasked[name])
+                for name, kept in self.mask.items()
+            }
         if self._rewire.momentum is not None:
             step.average_gradients(self.mask, self._rewire.momentum)
         if state is None:

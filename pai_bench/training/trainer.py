@@ -196,6 +196,10 @@ class Trainer:
         self._kept[0] = state
         self.rewind(mask, 0.0, True)
 
+    def unmasked(self) -> State | None:
+        """The state of the model, before a mask, to which training has been put back; None if it has not been."""
+        return self._kept.get(self.clock)
+
     def replace(self, mask: Mask, state: State) -> None:
         """Goes on from here with another state of the model, masked, and resets the optimizer."""
         self.model.load_state_dict(state)
