@@ -1,6 +1,7 @@
 """SNIP, FORCE, ProsPr and the simple baselines, against explicit derivatives."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -211,3 +212,31 @@ def test_first_order_prospr_is_the_initial_weight_times_the_gradient_after_the_s
     for name, weight in masks.prunable(model).items():
         assert weight.grad is not None
         assert_close(found[name], (initial[name] * weight.grad).abs(), 1e-9)
+
+
+@pytest.mark.parametrize("first_order", [False, True])
+def test_the_norm_of_a_pruned_filter_stays_as_it_is_through_the_steps_of_prospr(
+    images: Batches, first_order: bool
+) -> None:
+    """As if the filter were not there. Its readers are kept, as behind a sum, so its shift has a gradient."""
+
+    def of_filters(number: int) -> nn.Sequential:
+        layers = nn.Conv2d(3, number, 3, bias=False), nn.BatchNorm2d(number), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        return nn.Sequential(*layers, nn.Linear(number, 4)).double().train()
+
+    torch.manual_seed(0)
+    model, without = of_filters(3), of_filters(2)
+    gone = torch.tensor([True, False, False])
+    coupled = {"1.weight": ~gone, "1.bias": ~gone}
+    mask = masks.full(model)
+    mask["0.weight"][gone] = False
+    masks.apply_(model, mask | coupled)
+    state, settings = model.state_dict(), PROSPR | {"first_order": first_order}
+    of_channels = {"0.weight", "1.weight", "1.bias", "1.running_mean", "1.running_var"}
+    smaller = {name: value[~gone] if name in of_channels else value for name, value in state.items()}
+    without.load_state_dict(smaller | {"4.weight": state["4.weight"][:, ~gone]})
+    net = dataclasses.replace(subnetwork(model, mask), coupled=coupled)
+    found = prospr.score(net, images, F.cross_entropy, Generator(), **settings)
+    expected = taken(prospr.score, without, images, True, **settings)
+    assert_close(found["0.weight"][~gone], expected["0.weight"], 1e-9)
+    assert_close(found["4.weight"][:, ~gone], expected["4.weight"], 1e-9)

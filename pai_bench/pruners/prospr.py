@@ -49,11 +49,11 @@ def score(
         )
 
     used = [batches[number] for number in range(min(len(batches), steps + 1))]
-    start, others = net.weights, net.others()
+    start, others, fixed = net.weights, net.others(), net.mask | net.coupled
     take = partial(
         _derivative,
         net.model,
-        (tuple(start), tuple(others)),
+        (tuple(start), tuple(others), tuple(fixed)),
         loss,
         steps=steps,
         lr=lr,
@@ -61,7 +61,7 @@ def score(
         detach_momentum=detach_momentum,
         first_order=first_order,
     )
-    values = list(start.values()), list(others.values()), list(net.mask.values())
+    values = list(start.values()), list(others.values()), list(fixed.values())
     gradients = net.repeat(take, 1, *values, *used)
     factor = start if first_order else {name: torch.ones_like(weight) for name, weight in start.items()}
     return {name: (factor[name] * gradient).abs() for name, gradient in zip(start, gradients, strict=True)}
@@ -69,7 +69,7 @@ def score(
 
 def _derivative(
     model: nn.Module,
-    names: tuple[tuple[str, ...], tuple[str, ...]],
+    names: tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]],
     loss: Loss,
     weights: Sequence[Tensor],
     others: Sequence[Tensor],
@@ -81,8 +81,12 @@ def _derivative(
     detach_momentum: bool,
     first_order: bool,
 ) -> Sequence[Tensor]:
-    """dL(w_M)/dc, or with first_order dL/dw_M: for each of the prunable weights, which come first in `names`."""
-    net = Subnetwork(model, dict(zip(names[0], kept, strict=True)), {}, (0, 0, 0))
+    """dL(w_M)/dc, or with first_order dL/dw_M: for each of the prunable weights.
+
+    Args:
+        names: of `weights`, of `others`, and of the masks in `kept`.
+    """
+    net, fixed = Subnetwork(model, {}, {}, (0, 0, 0)), dict(zip(names[2], kept, strict=True))
 
     def batch_loss(step: int, parameters: dict[str, Tensor]) -> Tensor:
         images, labels = batches[step % len(batches)]
@@ -102,7 +106,7 @@ def _derivative(
                 create_graph=not first_order,
                 materialize_grads=True,  # of what the network does not use
             )
-            _step_(parameters, velocity, gradients, net.mask, lr, momentum, detach_momentum)
+            _step_(parameters, velocity, gradients, fixed, lr, momentum, detach_momentum)
             if first_order:
                 parameters = _leaves(parameters)
         at = [parameters[name] for name in mask] if first_order else list(mask.values())
@@ -129,6 +133,6 @@ def _step_(
             velocity[name] = gradient + momentum * velocity[name]
         else:
             velocity[name] = gradient.detach() if detach_momentum and momentum > 0 else gradient
-        # A weight that an earlier round pruned takes no part in the steps.
+        # What an earlier round pruned takes no part in the steps, and the norms of pruned filters neither.
         moved = velocity[name] * mask[name] if name in mask else velocity[name]
         parameters[name] = parameters[name] - lr * moved
