@@ -67,7 +67,7 @@ def checked_shape(given: object) -> tuple[int, ...]:
         ConfigError: it is no shape.
     """
     sizes = tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else ()
-    if not sizes or not all(isinstance(size, Integral) and size > 0 for size in sizes):
+    if not sizes or not all(isinstance(size, Integral) and int(size) > 0 for size in sizes):
         raise ConfigError(f"input_shape={given!r}: give the shape of one image without its batch, such as (3, 32, 32)")
     return tuple(map(int, sizes))
 
