@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -40,7 +41,7 @@ def test_tables_and_verdicts_follow_from_the_rows(file: Path, renew: ModuleType,
         assert {row["id"] for row in there} == {path.name for path in runs.iterdir()}
         assert f"{len(there)} runs of " in written
         assert (f"{num_missing} more are to come" in " ".join(written.split())) == bool(num_missing)
-        writing.write(runs, tmp_path, about.options(images=False))
+        writing.write(runs, tmp_path, about.options(there, images=False))
         stems = renew.tasks(tmp_path)
         for stem in stems:
             assert renew.tables(tmp_path, stem, about, named=len(stems) > 1) in written
@@ -74,6 +75,53 @@ def test_what_cannot_be_shown_is_said_in_one_line(
             renew.main()
 
 
+@pytest.mark.parametrize(("shown", "label"), [("magnitude", "| Lottery tickets |"), ("dense", "dense: 97")])
+def test_a_part_of_the_runs_is_shown_before_the_others_are_there(
+    shown: str, label: str, renew: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "docs" / "results" / "lottery_lenet.md"
+    page.parent.mkdir(parents=True)
+    page.write_text(f"before\n{renew.begin('lottery_lenet')}\n{renew.END}\nafter\n")
+    monkeypatch.setattr(renew, "DOCS", tmp_path / "docs")
+    part = tmp_path / "part"
+    part.mkdir()
+    with archive.opened(RESULTS / "lottery_lenet.tar.gz") as runs:
+        every = renew.rows("lottery_lenet", runs)[0]
+        for row in [one for one in every if (one["pruner"], one["ablation"]) == (shown, "none")][:5]:
+            (part / row["id"]).symlink_to(runs / row["id"], target_is_directory=True)
+        monkeypatch.setattr(sys, "argv", ["renew.py", "lottery_lenet", str(part)])
+        renew.main()
+    text = page.read_text()
+    assert "5 runs of lenet300" in text and "180 more are to come" in " ".join(text.split())
+    assert label in text and "new weights" not in text
+    assert text.startswith("before\n") and text.endswith("\nafter\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ([], 2, "the following arguments are required: experiment, results"),
+        (["lottery_lenet", "RUNS"], 4, "data error: .*result.json: it is damaged"),
+    ],
+)
+def test_what_goes_wrong_is_one_line(
+    words: list[str],
+    code: int,
+    said: str,
+    renew: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "RUNS" / "run").mkdir(parents=True)
+    (tmp_path / "RUNS" / "run" / "result.json").write_text("{")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["renew.py", *words])
+    with pytest.raises(SystemExit) as stopped:
+        renew.main()
+    assert stopped.value.code == code and re.search(said, capsys.readouterr().err.splitlines()[-1])
+
+
 def test_hardware_is_that_of_the_rows(renew: ModuleType) -> None:
     on_cpus = [{"hardware": "x86_64 cpu, 1 thread"}, {"hardware": "x86_64 cpu, 8 threads"}]
     assert renew.hardware(on_cpus) == "CPU cores"
@@ -96,3 +144,12 @@ def test_commits_are_those_of_the_rows(named: list[str | None], said: str, renew
         if commit != "":  # else there is no such file
             (tmp_path / str(number) / "provenance.json").write_text(json.dumps({"commit": commit}))
     assert renew.commits(sorted(tmp_path.iterdir())) == said
+
+
+def test_commits_with_changes_are_said_to_have_them(renew: ModuleType, tmp_path: Path) -> None:
+    for number, (commit, dirty) in enumerate([("a", True), ("a", False), ("b", True), ("c", None)]):
+        (tmp_path / str(number)).mkdir()
+        origin = json.dumps({"commit": commit * 40, "dirty": dirty})
+        (tmp_path / str(number) / "provenance.json").write_text(origin)
+    found = renew.commits(list(tmp_path.iterdir()))
+    assert found == "commit aaaaaaa, aaaaaaa with changes, bbbbbbb with changes, ccccccc"

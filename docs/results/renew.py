@@ -5,10 +5,10 @@ the page. Of the page, what lies between the marks is replaced: tables, and verd
 around it is for a person to write: what it needs is printed.
 """
 
+import argparse
 import csv
 import json
 import re
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,10 +16,10 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-from pai_bench.launch import compose
+from pai_bench.launch import compose, terminal
 from pai_bench.published import matching, numbers, pages
 from pai_bench.published.verdicts import Rule
-from pai_bench.report import writing
+from pai_bench.report import names, writing
 from pai_bench.runs import archive, status
 
 DOCS = Path(__file__).parents[1]
@@ -38,11 +38,11 @@ class Page:
     more: Sequence[str] = ()  # further tables of the report, by the ends of their names
     labels: Mapping[str, str] = field(default_factory=dict)  # instead of the names of methods
 
-    def options(self, *, images: bool = True) -> writing.Options:
-        """The options of its report."""
-        return writing.Options(
-            statistic=self.statistic, figures=list(self.pictures), images=images, labels=dict(self.labels)
-        )
+    def options(self, found: Sequence[dict[str, Any]], *, images: bool = True) -> writing.Options:
+        """The options of its report on these rows: a part of the runs may lack what some label is of."""
+        words = names.words(found)
+        labels = {key: text for key, text in self.labels.items() if key in words}
+        return writing.Options(statistic=self.statistic, figures=list(self.pictures), images=images, labels=labels)
 
 
 PAGES = {
@@ -121,18 +121,19 @@ def about(experiment: str, folder: Path) -> str:
 
 def commits(directories: Sequence[Path]) -> str:
     """The commits of runs in words. Older rows and those of an installed package name none."""
-    origins = [path / "provenance.json" for path in directories]
-    named = [json.loads(path.read_text())["commit"] if path.exists() else None for path in origins]
-    known = ", ".join(sorted({commit[:7] for commit in named if commit is not None}))
+    files = [path / "provenance.json" for path in directories]
+    origins = [json.loads(path.read_text()) if path.exists() else {"commit": None} for path in files]
+    named = [one for one in origins if one["commit"] is not None]
+    known = ", ".join(sorted({f"{one['commit'][:7]}{' with changes' if one.get('dirty') else ''}" for one in named}))
     if not known:
         return "commits that the rows do not name"
-    return f"commit {known}" + (" and at others that some rows do not name" if None in named else "")
+    return f"commit {known}" + (" and at others that some rows do not name" if len(named) < len(origins) else "")
 
 
 def hardware(found: Sequence[dict[str, Any]]) -> str:
     """What runs were made on, in words."""
-    names = {"CPU cores" if " cpu, " in row["hardware"] else row["hardware"] for row in found}
-    return " and ".join(sorted(names))
+    machines = {"CPU cores" if " cpu, " in row["hardware"] else row["hardware"] for row in found}
+    return " and ".join(sorted(machines))
 
 
 def tabled(experiment: str, report: Path) -> list[str]:
@@ -144,8 +145,10 @@ def tabled(experiment: str, report: Path) -> list[str]:
     for stem in stems:
         name = experiment if len(stems) == 1 else f"{experiment}-{stem.split('-')[1]}"
         for number, kind in enumerate(page.pictures):
-            picture = pictures / f"{name}-{kind}.png"
-            picture.write_bytes((report / "figures" / f"{stem}-{kind}.png").read_bytes())
+            drawn, picture = report / "figures" / f"{stem}-{kind}.png", pictures / f"{name}-{kind}.png"
+            if not drawn.is_file():  # nothing that is pruned is there yet
+                continue
+            picture.write_bytes(drawn.read_bytes())
             if number == 0:
                 parts.append(f"![Test {kind} against compression]({picture.relative_to(page_folder)})")
         parts.append(tables(report, stem, page, named=len(stems) > 1))
@@ -163,8 +166,10 @@ def tables(report: Path, stem: str, page: Page, *, named: bool) -> str:
     if page.accuracies:
         text = (report / "tables" / f"{stem}.md").read_text()
         parts.append(text.strip() if named else text.partition("\n")[2].strip())
-    for kind in page.more:
-        title, _, body = (report / "tables" / f"{stem}-{kind}.md").read_text().strip().partition("\n")
+    for path in [report / "tables" / f"{stem}-{kind}.md" for kind in page.more]:
+        if not path.is_file():  # nothing that it shows is there yet
+            continue
+        title, _, body = path.read_text().strip().partition("\n")
         head = f"{title if named else title.partition(':')[0]}\n" if page.accuracies else ""
         parts.append(f"{head}{body}".strip())
     return "\n\n".join(parts)
@@ -220,14 +225,23 @@ def check(experiment: str, folder: Path) -> None:
 
 
 def main() -> None:
+    """What the command does."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiment", help=", ".join(PAGES))
+    parser.add_argument("results", type=Path, help="the folder with its runs")
+    given = parser.parse_args()
+    with terminal.one_line_errors():
+        renew(given.experiment, given.results)
+
+
+def renew(experiment: str, folder: Path) -> None:
     """Writes the page, the pictures and the rows, and prints the facts."""
-    experiment, folder = sys.argv[1], Path(sys.argv[2])
     check(experiment, folder)
     page = DOCS / PAGES[experiment].file
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
         runs, report = chosen(experiment, folder, place / "runs"), place / "report"
-        writing.write(runs, report, PAGES[experiment].options())
+        writing.write(runs, report, PAGES[experiment].options(rows(experiment, folder)[0]))
         parts = [begin(experiment), about(experiment, folder), *tabled(experiment, report), verdicts(runs), END]
         text = "\n\n".join(filter(None, parts))
         archive.pack(runs, DOCS / "results" / f"{experiment}.tar.gz")
