@@ -17,7 +17,7 @@ from torch import nn
 from pai_bench.errors import ConfigError
 from pai_bench.masks import masks
 from pai_bench.system import devices, distributed
-from pai_bench.system.world import World
+from pai_bench.system.world import World, world
 from pai_bench.training import compact
 
 CUDA = torch.device("cuda", 0)
@@ -58,6 +58,39 @@ def test_the_gpu_of_a_run_has_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(ConfigError, match=r"device=cuda: torch .* finds \d+ GPUs here"):
         devices.pick("cuda", alone)
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        {"WORLD_SIZE": "8", "RANK": "{}", "LOCAL_RANK": "{}", "LOCAL_WORLD_SIZE": "4"},
+        {
+            "SLURM_STEP_NUM_TASKS": "8",
+            "SLURM_PROCID": "{}",
+            "SLURM_LOCALID": "{}",
+            "SLURM_STEP_TASKS_PER_NODE": "4(x2)",
+        },
+    ],
+    ids=["torchrun", "srun"],
+)
+def test_every_process_says_that_there_are_too_few_gpus(
+    launcher: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WORLD_SIZE", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for rank in range(4):
+        for name, value in launcher.items():
+            monkeypatch.setenv(name, value.format(rank))
+        here = world()
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        with pytest.raises(
+            ConfigError, match=r"^device=cuda: 4 processes on this machine .* it shows 2; start as many"
+        ):
+            devices.pick("cuda", here)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+        assert devices.pick("cuda", here) == torch.device("cuda", rank)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # each sees its own
+        assert devices.pick("cuda", here) == CUDA
 
 
 def test_tfloat32_is_float32_on_a_cpu() -> None:

@@ -39,8 +39,14 @@ def pick(name: str, world: World) -> torch.device:
     if device.type == "cuda" and world.size > 1:
         if device.index is not None:
             raise ConfigError(f"device={name}: each of {world.size} processes needs its own GPU; use device=cuda")
+        number = torch.cuda.device_count()
+        if world.local_size > number > 1:
+            raise ConfigError(
+                f"device={name}: {world.local_size} processes on this machine need a GPU each, and it shows {number}; "
+                "start as many processes as it has GPUs"
+            )
         # Some launchers show each process only its own GPU.
-        device = torch.device("cuda", world.local_rank if torch.cuda.device_count() > 1 else 0)
+        device = torch.device("cuda", world.local_rank if number > 1 else 0)
     elif device == torch.device("cuda"):  # some functions of torch need the GPU's number
         device = torch.device("cuda", _least_used() if torch.cuda.device_count() > 1 else 0)
     if device.type == "cuda" and device.index >= torch.cuda.device_count():

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 from dataclasses import dataclass, field
 
 from pai_bench.errors import ConfigError
@@ -15,6 +16,7 @@ class World:
     size: int = 1
     local_rank: int = 0  # on this machine
     variable: str = field(default="", compare=False)  # the environment variable that gives the size
+    local_size: int = field(default=1, compare=False)  # the processes on this machine, where the launcher says it
 
 
 def world() -> World:
@@ -25,9 +27,10 @@ def world() -> World:
     """
     env = os.environ
     if "WORLD_SIZE" in env and "RANK" in env:
-        return _world("RANK", "WORLD_SIZE", "LOCAL_RANK")
+        return _world("RANK", "WORLD_SIZE", "LOCAL_RANK", _number("LOCAL_WORLD_SIZE", 1))
     if "SLURM_PROCID" in env and _number("SLURM_STEP_NUM_TASKS", 1) > 1:
-        return _world("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+        alike = re.fullmatch(r"(\d+)(\(x\d+\))?", env.get("SLURM_STEP_TASKS_PER_NODE", ""))  # on every machine
+        return _world("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", int(alike[1]) if alike else 1)
     return World()
 
 
@@ -36,8 +39,8 @@ def in_worker() -> bool:
     return multiprocessing.current_process().name != "MainProcess"
 
 
-def _world(rank: str, size: str, local_rank: str) -> World:
-    result = World(_number(rank), _number(size), _number(local_rank, 0), size)
+def _world(rank: str, size: str, local_rank: str, local_size: int) -> World:
+    result = World(_number(rank), _number(size), _number(local_rank, 0), size, local_size)
     if not 0 <= result.rank < result.size:
         raise ConfigError(f"{rank}={result.rank}, {size}={result.size}: no launcher sets them so; unset both")
     return result
