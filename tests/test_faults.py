@@ -47,7 +47,7 @@ def test_a_disk_that_fills_up_and_has_room_again(
 ) -> None:
     results = tmp_path / "results"
     results.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=112k", "tmpfs", results], check=False).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=124k", "tmpfs", results], check=False).returncode:
         pytest.skip("mounting a tmpfs is not allowed here")
     try:
         command = [*TINY, *RUNS["gradual"], "checkpoint_minutes=0"]
