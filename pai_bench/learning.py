@@ -17,6 +17,7 @@ from pai_bench.pruning.given import apply_given_mask
 from pai_bench.pruning.pruned import Pruned
 from pai_bench.runs.checkpoints import Checkpoints
 from pai_bench.system import distributed, seeding
+from pai_bench.training.recipe import length
 from pai_bench.training.recording import Observers
 from pai_bench.training.step import Execution
 from pai_bench.training.trainer import Trainer
@@ -81,17 +82,20 @@ def learned_network(parts: Parts) -> LearnedNetwork:
     """The network of a run with frozen weights and fresh scores.
 
     Raises:
-        ConfigError: the allocation does not fit the method.
+        ConfigError: the allocation does not fit the method, or the search is too short for it.
     """
     run, settings = parts.run, parts.run.search
     assert settings is not None
+    method = settings.method()
+    if method.event is not None:
+        method.event.steps(length(recipe_of(settings, run.training), parts.data))  # refuses where there are none
     model = parts.build("init")
     candidates = masks.full(model)
     keep = masks.num_kept(run.sparsity, masks.total(candidates))
     scores = seeding.generator(run.seed, "scores")
     try:
         counts = _counts(parts, candidates, keep)
-        return LearnedNetwork(model, settings.method(), counts, scores, affine=settings.affine)
+        return LearnedNetwork(model, method, counts, scores, affine=settings.affine)
     except ConfigError as error:
         raise ConfigError(f"allocation={run.allocation.name}: search={settings.name}: {error}") from error
 

@@ -221,7 +221,7 @@ def test_a_run_without_training_ends_with_the_strong_ticket(name: str, tmp_path:
 @pytest.mark.parametrize("name", SEARCHES)
 def test_a_seed_has_one_run(name: str, whole: Whole, tmp_path: Path) -> None:
     (_, one), (_, two) = whole(name), ran(name, tmp_path / "two", "checkpoint_epochs=5")
-    (_, other) = ran(name, tmp_path / "three", "seed=1", "training.epochs=0", "search.epochs=1")
+    (_, other) = ran(name, tmp_path / "three", "seed=1", "training.epochs=0")
     for file in ("mask", "scores", "model"):
         first, second = load_file(one / f"{file}.safetensors"), load_file(two / f"{file}.safetensors")
         assert all(torch.equal(tensor, second[key]) for key, tensor in first.items())
@@ -269,6 +269,24 @@ def test_an_allocation_that_does_not_fit_is_refused(words: list[str], said: str)
     cfg = composed(*SMALL, "sparsity=0.6", *words)
     with pytest.raises(ConfigError, match=said):
         learning.learned_network(assembly.assembled(cfg, torch.device("cpu")))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["search=iterand", "search.epochs=2", "search.method.every_steps=12"],
+            "search.method.every_steps=12: the search has 12 steps, so no weight would be drawn again; give fewer, or",
+        ),
+        (
+            ["search=gem_miner", "search.epochs=5"],
+            "search.method.freeze_every_epochs=5: the search ends with epoch 5, so no weight would be frozen out; give",
+        ),
+    ],
+)
+def test_a_search_too_short_for_its_events_is_refused(words: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        learning.learned_network(assembly.assembled(composed(*SMALL, "sparsity=0.6", *words), torch.device("cpu")))
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,26 @@ REFUSED = {
         ["pruner=ntt", "sparsity=0.5", "schedule=rewind"],
         "schedule=rewind: rewinding the weights would undo what pruner=ntt gives them",
     ),
+    "rounding of no number": (
+        ["pruner=synflow", "sparsity=0.5", "target=effective", "schedule.rounding=up"],
+        "schedule.rounding=up: target=effective searches for the number of weights and rounds none; give nearest",
+    ),
+    "probes of no Hessian": (
+        ["pruner=fisher_taylor2", "sparsity=0.5", "pruner.score.probes=10"],
+        "pruner.score.probes=10: pruner.score.curvature=fisher has no probes; give 1",
+    ),
+    "a constant momentum held constant": (
+        ["pruner=prospr_official", "sparsity=0.5", "pruner.score.first_order=true"],
+        "pruner.score.detach_momentum=true: with pruner.score.first_order=true every momentum is a constant; give",
+    ),
+    "an allocation of a given mask": (
+        ["mask=x.pt", "allocation=erk"],
+        "allocation=erk: mask=x.pt is taken as it is; leave allocation= out",
+    ),
+    "an allocation of a mask that falls from the dense network": (
+        ["pruner=dense", "rewire=gradual", "sparsity=0.5", "allocation.min_density=0.1"],
+        "allocation=global: rewire=gradual starts from the dense network and has a rule of its own; leave",
+    ),
     "filters that return": (
         ["pruner=filter_magnitude", "sparsity=0.5", "pruner.regrow=true"],
         "pruner.regrow=true: filters do not return",

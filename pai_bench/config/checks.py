@@ -13,7 +13,7 @@ from pai_bench.config.rewiring import check_reach, check_rewire
 from pai_bench.config.schema import GROUPS, OPTIONAL_GROUPS, FileSetting, Plain, RunConfig, with_checksum
 from pai_bench.config.timing import check_conditions
 from pai_bench.config.value_checks import check_name, check_values, none_is_null_, require
-from pai_bench.config.what_is_pruned import check_layers, check_repair, check_target, has_one_number
+from pai_bench.config.what_is_pruned import check_allocation, check_layers, check_repair, check_target, has_one_number
 from pai_bench.core import HOOKS, Round, TrainingLength
 from pai_bench.errors import ConfigError
 from pai_bench.training.recipe import last_rate_epochs
@@ -45,7 +45,8 @@ def complete(settings: Plain) -> RunConfig:
     check_rewire(run, rounds)
     transfer_checks.check_transfer(run, rounds)
     check_layers(run)
-    check_target(run)
+    check_target(run, rounds)
+    check_allocation(run)
     check_repair(run)
     run = replace(run, sparsity=_sparsity(run, asked)) if run.mask is None else _with_mask(run, asked)
     for key in WHOLE_FILES:

@@ -3,6 +3,7 @@
 import os
 import re
 
+from pai_bench.config.identity import function_name
 from pai_bench.config.schema import Plain, RunConfig
 from pai_bench.config.signatures import shown
 from pai_bench.core import Call
@@ -89,10 +90,24 @@ def check_values(run: RunConfig) -> None:
     else:
         needs = "it needs pruner.mode=eval_after_pass; set both, or null"
         require(run.pruner.pass_images is None, "pruner.pass_images", run.pruner.pass_images, needs)
+    _check_score(run.pruner.score)
     if data is not None:
         asked = {"per_class": data.per_class, "total": data.total}
         one = (data.per_class is None) != (data.total is None)
         require(one, "pruner.scoring_data", asked, "give one of the two and null the other")
+
+
+def _check_score(score: object) -> None:
+    """Refuses settings of a score that do nothing beside another of its settings."""
+    if not isinstance(score, Call):
+        return
+    name, settings = function_name("pruner", score.target), score.settings
+    if name == "second_order.score" and settings["curvature"] == "fisher":
+        needs = "pruner.score.curvature=fisher has no probes; give 1"
+        require(settings["probes"] == 1, "pruner.score.probes", settings["probes"], needs)
+    if name == "prospr.score" and settings["first_order"]:
+        needs = "with pruner.score.first_order=true every momentum is a constant; give false"
+        require(not settings["detach_momentum"], "pruner.score.detach_momentum", True, needs)
 
 
 def _check_image_sizes(recipe: Recipe, streamed: bool) -> None:

@@ -1,8 +1,11 @@
 """Rules of `prunable`, `target` and `repair`: which layers are pruned, what a sparsity counts, what is mended."""
 
+from collections.abc import Sequence
+
 from pai_bench.config import identity
 from pai_bench.config.schema import RunConfig
 from pai_bench.config.signatures import shown
+from pai_bench.core import Round
 from pai_bench.errors import ConfigError
 
 
@@ -52,7 +55,25 @@ def _allocation(run: RunConfig) -> str:
     return identity.function_name("allocation", run.allocation.target)
 
 
-def check_target(run: RunConfig) -> None:
+def check_allocation(run: RunConfig) -> None:
+    """Refuses an allocation that has nothing to allocate. A dense network may have one, for sweeps over pruners.
+
+    Raises:
+        ConfigError: it is such.
+    """
+    usual = _allocation(run) == "global_topk" and not run.allocation.settings.get("min_density")
+    if usual or run.pruner.score is not None or run.search is not None:
+        return
+    if run.mask is not None:
+        raise ConfigError(f"allocation={run.allocation.name}: mask={run.mask} is taken as it is; leave allocation= out")
+    if run.rewires:
+        raise ConfigError(
+            f"allocation={run.allocation.name}: rewire={run.rewire.name} starts from the dense network and has a rule "
+            "of its own; leave allocation= out"
+        )
+
+
+def check_target(run: RunConfig, rounds: Sequence[Round]) -> None:
     """Refuses an effective sparsity where none could be reached, or where it would not last.
 
     Raises:
@@ -70,6 +91,11 @@ def check_target(run: RunConfig) -> None:
         refuse(f"pruner={run.pruner.name} prunes filters, and paths are of weights")
     if run.rewires:
         refuse(f"rewire={run.rewire.name} moves the mask, and with it the paths")
+    if (rounding := next((one.rounding for one in rounds if one.rounding != "nearest"), None)) is not None:
+        raise ConfigError(
+            f"schedule.rounding={rounding}: target=effective searches for the number of weights and rounds none; give "
+            "nearest"
+        )
     if run.ablation.mask is not None:
         refuse(f"ablation={run.ablation.name} changes the mask, and with it the paths")
     if run.allocation.settings.get("rescale"):

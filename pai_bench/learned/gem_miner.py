@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from pai_bench.core import Count, TrainingLength
+from pai_bench.errors import ConfigError
 from pai_bench.learned.initial import Frozen, frozen, unit_uniform
 from pai_bench.learned.method import Event, Method, Occasion, Searched, same_scores
 from pai_bench.masks import masks
@@ -28,10 +29,18 @@ def gem_miner(*, weights: Frozen, scale_fan: bool, freeze_every_epochs: Count) -
     Reference: Sreenivasan et al. 2022, arXiv:2202.12002.
     Deviates: the released code gives biases scores too, and applies the mask of the weights to them. Here biases stay
         as they were drawn. The training of the weights afterwards is that of `training`.
+
+    Raises:
+        ConfigError: the search is too short to freeze; by the steps of its event.
     """
 
     def steps(length: TrainingLength) -> Sequence[int]:
         times = (length.epochs - 1) // freeze_every_epochs
+        if not times:
+            raise ConfigError(
+                f"search.method.freeze_every_epochs={freeze_every_epochs}: the search ends with epoch {length.epochs}, "
+                "so no weight would be frozen out; give fewer"
+            )
         return [number * freeze_every_epochs * length.steps_per_epoch for number in range(1, times + 1)]
 
     def happen_(net: Searched, occasion: Occasion) -> None:

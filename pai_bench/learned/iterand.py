@@ -7,6 +7,7 @@ import torch
 from torch import Generator, Tensor
 
 from pai_bench.core import Count, Fraction, TrainingLength
+from pai_bench.errors import ConfigError
 from pai_bench.learned.initial import Frozen, frozen, kaiming_uniform
 from pai_bench.learned.method import Event, Method, Occasion, Searched, same_scores
 
@@ -37,10 +38,19 @@ def iterand(
     Reference: Chijiwa et al. 2021, arXiv:2106.09269, and their released code, which has signed scores.
     Deviates: weights are drawn by the law of the whole network's initialization. After the last step nothing is drawn
         again. Numbers of kept weights are rounded as in edge_popup.
+
+    Raises:
+        ConfigError: the search is too short for a draw; by the steps of its event.
     """
 
     def steps(length: TrainingLength) -> Sequence[int]:
-        return range(every_steps, length.epochs * length.steps_per_epoch, every_steps)
+        total = length.epochs * length.steps_per_epoch
+        if every_steps >= total:
+            raise ConfigError(
+                f"search.method.every_steps={every_steps}: the search has {total} steps, so no weight would be drawn "
+                "again; give fewer, or search=edge_popup"
+            )
+        return range(every_steps, total, every_steps)
 
     def happen_(net: Searched, occasion: Occasion) -> None:
         mask, fresh = net.mask(), occasion.redraw()

@@ -46,7 +46,8 @@ class Searched(Protocol):
 class Event:
     """Something that happens between two steps."""
 
-    steps: Callable[[TrainingLength], Sequence[int]]  # after how many steps, in rising order, before the last step
+    # After how many steps, in rising order, before the last step. It refuses a training without any.
+    steps: Callable[[TrainingLength], Sequence[int]]
     happen_: Callable[[Searched, Occasion], None]  # changes the network in place; a function of its arguments
 
 

@@ -30,7 +30,7 @@ def score(
             "fisher": the mean of the squared gradient of single images; it needs eval mode.
         first_order: the sign of w g. "minus" is the change of the loss. "plus" is what released code computes. "none"
             leaves the term out, and keeps the sign of the rest: at a minimum g is zero.
-        probes: how many z for the Hessian.
+        probes: how many z for the Hessian; 1 with curvature=fisher, which has none.
         temperature: divides the logits.
 
     Raises:
