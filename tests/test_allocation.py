@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import composed
 from safetensors.torch import save_file
 from torch import Generator
 
@@ -229,3 +230,15 @@ def test_scores_of_any_memory_format_are_ranked_alike(tied: bool) -> None:
         for v in (values, values.contiguous(memory_format=torch.channels_last))
     )
     assert torch.equal(plain, last) and last.is_contiguous()
+
+
+@pytest.mark.parametrize("name", ["uniform", "erk", "igq", "erk_plus", "uniform_plus"])
+def test_layers_have_the_numbers_of_one_round_after_many(name: str) -> None:
+    allocate = composed("pruner=random", "sparsity=0.9", f"allocation={name}").allocation
+    candidates = everything((16, 3, 3, 3), (32, 16, 3, 3), (32, 32, 3, 3), (10, 32))
+    scores = {layer: torch.rand(mask.shape, generator=GENERATOR) for layer, mask in candidates.items()}
+    once = allocate(scores, candidates, num_kept(candidates, 0.9), GENERATOR).mask
+    mask = candidates
+    for level in range(1, 11):
+        mask = allocate(scores, mask, num_kept(candidates, 1 - 0.1 ** (level / 10)), GENERATOR).mask
+    assert masks.counts(mask) == masks.counts(once)

@@ -36,6 +36,22 @@ def explicit_hessian_gradient(model: nn.Module, images: Batches, temperature: fl
     return {n: p.view(w.shape) for (n, w), p in zip(weights.items(), product.split(sizes), strict=True)}
 
 
+def test_sums_over_layers_follow_from_euler(images: Batches) -> None:
+    """A loss that is linear in every layer: a layer's w (Hg) sums to the squared gradient norm of all others."""
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 4, 3, bias=False), nn.ReLU(), nn.Conv2d(4, 5, 3, bias=False), nn.ReLU(), nn.Flatten()
+    model = nn.Sequential(*layers, nn.Linear(5 * 16, 4, bias=False)).double().eval()
+
+    def linear(logits: Tensor, labels: Tensor) -> Tensor:
+        return -logits.gather(1, labels[:, None]).mean()
+
+    scores = grasp.score(subnetwork(model), images, linear, Generator(), temperature=1.0, **PLAIN)
+    squares = {name: (g**2).sum() for name, g in mean_gradient(subnetwork(model), images, linear)[1].items()}
+    assert len(scores) == 3
+    for name, values in scores.items():
+        assert_close(values.sum(), sum(squares.values()) - squares[name], 1e-9)
+
+
 class Small(nn.Module):
     """195 prunable weights, smooth, so that its Hessian is everywhere defined."""
 

@@ -5,9 +5,9 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import Chain
+from conftest import Chain, composed
 from scored import assert_close, subnetwork, taken
-from torch import Generator, nn
+from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from pai_bench.analysis.gradients import mean_gradient
@@ -212,6 +212,59 @@ def test_first_order_prospr_is_the_initial_weight_times_the_gradient_after_the_s
     for name, weight in masks.prunable(model).items():
         assert weight.grad is not None
         assert_close(found[name], (initial[name] * weight.grad).abs(), 1e-9)
+
+
+@pytest.mark.parametrize("name", ["snip", "grasp", "synflow", "px"])
+def test_a_grouped_convolution_scores_as_a_dense_one_whose_other_blocks_are_pruned(name: str, images: Batches) -> None:
+    def of_groups(groups: int) -> nn.Sequential:
+        layers = nn.Conv2d(3, 4, 3, bias=False), nn.ReLU(), nn.Conv2d(4, 6, 3, groups=groups, bias=False), nn.ReLU()
+        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(6 * 16, 4, bias=False)).double().eval()
+
+    torch.manual_seed(0)
+    grouped, dense = of_groups(2), of_groups(1)
+    mask = masks.full(dense)
+    mask["2.weight"][:3, 2:], mask["2.weight"][3:, :2] = False, False
+    with torch.no_grad():
+        for layer in (0, 5):
+            dense[layer].weight.copy_(grouped[layer].weight)
+        dense[2].weight[mask["2.weight"]] = grouped[2].weight.flatten()
+    score = composed(f"pruner={name}", "sparsity=0.5").pruner.score
+    assert score is not None
+    found = score(subnetwork(grouped), images, F.cross_entropy, Generator())
+    expected = score(subnetwork(dense, mask), images, F.cross_entropy, Generator())
+    for layer in ("0.weight", "5.weight"):
+        assert_close(found[layer], expected[layer], 1e-9)
+    assert_close(found["2.weight"].flatten(), expected["2.weight"][mask["2.weight"]], 1e-9)
+
+
+class Tied(nn.Module):
+    """Two layers with one weight."""
+
+    def __init__(self, tied: bool) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(192, 4, bias=False), nn.Linear(4, 4, bias=False)
+        self.third = nn.Linear(4, 4, bias=False)
+        if tied:
+            self.third.weight = self.second.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.third(self.second(self.first(x.flatten(1)).relu()).relu())
+        return logits
+
+
+def test_a_weight_of_two_layers_has_the_sum_of_what_it_does_in_both(images: Batches) -> None:
+    torch.manual_seed(0)
+    tied, apart = Tied(True).double().eval(), Tied(False).double().eval()
+    apart.load_state_dict(tied.state_dict())
+    weights, gradients = mean_gradient(subnetwork(apart), images, F.cross_entropy)
+    both = gradients["second.weight"] + gradients["third.weight"]
+    found = taken(snip.score, tied, images, False)
+    assert "third.weight" not in found
+    assert_close(found["second.weight"], (weights["second.weight"] * both).abs(), 1e-9)
+    synflow = composed("pruner=synflow", "sparsity=0.5").pruner.score
+    assert synflow is not None
+    of_tied, of_both = (synflow(subnetwork(net), [], F.cross_entropy, Generator()) for net in (tied, apart))
+    assert_close(of_tied["second.weight"], of_both["second.weight"] + of_both["third.weight"], 1e-9)
 
 
 @pytest.mark.parametrize("first_order", [False, True])
