@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from processes import run_script
 from whole_runs import TINY
 
+from pai_bench.commands import status as status_command
 from pai_bench.config import composition
 from pai_bench.errors import ConfigError
 from pai_bench.launch import compose, sweeps
@@ -262,7 +263,7 @@ def test_the_state_of_a_sweep_and_what_is_run_again(run_cli: RunCli, tmp_path: P
     code, said = status(str(results), "pruner=snip", "--retry")
     assert code == 2 and len(said) == 1 and "pruner=snip: it has no effect beside a results folder" in said[0]
     words = ["hydra/launcher=slurm", "+hydra.launcher.account=me"]
-    assert status(str(results), *words)[1][0] == "2 runs: 1 finished, 1 failed"
+    assert status_command.of_folder([results], words).launcher.account == "me"
     code, said = status(str(results), "--retry")
     assert code == 1 and any(line.startswith("error: training diverged") for line in said)
     code, said = status(*sweep, "seed=0,1", f"results_dir={results}", "--retry")
