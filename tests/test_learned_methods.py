@@ -16,7 +16,7 @@ from torch import Generator, Tensor, nn
 
 from pai_bench import assembly, learning
 from pai_bench.core import TrainingLength, Weights
-from pai_bench.errors import PreemptedError
+from pai_bench.errors import ConfigError, PreemptedError
 from pai_bench.learned import biprop, gem_miner, initial, iterand
 from pai_bench.learned.method import Occasion
 from pai_bench.learned.network import LearnedNetwork
@@ -160,8 +160,10 @@ def test_gem_miner_freezes_by_a_geometric_schedule() -> None:
     assert [gem_miner.num_left(10_000, 100, number, 4) for number in range(5)] == [10_000, 3162, 1000, 316, 100]
     method = gem_miner.gem_miner(weights="drawn", scale_fan=False, freeze_every_epochs=5)
     assert method.event is not None
-    for epochs, times in [(5, []), (6, [35]), (10, [35]), (11, [35, 70]), (150, [35 * n for n in range(1, 30)])]:
+    for epochs, times in [(6, [35]), (10, [35]), (11, [35, 70]), (150, [35 * n for n in range(1, 30)])]:
         assert list(method.event.steps(TrainingLength(epochs, 7))) == times
+    with pytest.raises(ConfigError, match=r"freeze_every_epochs=5: the search ends with epoch 5, so no weight would"):
+        method.event.steps(TrainingLength(5, 7))
 
 
 def test_gem_miner_keeps_what_lies_above_the_threshold_and_is_not_frozen_out() -> None:
