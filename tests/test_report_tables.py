@@ -299,7 +299,7 @@ def test_the_page_begins_with_what_was_compared_and_the_best_methods(tmp_path: P
     text = (tmp_path / "report" / "index.html").read_text()
     head = text[text.index("<h1>") : text.index("</header>")]
     assert "Pruning methods on digits, resnet20" in head
-    assert "snip, synflow and random at 10× and 100× compression, 2 to 3 seeds each." in head
+    assert "snip, synflow and random at compressions of 10× and 100×, 2 to 3 seeds each." in head
     best = re.findall(r"<dt>Best at ([^<]*)</dt><dd><svg.*?</svg> ([^<]*)</dd>", head)
     assert [(ratio, words[:13]) for ratio, words in best] == [("10×", "snip, 93.20 ±"), ("100×", "synflow, 90.4")]
     assert (

@@ -31,8 +31,9 @@ def compared(grid: Grid, looks: Mapping[str, Look]) -> str:
     if not labels:
         return f"The dense network, {seeds}."
     at = names.listed([names.compression(level) for level in grid.levels])
-    kind = " of filters" if grid.filters else ""
-    return f"{names.listed(labels)} at {at} compression{kind}, {seeds}{' each' if max(numbers) > 1 else ''}."
+    kind = " (of filters)" if grid.filters else ""
+    noun = "compressions" if len(grid.levels) > 1 else "compression"
+    return f"{names.listed(labels)} at {noun} of {at}{kind}, {seeds}{' each' if max(numbers) > 1 else ''}."
 
 
 def winners(grid: Grid, differences: Mapping[float, Sequence[Difference]], looks: Mapping[str, Look]) -> list[Best]:
