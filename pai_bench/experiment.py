@@ -192,7 +192,7 @@ def _announce(parts: Parts, model: nn.Module, given: tuple[Mask, Mask] | None) -
         to_keep = f"{masks.num_kept(sparsity, num_prunable):,}{' effective ones' * (run.target == 'effective')}"
     how = f"in {len(parts.rounds)} round{'' if len(parts.rounds) == 1 else 's'}"
     if run.search is not None:
-        how = f"learned in {run.search.epochs} epochs"
+        how = f"learned in {run.search.epochs} epoch{'' if run.search.epochs == 1 else 's'}"
     log.info(
         "%s: %s images of %s in %d %s; %s: %s prunable weights, %s to keep, %s; %s",
         run.dataset.name,
