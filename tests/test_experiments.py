@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from conftest import CONF, ROOT, RunCli, options
 
-from pai_bench.core import ScoringData
+from pai_bench.core import ScoringData, TrainingLength
 from pai_bench.errors import ConfigError
 from pai_bench.launch import compose
 from pai_bench.runs import status
+from pai_bench.training.rewires import rewire_steps
 
 DOCS = (ROOT / "docs" / "reproducing.md").read_text()
 HEADER = re.compile(
@@ -21,9 +22,14 @@ HEADER = re.compile(
 )
 
 
+def source(name: str) -> str:
+    """The text of an experiment."""
+    return (CONF / "experiment" / f"{name}.yaml").read_text()
+
+
 def header(name: str) -> dict[str, str]:
     """What the comment at the top of an experiment says."""
-    found = HEADER.search((CONF / "experiment" / f"{name}.yaml").read_text())
+    found = HEADER.search(source(name))
     assert found, f"{name} has no header"
     return found.groupdict()
 
@@ -98,6 +104,16 @@ def test_an_experiment_composes_at_both_scales(name: str) -> None:
             assert int(job["schedule.levels"]) <= 2
     for group in ("pruner", "schedule", "allocation", "ablation", "pruner.score.temperature"):
         assert {job.get(group) for job in smoke} == {job.get(group) for job in kept}, group
+
+
+@pytest.mark.parametrize("name", [name for name in options("experiment") if "rewire: " in source(name)])
+def test_a_mask_moves_on_its_way_at_smoke_scale_too(name: str) -> None:
+    moving = [cfg for cfg in runs(name, "scale=smoke") if cfg.rewires]
+    assert moving
+    for cfg in moving:
+        steps = rewire_steps(cfg.rewire, TrainingLength(cfg.training.epochs, 23))  # of digits
+        assert steps[0] == 0 and len(steps) >= 3 and len(steps) < 23
+    assert all(cfg.search is None or cfg.search.epochs <= 2 for cfg in runs(name, "scale=smoke"))
 
 
 def test_an_experiment_runs_at_smoke_scale(run_cli: RunCli, tmp_path: Path) -> None:

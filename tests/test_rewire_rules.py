@@ -274,6 +274,14 @@ def test_a_training_without_a_rewire_is_refused() -> None:
         rewire_steps(rewire, TrainingLength(1, 10))
     with pytest.raises(ConfigError, match=r"rewire=granet: its first rewire comes after 1000 of 230 steps; give a sh"):
         rewire_steps(config_of("granet"), TrainingLength(10, 23))
+    with pytest.raises(
+        ConfigError, match=r"rewire\.every_steps=100: 2 rewires in 230 steps make no gradual way from rew"
+    ):
+        rewire_steps(config_of("gradual"), TrainingLength(10, 23))
+    with pytest.raises(
+        ConfigError, match=r"rewire\.every_epochs=8: 1 rewire in 230 steps make no gradual way from rewi"
+    ):
+        rewire_steps(replace(config_of("gradual"), every_steps=None, every_epochs=8.0), TrainingLength(10, 23))
     with pytest.raises(ConfigError, match=r"rewire\.at=\[0\.98\]: no time lies before the last step of a tr"):
         rewire_steps(replace(config_of("acdc"), at=[0.98]), TrainingLength(1, 23))
     with pytest.raises(ConfigError, match=r"rewire\.at=\[.*\]: two times are one step of a training of 10 steps"):

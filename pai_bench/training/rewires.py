@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from pai_bench.rewiring.rewire import Rewire
 
 
+_FEWEST = 3  # rewires on the way from one sparsity to another
+
+
 @dataclass(frozen=True)
 class Rewiring:
     """A rule, and the steps of the last training at which it moves the mask."""
@@ -44,7 +47,8 @@ def rewire_steps(rewire: Rewiring, length: TrainingLength) -> list[int]:
     rewire that takes the place of a step takes that of the next one.
 
     Raises:
-        ConfigError: there are none, or two times of `at` are one step.
+        ConfigError: there are none, or too few for a way from one sparsity to another; or two times of `at` are one
+            step.
     """
     total = length.epochs * length.steps_per_epoch
     early = steps_early(rewire)
@@ -61,6 +65,13 @@ def rewire_steps(rewire: Rewiring, length: TrainingLength) -> list[int]:
         remedy += "; give a wider interval, or train longer"
     if not steps:
         raise ConfigError(f"rewire={rewire.name}: {remedy}")
+    if rewire.start_sparsity is not None and len(steps) < _FEWEST:
+        interval = "every_steps" if rewire.every_steps else "every_epochs"
+        raise ConfigError(
+            f"rewire.{interval}={getattr(rewire, interval):g}: {len(steps)} rewire{'s' * (len(steps) > 1)} in {total} "
+            f"steps make no gradual way from rewire.start_sparsity={rewire.start_sparsity:g}; give a shorter interval, "
+            "or train longer"
+        )
     return steps
 
 
