@@ -236,9 +236,21 @@ def test_a_network_that_stops_at_a_collapse_moves_nothing(tmp_path: Path) -> Non
     assert row["num_rewires"] == 0 and row["mean_churn"] is None and row["train_macs_per_image"] == 0
 
 
-def test_two_processes_move_the_mask_as_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "rule",
+    [
+        ["rewire=rigl", "rewire.every_steps=4", "pruner=random"],
+        ["rewire=set", "rewire.every_steps=4", "pruner=random"],
+        ["rewire=snfs", "rewire.every_steps=4", "pruner=random"],
+        ["rewire=granet", "rewire.every_steps=3", "pruner=random"],
+        ["rewire=gradual", "rewire.every_steps=4", "pruner=dense"],
+        ["rewire=acdc", "rewire.at=[0.2,0.4,0.6]", "pruner=dense"],
+    ],
+    ids=lambda rule: rule[0],
+)
+def test_two_processes_move_the_mask_as_one(rule: list[str], tmp_path: Path) -> None:
     """In forks, which spare the time of importing torch. A small step, or training amplifies what rounding changes."""
-    words = [*TINY, "pruner=random", "sparsity=0.6", "training.lr=0.001", "rewire=rigl", "rewire.every_steps=4"]
+    words = [*TINY, "sparsity=0.6", "training.lr=0.001", *rule]
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
