@@ -113,9 +113,9 @@ def test_it_comes_to_the_derivative_of_the_trace_of_the_tangent_kernel(monkeypat
 def test_the_size_of_the_change_hardly_changes_the_ranking_of_a_smooth_network() -> None:
     torch.manual_seed(0)
     model, sizes = Smooth().double(), (0.01, 0.001, 0.0001)
-    ranks = [joined(scores_of(model, Smooth, epsilon=size, repeats=5)).argsort().argsort().double() for size in sizes]
-    alike = torch.corrcoef(torch.stack(ranks))
-    assert alike[0, 1] > 0.95 and alike[1, 2] > 0.99
+    # A change of odd order has either sign: it takes many repeats until it cancels out.
+    ranks = [joined(scores_of(model, Smooth, epsilon=size, repeats=300)).argsort().argsort().double() for size in sizes]
+    assert torch.corrcoef(torch.stack(ranks)).min() > 0.99
 
 
 def test_masks_nest_and_no_trace_is_left() -> None:
