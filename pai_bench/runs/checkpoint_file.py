@@ -74,8 +74,8 @@ def _checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:  # torch has many kinds of errors for too little memory, and the checksum is right
         said = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise UserError(
-            f"{path}: it is whole but cannot be loaded ({said}); give the process more memory, or remove the file to "
-            "start again"
+            f"{path}: it is whole but cannot be loaded ({said}); give the process more memory, or remove both "
+            "files checkpoint*.pt of this folder to start again"
         ) from error
     if run != path.parent.name:
         raise _DamagedError(f"{path}: it is a checkpoint of another run, {run}")
@@ -96,8 +96,8 @@ def _payload(path: Path) -> bytes:
         return payload
     if len(content) > start and content.startswith(_ANY_MAGIC) and not content.startswith(MAGIC):
         raise UserError(
-            f"{path}: another version of pai_bench has written it; go on with that version, or remove the file to "
-            "start again"
+            f"{path}: another version of pai_bench has written it; go on with that version, or remove both files "
+            "checkpoint*.pt of this folder to start again"
         )
     raise _DamagedError(f"{path}: it is damaged")
 
