@@ -2,6 +2,7 @@
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,6 +33,14 @@ def test_markdown_shows_means_deviations_and_what_is_missing() -> None:
     (noisy,) = (line for line in lines if line.startswith("| random"))
     assert noisy.count("\\*") == 2
     assert "Seeds that are missing: snip at 100× without seed 2." in "\n".join(lines)
+
+
+def test_a_bar_in_a_label_breaks_no_table() -> None:
+    grid, table, looks = made(many())
+    named = {key: replace(look, label=look.label.replace("snip", "|w|")) for key, look in looks.items()}
+    assert "\n| \\|w\\| |" in tables.markdown(table, named)
+    assert "\n| \\|w\\| |" in written(costs, grid, named)
+    assert r"\textbar{}w\textbar{}" in tables.latex(table, named)
 
 
 def test_costs_are_multiples_of_one_training_of_the_dense_network() -> None:

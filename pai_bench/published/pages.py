@@ -44,7 +44,8 @@ def markdown(comparisons: Sequence[Comparison], rule: Rule, chosen: Sequence[Com
     for table, some in groupby(comparisons, key=lambda comparison: comparison.number.table):
         header, *rows = _cells(list(some), rule)
         lines += [f"## {_heading(table)}", "", *(f"- {line}" for line in _about(table)), ""]
-        lines += [_row(header), _row(["---", *["---:"] * 4, *["---"] * (len(header) - 5)]), *map(_row, rows), ""]
+        alignments = ["---", *["---:"] * 4, *["---"] * (len(header) - 5)]
+        lines += [*map(files.markdown_row, [header, alignments, *rows]), ""]
     return "\n".join([*lines, counted(comparisons if chosen is None else chosen), ""])
 
 
@@ -115,10 +116,6 @@ def _about(table: Table) -> Iterator[str]:
     yield f"recipe: {' '.join(table.recipe)}" if table.recipe is not None else f"no experiment: {table.no_recipe}"
     if table.note:
         yield table.note
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def _cells(comparisons: Sequence[Comparison], rule: Rule) -> list[list[str]]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pai_bench.report import names
 from pai_bench.report.configurations import Configuration, Grid
 from pai_bench.report.names import Look
+from pai_bench.system.files import markdown_row
 
 Lines = tuple[tuple[str, ...], ...]
 
@@ -38,7 +39,7 @@ def markdown(table: MoreTable, title: str) -> str:
     Args:
         title: of what it is about.
     """
-    lines = [f"| {' | '.join(line)} |" for line in table.lines]
+    lines = [markdown_row(line) for line in table.lines]
     if lines:
         lines.insert(1, "| --- |" + " ---: |" * (len(table.lines[0]) - 1))
     return "\n".join(

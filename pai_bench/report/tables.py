@@ -9,7 +9,7 @@ from pai_bench.report.comparison import FEWEST, Difference, best, critical, not_
 from pai_bench.report.configurations import Configuration, Grid, compression
 from pai_bench.report.names import Look
 from pai_bench.report.plots import Shown
-from pai_bench.system.files import csv_text
+from pai_bench.system.files import csv_text, markdown_row
 
 UNTOLD, UNTESTED, UNTRAINED, ASTERISK = "†", "§", "‡", "*"
 
@@ -155,10 +155,10 @@ def markdown(table: Table, looks: Mapping[str, Look]) -> str:
     lines += [f"- {warning}" for warning in table.warnings] + [""] * bool(table.warnings)
     lines += [f"{looks[method].label}: {shown(entry)}" for method, entry in table.dense]
     if table.rows:
-        lines += ["", "| method | " + " | ".join(f"{ratio} ({share})" for ratio, share in table.columns) + " |"]
+        lines += ["", markdown_row(["method", *(f"{ratio} ({share})" for ratio, share in table.columns)])]
         lines.append("| --- |" + " ---: |" * len(table.columns))
         for method, entries in table.rows:
-            lines.append(f"| {looks[method].label} | " + " | ".join(map(shown, entries)) + " |")
+            lines.append(markdown_row([looks[method].label, *map(shown, entries)]))
     notes = [note.replace(ASTERISK, "\\*") for note in table.notes]
     return "\n".join([*lines, "", *notes, ""])
 
@@ -166,7 +166,7 @@ def markdown(table: Table, looks: Mapping[str, Look]) -> str:
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "×": r"$\times$", "±": r"$\pm$", "†": r"$^\dagger$",
-    "‡": r"$^\ddagger$", "§": r"$^\S$", "–": "--", "*": r"$^*$",
+    "‡": r"$^\ddagger$", "§": r"$^\S$", "–": "--", "*": r"$^*$", "|": r"\textbar{}",
 }  # fmt: skip
 
 

@@ -42,6 +42,11 @@ def csv_cell(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
+def markdown_row(cells: Iterable[str]) -> str:
+    """One line of a Markdown table. A bar within a cell stays a bar."""
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
 def csv_text(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
     """Rows as the text of a CSV file with a header. A value that is None or absent gives an empty field."""
     buffer = io.StringIO()
