@@ -1,17 +1,20 @@
 """Pages with our own runs: what they print is what the rows beside them say."""
 
+import csv
 import importlib.util
 import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean, stdev
 from types import ModuleType
 
 import pytest
 from conftest import ROOT
 
 from pai_bench.report import writing
-from pai_bench.runs import archive
+from pai_bench.runs import archive, status
 
 RESULTS = ROOT / "docs" / "results"
 ROWS = sorted(RESULTS.glob("*.tar.gz"))
@@ -46,6 +49,49 @@ def test_tables_and_verdicts_follow_from_the_rows(file: Path, renew: ModuleType,
         for stem in stems:
             assert renew.tables(tmp_path, stem, about, named=len(stems) > 1) in written
         assert renew.verdicts(runs) in written
+
+
+# Runs that are not of the experiment of a page, but that its text speaks of: the page, the accuracy, and its digits.
+CONTROLS = {
+    "grasp_abs": ("results/mnist_curves.md", "test_top1", 2),
+    "planted_own_mask": ("planted.md", "test_top1", 1),
+    "snip_lenet300": ("results/snip_tables.md", "best_test_top1", 2),
+}
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """Mean and sample standard deviation of fractions, in percent, as the pages write them."""
+    return f"{100 * mean(values):.{digits}f} ± {100 * stdev(values):.{digits}f}"
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_what_the_text_says_of_controls_follows_from_their_rows(name: str) -> None:
+    page, accuracy, digits = CONTROLS[name]
+    groups: dict[tuple[str, ...], list[float]] = {}
+    with archive.opened(RESULTS / "controls" / f"{name}.tar.gz") as runs:
+        for row in status.read(runs):
+            key = tuple(str(row[column]) for column in ("dataset", "model", "pruner", "ablation", "target_sparsity"))
+            groups.setdefault(key, []).append(row[accuracy])
+    text = (ROOT / "docs" / page).read_text()
+    assert f"{name}.tar.gz" in text
+    for values in groups.values():
+        assert len(values) == 5
+        assert spread(values, digits) in text
+
+
+def test_the_recall_after_each_round_follows_from_the_curves() -> None:
+    recalls: dict[str, list[list[float]]] = {}
+    with archive.opened(RESULTS / "controls" / "planted_rounds.tar.gz") as runs:
+        for row in status.read(runs):
+            with (runs / row["id"] / "metrics.csv").open() as file:
+                curve = [(float(point["epoch"]), point["planted/recall"]) for point in csv.DictReader(file)]
+            after = [float(recall) for epoch, recall in curve if epoch in (11, 21, 31, 41, 51)]
+            recalls.setdefault(f"{row['pruner']} {row['schedule']}", []).append(after)
+    columns = [recalls[name] for name in ("magnitude rewind", "magnitude lr_rewind", "synflow lr_rewind")]
+    page = (ROOT / "docs" / "planted.md").read_text()
+    for number in range(5):
+        cells = [spread([after[number] for after in column], 1) for column in columns]
+        assert f"| {' | '.join(cells)} |" in page
 
 
 @pytest.mark.parametrize("text", [None, "no marks", "<!-- docs/results/renew.py writes this of lottery_lenet -->"])
