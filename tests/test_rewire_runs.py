@@ -61,6 +61,10 @@ def test_a_network_that_is_pruned_while_it_trains_is_not_the_dense_one() -> None
 
 REFUSED: dict[str, tuple[list[str], str]] = {
     "dense": (["rewire=rigl"], "pruner=dense: rewire=rigl needs a mask to start from; choose another pruner"),
+    "a learned mask": (
+        ["search=edge_popup", "sparsity=0.9", "rewire=rigl"],
+        "search=edge_popup: rewire=rigl does not start from a search; run the search alone, then give its mask with",
+    ),
     "nothing to prune to": (["pruner=dense", "rewire=gradual"], "rewire=gradual needs a target: add sparsity=0.9"),
     "scores for nothing": (
         ["pruner=snip", "sparsity=0.9", "rewire=gradual"],

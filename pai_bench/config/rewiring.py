@@ -60,6 +60,11 @@ def _check_start(run: RunConfig) -> None:
                 f"pruner={pruner.name}: rewire={rewire.name} starts from the dense network, where nothing is scored; "
                 "use pruner=dense, or give rewire.start_sparsity above 0"
             )
+    elif run.search is not None:
+        raise ConfigError(
+            f"search={run.search.name}: rewire={rewire.name} does not start from a search; run the search alone, then "
+            "give its mask with mask=results/RUN/mask.safetensors"
+        )
     elif not searched:
         raise ConfigError(
             f"pruner={pruner.name}: rewire={rewire.name} needs a mask to start from; choose another pruner, such as "
