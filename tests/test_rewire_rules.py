@@ -93,7 +93,19 @@ def test_masks_move_and_end_at_the_number_that_is_asked_for(name: str) -> None:
     way = moved(name)
     assert any(not torch.equal(before[layer], after[layer]) for before, after in way for layer in SHAPES)
     start, end = way[0][0], way[-1][1]
-    assert masks.kept(end) == (KEEP if config_of(name).start_sparsity is not None else masks.kept(start))
+    assert masks.kept(end) == (KEEP if config_of(name).reaches_target else masks.kept(start))
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_another_sparsity_at_the_start_is_for_the_rules_that_fall_to_the_target(name: str) -> None:
+    words = ["pruner=random", f"rewire={name}", "sparsity=0.85"]
+    if name in ("gradual", "granet", "acdc"):
+        assert composed(*words, "rewire.start_sparsity=0.5").start_sparsity == 0.5
+        return
+    refused = rf"^rewire\.start_sparsity=0\.5: rewire={name} ends with as many .* reach sparsity=0\.85; give null, or"
+    with pytest.raises(ConfigError, match=refused):
+        composed(*words, "rewire.start_sparsity=0.5")
+    assert composed(*words, "rewire.start_sparsity=0.85").start_sparsity == 0.85
 
 
 @pytest.mark.parametrize("name", [name for name in CONSTANT if "itop" not in name])

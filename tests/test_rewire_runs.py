@@ -47,6 +47,8 @@ def test_a_rewire_is_in_the_names_of_a_run() -> None:
     itop = ["rewire.rule.drop_fraction=0.5", "rewire.rule.last_drop_fraction=0.005", "rewire.end=1"]
     by_hand = composed(*RIGL, *itop, "rewire.every_steps=4000", "rewire.begin=null", "rewire.skip_step=false")
     assert composed("pruner=random", "sparsity=0.8", "rewire=rigl_itop").method == by_hand.method
+    granet = identity._counted(plain(composed("pruner=random", "sparsity=0.8", "rewire=granet")), set())["rewire"]
+    assert granet["start_sparsity"] == 0.5 and "reaches_target" not in granet
 
 
 def test_a_network_that_is_pruned_while_it_trains_is_not_the_dense_one() -> None:

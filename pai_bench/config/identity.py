@@ -74,7 +74,9 @@ def _counted(settings: dict[str, Any], without: set[str]) -> dict[str, Any]:
     counted = _without(counted, "checksums", "mask_name")
     for group in ("training", "allocation", "schedule", "ablation"):
         counted[group] = _without(counted[group], "name")  # a label; what they do is in their settings
-    counted["rewire"] = _without(settings["rewire"], "name") if settings["rewire"]["rule"] is not None else None
+    counted["rewire"] = None
+    if settings["rewire"]["rule"] is not None:  # what its rule reaches is a statement about the rule
+        counted["rewire"] = _without(settings["rewire"], "name", "reaches_target")
     if not settings["training"].get("batch_norm_l1"):
         counted["training"] = _without(counted["training"], "batch_norm_l1")
     if settings["training"]["lr_schedule"] != "step":

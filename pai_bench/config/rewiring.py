@@ -119,3 +119,8 @@ def check_reach(run: RunConfig) -> None:
         raise ConfigError(
             f"rewire.start_sparsity={start:g}: the sparsity rises to sparsity={run.sparsity:g}; give at most that"
         )
+    if start not in (None, run.sparsity) and not rewire.reaches_target:
+        raise ConfigError(
+            f"rewire.start_sparsity={start:g}: rewire={rewire.name} ends with as many weights as it starts with, and "
+            f"would not reach sparsity={run.sparsity:g}; give null, or a rule that does, such as rewire=granet"
+        )

@@ -30,6 +30,7 @@ class Rewiring:
     # None: training starts from a mask of the sparsity that is asked for. Otherwise from one of this sparsity (0: the
     # dense network), and the rule reaches what is asked for.
     start_sparsity: ProperFraction | None = None
+    reaches_target: bool = False  # the rule ends at the sparsity that is asked for, whatever it starts from
     gradients: bool = False  # the rule looks at the gradients of all weights
     momentum: ProperFraction | None = None  # it looks at their running mean: the weight of the earlier mean
     skip_step: bool = False  # a rewire takes the place of the optimizer's step; otherwise it comes after it
