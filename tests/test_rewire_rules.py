@@ -250,6 +250,17 @@ def test_mest_exchanges_less_in_every_phase() -> None:
         by_rule("mest", "rewire.rule.until=[0.5,0.4,1.0]")
 
 
+@pytest.mark.parametrize("sparsity", [0.9, 0.95])
+def test_mest_soft_has_the_sparsities_of_the_scripts_of_its_authors(sparsity: float) -> None:
+    number = round(1000 * (1 - sparsity))
+    mask = torch.arange(1000) < number
+    weights = torch.arange(1000.0, 0, -1) * mask
+    bounds = {0.9: (0.85, 0.875, 0.9), 0.95: (0.9, 0.925, 0.95)}[sparsity]
+    for epoch, bound in zip((0, 90, 120), bounds, strict=True):
+        found = by_rule("mest_soft", weights=weights, mask=mask, keep=number, time=epoch / 160)
+        assert 1 - len(found) / 1000 == pytest.approx(bound)
+
+
 @pytest.mark.parametrize(("name", "setting"), [("rigl", "gradients=false"), ("granet", "gradients=false")])
 def test_a_rule_says_what_it_lacks(name: str, setting: str) -> None:
     with pytest.raises(ConfigError, match=f"rewire.{setting}"):
