@@ -195,9 +195,13 @@ def test_early_rounds_keep_everything_where_the_whole_network_has_weights_on_no_
         pruned_as(model, shape, "pruner=random", "sparsity=0.5", target="effective")
 
 
-def test_a_score_that_needs_the_number_is_refused() -> None:
-    with pytest.raises(ConfigError, match="target=effective: pruner=phew needs the number of weights to keep"):
-        pruned_as(residual(), SHAPE, "pruner=phew", "sparsity=0.8", target="effective")
+@pytest.mark.parametrize("pruner", ["phew", "npb"])
+def test_a_score_that_needs_the_number_is_refused(pruner: str) -> None:
+    refused = f"^target=effective: pruner={pruner} needs the number of weights to keep"
+    with pytest.raises(ConfigError, match=refused):
+        composed(f"pruner={pruner}", "sparsity=0.8", "target=effective")
+    with pytest.raises(ConfigError, match=refused):  # as for a score of the user's
+        pruned_as(residual(), SHAPE, f"pruner={pruner}", "sparsity=0.8", target="effective")
 
 
 def test_a_run_and_the_library_find_the_same_mask(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import Chain, residual
+from conftest import Chain, composed, residual
 from scored import SHAPE, assert_close, subnetwork, taken
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from pai_bench.analysis import gates
 from pai_bench.analysis.mode import mode
 from pai_bench.core import Batches, Scores, Subnetwork
-from pai_bench.errors import UserError
+from pai_bench.errors import ConfigError, UserError
 from pai_bench.masks import allocation, masks
 from pai_bench.pruners import px, px_official, synflow_l2
 
@@ -282,8 +282,14 @@ def test_an_image_of_ones_says_nothing_under_batch_statistics(chain: Chain) -> N
 
 
 def test_px_as_released_asks_for_batch_statistics(chain: nn.Module, images: Batches) -> None:
-    with pytest.raises(UserError, match=r"^pruner.mode=eval: .* set pruner.mode=train"):
+    with pytest.raises(UserError, match="the network is in eval mode, .* set pruner.mode=train"):
         taken(px_official.score, chain, images, False)
+
+
+@pytest.mark.parametrize("asked", ["eval", "eval_after_pass"])
+def test_px_as_released_refuses_another_mode_by_its_name(asked: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^pruner.mode={asked}: .* batch statistics; set pruner.mode=train"):
+        composed("pruner=px_official_2024", "sparsity=0.5", f"pruner.mode={asked}")
 
 
 @pytest.mark.parametrize(("score", "settings"), [(px.score, {"gradient": "sum"}), (px_official.score, {})])

@@ -6,7 +6,7 @@ import re
 from pai_bench.config.identity import function_name
 from pai_bench.config.schema import Plain, RunConfig
 from pai_bench.config.signatures import shown
-from pai_bench.core import Call
+from pai_bench.core import Call, Pruner
 from pai_bench.errors import ConfigError, is_installed
 from pai_bench.training.recipe import Recipe
 
@@ -90,15 +90,16 @@ def check_values(run: RunConfig) -> None:
     else:
         needs = "it needs pruner.mode=eval_after_pass; set both, or null"
         require(run.pruner.pass_images is None, "pruner.pass_images", run.pruner.pass_images, needs)
-    _check_score(run.pruner.score)
+    _check_score(run.pruner)
     if data is not None:
         asked = {"per_class": data.per_class, "total": data.total}
         one = (data.per_class is None) != (data.total is None)
         require(one, "pruner.scoring_data", asked, "give one of the two and null the other")
 
 
-def _check_score(score: object) -> None:
-    """Refuses settings of a score that do nothing beside another of its settings."""
+def _check_score(pruner: Pruner) -> None:
+    """Refuses settings of a score that do nothing beside another of its settings, and a mode that it cannot use."""
+    score = pruner.score
     if not isinstance(score, Call):
         return
     name, settings = function_name("pruner", score.target), score.settings
@@ -108,6 +109,9 @@ def _check_score(score: object) -> None:
     if name == "prospr.score" and settings["first_order"]:
         needs = "with pruner.score.first_order=true every momentum is a constant; give false"
         require(not settings["detach_momentum"], "pruner.score.detach_momentum", True, needs)
+    if name == "px_official.score":
+        needs = "this version of PX uses batch statistics; set pruner.mode=train"
+        require(pruner.mode == "train", "pruner.mode", pruner.mode, needs)
 
 
 def _check_image_sizes(recipe: Recipe, streamed: bool) -> None:

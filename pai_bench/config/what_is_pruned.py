@@ -39,6 +39,7 @@ _NEEDED_BY = {
 }
 _OF_ONE_NUMBER = ("n_m",)  # allocations that keep one number of weights, beside those with a mask
 _STRUCTURED = ("n_m", "constant_fan_in")
+_OF_A_NUMBER = ("npb.score", "phew.score")  # scores that differ with the number of weights to keep
 
 
 def has_one_number(run: RunConfig) -> bool:
@@ -89,6 +90,8 @@ def check_target(run: RunConfig, rounds: Sequence[Round]) -> None:
         refuse(f"mask={run.mask} has a sparsity of its own")
     if run.pruner.reduce is not None:
         refuse(f"pruner={run.pruner.name} prunes filters, and paths are of weights")
+    if identity.function_name("pruner", getattr(run.pruner.score, "target", "")) in _OF_A_NUMBER:
+        refuse(f"pruner={run.pruner.name} needs the number of weights to keep before it scores")
     if run.rewires:
         refuse(f"rewire={run.rewire.name} moves the mask, and with it the paths")
     if (rounding := next((one.rounding for one in rounds if one.rounding != "nearest"), None)) is not None:

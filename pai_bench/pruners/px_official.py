@@ -28,7 +28,9 @@ def score(net: Subnetwork, batches: Batches, loss: Loss, generator: Generator) -
     if not batches:
         raise UserError("pruner.scoring_data=null: this score looks at images; say how many, as in conf/pruner/px.yaml")
     if not net.model.training:
-        raise UserError("pruner.mode=eval: this version of PX uses batch statistics; set pruner.mode=train")
+        raise UserError(
+            "the network is in eval mode, and this version of PX uses batch statistics; set pruner.mode=train"
+        )
     squared = _squared(net)
     ones = {name: kept.to(squared[name]) for name, kept in net.mask.items()}
     leaves = [squared[name] for name in net.mask]
