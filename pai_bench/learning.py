@@ -90,12 +90,12 @@ def learned_network(parts: Parts) -> LearnedNetwork:
     if method.event is not None:
         method.event.steps(length(recipe_of(settings, run.training), parts.data))  # refuses where there are none
     model = parts.build("init")
-    candidates = masks.full(model)
+    candidates = masks.full(model, run.prunable)
     keep = masks.num_kept(run.sparsity, masks.total(candidates))
     scores = seeding.generator(run.seed, "scores")
     try:
         counts = _counts(parts, candidates, keep)
-        return LearnedNetwork(model, method, counts, scores, affine=settings.affine)
+        return LearnedNetwork(model, method, counts, scores, affine=settings.affine, prunable=run.prunable)
     except ConfigError as error:
         raise ConfigError(f"allocation={run.allocation.name}: search={settings.name}: {error}") from error
 
@@ -135,7 +135,7 @@ def _train_scores(parts: Parts, net: LearnedNetwork, learner: Trainer) -> None:
         stream = "redraw", number
 
         def redraw(stream: tuple[str, int] = stream) -> Weights:
-            drawn = masks.prunable(parts.build("/".join(map(str, stream))))
+            drawn = masks.prunable(parts.build("/".join(map(str, stream))), run.prunable)
             return net.frozen_values({name: weight.detach() for name, weight in drawn.items()})
 
         with torch.no_grad():

@@ -252,6 +252,20 @@ def test_the_allocation_says_how_many_weights_a_layer_keeps(allocation: str, lay
     assert (masks.counts(net.mask()) == expected) is layers
 
 
+@pytest.mark.parametrize("name", SEARCHES)
+def test_a_layer_that_is_left_out_stays_whole_and_frozen(name: str, tmp_path: Path) -> None:
+    row, directory = ran(name, tmp_path, "prunable=no_last", "training.epochs=0")
+    weights, mask = load_file(directory / "model.safetensors"), load_file(directory / "mask.safetensors")
+    model = assembly.assembled(composed(*words_of(name)), torch.device("cpu")).build("init")
+    *pruned, last = masks.prunable(model)
+    assert list(mask) == sorted(pruned) and last not in load_file(directory / "scores.safetensors")
+    total = sum(model.get_parameter(key).numel() for key in pruned)
+    assert (row["num_prunable"], row["num_kept"]) == (total, masks.kept(mask)) and row["num_kept"] == round(0.4 * total)
+    drawn = model.get_parameter(last).detach()
+    frozen = {"iterand": drawn, "biprop": drawn.sign() * drawn.abs().mean()}
+    torch.testing.assert_close(weights[last], frozen.get(name, drawn.sign() * (2 / drawn.shape[1]) ** 0.5))
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -329,6 +343,8 @@ def test_without_a_search_a_run_is_called_what_it_was() -> None:
     assert one != other
     assert composed("search=edge_popup", "sparsity=0.5", "allocation=erk").id != one
     assert composed("search=edge_popup", "sparsity=0.5", "search.label=x").id == one
+    assert composed("search=edge_popup", "sparsity=0.5", "prunable=no_last").id != one
+    assert composed("search=edge_popup", "sparsity=0.5", "prunable=all").id == one
 
 
 def test_a_search_that_diverges_names_its_own_learning_rate(tmp_path: Path) -> None:

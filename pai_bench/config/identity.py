@@ -82,11 +82,12 @@ def _counted(settings: dict[str, Any], without: set[str]) -> dict[str, Any]:
     if settings["training"]["lr_schedule"] != "step":
         counted["training"] = _without(counted["training"], "lr_milestones", "lr_gamma")
     counted = _without(counted, *(key for key, value in _NO_EFFECT.items() if counted.get(key) == value))
-    if settings["pruner"]["score"] is None and settings["mask"] is None and counted["rewire"] is None:
+    searched = settings["pruner"]["score"] is not None or settings.get("search") is not None
+    if not searched and settings["mask"] is None and counted["rewire"] is None:
         counted = _without(counted, *_NO_EFFECT)
     if settings["pruner"]["score"] is None:  # nothing is scored
         counted["pruner"] = {"name": settings["pruner"]["name"]}
-        if settings.get("search") is None:  # and nothing allocated
+        if not searched:  # and nothing allocated
             counted = _without(counted, "allocation")
         else:
             counted["search"] = _without(settings["search"], "name", "label")

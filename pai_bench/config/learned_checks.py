@@ -22,11 +22,9 @@ def check_stands_alone(run: RunConfig) -> None:
         )
     if run.mask is not None:
         raise ConfigError(f"{said}: mask={run.mask} would be ignored; leave mask= or search= out")
-    for key, usual in (("prunable", "all"), ("target", "sparsity"), ("repair", None)):
+    for key, usual in (("target", "sparsity"), ("repair", None)):
         if (value := getattr(run, key)) != usual:
-            raise ConfigError(
-                f"{key}={shown(value)}: {said} learns the mask of all layers as a whole; give {key}={shown(usual)}"
-            )
+            raise ConfigError(f"{key}={shown(value)}: {said} learns the mask as a whole; give {key}={shown(usual)}")
     if has_structure(run):
         raise ConfigError(
             f"allocation={run.allocation.name}: {said} chooses the weights of a layer by its scores alone, and would "

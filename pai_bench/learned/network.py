@@ -19,13 +19,15 @@ from pai_bench.system import graphs
 class LearnedNetwork(nn.Module):
     """Applies the frozen weights of a model times a mask, which its only parameters choose: one score for each weight.
 
-    It stands where a model stands: a trainer trains it, saves it and evaluates it like any other.
+    It stands where a model stands: a trainer trains it, saves it and evaluates it like any other. A layer that is not
+    pruned keeps all its weights. They are frozen too, with the values that the method gives to a layer of density 1.
 
     Args:
         model: on the device. It is frozen in place, and its weights become what the method makes of them.
         counts: how many weights each layer keeps, or how many all layers keep together.
         generator: draws the first scores.
         affine: "none" gives the normalisation layers ones and zeros; "trained" trains their parameters too.
+        prunable: which layers are pruned, as in masks.prunable.
 
     Raises:
         ConfigError: the method ranks the weights of all layers together, and there is a number for each layer.
@@ -39,18 +41,21 @@ class LearnedNetwork(nn.Module):
         generator: Generator,
         *,
         affine: Literal["none", "trained"],
+        prunable: masks.Which = "all",
     ) -> None:
         super().__init__()
         if method.threshold is not None and not isinstance(counts, int):
             raise ConfigError("it ranks the weights of all layers together; use allocation=global")
         self.model, self.method = model.requires_grad_(False), method
-        self.names = list(masks.prunable(model))
+        self._prunable = prunable
+        self.names = list(masks.prunable(model, prunable))
         groups = [(self.names, counts)] if isinstance(counts, int) else [([name], k) for name, k in counts.items()]
         self._groups = groups
         self.num_kept = sum(k for _, k in groups)
         self._set_norms(trained=affine == "trained")
         for name, values in self.frozen_values(self.weights).items():
             self.weights[name].copy_(values)
+        self._freeze_whole_layers()
         device = next(model.parameters()).device
         drawn = [method.draw(weight, generator).to(device) for weight in self.weights.values()]
         self.scores = nn.ParameterList([nn.Parameter(scores) for scores in drawn])
@@ -63,8 +68,8 @@ class LearnedNetwork(nn.Module):
 
     @property
     def weights(self) -> Weights:
-        """The frozen weights, all of them; not copies."""
-        return {name: weight.detach() for name, weight in masks.prunable(self.model).items()}
+        """The frozen weights of the layers that are pruned, all of them; not copies."""
+        return {name: weight.detach() for name, weight in masks.prunable(self.model, self._prunable).items()}
 
     @property
     def candidates(self) -> Mask:
@@ -125,7 +130,7 @@ class LearnedNetwork(nn.Module):
 
     def final(self) -> Selection:
         """The mask with which the search ends. It keeps exactly as many weights as asked for."""
-        strengths, full = self.strengths(), masks.full(self.model)
+        strengths, full = self.strengths(), masks.full(self.model, self._prunable)
         if self.method.threshold is not None:  # weights that are frozen out come last
             strengths = {name: s - 2 * ~self.candidates[name] for name, s in strengths.items()}
         selections = [
@@ -154,6 +159,14 @@ class LearnedNetwork(nn.Module):
     def _limited(self, scores: Tensor) -> Tensor:
         """Scores, those beyond the limits of the method put back to them."""
         return scores if self.method.limits is None else scores.clamp(*self.method.limits)
+
+    @torch.no_grad()
+    def _freeze_whole_layers(self) -> None:
+        """Gives the layers that are not pruned the values of a layer that keeps all its weights."""
+        for name, weight in masks.prunable(self.model).items():
+            if name not in self.names:
+                whole = torch.ones_like(weight, dtype=torch.bool)
+                weight.copy_(self.method.values(self.method.weights(weight.detach(), 1.0), whole))
 
     @torch.no_grad()
     def _set_norms(self, trained: bool) -> None:
