@@ -282,7 +282,7 @@ def test_an_image_of_ones_says_nothing_under_batch_statistics(chain: Chain) -> N
 
 
 def test_px_as_released_asks_for_batch_statistics(chain: nn.Module, images: Batches) -> None:
-    with pytest.raises(UserError, match="the network is in eval mode, .* set pruner.mode=train"):
+    with pytest.raises(UserError, match=r"the network is in eval mode, .* set pruner.mode=train"):
         taken(px_official.score, chain, images, False)
 
 

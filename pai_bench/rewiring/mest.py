@@ -34,9 +34,9 @@ def rule(
 
     Reference: Yuan et al. 2021, MEST: Accurate and Fast Memory-Economic Sparse Training Framework on the Edge,
         arXiv:2110.14032, and their released code.
-    Deviates: the paper drops by |w| + lambda |g|; here, as in the code, by |w|. There a weight that is dropped and drawn
-        again at once becomes 0; here it keeps its value and its momentum. The last rewire drops the surplus and
-        exchanges nothing, so every layer ends with the number that it started with.
+    Deviates: the paper drops by |w| + lambda |g|; here, as in the code, by |w|. In the code a weight that is dropped
+        and drawn again at once becomes 0; here it keeps its value and its momentum. The last rewire drops the surplus
+        and exchanges nothing, so every layer ends with the number that it started with.
 
     Raises:
         ConfigError: the phases are not in order, or are not as many in all three lists.
