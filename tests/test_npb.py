@@ -1,6 +1,7 @@
 """NPB: where a layer's weights lie is the best place, and paths are counted."""
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from conftest import Chain, composed, pruned_as, residual
 from torch import Generator, nn
 
 from pai_bench.analysis import paths
+from pai_bench.errors import UserError
 from pai_bench.masks import allocation, masks
 from pai_bench.pruners import npb
 from pai_bench.pruners.npb import Layer
@@ -70,6 +72,40 @@ def test_paths_are_those_of_the_layers_before() -> None:
     found = npb._paths_into(model, (3,), weights, "4.weight")  # type: ignore[arg-type]
     by_hand = weights["3.weight"] @ weights["0.weight"] @ torch.ones(3, dtype=torch.float64)
     torch.testing.assert_close(found, by_hand / by_hand.max(), rtol=1e-4, atol=0)
+
+
+NORMS: dict[str, Callable[[], nn.Module]] = {
+    "group": lambda: nn.GroupNorm(2, 4),
+    "layer": lambda: nn.LayerNorm([4, 6, 6]),
+    "instance": lambda: nn.InstanceNorm2d(4, affine=True, track_running_stats=True),
+    "batch": lambda: nn.BatchNorm2d(4, track_running_stats=False),
+}
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_paths_run_through_norms_of_one_image_as_if_there_were_none(norm: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), NORMS[norm](), nn.ReLU(), nn.Conv2d(4, 2, 3)).double().eval()
+    weights = {name: torch.ones_like(weight).detach() for name, weight in masks.prunable(model).items()}
+    for output, inputs in enumerate((1, 2, 3, 3)):
+        weights["0.weight"][output, inputs:] = 0
+    found = npb._paths_into(model, SHAPE, weights, "3.weight")
+    torch.testing.assert_close(found, torch.tensor([1 / 3, 2 / 3, 1, 1], dtype=torch.float64), rtol=1e-6, atol=0)
+
+
+def test_an_image_without_a_batch_is_counted_and_an_input_that_does_not_fit_is_refused() -> None:
+    class Other(nn.Conv1d):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return super().forward(input[:, :4])
+
+    body = [nn.Flatten(2), nn.Conv1d(3, 6, 3)]
+    model = nn.Sequential(*body, Other(4, 2, 3)).double().eval()
+    weights = {name: torch.ones_like(weight).detach() for name, weight in masks.prunable(model).items()}
+    with pytest.raises(UserError, match=r"^pruner=npb: an input of 2.weight has 6 channels, and its weight is for 4;"):
+        npb._paths_into(model, SHAPE, weights, "2.weight")
+    model = nn.Sequential(*body, nn.Flatten(0, 1), nn.Conv1d(6, 2, 3)).double().eval()
+    weights = {name: torch.ones_like(weight).detach() for name, weight in masks.prunable(model).items()}
+    weights["1.weight"][:5] = 0
+    assert npb._paths_into(model, SHAPE, weights, "3.weight").tolist() == [0, 0, 0, 0, 0, 1]
 
 
 @pytest.mark.parametrize("sparsity", [0.5, 0.9, 0.97])

@@ -14,6 +14,11 @@ from pai_bench.core import Mask, Shape
 
 log = logging.getLogger(__name__)
 
+# Functions of torch that normalise.
+NORMS = frozenset(
+    {"batch_norm", "group_norm", "instance_norm", "layer_norm", "local_response_norm", "normalize", "rms_norm"}
+)
+
 
 def effective(model: nn.Module, mask: Mask, input_shape: Shape) -> Mask | None:
     """The kept weights on a path of kept weights from a pixel to an output. None: the network cannot be followed.
@@ -304,11 +309,11 @@ _RULES: dict[str, Callable[..., Any]] = (
     _rules(
         _same,
         "relu relu6 gelu silu hardswish hardtanh tanh elu celu selu leaky_relu mish prelu softsign tanhshrink "
-        "hardshrink softshrink threshold rrelu dropout dropout1d dropout2d dropout3d alpha_dropout batch_norm "
-        "feature_alpha_dropout layer_norm group_norm instance_norm rms_norm local_response_norm normalize abs neg "
-        "sqrt square pow clamp clip clamp_min clamp_max detach nan_to_num masked_fill sin "
-        "sign erf log1p expm1 asinh round floor",
+        "hardshrink softshrink threshold rrelu dropout dropout1d dropout2d dropout3d alpha_dropout "
+        "feature_alpha_dropout abs neg sqrt square pow clamp clip clamp_min clamp_max detach nan_to_num masked_fill "
+        "sin sign erf log1p expm1 asinh round floor",
     )
+    | dict.fromkeys(NORMS, _same)
     | _rules(
         _open, "sigmoid hardsigmoid softmax softmin log_softmax exp cos softplus logsigmoid reciprocal rsqrt log rpow"
     )

@@ -2,10 +2,11 @@
 
 import heapq
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from pai_bench.analysis import paths
 from pai_bench.analysis.norm_statistics import uses_batch_statistics
@@ -241,6 +242,22 @@ def _refilled(kept: Tensor, reached: Tensor, candidate: Tensor, layer: Layer) ->
 # Paths ----------------------------------------------------------------------------------------------------------------
 
 
+class _WithoutNorms(TorchFunctionMode):
+    """Takes norms out of a pass. A batch norm with running statistics stays: all of these divide by the same number."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        named = kwargs or {}
+        name = getattr(function, "__name__", "")
+        if name not in paths.NORMS:
+            return function(*args, **named)
+        of_the_batch = named.get("training", args[5] if len(args) > 5 else False)
+        if name == "batch_norm" and not of_the_batch:
+            return function(*args, **named)
+        return args[0] if args else named["input"]
+
+
 def _groups(model: nn.Module, name: str) -> int:
     return int(getattr(model.get_submodule(name.rpartition(".")[0]), "groups", 1))
 
@@ -250,6 +267,9 @@ def _paths_into(model: nn.Module, input_shape: Shape, weights: Weights, name: st
 
     They are what an image of ones becomes in the network with these weights, without biases and norms. A layer that is
     never called by itself, as within attention, has one for each input.
+
+    Raises:
+        UserError: they overflow, or an input of the layer has other channels than its weight.
     """
     values = {}
     for key, tensor in [*model.named_parameters(), *model.named_buffers()]:
@@ -261,15 +281,19 @@ def _paths_into(model: nn.Module, input_shape: Shape, weights: Weights, name: st
     hook = module.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach()))
     like = next(model.parameters())
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _WithoutNorms():
             torch.func.functional_call(model, values | weights, (like.new_ones((1, *input_shape)),))
     finally:
         hook.remove()
-    number = weights[name].shape[1] * _groups(model, name)
-    dimension = 1 if weights[name].ndim > 2 else -1
-    totals = [image.movedim(dimension, -1).flatten(0, -2).double().sum(0) for image in seen]
-    if not totals or any(len(total) != number for total in totals):
+    number, dimension = weights[name].shape[1] * _groups(model, name), 1 - weights[name].ndim
+    if not seen:
         return torch.ones(number, dtype=torch.float64)
+    totals = [image.movedim(dimension, -1).flatten(0, -2).double().sum(0) for image in seen]
+    if (other := next((total for total in totals if len(total) != number), None)) is not None:
+        raise UserError(
+            f"pruner=npb: an input of {name} has {len(other)} channels, and its weight is for {number}; choose another "
+            "pruner, or leave the layer out (prunable=)"
+        )
     found = torch.stack(totals).sum(0).clamp(min=0).cpu()
     if not found.isfinite().all():
         raise UserError(f"NPB: the number of paths into {name} overflows {like.dtype}; set pruner.dtype=float64")
