@@ -95,7 +95,7 @@ def pruned(of: Parts, training: Trainer) -> Pruned:
     return prune(
         model,
         of.pruner,
-        of.allocate,
+        of.allocate(model),
         of.rounds,
         ablation=of.run.ablation,
         initial=initial,

@@ -261,7 +261,7 @@ def _found(setting: Setting, net: str, method: str, compressions: tuple[int, ...
         else:  # a method of one shot has the same scores at every sparsity
             everything = masks.full(training.model)
             keep = masks.num_kept(of.run.sparsity, masks.total(everything))
-            yield compression, of.allocate(scores, everything, keep, torch.Generator()).mask
+            yield compression, of.allocate(training.model)(scores, everything, keep, torch.Generator()).mask
 
 
 def _compact(setting: Setting, net: str, method: str, compression: int, mask: Mask) -> Row:

@@ -35,7 +35,7 @@ from pai_bench.core import (
     Weights,
 )
 from pai_bench.errors import ConfigError
-from pai_bench.masks import flow, mask_files, masks, weight_files
+from pai_bench.masks import layers, mask_files, masks, weight_files
 from pai_bench.system import devices, distributed, layout, seeding
 from pai_bench.system.world import world
 from pai_bench.training import objectives
@@ -60,7 +60,7 @@ class Parts:
     data: Data
     build: Callable[[str], nn.Module]  # a model on the device, its weights drawn from the stream of a name
     pruner: Pruner
-    allocate: Allocate
+    allocate: Callable[[nn.Module], Allocate]  # the allocation for a model
     rounds: Sequence[Round]
 
 
@@ -97,12 +97,14 @@ def assembled(run: RunConfig, device: torch.device) -> Parts:
         return model.to(device)
 
     # Every process scores, and what the first finds holds: two GPUs may round differently.
-    def allocate(scores: Scores, candidates: Mask, keep: int, generator: Generator) -> Selection:
-        identified(run, "allocation")
-        selection: Selection = run.allocation(scores, candidates, keep, generator)
-        if run.repair == "flow":
-            selection = flow.repaired(selection, scores, candidates)
-        agreed: Selection = distributed.from_first(selection)
+    def allocate(model: nn.Module) -> Allocate:
+        of_layers = layers.allocated(model, run.allocation, repair=run.repair == "flow")
+
+        def agreed(scores: Scores, candidates: Mask, keep: int, generator: Generator) -> Selection:
+            identified(run, "allocation")
+            selection: Selection = distributed.from_first(of_layers(scores, candidates, keep, generator))
+            return selection
+
         return agreed
 
     def transfer(net: Subnetwork, batches: Batches, loss: Loss, generator: Generator) -> Weights:

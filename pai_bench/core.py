@@ -166,7 +166,7 @@ class Selection:
 
 
 class Allocate(Protocol):
-    """Which of the candidates stay."""
+    """Which of the candidates stay. Tensors of weights are (outputs, inputs of a group, ...)."""
 
     def __call__(self, scores: Scores, candidates: Mask, keep: int, generator: Generator) -> Selection:
         """The mask, of exactly `keep` weights, and a rescaling of the weights if one comes with it."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from pai_bench.assembly import Parts
-from pai_bench.core import Mask, Record, TrainingLength, Weights
+from pai_bench.core import Allocate, Mask, Record, TrainingLength, Weights
 from pai_bench.errors import ConfigError
 from pai_bench.learned.method import Occasion
 from pai_bench.learned.network import LearnedNetwork
@@ -94,13 +94,13 @@ def learned_network(parts: Parts) -> LearnedNetwork:
     keep = masks.num_kept(run.sparsity, masks.total(candidates))
     scores = seeding.generator(run.seed, "scores")
     try:
-        counts = _counts(parts, candidates, keep)
+        counts = _counts(parts, parts.allocate(model), candidates, keep)
         return LearnedNetwork(model, method, counts, scores, affine=settings.affine, prunable=run.prunable)
     except ConfigError as error:
         raise ConfigError(f"allocation={run.allocation.name}: search={settings.name}: {error}") from error
 
 
-def _counts(parts: Parts, candidates: Mask, keep: int) -> dict[str, int] | int:
+def _counts(parts: Parts, allocate: Allocate, candidates: Mask, keep: int) -> dict[str, int] | int:
     """How many weights the allocation keeps in each layer; or in all together, where it ranks them together.
 
     Raises:
@@ -112,7 +112,7 @@ def _counts(parts: Parts, candidates: Mask, keep: int) -> dict[str, int] | int:
         generator = seeding.generator(parts.run.seed, "counts")
         drawn = {name: torch.rand(full.shape, generator=generator) for name, full in candidates.items()}
         scores = {name: draw.to(candidates[name].device) * factor**n for n, (name, draw) in enumerate(drawn.items())}
-        return masks.counts(parts.allocate(scores, candidates, keep, seeding.generator(0, "counts")).mask)
+        return masks.counts(allocate(scores, candidates, keep, seeding.generator(0, "counts")).mask)
 
     allocation = parts.run.allocation
     if allocation.target == "pai_bench.masks.allocation.global_topk" and allocation.settings["min_density"] == 0:

@@ -113,7 +113,7 @@ def search(
         return prune(
             trainer.model,
             changed.pop("pruner", pruner),
-            parts.allocate,
+            parts.allocate(trainer.model),
             parts.rounds,
             record=record,
             **settings | changed,

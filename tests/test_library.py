@@ -55,7 +55,7 @@ def test_it_is_the_mask_of_a_run_for_the_same_weights_batches_and_seed(name: str
         assert 0 < row["num_kept"] < row["num_prunable"]
     else:
         expected = rounds.prune(
-            model, cfg.pruner, parts.allocate, parts.rounds, initial=drawn(model),
+            model, cfg.pruner, parts.allocate(model), parts.rounds, initial=drawn(model),
             input_shape=parts.data.input_shape, draw=parts.data.draw, loss=F.cross_entropy, seed=3,
         ).mask_with_coupled  # fmt: skip
 

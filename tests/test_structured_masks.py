@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 from conftest import Chain, composed, pruned_as, residual
-from torch import Generator, nn
+from torch import Generator, Tensor, nn
 
 import pai_bench as pb
-from pai_bench import experiment
+from pai_bench import assembly, experiment
 from pai_bench.analysis import paths
 from pai_bench.core import Selection
 from pai_bench.errors import ConfigError
@@ -172,6 +172,50 @@ def test_after_a_repair_every_channel_and_every_weight_is_on_a_path(
         assert any(not torch.equal(kept, before[key]) for key, kept in mask.items())
     if sparsity == 0.5:  # no layer has to give to another
         assert masks.densities(mask) == masks.densities(before)
+
+
+def in_groups(groups: int) -> nn.Module:
+    """A chain of convolutions, the later ones in groups."""
+    return nn.Sequential(
+        *(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1, groups=groups), nn.ReLU()),
+        *(nn.Conv2d(8, 16, 1, groups=groups), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4)),
+    )
+
+
+class Bottleneck(nn.Module):
+    """A block with a convolution in groups and a shortcut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.fc = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 4)
+        self.block = nn.Sequential(nn.Conv2d(8, 12, 1), nn.Conv2d(12, 12, 3, padding=1, groups=3), nn.Conv2d(12, 8, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.stem(images)
+        logits: Tensor = self.fc((features + self.block(features)).mean((2, 3)))
+        return logits
+
+
+@pytest.mark.parametrize("build", [lambda: in_groups(2), lambda: in_groups(4), Bottleneck], ids=["2", "4", "block"])
+@pytest.mark.parametrize("seed", range(4))
+def test_in_groups_every_weight_is_on_a_path_after_a_repair(build: Callable[[], nn.Module], seed: int) -> None:
+    torch.manual_seed(seed)
+    model = build()
+    mask = pb.prune(model, "random", sparsity=0.8, input_shape=SHAPE, repair="flow", seed=seed)
+    reached = paths.effective(model, mask, SHAPE)
+    assert reached is not None and masks.kept(mask) == masks.num_kept(0.8, masks.total(mask))
+    assert all(torch.equal(reached[name], kept) for name, kept in mask.items())
+
+
+def test_a_run_repairs_the_groups_of_its_network() -> None:
+    words = ["pruner=random", "sparsity=0.9", "repair=flow", "tracker=none", "device=cpu"]
+    allocate = assembly.assembled(composed(*words), torch.device("cpu")).allocate(in_groups(4))
+    generator = Generator().manual_seed(0)
+    scores = {name: torch.rand(w.shape, generator=generator) for name, w in masks.prunable(in_groups(4)).items()}
+    mask = allocate(scores, masks.full(in_groups(4)), 60, generator).mask
+    assert masks.kept(mask) == 60
+    of_inputs = mask["2.weight"].flatten(2).any(2).view(4, 2, 2)  # groups, outputs and inputs of each
+    assert of_inputs.any(1).all() and of_inputs.any(2).all()
 
 
 def test_a_mask_without_gaps_stays() -> None:

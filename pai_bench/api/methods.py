@@ -25,7 +25,7 @@ from pai_bench.core import (
 from pai_bench.errors import ConfigError
 from pai_bench.launch.compose import compose
 from pai_bench.launch.embedded import embedded
-from pai_bench.masks import flow, masks
+from pai_bench.masks import masks
 
 # Scores of ours that ask for nothing but weights. All others pass an image through the network.
 _OF_WEIGHTS_ALONE = {f"pai_bench.pruners.{name}.score" for name in ("lamp", "magnitude", "random")}
@@ -40,6 +40,7 @@ class Method:
 
     pruner: Pruner
     allocate: Allocate
+    repair: bool
     rounds: Sequence[Round]
     prunable: masks.Which
     target: Target
@@ -91,11 +92,17 @@ def method(
             "labels)"
         )
     allocate: Any = _checked(allocation) if callable(allocation) else run.allocation
-    if run.repair == "flow":
-        allocate = _repaired(allocate)
     alone = (isinstance(found.score, Call) and found.score.target in _OF_WEIGHTS_ALONE) or callable(pruner)
     needs_shape = found.reduce is not None or not alone or run.target == "effective"
-    return Method(found, allocate, _rounds(run, found, schedule, sparsity), run.prunable, run.target, needs_shape)
+    return Method(
+        found,
+        allocate,
+        run.repair == "flow",
+        _rounds(run, found, schedule, sparsity),
+        run.prunable,
+        run.target,
+        needs_shape,
+    )
 
 
 @lru_cache(maxsize=256)
@@ -182,13 +189,6 @@ def _rounds(run: RunConfig, pruner: Pruner, schedule: str | Schedule | None, spa
             f"schedule before training ({_BEFORE_TRAINING}){between}, or do the whole run with pai_bench.run"
         )
     return rounds
-
-
-def _repaired(allocation: Allocate) -> Allocate:
-    def allocate(scores: Scores, candidates: Mask, keep: int, generator: Any) -> Selection:
-        return flow.repaired(allocation(scores, candidates, keep, generator), scores, candidates)
-
-    return allocate
 
 
 def _checked(allocation: Allocate) -> Allocate:

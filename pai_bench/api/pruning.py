@@ -18,7 +18,7 @@ from pai_bench.assembly import check_prunable, of_classes, tell_of_dense
 from pai_bench.config.signatures import shown
 from pai_bench.core import Allocate, Loss, Mask, Schedule, Score
 from pai_bench.errors import ConfigError
-from pai_bench.masks import masks
+from pai_bench.masks import layers, masks
 from pai_bench.pruning import rounds
 from pai_bench.pruning.pruned import Pruned
 
@@ -118,7 +118,7 @@ def prune(
         pruned = rounds.prune(
             copied,
             chosen.pruner,
-            chosen.allocate,
+            layers.allocated(copied, chosen.allocate, repair=chosen.repair),
             chosen.rounds,
             initial={name: parameter.detach().clone() for name, parameter in copied.named_parameters()},
             input_shape=shape,  # type: ignore[arg-type]  # images have three dimensions, other inputs may have others
