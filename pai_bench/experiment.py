@@ -22,12 +22,13 @@ from pai_bench.assembly import (
     random_batch,
     trainer_for,
 )
-from pai_bench.config import checks, transfer_checks
+from pai_bench.config import checks, identity, transfer_checks
 from pai_bench.config.composition import rerunnable
 from pai_bench.config.schema import RunConfig
 from pai_bench.core import Data, Mask, Record, Weights
 from pai_bench.errors import ConfigError, UserError
 from pai_bench.masks import mask_files, masks, weight_files
+from pai_bench.masks.layers import is_transposed
 from pai_bench.pruning import transfers
 from pai_bench.pruning.pruned import Pruned
 from pai_bench.runs import row as rows
@@ -114,7 +115,7 @@ def _run(config: RunConfig, device: torch.device, files: Files) -> dict[str, Any
         training = shared_training(parts, trainer, initial, record, checkpoints)
         pruned = find_mask(parts, training, initial, record, checkpoints, given)
         effective = paths.effective(model, pruned.mask, parts.data.input_shape)
-        layers = rows.layers(pruned, effective, macs)
+        layers = rows.layers(model, pruned, effective, macs)
         _keep_scores(config, files, pruned)
         if not config.rewires:
             _keep_mask(files, tracker, pruned, layers)
@@ -131,7 +132,7 @@ def _run(config: RunConfig, device: torch.device, files: Files) -> dict[str, Any
         if trainer.moving is not None:
             pruned = replace(pruned, mask=trainer.moving.mask)
             effective = paths.effective(model, pruned.mask, parts.data.input_shape)
-            layers = rows.layers(pruned, effective, macs)
+            layers = rows.layers(model, pruned, effective, macs)
             _keep_mask(files, tracker, pruned, layers)
         _keep_weights(config, files, model)
         agreement = signs.agreement(checkpoints.progress.signs or {}, model, pruned.mask)
@@ -317,11 +318,18 @@ def _given_target(run: RunConfig, mask: Mask) -> float:
 
 
 def _check_transfer(run: RunConfig, model: nn.Module) -> None:
-    """Refuses a file of weights that is of another model, before anything is searched.
+    """Refuses a file of weights that is of another model, and layers that a transfer does not know, before any search.
 
     Raises:
-        ConfigError: it is, or it has changed since the config was completed.
+        ConfigError: there is one, or the file has changed since the config was completed.
     """
+    by_inputs = run.transfer is not None and identity.function_name("transfer", run.transfer.target) == "fan_in"
+    other = next((name for name in masks.prunable(model) if is_transposed(model, name)), None)
+    if by_inputs and other is not None:
+        raise ConfigError(
+            f"transfer=fan_in: {other} is of a transposed convolution, whose weight has its inputs first; choose "
+            "another transfer, such as rescale"
+        )
     if (path := transfer_checks.file_of(run)) is not None:
         checks.identified(run, "transfer")
         weight_files.read("transfer.weights", path, masks.prunable(model))

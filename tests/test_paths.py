@@ -108,7 +108,7 @@ def test_dead_units_are_those_that_no_path_runs_through() -> None:
     mask["conv2.weight"][:, 2] = False  # nobody reads unit 2 of the first layer
     mask["conv1.weight"][4] = False  # nothing feeds unit 4
     reached = paths.effective(model, mask, (3, 8, 8))
-    assert paths.dead_units(reached) == {"conv1.weight": 2, "conv2.weight": 0, "fc.weight": 0}
+    assert paths.dead_units(model, reached) == {"conv1.weight": 2, "conv2.weight": 0, "fc.weight": 0}
     assert not reached["conv2.weight"][:, 4].any() and not reached["conv1.weight"][2].any()
 
 

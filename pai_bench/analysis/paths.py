@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from pai_bench.analysis.mode import mode
 from pai_bench.core import Mask, Shape
+from pai_bench.masks.layers import turned
 
 log = logging.getLogger(__name__)
 
@@ -48,25 +49,26 @@ class Effective:
         self._model, self._input_shape = model, input_shape
         self.unknown: str | None = None  # an operation for which there is no rule; then no mask can be followed
         try:
-            self._dense = _reached(model, full, input_shape)
+            dense = turned(model, _reached(model, full, input_shape))
+            self._dead = {name: ~reached.flatten(1).any(1) for name, reached in dense.items()}
         except _UnknownError as error:
             self.unknown = str(error)
 
     def __call__(self, mask: Mask) -> Mask:
         """The kept weights on a path of kept weights."""
-        found = _reached(self._model, mask, self._input_shape)
+        found = turned(self._model, _reached(self._model, mask, self._input_shape))
         for name, reached in found.items():
-            reached[~self._dense[name].flatten(1).any(1)] = True
-        return {name: mask[name] & reached for name, reached in found.items()}
+            reached[self._dead[name]] = True
+        return {name: mask[name] & reached for name, reached in turned(self._model, found).items()}
 
 
-def dead_units(reached: Mask) -> dict[str, int]:
+def dead_units(model: nn.Module, reached: Mask) -> dict[str, int]:
     """The number of output units (filters, neurons) of each layer that lie on no path.
 
     Args:
         reached: the weights on a path, as `effective` returns them.
     """
-    return {name: int((~tensor.flatten(1).any(1)).sum()) for name, tensor in reached.items()}
+    return {name: int((~tensor.flatten(1).any(1)).sum()) for name, tensor in turned(model, reached).items()}
 
 
 class _UnknownError(Exception):

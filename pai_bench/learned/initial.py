@@ -10,7 +10,7 @@ Frozen = Literal["signed_constant", "drawn"]  # the values of frozen weights
 
 
 def fan_in(weight: Tensor) -> int:
-    """Inputs of one output of a layer: entries of a weight (O, ...) over O."""
+    """Inputs of one output of a layer: entries of a weight (outputs, inputs of a group, ...) over the outputs."""
     return weight.numel() // len(weight)
 
 

@@ -12,6 +12,7 @@ from pai_bench.core import Mask, Scores, Selection, State, Weights
 from pai_bench.errors import ConfigError
 from pai_bench.learned.method import Method
 from pai_bench.masks import masks
+from pai_bench.masks.layers import turned
 from pai_bench.masks.selection import chosen_on_device, keep_largest
 from pai_bench.system import graphs
 
@@ -57,7 +58,8 @@ class LearnedNetwork(nn.Module):
             self.weights[name].copy_(values)
         self._freeze_whole_layers()
         device = next(model.parameters()).device
-        drawn = [method.draw(weight, generator).to(device) for weight in self.weights.values()]
+        fresh = {name: method.draw(weight, generator) for name, weight in turned(model, self.weights).items()}
+        drawn = [scores.to(device) for scores in turned(model, fresh).values()]
         self.scores = nn.ParameterList([nn.Parameter(scores) for scores in drawn])
         for number, scores in enumerate(drawn):  # the weights that may be chosen
             self.register_buffer(f"candidates_{number}", torch.ones_like(scores, dtype=torch.bool))
@@ -78,9 +80,11 @@ class LearnedNetwork(nn.Module):
 
     def frozen_values(self, drawn: Weights) -> Weights:
         """What the method makes of weights that were drawn."""
-        sizes = {name: weight.numel() for name, weight in drawn.items()}
+        sizes = {name: weight.numel() for name, weight in self.weights.items()}
         densities = {name: k / sum(sizes[each] for each in group) for group, k in self._groups for name in group}
-        return {name: self.method.weights(weight, densities[name]) for name, weight in drawn.items()}
+        weights = turned(self.model, drawn).items()  # in a layer that is not pruned all are kept
+        made = {name: self.method.weights(weight, densities.get(name, 1.0)) for name, weight in weights}
+        return turned(self.model, made)
 
     @torch.no_grad()
     def strengths(self) -> Scores:
@@ -163,10 +167,9 @@ class LearnedNetwork(nn.Module):
     @torch.no_grad()
     def _freeze_whole_layers(self) -> None:
         """Gives the layers that are not pruned the values of a layer that keeps all its weights."""
-        for name, weight in masks.prunable(self.model).items():
-            if name not in self.names:
-                whole = torch.ones_like(weight, dtype=torch.bool)
-                weight.copy_(self.method.values(self.method.weights(weight.detach(), 1.0), whole))
+        whole = {name: weight for name, weight in masks.prunable(self.model).items() if name not in self.names}
+        for name, values in self.frozen_values({**whole}).items():
+            whole[name].copy_(self.method.values(values, torch.ones_like(values, dtype=torch.bool)))
 
     @torch.no_grad()
     def _set_norms(self, trained: bool) -> None:

@@ -25,6 +25,7 @@ from pai_bench.core import (
 )
 from pai_bench.errors import UserError
 from pai_bench.masks import allocation, masks
+from pai_bench.masks.layers import groups, turned
 
 
 def score(
@@ -67,29 +68,32 @@ def score(
         raise UserError("pruner.mode=train: paths are those of weights, without statistics; set pruner.mode=eval")
     keep = net.num_kept()
     by_size = allocation.uniform if densities == "uniform" else _erk
-    device = next(iter(net.mask.values())).device
-    whole = {name: torch.ones(kept.shape, device=device) for name, kept in net.mask.items()}
-    budget = {name: masks.count(kept) for name, kept in by_size(whole, net.mask, keep, generator).mask.items()}
+    candidates = turned(net.model, net.mask)
+    device = next(iter(candidates.values())).device
+    whole = {name: torch.ones(kept.shape, device=device) for name, kept in candidates.items()}
+    budget = {name: masks.count(kept) for name, kept in by_size(whole, candidates, keep, generator).mask.items()}
     values = masks.prunable(net.model)
     weights: Weights = {name: torch.ones_like(weight).detach() for name, weight in values.items()}
     weights |= {name: kept.to(weights[name].dtype) for name, kept in net.mask.items()}
     first = next(iter(values))  # of the network, whether or not it is pruned
     layers, chosen = {}, {}
-    for name, candidate in net.mask.items():
+    for name, candidate in candidates.items():
         paths_in = _paths_into(net.model, net.input_shape, weights, name)
-        layers[name] = Layer.of(candidate.cpu(), paths_in, _groups(net.model, name))
+        layers[name] = Layer.of(candidate.cpu(), paths_in, groups(net.model, name))
         limit = candidate[0, 0].numel() if name == first else max_per_kernel
         counts = _balanced(layers[name], budget[name], alpha, 0.0 if candidate.ndim == 2 else beta, limit)
         chosen[name] = _placed(candidate.cpu(), counts, generator)
-        weights[name] = chosen[name].to(weights[name])
-    reached = paths.effective(net.model, {name: kept.to(device) for name, kept in chosen.items()}, net.input_shape)
+        weights |= {key: kept.to(weights[key]) for key, kept in turned(net.model, {name: chosen[name]}).items()}
+    mask = turned(net.model, {name: kept.to(device) for name, kept in chosen.items()})
+    reached = paths.effective(net.model, mask, net.input_shape)
+    on_paths = None if reached is None else turned(net.model, reached)
     scores = {}
     for name, kept in chosen.items():
-        if reached is not None:
-            kept = _refilled(kept, reached[name].cpu(), net.mask[name].cpu(), layers[name])
+        if on_paths is not None:
+            kept = _refilled(kept, on_paths[name].cpu(), candidates[name].cpu(), layers[name])
         noise = torch.rand(kept.shape, dtype=torch.float64, generator=generator)
         scores[name] = (noise + kept).to(device)
-    return scores
+    return turned(net.model, scores)
 
 
 def _erk(scores: Scores, candidates: Mask, keep: int, generator: Generator) -> Selection:
@@ -258,10 +262,6 @@ class _WithoutNorms(TorchFunctionMode):
         return args[0] if args else named["input"]
 
 
-def _groups(model: nn.Module, name: str) -> int:
-    return int(getattr(model.get_submodule(name.rpartition(".")[0]), "groups", 1))
-
-
 def _paths_into(model: nn.Module, input_shape: Shape, weights: Weights, name: str) -> Tensor:
     """The paths that reach each input channel of a layer, at all positions together: float64 on the CPU.
 
@@ -285,7 +285,8 @@ def _paths_into(model: nn.Module, input_shape: Shape, weights: Weights, name: st
             torch.func.functional_call(model, values | weights, (like.new_ones((1, *input_shape)),))
     finally:
         hook.remove()
-    number, dimension = weights[name].shape[1] * _groups(model, name), 1 - weights[name].ndim
+    weight = turned(model, {name: weights[name]})[name]
+    number, dimension = weight.shape[1] * groups(model, name), 1 - weight.ndim
     if not seen:
         return torch.ones(number, dtype=torch.float64)
     totals = [image.movedim(dimension, -1).flatten(0, -2).double().sum(0) for image in seen]

@@ -92,7 +92,7 @@ def sizes(of: Outcome) -> dict[str, Any]:
         "target_sparsity": of.target_sparsity,
         "target": of.run.target,
         **of_filters(of.pruned, of.run.pruner.reduce is not None),
-        **effective(of.effective),
+        **effective(of.model, of.effective),
         "num_parameters": sum(parameter.numel() for parameter in of.model.parameters()),
         "num_unprunable": masks.total(masks.unprunable(of.model, of.pruned.mask)),
         "num_tied": sum(of.pruned.num_tied),
@@ -191,13 +191,15 @@ def train_macs(of: Outcome) -> int:
     return round(moving.multiply_adds(of.macs, of.trainer.clock))
 
 
-def layers(pruned: Pruned, reached: Mask | None, multiply_adds: dict[str, int]) -> list[dict[str, Any]]:
+def layers(
+    model: nn.Module, pruned: Pruned, reached: Mask | None, multiply_adds: dict[str, int]
+) -> list[dict[str, Any]]:
     """Name, shape, size, kept, density and so on of each prunable tensor; multiply-adds are of the dense layer.
 
     Args:
         reached: the weights on a path, None where that cannot be told.
     """
-    densities, dead = masks.densities(pruned.mask), paths.dead_units(reached or {})
+    densities, dead = masks.densities(pruned.mask), paths.dead_units(model, reached or {})
     return [
         {
             "name": name,
@@ -281,14 +283,14 @@ def kept(mask: Mask) -> dict[str, Any]:
     return {"num_kept": number, "num_prunable": total, "density": number / total, "compression": total / number}
 
 
-def effective(reached: Mask | None) -> dict[str, Any]:
+def effective(model: nn.Module, reached: Mask | None) -> dict[str, Any]:
     """How much of a mask lies on a path, None where that cannot be told."""
     if reached is None:
         return {"num_effective": None, "effective_sparsity": None, "dead_units": None}
     return {
         "num_effective": masks.kept(reached),
         "effective_sparsity": masks.sparsity(reached),
-        "dead_units": sum(paths.dead_units(reached).values()),
+        "dead_units": sum(paths.dead_units(model, reached).values()),
     }
 
 
