@@ -1,4 +1,4 @@
-"""LeNet-300-100 whose biases are weights: each layer has one more input, which is always 1. So biases are pruned, too."""
+"""LeNet-300-100 whose biases are weights: each layer has one more input, which is always 1. So biases are pruned."""
 
 from torch import nn
 
@@ -7,7 +7,7 @@ from pai_bench.models.initialization import Init, initialize_
 
 
 def lenet300(input_shape: Shape, num_classes: int, *, hidden: Counts, init: Init) -> nn.Module:
-    """The network of `model=lenet300`. A bias is drawn as the weights of its layer are, and it is scored as they are."""
+    """The network of `model=lenet300`. A bias is drawn and scored as the weights of its layer are."""
     channels, height, width = input_shape
     layers: list[nn.Module] = [nn.Flatten()]
     num_in = channels * height * width
