@@ -142,13 +142,31 @@ def test_a_sweep_has_one_line_a_run_and_ends_with_a_table_and_the_command(
     assert lines[3] == f"run 2 of 6   96.00 % test accuracy   10.0 s   about 4 min left   {runs[1]['id']}"
     assert "   layer collapse   no signal   10.0 s   about 3 min left   " in lines[4]
     assert lines[5].startswith("run 4 of 6   layer collapse   not trained   10.0 s   ")
-    assert lines[6].startswith("run 5 of 6   failed with exit code 2   about 45 s left")
+    assert lines[6].startswith("run 5 of 6   failed with exit code 2   about 60 s left")
     assert lines[7] == "run 6 of 6   preempted   later"
     text = console.getvalue()
     assert "digits, resnet20: test accuracy in percent" in text
     assert f"  pai-bench report {tmp_path / 'results'} -o report" in text
     assert lines[-1] == "3 done, 1 skipped, 1 failed, 1 preempted"
     assert count.worst == 75
+
+
+def test_the_time_that_is_left_is_told_by_runs_that_succeeded(
+    console: io.StringIO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("time.time", lambda: now)
+    first, second = stored(tmp_path, sweep_rows()[:2])
+    with sweep_progress.counting():
+        sweep_progress.expect(22)
+        sweep_progress.count(0, skipped=True, directory=first)
+        now = 1002.0
+        sweep_progress.count(1, directory=tmp_path / "failed")
+        now = 1122.0
+        sweep_progress.count(0, directory=second)
+    _, skipped, failed, succeeded, *_ = console.getvalue().splitlines()
+    assert " left" not in skipped + failed
+    assert "   about 39 min left   " in succeeded  # 19 runs
 
 
 def test_a_line_is_said_without_a_look_into_earlier_outcomes(

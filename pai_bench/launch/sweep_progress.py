@@ -115,6 +115,9 @@ def _written(outcome: Outcome) -> str:
     return json.dumps(vars(outcome))
 
 
+_SUCCESS = _written(Outcome(0, skipped=False, directory="")).partition(' "directory"')[0]  # how that of a run begins
+
+
 def _read(text: str) -> list[Outcome]:
     return [Outcome(**json.loads(line)) for line in text.splitlines()]
 
@@ -137,7 +140,8 @@ def _line(outcome: Outcome, ended: list[str]) -> str:
         words += [] if row["stopped"] else [f"{100 * row[f'{split}_top1']:.2f} % {split} accuracy"]
         words += _troubles(row)
         words.append("is finished already" if outcome.skipped else summary.duration(row["total_seconds"]))
-    left, done = int(number) - len(ended), sum('"skipped": false' in one for one in ended)
+    # A run that failed may have taken no time, and says nothing of the others.
+    left, done = int(number) - len(ended), sum(one.startswith(_SUCCESS) for one in ended)
     if left > 0 and done:
         words.append(f"about {_rounded((time.time() - float(started)) / done * left)} left")
     words += [] if outcome.directory is None else [Path(outcome.directory).name]
