@@ -102,6 +102,7 @@ def test_the_summary_says_what_was_taken_over(tmp_path: Path) -> None:
     alone, deeper = (ticket(tmp_path, CHAINS["to the start"], level) for level in (1, 2))
     layers = [{"name": "fc", "kept": 1, "size": 2, "density": 0.5}]
     assert deeper["reused_examples"] == 5752 and alone["reused_examples"] == 0
+    assert deeper["train_seconds"] > alone["train_seconds"], "the time of what was taken over counts"
     assert "of an earlier run" not in closing(alone, layers, tmp_path)
     assert "5.75 k images of all training were those of an earlier run" in closing(deeper, layers, tmp_path)
 

@@ -98,7 +98,7 @@ class Trainer:
 
     @property
     def seconds(self) -> float:
-        """Time spent on steps and their data so far, without evaluation."""
+        """Time spent on steps and their data so far, without evaluation; those of a training taken over count."""
         return self.progress.seconds
 
     @property
