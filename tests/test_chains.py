@@ -13,7 +13,7 @@ from whole_runs import TINY
 
 from pai_bench import experiment
 from pai_bench.errors import PreemptedError
-from pai_bench.launch import slurm
+from pai_bench.launch import chains, slurm
 from pai_bench.runs.summary import closing
 from pai_bench.system import preemption
 
@@ -176,7 +176,7 @@ def test_a_task_of_an_array_has_the_runs_of_a_chain() -> None:
     deep, flat = ([f"density={d}", f"schedule.levels={n}"] for d, n in ((0.25, 2), (0.5, 1)))
     cfgs = [composed(*ways, *depth, f"seed={seed}") for depth in (deep, flat) for seed in (0, 1)]
     cfgs += [composed("pruner=snip", "sparsity=0.5"), composed("pruner=snip", "sparsity=0.9")]
-    tasks = slurm._tasks(cfgs)
+    tasks = chains.grouped(cfgs)
     assert [[(cfg.seed, cfg.sparsity) for cfg in task] for task in tasks] == [
         [(0, 0.5), (0, 0.75)], [(1, 0.5), (1, 0.75)], [(0, 0.5)], [(0, 0.9)]
     ]  # fmt: skip

@@ -214,6 +214,32 @@ def test_an_exported_array_needs_no_python_where_it_is_submitted(
     assert len(list((tmp_path / "results").glob("*/result.json"))) == 4, logs
 
 
+def test_a_preempted_task_of_an_exported_array_comes_back_and_does_the_rest(
+    cluster: Cluster, run_cli: RunCli, tmp_path: Path
+) -> None:
+    long = [word for word in TINY if "epochs=2" not in word] + [f"training.epochs={LONG}", "checkpoint_epochs=10000"]
+    chain = ["pruner=magnitude", "schedule=rewind", "schedule.levels=null", "schedule.keep_per_level=0.5"]
+    folder, results = tmp_path / "sweep", tmp_path / "results"
+    done = run_cli("-m", *LAUNCHER, *long, *chain, "density=0.25,0.5", f"hydra.launcher.export={folder}")
+    assert done.returncode == 0 and "2 runs written in 1 task;" in done.stdout, done.stderr
+    env = cluster.env | {"PATH": f"{Path(sys.executable).parent}:{cluster.env['PATH']}", "OMP_NUM_THREADS": "1"}
+    command = ["sbatch", "--parsable", str(folder / "array.sh")]
+    job = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True).stdout.strip()
+    until(lambda: bool(list(results.glob("digits-*"))))
+    (first,) = results.glob("digits-*")
+    assert "s0.5" in first.name
+    freeze(first)
+    urgent = tmp_path / "urgent.sh"
+    urgent.write_text("#!/bin/sh\nsleep 2\n")
+    cluster.run("sbatch", "--partition=high", "--exclusive", "--output=/dev/null", str(urgent))
+    until(lambda: state(first).get("state") == "preempted")  # SLURM's SIGTERM comes with a SIGCONT
+    assert len(list(results.glob("digits-*"))) == 1
+    until(lambda: over(cluster, [f"{job}_0"]), 240)
+    shown = cluster.show(f"{job}_0")
+    assert (shown["JobState"], shown["Restarts"]) == ("COMPLETED", "1")
+    assert len(list(results.glob("digits-*/result.json"))) == 2
+
+
 def test_tasks_of_one_job_train_one_network(cluster: Cluster, run_cli: RunCli, tmp_path: Path) -> None:
     more = ["hydra.launcher.tasks_per_node=2", "hydra.launcher.wait=true"]
     done = run_cli("-m", *LAUNCHER, *more, *TINY, "pruner=snip", "sparsity=0.5", "seed=0,1", env=cluster.env)

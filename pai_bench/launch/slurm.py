@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from pai_bench.config import signatures
-from pai_bench.config.checks import trains_to_the_end
 from pai_bench.config.composition import rerunnable
 from pai_bench.config.schema import RunConfig
 from pai_bench.core import Count, NonNegativeInt, Positive
 from pai_bench.errors import ConfigError, OwnedError, PreemptedError, UserError
+from pai_bench.launch import chains
 from pai_bench.runs import status
 from pai_bench.system import preemption
 from pai_bench.system.slurm_job import REQUEUES
@@ -57,7 +57,7 @@ def submit(cfgs: Sequence[RunConfig], *, folder: str, max_requeues: int, **resou
     except ValueError as error:
         raise ConfigError(f"hydra.launcher: {' '.join(str(error).split())}") from error
     submitted: dict[str, str] = {}
-    tasks, size = _tasks(list(wanted.values())), _max_array_size()
+    tasks, size = chains.grouped(list(wanted.values())), _max_array_size()
     for start in range(0, len(tasks), size):
         part = tasks[start : start + size]
         since = time.time()
@@ -73,17 +73,8 @@ def submit(cfgs: Sequence[RunConfig], *, folder: str, max_requeues: int, **resou
                 submitted[cfg.id] = job.job_id
     arrays = ", ".join(dict.fromkeys(job.partition("_")[0] for job in submitted.values()))
     runs = "1 run" if len(submitted) == 1 else f"{len(submitted)} runs"
-    chained = "" if len(tasks) == len(submitted) else f" in {len(tasks)} task{'' if len(tasks) == 1 else 's'}"
-    log.info("%s submitted%s as SLURM job %s; the output goes to %s", runs, chained, arrays, Path(folder).parent)
+    log.info("%s submitted%s as SLURM job %s; the output goes to %s", runs, _in(tasks), arrays, Path(folder).parent)
     return submitted
-
-
-def _tasks(cfgs: Sequence[RunConfig]) -> list[list[RunConfig]]:
-    """Runs by the task that does them: those of one chain of tickets together, the least sparse first."""
-    tasks: dict[str, list[RunConfig]] = {}
-    for cfg in cfgs:
-        tasks.setdefault(cfg.chain if trains_to_the_end(cfg) else cfg.id, []).append(cfg)
-    return [sorted(task, key=lambda cfg: cfg.sparsity) for task in tasks.values()]
 
 
 def _submitit() -> Any:
@@ -268,58 +259,99 @@ def _checked(settings: Mapping[str, Any]) -> dict[str, Any]:
     return native(**settings)
 
 
+# What a task of an exported array does: a run after another, on after a failure, but not after a preemption, with which
+# the task goes back into the queue. The first code that is not 0 is that of the task. A SIGTERM is for the run, which
+# gets it too; the shell waits for its end.
+_TASK = """\
+trap : TERM
+CODE=0
+for FILE in {folder}/args/$(({start} + ${{SLURM_ARRAY_TASK_ID:-0}}))-*; do
+  mapfile -t ARGS < "$FILE"
+  LAST=0
+  srun --unbuffered --kill-on-bad-exit=1 python -m pai_bench "${{ARGS[@]}}" || LAST=$?
+  if [ $CODE = 0 ] || [ $LAST = {preempted} ]; then CODE=$LAST; fi
+  if [ $LAST = {preempted} ]; then break; fi
+done
+exit $CODE"""
+
+
 def export(
-    jobs: Sequence[Sequence[str]], folder: Path, first: Sequence[str] = (), *, max_requeues: int, **resources: Any
+    tasks: Sequence[Sequence[Sequence[str]]],
+    folder: Path,
+    first: Sequence[str] = (),
+    *,
+    max_requeues: int,
+    **resources: Any,
 ) -> list[Path]:
     """Writes array scripts, for sites where Python must not run on the login node: `sbatch FOLDER/array.sh`.
 
     Args:
-        jobs: the overrides of each run. They are composed when the job starts.
-        folder: receives the scripts and, in args/, a file for each run with one override a line.
+        tasks: the overrides of each run, by the task that does them, one after another. They are composed when the run
+            starts.
+        folder: receives the scripts and, in args/, a file for each run with one override a line: TASK-RUN.
         first: words before those of every run, such as --config-dir=PATH.
         max_requeues: as in `submit`.
         resources: see `native`.
 
     Returns:
-        The scripts, one for each 1,000 runs.
+        The scripts, one for each 1,000 tasks.
     """
     _submitit()
-    from submitit.slurm.slurm import _make_sbatch_string
-
     shutil.rmtree(folder / "args", ignore_errors=True)
     for old in folder.glob("array*.sh"):
         old.unlink()
     (folder / "args").mkdir(parents=True)
     (folder / "logs").mkdir(exist_ok=True)
+    for task, jobs in enumerate(tasks):
+        for number, overrides in enumerate(jobs):
+            words = [*first, *overrides, "hydra.mode=RUN"]  # an experiment has MULTIRUN, but is expanded already
+            # The shell sorts the names as text.
+            (folder / "args" / f"{task}-{number:06}").write_text("".join(f"{word}\n" for word in words))
     scripts = []
     size = 1000
-    for start in range(0, len(jobs), size):
-        part = jobs[start : start + size]
-        for number, overrides in enumerate(part, start=start):
-            words = [*first, *overrides, "hydra.mode=RUN"]  # an experiment has MULTIRUN, but is expanded already
-            (folder / "args" / str(number)).write_text("".join(f"{word}\n" for word in words))
-        here = shlex.quote(str(folder))
-        read = f"mapfile -t ARGS < {here}/args/$(({start} + ${{SLURM_ARRAY_TASK_ID:-0}}))"
-        script = folder / ("array.sh" if len(jobs) <= size else f"array-{start // size}.sh")
-        settings = _checked({"max_requeues": max_requeues} | resources)
-        settings["setup"] += ["set -euo pipefail", read]
-        settings["additional_parameters"] |= {"output": f"{folder}/logs/%A_%a.log"}
-        try:
-            text = _make_sbatch_string(
-                command='exec srun --unbuffered --kill-on-bad-exit=1 python -m pai_bench "${ARGS[@]}"',
-                folder=folder,
-                use_srun=False,
-                stderr_to_stdout=True,
-                map_count=len(part),
-                **settings,
-            )
-        except TypeError as error:
-            raise ConfigError(f"hydra.launcher: {error}") from error
-        script.write_text(text.replace("export SUBMITIT_EXECUTOR=slurm\n", ""))
+    for start in range(0, len(tasks), size):
+        script = folder / ("array.sh" if len(tasks) <= size else f"array-{start // size}.sh")
+        settings = {"max_requeues": max_requeues} | resources
+        script.write_text(_script(folder, start, len(tasks[start : start + size]), settings))
         scripts.append(script)
-    runs = "1 run" if len(jobs) == 1 else f"{len(jobs)} runs"
-    log.info("%s written; submit with sbatch %s", runs, " and ".join(map(str, scripts)))
+    number = sum(map(len, tasks))
+    runs = "1 run" if number == 1 else f"{number} runs"
+    log.info("%s written%s; submit with sbatch %s", runs, _in(tasks), " and ".join(map(str, scripts)))
     return scripts
+
+
+def _script(folder: Path, start: int, number: int, settings: Mapping[str, Any]) -> str:
+    """The script of an array.
+
+    Args:
+        start: its first task.
+        number: how many tasks it has.
+        settings: of the launcher.
+    """
+    from submitit.slurm.slurm import _make_sbatch_string
+
+    native_settings = _checked(settings)
+    native_settings["setup"] += ["set -euo pipefail"]
+    native_settings["additional_parameters"] |= {"output": f"{folder}/logs/%A_%a.log"}
+    try:
+        text = _make_sbatch_string(
+            command=_TASK.format(folder=shlex.quote(str(folder)), start=start, preempted=PreemptedError.exit_code),
+            folder=folder,
+            use_srun=False,
+            stderr_to_stdout=True,
+            map_count=number,
+            **native_settings,
+        )
+    except TypeError as error:
+        raise ConfigError(f"hydra.launcher: {error}") from error
+    return text.replace("export SUBMITIT_EXECUTOR=slurm\n", "")
+
+
+def _in(tasks: Sequence[Sequence[Any]]) -> str:
+    """In how many tasks the runs are; nothing if each has its own."""
+    if all(len(task) == 1 for task in tasks):
+        return ""
+    return f" in {len(tasks)} task{'' if len(tasks) == 1 else 's'}"
 
 
 class Job:
