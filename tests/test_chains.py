@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import composed
+from conftest import RunCli, composed
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from whole_runs import TINY
 
 from pai_bench import experiment
 from pai_bench.errors import PreemptedError
 from pai_bench.launch import chains, slurm
+from pai_bench.runs import status
 from pai_bench.runs.summary import closing
 from pai_bench.system import preemption
 
@@ -180,6 +182,38 @@ def test_a_task_of_an_array_has_the_runs_of_a_chain() -> None:
     assert [[(cfg.seed, cfg.sparsity) for cfg in task] for task in tasks] == [
         [(0, 0.5), (0, 0.75)], [(1, 0.5), (1, 0.75)], [(0, 0.5)], [(0, 0.9)]
     ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_in_parallel_a_chain_costs_a_training_each_and_one_more(run_cli: RunCli, tmp_path: Path) -> None:
+    """Each training is long enough to be kept."""
+    words = [*NET, *RECIPE, *CHAINS["a fraction"], "pruner=magnitude", "training.epochs=25", "training.batch_size=4"]
+    parallel = ["hydra/launcher=parallel", "hydra.launcher.n_jobs=2"]
+    done = run_cli("-m", *parallel, *words, "schedule.rewind_epoch=0", "density=0.25,0.5")
+    assert done.returncode == 0 and "2 done, 0 skipped, 0 failed" in done.stdout, done.stderr
+    rows = status.read(tmp_path / "results")
+    assert sum(map(trained, rows)) == 3 * rows[0]["train_examples"]
+
+
+def test_in_parallel_the_jobs_of_a_chain_are_one_task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """And what they return is in the order of the jobs. One of which nothing is known is alone."""
+    joblib = pytest.importorskip("hydra_plugins.hydra_joblib_launcher._core")
+    from hydra_plugins.pai_bench_plugins import parallel
+
+    jobs = [f"{level} {seed}" for level in (2, 1) for seed in (0, 1)] + ["wrong"]
+    runs: list[Any] = [composed("pruner=magnitude", "schedule=rewind", f"schedule.levels={job[0]}",
+                                f"density={0.5 ** int(job[0])}", f"seed={job[2]}") for job in jobs[:4]]  # fmt: skip
+    known, done = dict(zip(jobs[:4], runs, strict=True)), list[tuple[int, str]]()
+    monkeypatch.setattr(joblib, "execute_job", lambda number, job, *_: done.append((number, job)) or f"did {job}")
+    monkeypatch.setattr(parallel, "configure_log", lambda *_: None)
+    monkeypatch.setattr(parallel.ParallelLauncher, "_composed", lambda _, job: known.get(job))
+    launcher = parallel.ParallelLauncher(n_jobs=1)
+    config: Any = OmegaConf.create({"device": "cpu", "hydra": {"hydra_logging": {}, "verbose": False,
+                                    "sweep": {"dir": str(tmp_path)}}})  # fmt: skip
+    launcher.setup(hydra_context=None, task_function=None, config=config)  # type: ignore[arg-type]
+    returned: Any = launcher.launch(jobs, 10)
+    assert done == [(12, "1 0"), (10, "2 0"), (13, "1 1"), (11, "2 1"), (14, "wrong")]
+    assert returned == [f"did {job}" for job in jobs]
 
 
 def test_a_task_goes_on_after_a_failure_and_ends_with_a_preemption(monkeypatch: pytest.MonkeyPatch) -> None:

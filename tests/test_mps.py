@@ -104,21 +104,23 @@ def test_where_there_is_none_one_line_says_why(
 def test_the_launcher_starts_it(
     control: Any, device: str, n_jobs: int, num_started: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    joblib = pytest.importorskip("hydra_plugins.hydra_joblib_launcher._core")
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher._core")
     from hydra_plugins.pai_bench_plugins import parallel
 
     seen = []
 
-    def launch(launcher: Any, jobs: Any, index: int) -> list[str]:
-        seen.append((launcher.joblib, jobs, index, "CUDA_MPS_PIPE_DIRECTORY" in os.environ))
+    def launch(launcher: Any, tasks: Any, jobs: Any, index: int) -> list[str]:
+        seen.append((launcher.joblib, tasks, jobs, index, "CUDA_MPS_PIPE_DIRECTORY" in os.environ))
         return ["done"]
 
     ended: list[bool] = []
-    monkeypatch.setattr(joblib, "launch", launch)
+    monkeypatch.setattr(parallel.ParallelLauncher, "_launch", launch)
+    monkeypatch.setattr(parallel.ParallelLauncher, "_composed", lambda *_: None)
     monkeypatch.setattr(parallel, "_end_workers", lambda: ended.append(True))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     launcher = parallel.ParallelLauncher(n_jobs=n_jobs)
     launcher.setup(hydra_context=None, task_function=None, config=SimpleNamespace(device=device))  # type: ignore[arg-type]
-    assert launcher.launch([["seed=0"], ["seed=1"]], 5) == ["done"]
-    assert seen == [({"n_jobs": n_jobs}, [["seed=0"], ["seed=1"]], 5, num_started == 1)]
+    jobs = [["seed=0"], ["seed=1"]]
+    assert launcher.launch(jobs, 5) == ["done"]
+    assert seen == [({"n_jobs": n_jobs}, [[0], [1]], jobs, 5, num_started == 1)]
     assert len(ended) == num_started and (tmp_path / "told").exists() == bool(num_started)
