@@ -184,6 +184,23 @@ def test_a_task_of_an_array_has_the_runs_of_a_chain() -> None:
     ]  # fmt: skip
 
 
+def test_what_a_run_will_train_itself_is_known_before(tmp_path: Path) -> None:
+    """For the order of runs in a given time, and for what is expected of it."""
+    known: set[chains.Training] = set()
+    for name in ("to the start", "fine-tuned", "a fraction"):
+        way = CHAINS[name]
+        control = () if name == "fine-tuned" else ((2, "ablation=reinit"),)  # there it trains longer than it says
+        for level, *more in ((1,), (3,), (2,), *control, (3, "seed=1")):
+            words = [*more, f"density={0.5**level}"] + ["schedule.levels=null"] * (name == "a fraction")
+            words += [f"schedule.levels={level}"] * (name != "a fraction")
+            run = composed(*NET, *RECIPE, "pruner=magnitude", *way, *words, f"results_dir={tmp_path}")
+            row = experiment.run(run)
+            takes = chains.trainings(run)
+            expected = sum(epochs for training, epochs in takes.items() if training not in known)
+            known |= takes.keys()
+            assert trained(row) == expected * 1438, (name, level, more)
+
+
 @pytest.mark.slow
 def test_in_parallel_a_chain_costs_a_training_each_and_one_more(run_cli: RunCli, tmp_path: Path) -> None:
     """Each training is long enough to be kept."""

@@ -12,6 +12,7 @@ import pai_bench as pb
 from pai_bench.config import checks
 from pai_bench.core import Mask, Round, TrainingLength
 from pai_bench.errors import ConfigError
+from pai_bench.launch.chains import trainings
 from pai_bench.launch.fitting import epochs_to_train
 from pai_bench.pruning import schedules
 from pai_bench.pruning.conditions import Moment, masks_settle, weights_settle
@@ -185,7 +186,7 @@ def test_what_goes_with_a_condition(words: str) -> None:
 
 def test_a_run_trains_as_long_as_its_recipe_and_shares_no_training_with_others() -> None:
     run = composed("pruner=magnitude", "schedule=early_crop", "schedule.latest=1", "sparsity=0.9")
-    assert epochs_to_train(run) == 10 and not checks.trains_to_the_end(run)
+    assert epochs_to_train(trainings(run)) == 10 and not checks.trains_to_the_end(run)
 
 
 def test_prune_from_python_refuses_what_trains() -> None:

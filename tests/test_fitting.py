@@ -15,9 +15,9 @@ from whole_runs import TINY
 
 from pai_bench.config.schema import RunConfig
 from pai_bench.errors import DataError, PreemptedError
-from pai_bench.launch import fitting
+from pai_bench.launch import chains, fitting
 from pai_bench.runs import status
-from pai_bench.system import preemption
+from pai_bench.system import cache, preemption
 
 
 def test_the_most_informative_runs_come_first() -> None:
@@ -51,7 +51,89 @@ def test_the_most_informative_runs_come_first() -> None:
     ],
 )
 def test_all_training_of_a_run_is_counted(words: list[str], epochs: float) -> None:
-    assert fitting.epochs_to_train(composed("training.epochs=20", *words)) == pytest.approx(epochs)
+    assert fitting.epochs_to_train(chains.trainings(composed("training.epochs=20", *words))) == pytest.approx(epochs)
+
+
+def ticket(density: float, *more: str) -> RunConfig:
+    words = ["model=lenet300", "training.epochs=20", "pruner=magnitude", "schedule=rewind", "schedule.levels=null"]
+    return composed(*words, "schedule.keep_per_level=0.5", f"density={density}", *more)
+
+
+def test_of_runs_that_tell_as_much_the_cheapest_comes_first() -> None:
+    """Dense, one round, many rounds: a short time is not spent on the many rounds alone."""
+    rounds = ["schedule.keep_per_level=null", "schedule.levels"]
+    many, few, one = (ticket(0.125, rounds[0], f"{rounds[1]}={n}") for n in (6, 3, 1))
+    dense = composed("model=lenet300", "training.epochs=20")
+    cut = composed("model=lenet300", "training.epochs=20", "pruner=snip", "density=0.125")
+    assert fitting.by_information([many, few, dense, one, cut]) == [dense, cut, one, few, many]
+
+
+def test_before_a_ticket_come_those_on_the_way_to_it() -> None:
+    """The middle density first; what it needs anyway comes on the way, and each training costs once."""
+    tickets = {(level, seed): ticket(0.5**level, f"seed={seed}") for seed in (1, 0) for level in (5, 1, 3, 4, 2)}
+    control = ticket(0.5**3, "seed=0", "ablation=reinit")
+    names = {run.id: key for key, run in tickets.items()} | {control.id: "control"}
+    order = fitting.by_information([*tickets.values(), control])
+    assert [names[run.id] for run in order] == [
+        (1, 0), (2, 0), (3, 0), "control", (1, 1), (2, 1), (3, 1), (4, 0), (4, 1), (5, 0), (5, 1),
+    ]  # fmt: skip
+    trained: set[chains.Training] = set()
+    epochs = []
+    for run in order[:5]:
+        epochs.append(fitting.epochs_to_train(chains.trainings(run), trained))
+        trained |= chains.trainings(run).keys()
+    assert epochs == [40, 20, 20, 20, 40]
+    alone = ticket(0.5**3, "cache_gb=0")
+    assert fitting.epochs_to_train(chains.trainings(alone), trained) == 80
+
+
+class Still:
+    """A worker without a process, which does at once what it is asked, and notes it."""
+
+    def __init__(self, log: list[tuple[str, RunConfig]]) -> None:
+        self.connection, self.run, self.log = object(), None, log
+
+    def ask(self, _: str, run: RunConfig) -> None:
+        self.run = run  # type: ignore[assignment]
+        self.log.append(("begins", run))
+
+    def answer(self) -> tuple[int, float]:
+        assert self.run is not None
+        self.log.append(("ends", self.run))
+        self.run = None
+        return 0, 1.0
+
+
+def still(number: int, log: list[tuple[str, RunConfig]] | None = None) -> fitting.Crew:
+    crew = object.__new__(fitting.Crew)
+    crew.workers = [Still([] if log is None else log) for _ in range(number)]  # type: ignore[misc]
+    return crew
+
+
+def test_the_expectation_counts_a_shared_training_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tickets = [ticket(0.5**level) for level in (1, 2, 3, 4)]
+    pace = fitting.Pace(images_per_second=10.0, num_train=10, num_evaluated=0)  # an epoch a second
+    monkeypatch.setattr(fitting.Crew, "pace", lambda *_: pace)
+    monkeypatch.setattr(fitting.time, "monotonic", lambda: 0.0)
+    for workers, seconds, done, expected in ((1, 80, 0, 3), (1, 79, 0, 2), (2, 79, 0, 2), (1, 40, 2, 2)):
+        said: list[str] = []  # alone they take 40, 60, 80 and 100
+        fitting._expect(still(workers), tickets[done:], tickets[:done], seconds, said.append)
+        assert said[-1] == f"expected: {expected} runs of {tickets[0].task}", (seconds, said)
+    assert said[0].endswith(" 20 s for magnitude without its scores")
+
+
+def test_runs_of_a_chain_go_one_after_another_and_others_beside_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    tickets = [ticket(0.5**level, f"seed={seed}") for seed in (0, 1) for level in (1, 2, 3)]
+    others = [composed("pruner=snip", f"sparsity=0.{n}") for n in (5, 8)]
+    monkeypatch.setattr(fitting, "_ready", lambda busy, _: busy[-1:])
+    log: list[tuple[str, RunConfig]] = []
+    outcomes = list(still(3, log).do([*tickets, *others], time.monotonic() + 600))
+    assert {outcome.run.id for outcome in outcomes} == {run.id for run in [*tickets, *others]}
+    assert [run for _, run in log[:3]] == [tickets[0], tickets[3], others[0]]
+    under_way: list[str] = []
+    for what, run in log:
+        (under_way.append if what == "begins" else under_way.remove)(chains.chain_of(run))
+        assert len(set(under_way)) == len(under_way)
 
 
 def runs(results: Path, *more: str) -> list[RunConfig]:
@@ -71,6 +153,26 @@ def test_runs_are_done_side_by_side_and_only_once(tmp_path: Path) -> None:
     assert again == ["3 runs, 3 done or under way, 0 to do; 2 at once"]
 
 
+def serve_keeping_all(connection: Any) -> None:
+    """A worker that keeps trainings however short they are."""
+    cache._SECONDS = 0.0
+    fitting._serve(connection)
+
+
+def test_side_by_side_a_chain_costs_a_training_each_and_one_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fitting, "_serve", serve_keeping_all)
+    words = [*TINY, "device=cpu", f"results_dir={tmp_path}"]
+    rewind = ["pruner=magnitude", "schedule=rewind", "schedule.levels=null", "schedule.keep_per_level=0.5"]
+    tickets = [composed(*words, *rewind, f"density={0.5**level}") for level in (1, 2, 3)]
+    outcomes = fitting.fit([*tickets, composed(*words)], 10, 2, lambda _: None)
+    assert [outcome.code for outcome in outcomes] == [0] * 4
+    rows = [status.finished(run.directory) for run in tickets]
+    trained = [row["search_train_examples"] + row["train_examples"] - row["reused_examples"] for row in rows]  # type: ignore[index]
+    assert sum(trained) == 4 * rows[0]["train_examples"]  # type: ignore[index]
+
+
 def test_what_does_not_fit_goes_on_at_the_next_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     long = runs(tmp_path, "training.epochs=300")
 
@@ -85,8 +187,8 @@ def test_what_does_not_fit_goes_on_at_the_next_call(tmp_path: Path, monkeypatch:
     states = [status.state(run.directory).name for run in long]
     assert states == ["preempted", "preempted", "missing"]
     assert all((run.directory / "checkpoint.pt").is_file() for run in long[:2])
-    left, num_done = fitting.open_runs(long)
-    assert ([run.seed for run in left], num_done) == ([0, 1, 2], 0)
+    left, others = fitting.open_runs(long)
+    assert ([run.seed for run in left], others) == ([0, 1, 2], [])
 
 
 def until_begun(found: Sequence[RunConfig], number: int) -> None:

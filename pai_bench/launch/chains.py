@@ -4,6 +4,11 @@ from collections.abc import Sequence
 
 from pai_bench.config import checks
 from pai_bench.config.schema import RunConfig
+from pai_bench.core import HOOKS
+
+Training = tuple[str | float, ...]  # what tells a training from others: trainings that runs share are equal
+
+_DIGITS = 6  # of a sparsity; levels that are given with so many keep the same weights
 
 
 def chain_of(run: RunConfig) -> str:
@@ -26,3 +31,19 @@ def positions(runs: Sequence[RunConfig | None]) -> list[list[int]]:
 def grouped(runs: Sequence[RunConfig]) -> list[list[RunConfig]]:
     """Runs by chain, in the order of `positions`."""
     return [[runs[number] for number in chain] for chain in positions(runs)]
+
+
+def trainings(run: RunConfig) -> dict[Training, float]:
+    """All trainings of a run, those of its search included, and how many epochs each takes."""
+    chain, end = chain_of(run), run.training.epochs
+    found: dict[Training, float] = {}
+    clock, reached = 0.0, list[float]()
+    for one in checks.rounds_of(run, run.sparsity):
+        if one.until_epoch > clock:
+            found[(chain if one.until_epoch >= end else run.id, *reached)] = one.until_epoch - clock
+        clock = max(clock, one.until_epoch) if one.rewind_epoch is None else one.rewind_epoch
+        reached.append(round(one.sparsity, _DIGITS))
+    # Nobody else trains what is broken at the end.
+    own = run.rewires or run.transfer or any(getattr(run.ablation, hook) is not None for hook in HOOKS)
+    found[(run.id if own else chain, *reached)] = end - clock
+    return found

@@ -1,18 +1,20 @@
 """As many runs of an experiment as fit into a given time on this machine, the most informative first."""
 
+import itertools
 import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from pai_bench.config import checks
 from pai_bench.config.schema import RunConfig
 from pai_bench.errors import PreemptedError, UserError
+from pai_bench.launch import chains
+from pai_bench.launch.chains import Training
 from pai_bench.runs import status
 from pai_bench.system import cores, mps, preemption
 
@@ -27,11 +29,33 @@ _EVALUATION = 1 / 3  # of the time of a training step, for an image
 
 
 def by_information(runs: Sequence[RunConfig]) -> list[RunConfig]:
-    """The runs in the order in which they tell most: of the first network all methods at one density with one seed.
+    """The different runs in the order in which they tell most: of the first network all methods at one density.
 
-    Then follow more seeds, then other densities, from the middle outwards, then other networks. Dense networks come
-    with every density, so first.
+    That is with one seed. Then follow more seeds, then other densities, from the middle outwards, then other networks.
+    Dense networks come with every density, so first. Of runs that tell as much, the one that takes the least training
+    is next. Trainings that an earlier run shares with it cost nothing. So before a ticket come the tickets on the way
+    to it.
     """
+    chain: dict[str, list[RunConfig]] = {}
+    for run in {run.id: run for run in runs}.values():
+        chain.setdefault(chains.chain_of(run), []).append(run)
+    takes = {run.id: chains.trainings(run) for run in runs}
+    rank, order, trained = _rank(runs), dict[str, RunConfig](), set[Training]()
+    for _, equal in itertools.groupby(sorted(runs, key=rank), rank):
+        left = {run.id: run for run in equal}
+        while left := {name: run for name, run in left.items() if name not in order}:
+            name = min(left, key=lambda name: epochs_to_train(takes[name], trained))
+            on_the_way = [
+                run for run in chain[chains.chain_of(left[name])] if takes[run.id].keys() <= takes[name].keys()
+            ]
+            for run in sorted(on_the_way, key=lambda run: len(takes[run.id])):
+                order.setdefault(run.id, run)
+            trained |= takes[name].keys()
+    return list(order.values())
+
+
+def _rank(runs: Sequence[RunConfig]) -> Callable[[RunConfig], tuple[int, int, int]]:
+    """How early a run tells something: by its network, its density and its seed."""
     tasks = list(dict.fromkeys(run.task for run in runs))
     sparsities = sorted({run.sparsity for run in runs if run.prunes})
     middle = (len(sparsities) - 1) / 2
@@ -40,16 +64,12 @@ def by_information(runs: Sequence[RunConfig]) -> list[RunConfig]:
     def rank(run: RunConfig) -> tuple[int, int, int]:
         return tasks.index(run.task), outwards.index(run.sparsity) if run.prunes else 0, run.seed
 
-    return sorted(runs, key=rank)
+    return rank
 
 
-def epochs_to_train(run: RunConfig) -> float:
-    """All training that a run takes, that of its search included, in epochs."""
-    clock, total = 0.0, 0.0
-    for one in checks.rounds_of(run, run.sparsity):
-        total += max(0.0, one.until_epoch - clock)
-        clock = max(clock, one.until_epoch) if one.rewind_epoch is None else one.rewind_epoch
-    return total + run.training.epochs - clock
+def epochs_to_train(trainings: Mapping[Training, float], trained: Collection[Training] = ()) -> float:
+    """The epochs of those trainings of a run that no run has done yet."""
+    return sum(epochs for training, epochs in trainings.items() if training not in trained)
 
 
 @dataclass(frozen=True)
@@ -60,10 +80,9 @@ class Pace:
     num_train: int
     num_evaluated: int  # test and validation images
 
-    def seconds(self, run: RunConfig) -> float:
-        """What a run takes, without its scores."""
-        each = self.num_train + _EVALUATION * self.num_evaluated
-        return epochs_to_train(run) * each / self.images_per_second
+    def seconds(self, epochs: float) -> float:
+        """What so much training takes."""
+        return epochs * (self.num_train + _EVALUATION * self.num_evaluated) / self.images_per_second
 
 
 @dataclass(frozen=True)
@@ -184,29 +203,44 @@ class Crew:
     def do(self, runs: Sequence[RunConfig], deadline: float) -> Iterator[Outcome]:
         """Does runs in their order until a time on the monotonic clock, or until a signal comes to this process.
 
-        What is then running keeps a checkpoint.
+        Runs of one chain go one after another: each takes over what the one before has trained. What is running at the
+        end keeps a checkpoint.
         """
-        left = list(runs)
-        for worker in self.workers:
-            if left:
-                worker.ask("attempt", left.pop(0))
-        while busy := {worker.connection: worker for worker in self.workers if worker.run is not None}:
-            ready = _ready(list(busy), deadline)
+        left, idle = list(runs), list(self.workers)
+        while time.monotonic() < deadline:
+            self._hand_out(left, idle)
+            busy: dict[Any, Worker] = {worker.connection: worker for worker in self.workers if worker.run is not None}
+            ready = _ready(list(busy), deadline) if busy else []
             if not ready:
-                break
+                return
             for connection in ready:
-                worker = busy[connection]  # type: ignore[index]
+                worker = busy[connection]
                 run = worker.run
                 assert run is not None
                 code, seconds = worker.answer()
                 if code is None:
-                    worker.end()
-                    worker.join()
-                    self.workers[self.workers.index(worker)] = worker = Worker()
+                    worker = self._replaced(worker)
+                if code != PreemptedError.exit_code:
+                    idle.append(worker)
                 yield Outcome(run, 1 if code is None else code, seconds)
-                over = preemption.requested() or time.monotonic() >= deadline
-                if left and code != PreemptedError.exit_code and not over:
-                    worker.ask("attempt", left.pop(0))
+
+    def _hand_out(self, left: list[RunConfig], idle: list[Worker]) -> None:
+        """Gives each idle worker the next run that shares nothing with one that is under way."""
+        under_way = {chains.chain_of(worker.run) for worker in self.workers if worker.run is not None}
+        for run in list(left):
+            if not idle or preemption.requested():
+                return
+            if (chain := chains.chain_of(run)) not in under_way:
+                under_way.add(chain)
+                left.remove(run)
+                idle.pop(0).ask("attempt", run)
+
+    def _replaced(self, dead: Worker) -> Worker:
+        """A worker in the place of one that has died."""
+        dead.end()
+        dead.join()
+        self.workers[self.workers.index(dead)] = worker = Worker()
+        return worker
 
     def stop(self) -> None:
         """Ends all workers. Runs that are not done keep their checkpoints."""
@@ -225,12 +259,13 @@ def _ready(connections: Sequence[Connection], deadline: float) -> list[Any]:
             return ready
 
 
-def open_runs(runs: Sequence[RunConfig]) -> tuple[list[RunConfig], int]:
-    """The different runs that are not finished and that nobody is doing, and how many are."""
-    different = list({run.id: run for run in runs}.values())
-    states = {run.id: status.state(run.directory).name for run in different}
-    left = [run for run in different if states[run.id] not in ("finished", "running")]
-    return left, len(different) - len(left)
+def open_runs(runs: Sequence[RunConfig]) -> tuple[list[RunConfig], list[RunConfig]]:
+    """The runs that are not finished and that nobody is doing, and the others."""
+    todo: list[RunConfig] = []
+    others: list[RunConfig] = []
+    for run in runs:
+        (others if status.state(run.directory).name in ("finished", "running") else todo).append(run)
+    return todo, others
 
 
 def fit(runs: Sequence[RunConfig], minutes: float, at_once: int, say: Say) -> list[Outcome]:
@@ -244,32 +279,19 @@ def fit(runs: Sequence[RunConfig], minutes: float, at_once: int, say: Say) -> li
         PreemptedError: a signal came before all was done.
     """
     started = time.monotonic()
-    todo, num_done = open_runs(by_information(runs))
-    say(f"{len(todo) + num_done} runs, {num_done} done or under way, {len(todo)} to do; {at_once} at once")
+    todo, others = open_runs(by_information(runs))
+    say(f"{len(todo) + len(others)} runs, {len(others)} done or under way, {len(todo)} to do; {at_once} at once")
     if not todo:
         return []
+    deadline = started + 60 * minutes - min(_PATIENCE, 6 * minutes)
     num_workers = min(at_once, len(todo))
     with mps.shared(num_workers, num_gpus()):
-        return _fitted(todo, Crew(num_workers), started, minutes, say)
-
-
-def _fitted(todo: Sequence[RunConfig], crew: Crew, started: float, minutes: float, say: Say) -> list[Outcome]:
-    """Does as many runs as fit, the first ones first. Ends the workers.
-
-    Raises:
-        PreemptedError: a signal came before all was done.
-    """
-    try:
-        deadline = started + 60 * minutes - min(_PATIENCE, 6 * minutes)
-        _expect(crew, todo, deadline, say)
-        outcomes = []
-        for outcome in crew.do(todo, deadline):
-            outcomes.append(outcome)
-            row = status.finished(outcome.run.directory)
-            told = f"{100 * row['test_top1']:.2f} %" if row else f"exit code {outcome.code}"
-            say(f"{time.monotonic() - started:6.0f} s  {outcome.run.id}  {told}  in {outcome.seconds:.0f} s")
-    finally:
-        crew.stop()
+        crew = Crew(num_workers)
+        try:
+            _expect(crew, todo, others, deadline, say)
+            outcomes = _done(crew, todo, started, deadline, say)
+        finally:
+            crew.stop()
     done = sum(outcome.code == 0 for outcome in outcomes)
     say(f"{done} of {len(todo)} done in {(time.monotonic() - started) / 60:.1f} min; the same command goes on")
     ended = sum(outcome.code != PreemptedError.exit_code for outcome in outcomes)
@@ -278,27 +300,56 @@ def _fitted(todo: Sequence[RunConfig], crew: Crew, started: float, minutes: floa
     return outcomes
 
 
-def _expect(crew: Crew, todo: Sequence[RunConfig], deadline: float, say: Say) -> None:
-    """Says how many runs of each network will fit, by a pace that is measured with all workers."""
+def _expect(crew: Crew, todo: Sequence[RunConfig], others: Sequence[RunConfig], deadline: float, say: Say) -> None:
+    """Says how many runs of each network will fit, by a pace that is measured with all workers.
+
+    Args:
+        others: runs that are done or under way; the cache holds their trainings.
+    """
     paces: dict[str, Pace] = {}
-    room = (deadline - time.monotonic()) * len(crew.workers)
     fitting: dict[str, int] = {}
+    all_seconds, of_chain = 0.0, dict[str, float]()
+    trained = {training for run in others for training in chains.trainings(run)}
     for run in todo:
+        takes = chains.trainings(run)
+        epochs, chain = epochs_to_train(takes, trained), chains.chain_of(run)
+        trained |= takes.keys()
         if run.task not in paces:
-            paces[run.task] = pace = crew.pace(run)
-            room = min(room, (deadline - time.monotonic()) * len(crew.workers))
-            say(
-                f"{run.task}: {pace.images_per_second:,.0f} images/s each, "
-                f"{pace.seconds(run):,.0f} s for {run.pruner.name} without its scores"
-            )
-        room -= paces[run.task].seconds(run)
-        if room < 0:
+            paces[run.task] = _told_pace(crew, run, epochs, say)
+        pace = paces[run.task]
+        room = deadline - time.monotonic()
+        of_chain[chain] = of_chain.get(chain, 0.0) + pace.seconds(epochs)
+        if of_chain[chain] > room:  # other workers do other runs meanwhile
+            continue
+        all_seconds += pace.seconds(epochs)
+        if all_seconds > room * len(crew.workers):
             break
         fitting[run.task] = fitting.get(run.task, 0) + 1
     for task, number in fitting.items():
         say(f"expected: {number} runs of {task}")
     if not fitting:
         say("expected: no run will end in this time; those that are begun keep their checkpoints")
+
+
+def _told_pace(crew: Crew, run: RunConfig, epochs: float, say: Say) -> Pace:
+    """The pace of a run, which is said, and how long it takes for so many epochs."""
+    pace = crew.pace(run)
+    say(
+        f"{run.task}: {pace.images_per_second:,.0f} images/s each, "
+        f"{pace.seconds(epochs):,.0f} s for {run.pruner.name} without its scores"
+    )
+    return pace
+
+
+def _done(crew: Crew, todo: Sequence[RunConfig], started: float, deadline: float, say: Say) -> list[Outcome]:
+    """Does as many runs as fit, the first ones first, and says how each ends."""
+    outcomes = []
+    for outcome in crew.do(todo, deadline):
+        outcomes.append(outcome)
+        row = status.finished(outcome.run.directory)
+        told = f"{100 * row['test_top1']:.2f} %" if row else f"exit code {outcome.code}"
+        say(f"{time.monotonic() - started:6.0f} s  {outcome.run.id}  {told}  in {outcome.seconds:.0f} s")
+    return outcomes
 
 
 def num_gpus() -> int:
