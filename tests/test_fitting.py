@@ -136,6 +136,49 @@ def test_runs_of_a_chain_go_one_after_another_and_others_beside_them(monkeypatch
         assert len(set(under_way)) == len(under_way)
 
 
+def test_after_the_deadline_nothing_begins_and_no_pace_is_waited_for() -> None:
+    crew, said = still(2), list[str]()
+    pipes = [multiprocessing.Pipe() for _ in crew.workers]
+    for worker, (ours, _) in zip(crew.workers, pipes, strict=True):
+        worker.connection = ours  # type: ignore[misc]
+    run = composed("pruner=snip", "sparsity=0.5")
+    fitting._expect(crew, [run], [], time.monotonic() - 1, said.append)
+    assert said == [
+        f"{run.task}: the time is up before its pace is known",
+        "expected: no run will end in this time; those that are begun keep their checkpoints",
+    ]
+    assert list(crew.do([run], time.monotonic() - 1)) == []
+
+
+def test_all_workers_together_have_one_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many hang: the second has what the first has left."""
+    now, waited = 1000.0, list[float]()
+
+    class Hanging:
+        pid, killed = 1, False
+
+        def is_alive(self) -> bool:
+            return not self.killed
+
+        def kill(self) -> None:
+            self.killed = True
+
+        def join(self, seconds: float | None = None) -> None:
+            nonlocal now
+            waited.append(seconds or 0.0)
+            now += seconds or 0.0
+
+    monkeypatch.setattr(fitting.os, "kill", lambda *_: None)
+    monkeypatch.setattr(fitting.time, "monotonic", lambda: now)
+    crew = object.__new__(fitting.Crew)
+    crew.workers = [object.__new__(fitting.Worker) for _ in range(3)]
+    for worker in crew.workers:
+        worker._ours, _ = multiprocessing.Pipe()
+        worker._process = Hanging()  # type: ignore[assignment]
+    crew.stop()
+    assert waited == [60, 0, 0, 0, 0, 0] and all(worker._process.killed for worker in crew.workers)  # type: ignore[attr-defined]
+
+
 def runs(results: Path, *more: str) -> list[RunConfig]:
     words = [*TINY, "device=cpu", f"results_dir={results}", "pruner=magnitude", "sparsity=0.5", *more]
     return [composed(*words, f"seed={seed}") for seed in range(3)]

@@ -4,9 +4,10 @@
     pai-bench fit --minutes 12 --at-once 8 experiment=rewinding_or_fine_tuning
 
 Takes the words of pai-bench -m. First come all methods at one density with one seed, then more seeds, then other
-densities, then other networks; of runs that tell as much, the cheapest. In time it stops with everything written; what
-was under way goes on from its checkpoint at the next call. The exit code is 75 as long as runs are left. It suits short
-queues and borrowed cards.
+densities, then other networks; of runs that tell as much, the cheapest. A minute before the end, or a tenth of less
+than ten minutes, it stops with everything written; what was under way goes on from its checkpoint at the next call. A
+worker that writes none within a minute is killed. The exit code is 75 as long as runs are left. It suits short queues
+and borrowed cards.
 """
 
 import argparse

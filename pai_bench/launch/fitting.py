@@ -24,7 +24,7 @@ _SPAWN = multiprocessing.get_context("spawn")
 # without a checkpoint.
 _END = signal.SIGUSR1
 _LOOK = 0.5  # seconds between two looks whether a signal has come
-_PATIENCE = 60.0  # seconds that a worker has for its last checkpoint
+_PATIENCE = 60.0  # seconds that all workers together have for their last checkpoints
 _EVALUATION = 1 / 3  # of the time of a training step, for an image
 
 
@@ -132,9 +132,9 @@ class Worker:
             assert self._process.pid is not None
             os.kill(self._process.pid, _END)
 
-    def join(self) -> None:
-        """Waits until the process has ended, with patience."""
-        self._process.join(_PATIENCE)
+    def join(self, until: float) -> None:
+        """Waits until the process has ended; kills it if it has not at a time on the monotonic clock."""
+        self._process.join(max(0.0, until - time.monotonic()))
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
@@ -180,8 +180,8 @@ class Crew:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores.num_allowed() // number)))
         self.workers = [Worker() for _ in range(number)]
 
-    def pace(self, run: RunConfig) -> Pace:
-        """How fast all workers train a run at the same time.
+    def pace(self, run: RunConfig, deadline: float) -> Pace | None:
+        """How fast all workers train a run at the same time. None: that is not known by the deadline.
 
         Raises:
             UserError: and its kinds, for what hinders the run, such as a dataset that is missing.
@@ -191,8 +191,10 @@ class Crew:
             worker.ask("pace", run)
         for worker in self.workers:
             preemption.check()
-            while not worker.connection.poll(_LOOK):
+            while not worker.connection.poll(max(0.0, min(_LOOK, deadline - time.monotonic()))):
                 preemption.check()
+                if time.monotonic() >= deadline:
+                    return None
         found = [worker.answer()[0] for worker in self.workers]
         for answer in found:
             if not isinstance(answer, Pace):
@@ -238,16 +240,17 @@ class Crew:
     def _replaced(self, dead: Worker) -> Worker:
         """A worker in the place of one that has died."""
         dead.end()
-        dead.join()
+        dead.join(time.monotonic() + _PATIENCE)
         self.workers[self.workers.index(dead)] = worker = Worker()
         return worker
 
     def stop(self) -> None:
-        """Ends all workers. Runs that are not done keep their checkpoints."""
+        """Ends all workers within `_PATIENCE`. Runs that are not done keep their checkpoints."""
+        until = time.monotonic() + _PATIENCE
         for worker in self.workers:
             worker.end()
         for worker in self.workers:
-            worker.join()
+            worker.join(until)
 
 
 def _ready(connections: Sequence[Connection], deadline: float) -> list[Any]:
@@ -272,7 +275,8 @@ def fit(runs: Sequence[RunConfig], minutes: float, at_once: int, say: Say) -> li
     """Does as many runs as fit, and says what it expects before and what came out.
 
     Args:
-        minutes: the whole time, its own start and the last checkpoints included.
+        minutes: the whole time, its own start included. The last minute of it, or the last tenth of less than ten
+            minutes, is for the last checkpoints. A worker within a long step or evaluation has a minute in all.
         at_once: how many runs go side by side.
 
     Raises:
@@ -306,7 +310,7 @@ def _expect(crew: Crew, todo: Sequence[RunConfig], others: Sequence[RunConfig], 
     Args:
         others: runs that are done or under way; the cache holds their trainings.
     """
-    paces: dict[str, Pace] = {}
+    paces: dict[str, Pace | None] = {}
     fitting: dict[str, int] = {}
     all_seconds, of_chain = 0.0, dict[str, float]()
     trained = {training for run in others for training in chains.trainings(run)}
@@ -315,8 +319,9 @@ def _expect(crew: Crew, todo: Sequence[RunConfig], others: Sequence[RunConfig], 
         epochs, chain = epochs_to_train(takes, trained), chains.chain_of(run)
         trained |= takes.keys()
         if run.task not in paces:
-            paces[run.task] = _told_pace(crew, run, epochs, say)
-        pace = paces[run.task]
+            paces[run.task] = _told_pace(crew, run, epochs, deadline, say)
+        if (pace := paces[run.task]) is None:
+            break
         room = deadline - time.monotonic()
         of_chain[chain] = of_chain.get(chain, 0.0) + pace.seconds(epochs)
         if of_chain[chain] > room:  # other workers do other runs meanwhile
@@ -331,13 +336,16 @@ def _expect(crew: Crew, todo: Sequence[RunConfig], others: Sequence[RunConfig], 
         say("expected: no run will end in this time; those that are begun keep their checkpoints")
 
 
-def _told_pace(crew: Crew, run: RunConfig, epochs: float, say: Say) -> Pace:
-    """The pace of a run, which is said, and how long it takes for so many epochs."""
-    pace = crew.pace(run)
-    say(
-        f"{run.task}: {pace.images_per_second:,.0f} images/s each, "
-        f"{pace.seconds(epochs):,.0f} s for {run.pruner.name} without its scores"
-    )
+def _told_pace(crew: Crew, run: RunConfig, epochs: float, deadline: float, say: Say) -> Pace | None:
+    """The pace of a run, which is said, and how long it takes for so many epochs. None: the time is up before."""
+    pace = crew.pace(run, deadline)
+    if pace is None:
+        say(f"{run.task}: the time is up before its pace is known")
+    else:
+        say(
+            f"{run.task}: {pace.images_per_second:,.0f} images/s each, "
+            f"{pace.seconds(epochs):,.0f} s for {run.pruner.name} without its scores"
+        )
     return pace
 
 
