@@ -1,4 +1,9 @@
-"""LeNet-300-100 whose biases are weights: each layer has one more input, which is always 1. So biases are pruned."""
+"""LeNet-300-100 whose biases are weights: each layer has one more input, which is always 1. So biases are pruned.
+
+With this folder on PYTHONPATH it takes the place of the network of a run:
+
+    pai-bench ... model=lenet300 model._target_=biases_as_weights.lenet300 model.name=lenet300_biases
+"""
 
 from torch import nn
 
