@@ -193,13 +193,14 @@ def test_gradual_keeps_the_largest_and_lets_them_return() -> None:
     assert by_rule("gradual", weights=weights, mask=full, keep=2, fraction=0.0) == [0, 1, 2, 3]
 
 
-def test_gradual_prunes_layers_alike_or_the_network() -> None:
+@pytest.mark.parametrize("name", ["gradual", "acdc"])
+def test_a_rule_prunes_layers_alike_or_the_network(name: str) -> None:
     weights = {"a": torch.tensor([9.0, 8, 7, 6]), "b": torch.tensor([4.0, 3, 2, 1])}
     mask = {name: torch.ones(4) > 0 for name in weights}
     progress = RewireProgress(1, True, 0.0, 1.0, {"a": 4, "b": 4}, 4)
     counts = {}
     for scope in ("layer", "global"):
-        rule = config_of("gradual", f"rewire.rule.scope={scope}").rule
+        rule = config_of(name, f"rewire.rule.scope={scope}").rule
         assert rule is not None
         counts[scope] = masks.counts(rule(weights, {}, {}, mask, progress, Generator()))
     assert counts == {"layer": [2, 2], "global": [4, 0]}

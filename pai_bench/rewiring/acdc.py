@@ -1,8 +1,11 @@
 """AC/DC: the network is compressed and decompressed in turn."""
 
+from typing import Literal
+
 from torch import Generator
 
 from pai_bench.core import Mask, Weights
+from pai_bench.masks.allocation import by_density
 from pai_bench.masks.selection import keep_largest
 from pai_bench.rewiring.rewire import RewireProgress
 
@@ -14,10 +17,15 @@ def rule(
     mask: Mask,
     progress: RewireProgress,
     generator: Generator,
+    *,
+    scope: Literal["layer", "global"],
 ) -> Mask:
-    """In turn the largest weights of the network alone are kept, and all of them. The last rewire keeps the largest.
+    """In turn the largest weights alone are kept, and all of them. The last rewire keeps the largest.
 
     A pruned weight returns as 0.
+
+    Args:
+        scope: "global": the largest of the network are kept. "layer": every layer has the same density.
 
     Reference: Peste et al. 2021, AC/DC: Alternating Compressed/DeCompressed Training of Deep Neural Networks,
         arXiv:2106.12379, Algorithm 1, and their released code, whose scripts set all momentum to zero when the weights
@@ -26,4 +34,7 @@ def rule(
     everything = {name: kept | ~kept for name, kept in mask.items()}
     if progress.number % 2 == 0 and not progress.last:
         return everything
-    return keep_largest({name: weight.abs() for name, weight in weights.items()}, everything, progress.keep).mask
+    sizes = {name: weight.abs() for name, weight in weights.items()}
+    if scope == "layer":
+        return by_density(sizes, everything, progress.keep, dict.fromkeys(mask, 1.0)).mask
+    return keep_largest(sizes, everything, progress.keep).mask
