@@ -5,8 +5,7 @@ from typing import Literal
 from torch import Generator
 
 from pai_bench.core import Mask, Weights
-from pai_bench.masks.allocation import by_density
-from pai_bench.masks.selection import keep_largest
+from pai_bench.rewiring.drop_and_grow import largest
 from pai_bench.rewiring.rewire import RewireProgress
 
 
@@ -31,10 +30,6 @@ def rule(
         arXiv:2106.12379, Algorithm 1, and their released code, whose scripts set all momentum to zero when the weights
         return (`rewire.forget=all`).
     """
-    everything = {name: kept | ~kept for name, kept in mask.items()}
     if progress.number % 2 == 0 and not progress.last:
-        return everything
-    sizes = {name: weight.abs() for name, weight in weights.items()}
-    if scope == "layer":
-        return by_density(sizes, everything, progress.keep, dict.fromkeys(mask, 1.0)).mask
-    return keep_largest(sizes, everything, progress.keep).mask
+        return {name: kept | ~kept for name, kept in mask.items()}
+    return largest(weights, mask, progress.keep, scope)

@@ -9,6 +9,7 @@ from torch import Generator
 from pai_bench.core import Fraction, Mask, Scores, Weights
 from pai_bench.errors import ConfigError
 from pai_bench.masks import masks
+from pai_bench.masks.allocation import by_density
 from pai_bench.masks.selection import keep_largest
 from pai_bench.rewiring.rewire import RewireProgress
 
@@ -88,6 +89,19 @@ def on_the_way(progress: RewireProgress, fraction: float) -> int:
     start = sum(progress.kept_at_start.values())
     left = 0.0 if progress.last else (1 - fraction) ** 3
     return progress.keep + round((start - progress.keep) * left)
+
+
+def largest(weights: Weights, mask: Mask, number: int, scope: Literal["layer", "global"]) -> Mask:
+    """The largest of all weights, those outside the mask too.
+
+    Args:
+        scope: "layer": every layer has the same density. "global": the largest of the network are kept.
+    """
+    sizes = {name: weight.abs() for name, weight in weights.items()}
+    everything = {name: kept | ~kept for name, kept in mask.items()}
+    if scope == "layer":
+        return by_density(sizes, everything, number, dict.fromkeys(mask, 1.0)).mask
+    return keep_largest(sizes, everything, number).mask
 
 
 def _largest(scores: torch.Tensor, candidates: torch.Tensor, number: int) -> torch.Tensor:

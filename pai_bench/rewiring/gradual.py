@@ -5,9 +5,7 @@ from typing import Literal
 from torch import Generator
 
 from pai_bench.core import Mask, Weights
-from pai_bench.masks.allocation import by_density
-from pai_bench.masks.selection import keep_largest
-from pai_bench.rewiring.drop_and_grow import on_the_way
+from pai_bench.rewiring.drop_and_grow import largest, on_the_way
 from pai_bench.rewiring.rewire import RewireProgress
 
 
@@ -34,9 +32,4 @@ def rule(
     Deviates: the momentum of a weight that returns is 0, and weight decay does not change the value of a pruned weight.
         The last rewire keeps exactly the number that is asked for.
     """
-    sizes = {name: weight.abs() for name, weight in weights.items()}
-    everything = {name: kept | ~kept for name, kept in mask.items()}
-    number = on_the_way(progress, progress.fraction)
-    if scope == "layer":
-        return by_density(sizes, everything, number, dict.fromkeys(mask, 1.0)).mask
-    return keep_largest(sizes, everything, number).mask
+    return largest(weights, mask, on_the_way(progress, progress.fraction), scope)
