@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 from report_rows import made, many, results, row, rows, script, table, write
+from scipy.stats import ttest_rel
 
 from pai_bench.errors import ConfigError
-from pai_bench.report import costs, diagnostics, early_stop, findings, more_tables, plots, tables
+from pai_bench.report import costs, diagnostics, early_stop, findings, losses, more_tables, plots, tables
 
 
 def written(kind: ModuleType, *of: Any) -> str:
@@ -74,6 +75,46 @@ def test_costs_are_multiples_of_one_training_of_the_dense_network() -> None:
         assert costs.table(without, looks) is None
 
 
+def test_losses_are_those_against_the_dense_network_of_the_same_seed() -> None:
+    dense, snip, near = [0.95, 0.952, 0.957], [0.93, 0.935, 0.931], [0.949, 0.953, 0.956]
+    runs = rows((0.9,), dense=dense, snip=snip, near=near, equal=dense, two=[0.951, 0.942])
+    runs += [row("stopped", 0, 0.1, stopped="collapse"), row("stopped", 1), row("elsewhere", 7)]
+    grid, _, looks = made(runs)
+    text = written(losses, grid, looks)
+    cells = dict(re.findall(r"^\| ([\w ]+?) +\| ([^|]+) \|$", text, flags=re.M))
+    lost = 100 * (np.array(dense) - np.array(snip))
+    assert cells == {
+        "method": "10×",
+        "snip": f"{lost.mean():.2f} ± {lost.std(ddof=1):.2f} (n = 3)",
+        "near": "0.03 ± 0.12 (n = 3) †",
+        "equal": "0.00 ± 0.00 (n = 3) §",
+        "two": "0.45 ± 0.78 (n = 2) §",
+        "stopped": "–",
+        "elsewhere": "–",
+    }
+    assert "n = 4 unless said otherwise" in text and "† A paired t test" in text and "§ Not tested" in text
+
+
+def test_losses_are_corrected_for_the_methods_of_their_column_alone() -> None:
+    dense = [0.95, 0.952, 0.957, 0.951]
+    lower = {
+        f"m{i}": [value - 0.01 * (i + 1) - 0.001 * (seed % 2) for seed, value in enumerate(dense)] for i in range(4)
+    }
+    grid, _, _ = made(rows((0.9,), dense=dense, **lower))
+    found = losses.losses(grid, 0.9)
+    by_hand = {name: ttest_rel(dense, values).pvalue for name, values in lower.items()}
+    order = sorted(by_hand, key=by_hand.__getitem__)
+    assert len(found) == 4
+    for rank, name in enumerate(order):  # these p values rise so fast that no running maximum is needed
+        assert found[f"{name}-1111bbbb"].p_holm == pytest.approx(min(1, (4 - rank) * by_hand[name]))
+
+
+def test_without_a_dense_network_there_is_no_loss() -> None:
+    for runs in ([row("snip", 0)], [row("dense", 0)], [row("dense", 0), row("snip", 1)]):
+        grid, _, looks = made(runs)
+        assert losses.table(grid, looks) is None
+
+
 def test_early_stopping_is_told_by_epochs_and_the_accuracy_there() -> None:
     runs = [
         row("dense", 0, early_stop_epoch=8, test_top1_at_early_stop=0.95),
@@ -133,6 +174,7 @@ def test_the_page_has_every_table(tmp_path: Path) -> None:
     page = (tmp_path / "report" / "index.html").read_text()
     (stem,) = {path.stem for path in (tmp_path / "report" / "tables").glob("*.tex")}
     for title, kind, cell, sorted_by in (
+        ("Losses against the dense network", "losses", "0.00 §", "0.00"),
         ("Costs", "costs", "0.001 + 2.4e-06", "0.001"),
         ("Early stopping", "early-stop", "–", ""),
         ("Diagnostics", "diagnostics", "1,500", "1500"),

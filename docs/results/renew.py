@@ -59,7 +59,7 @@ PAGES = {
     "reviewer_table_mnist": Page(
         "results/reviewer_table_mnist.md",
         pictures=("accuracy", "cost"),
-        more=("costs",),
+        more=("losses", "costs"),
         labels={
             "dense-b6fee75c": "Gradual pruning",
             "magnitude-5af69a0f": "Magnitude",

@@ -17,6 +17,7 @@ from pai_bench.report import (
     diagnostics,
     drawing,
     early_stop,
+    losses,
     more_tables,
     names,
     page,
@@ -172,7 +173,7 @@ class _About:
     looks: Mapping[str, Look]
 
 
-_MORE_TABLES = (costs.table, early_stop.table, diagnostics.table)  # each is None where it would be empty
+_MORE_TABLES = (losses.table, costs.table, early_stop.table, diagnostics.table)  # each is None where it would be empty
 
 
 def _section(grid: Grid, title: str, stem: str, about: _About, unreadable: Unreadable) -> Section:
