@@ -60,7 +60,7 @@ def test_a_report_is_whole(tmp_path: Path) -> None:
         ".pai_bench_report",
         f"tables/{stem}.md",
         f"tables/{stem}.tex",
-        f"tables/{stem}-losses.md",
+        f"tables/{stem}-accuracy-lost.md",
         f"tables/{stem}-costs.md",
         *(f"{name}.csv" for name in ("configurations", "comparisons", "missing", "layers", "curves", "overlaps")),
         *(f"figures/{stem}-{kind}.{suffix}" for kind in plots.KINDS for suffix in ("png", "pdf", "svg")),

@@ -13,7 +13,7 @@ from report_rows import made, many, results, row, rows, script, table, write
 from scipy.stats import ttest_rel
 
 from pai_bench.errors import ConfigError
-from pai_bench.report import costs, diagnostics, early_stop, findings, losses, more_tables, plots, tables
+from pai_bench.report import accuracy_lost, costs, diagnostics, early_stop, findings, more_tables, plots, tables
 
 
 def written(kind: ModuleType, *of: Any) -> str:
@@ -75,12 +75,12 @@ def test_costs_are_multiples_of_one_training_of_the_dense_network() -> None:
         assert costs.table(without, looks) is None
 
 
-def test_losses_are_those_against_the_dense_network_of_the_same_seed() -> None:
+def test_the_accuracy_lost_is_that_against_the_dense_network_of_the_same_seed() -> None:
     dense, snip, near = [0.95, 0.952, 0.957], [0.93, 0.935, 0.931], [0.949, 0.953, 0.956]
     runs = rows((0.9,), dense=dense, snip=snip, near=near, equal=dense, two=[0.951, 0.942])
     runs += [row("stopped", 0, 0.1, stopped="collapse"), row("stopped", 1), row("elsewhere", 7)]
     grid, _, looks = made(runs)
-    text = written(losses, grid, looks)
+    text = written(accuracy_lost, grid, looks)
     cells = dict(re.findall(r"^\| ([\w ]+?) +\| ([^|]+) \|$", text, flags=re.M))
     lost = 100 * (np.array(dense) - np.array(snip))
     assert cells == {
@@ -95,13 +95,13 @@ def test_losses_are_those_against_the_dense_network_of_the_same_seed() -> None:
     assert "n = 4 unless said otherwise" in text and "† A paired t test" in text and "§ Not tested" in text
 
 
-def test_losses_are_corrected_for_the_methods_of_their_column_alone() -> None:
+def test_the_accuracy_lost_is_corrected_for_the_methods_of_their_column_alone() -> None:
     dense = [0.95, 0.952, 0.957, 0.951]
     lower = {
         f"m{i}": [value - 0.01 * (i + 1) - 0.001 * (seed % 2) for seed, value in enumerate(dense)] for i in range(4)
     }
     grid, _, _ = made(rows((0.9,), dense=dense, **lower))
-    found = losses.losses(grid, 0.9)
+    found = accuracy_lost.lost(grid, 0.9)
     by_hand = {name: ttest_rel(dense, values).pvalue for name, values in lower.items()}
     order = sorted(by_hand, key=by_hand.__getitem__)
     assert len(found) == 4
@@ -109,10 +109,10 @@ def test_losses_are_corrected_for_the_methods_of_their_column_alone() -> None:
         assert found[f"{name}-1111bbbb"].p_holm == pytest.approx(min(1, (4 - rank) * by_hand[name]))
 
 
-def test_without_a_dense_network_there_is_no_loss() -> None:
+def test_without_a_dense_network_no_accuracy_is_lost() -> None:
     for runs in ([row("snip", 0)], [row("dense", 0)], [row("dense", 0), row("snip", 1)]):
         grid, _, looks = made(runs)
-        assert losses.table(grid, looks) is None
+        assert accuracy_lost.table(grid, looks) is None
 
 
 def test_early_stopping_is_told_by_epochs_and_the_accuracy_there() -> None:
@@ -174,7 +174,7 @@ def test_the_page_has_every_table(tmp_path: Path) -> None:
     page = (tmp_path / "report" / "index.html").read_text()
     (stem,) = {path.stem for path in (tmp_path / "report" / "tables").glob("*.tex")}
     for title, kind, cell, sorted_by in (
-        ("Losses against the dense network", "losses", "0.00 §", "0.00"),
+        ("Accuracy lost against the dense network", "accuracy-lost", "0.00 §", "0.00"),
         ("Costs", "costs", "0.001 + 2.4e-06", "0.001"),
         ("Early stopping", "early-stop", "–", ""),
         ("Diagnostics", "diagnostics", "1,500", "1500"),

@@ -67,6 +67,18 @@ REFUSED: dict[str, tuple[list[str], str]] = {
         ["search=edge_popup", "sparsity=0.9", "rewire=rigl"],
         "search=edge_popup: rewire=rigl does not start from a search; run the search alone, then give its mask with",
     ),
+    "a learned mask and a start of its own": (
+        ["search=edge_popup", "sparsity=0.9", "rewire=acdc"],
+        "search=edge_popup: rewire=acdc does not start from a search; leave search= or rewire= out",
+    ),
+    "a mask to break that is not there": (
+        ["pruner=dense", "sparsity=0.9", "rewire=acdc", "ablation=shuffle_mask"],
+        "ablation=shuffle_mask: rewire=acdc starts from the dense network, without a mask to break; choose an ablation",
+    ),
+    "scores to break that are not there": (
+        ["pruner=dense", "sparsity=0.9", "rewire=gradual", "ablation=invert_scores"],
+        "ablation=invert_scores: rewire=gradual starts from the dense network, without a mask to break",
+    ),
     "nothing to prune to": (["pruner=dense", "rewire=gradual"], "rewire=gradual needs a target: add sparsity=0.9"),
     "scores for nothing": (
         ["pruner=snip", "sparsity=0.9", "rewire=gradual"],

@@ -203,6 +203,11 @@ def _check_ablation(run: RunConfig) -> None:
     broken = [hook for hook in HOOKS if getattr(ablation, hook) is not None]
     if broken and not run.prunes:
         raise ConfigError(f"ablation={ablation.name}: a dense network has nothing to break; choose a pruner")
+    if {"scores", "mask"} & set(broken) and not run.starts_pruned:
+        raise ConfigError(
+            f"ablation={ablation.name}: rewire={run.rewire.name} starts from the dense network, without a mask to "
+            "break; choose an ablation of the weights, or a rule that starts from a mask, such as rewire=rigl"
+        )
     if {"batches", "images"} & set(broken) and run.pruner.scoring_data is None:
         raise ConfigError(f"ablation={ablation.name}: pruner={run.pruner.name} looks at no images; choose another")
 

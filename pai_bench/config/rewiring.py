@@ -54,17 +54,19 @@ def _check_start(run: RunConfig) -> None:
                 f"rewire.start_sparsity={start:g}: mask={run.mask} has a sparsity of its own; use a rule that "
                 "keeps it, such as rewire=rigl"
             )
+    elif run.search is not None:
+        remedy = (
+            "run the search alone, then give its mask with mask=results/RUN/mask.safetensors"
+            if start is None
+            else "leave search= or rewire= out"
+        )
+        raise ConfigError(f"search={run.search.name}: rewire={rewire.name} does not start from a search; {remedy}")
     elif start == 0:
         if searched:
             raise ConfigError(
                 f"pruner={pruner.name}: rewire={rewire.name} starts from the dense network, where nothing is scored; "
                 "use pruner=dense, or give rewire.start_sparsity above 0"
             )
-    elif run.search is not None:
-        raise ConfigError(
-            f"search={run.search.name}: rewire={rewire.name} does not start from a search; run the search alone, then "
-            "give its mask with mask=results/RUN/mask.safetensors"
-        )
     elif not searched:
         raise ConfigError(
             f"pruner={pruner.name}: rewire={rewire.name} needs a mask to start from; choose another pruner, such as "

@@ -150,8 +150,12 @@ class RunConfig:
     @property
     def prunes(self) -> bool:
         """Whether the network is pruned: by a score, by a mask that is learned or given, or while it trains."""
-        of_start = self.pruner.score is not None or self.mask is not None or self.search is not None
-        return of_start or self.rewires
+        return self.starts_pruned or self.rewires
+
+    @property
+    def starts_pruned(self) -> bool:
+        """Whether the last training starts with a mask: by a score, or one that is learned or given."""
+        return self.pruner.score is not None or self.mask is not None or self.search is not None
 
     @property
     def rewires(self) -> bool:

@@ -11,13 +11,13 @@ from typing import Any
 
 from pai_bench.errors import ConfigError, check_installed
 from pai_bench.report import (
+    accuracy_lost,
     axes,
     comparison,
     costs,
     diagnostics,
     drawing,
     early_stop,
-    losses,
     more_tables,
     names,
     page,
@@ -173,7 +173,12 @@ class _About:
     looks: Mapping[str, Look]
 
 
-_MORE_TABLES = (losses.table, costs.table, early_stop.table, diagnostics.table)  # each is None where it would be empty
+_MORE_TABLES = (
+    accuracy_lost.table,
+    costs.table,
+    early_stop.table,
+    diagnostics.table,
+)  # each is None where it would be empty
 
 
 def _section(grid: Grid, title: str, stem: str, about: _About, unreadable: Unreadable) -> Section:

@@ -1,4 +1,4 @@
-"""What methods lose against the dense network, seed by seed."""
+"""How much accuracy methods lose against the dense network, seed by seed."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -22,7 +22,7 @@ _MARKS = {
 }
 
 
-def losses(grid: Grid, level: float) -> dict[str, Difference]:
+def lost(grid: Grid, level: float) -> dict[str, Difference]:
     """The dense network minus each method at a sparsity, by the method's id, corrected for the number of methods.
 
     A method with untrained runs is left out, because its trained seeds are a favourable choice.
@@ -37,8 +37,8 @@ def losses(grid: Grid, level: float) -> dict[str, Difference]:
 
 
 def table(grid: Grid, looks: Mapping[str, Look]) -> MoreTable | None:
-    """Losses, by method and compression. None: there is no dense network, or nothing to compare with it."""
-    found = {level: losses(grid, level) for level in grid.levels} if grid.dense else {}
+    """Points lost, by method and compression. None: there is no dense network, or nothing to compare with it."""
+    found = {level: lost(grid, level) for level in grid.levels} if grid.dense else {}
     if not any(found.values()):
         return None
 
@@ -52,8 +52,8 @@ def table(grid: Grid, looks: Mapping[str, Look]) -> MoreTable | None:
     ]
     several = (f"Against {looks[grid.dense[0].method].label}.",) if len(grid.dense) > 1 else ()
     return MoreTable(
-        "losses",
-        "Losses against the dense network",
+        "accuracy-lost",
+        "Accuracy lost against the dense network",
         lines,
         "\n".join([_NOTE.format(n=len(grid.seeds)), *marks]),
         several,
