@@ -198,3 +198,31 @@ def test_a_damaged_file(packed: Path, tmp_path: Path) -> None:
     (tmp_path / "half.tar.gz").write_bytes(packed.read_bytes()[:200])
     with pytest.raises(DataError, match="no archive of results"), archive.opened(tmp_path / "half.tar.gz"):
         pass
+
+
+def test_a_file_with_one_wrong_bit_is_refused(packed: Path, tmp_path: Path) -> None:
+    """Whatever it would change: tarfile alone stops in silence at a damaged head, and gives wrong rows elsewhere."""
+    content, damaged = packed.read_bytes(), tmp_path / "damaged.tar.gz"
+    for at in range(12, len(content), max(1, len(content) // 100)):
+        damaged.write_bytes(content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :])
+        with pytest.raises(DataError, match="no archive of results"), archive.opened(damaged):
+            pass
+
+
+def test_a_damaged_origin_is_named(results: Path, tmp_path: Path) -> None:
+    row = status.read(results)[0]
+    shutil.copytree(results / row["id"], tmp_path / row["id"])
+    for damage in ("{", "[]"):
+        (tmp_path / row["id"] / "provenance.json").write_text(damage)
+        with pytest.raises(DataError, match=r"provenance\.json: it is damaged .* remove this run, or run it again"):
+            archive.pack(tmp_path, tmp_path / "one.tar.gz")
+
+
+def test_a_run_in_two_directories_counts_once(results: Path, tmp_path: Path) -> None:
+    row = status.read(results)[0]
+    shutil.copytree(results / row["id"], tmp_path / "renamed")
+    assert archive.pack(tmp_path, tmp_path / "one.tar.gz") == 1
+    shutil.copytree(results / row["id"], tmp_path / row["id"])
+    for use in (pb.load, lambda folder: archive.pack(folder, tmp_path / "two.tar.gz")):
+        with pytest.raises(DataError, match=f"both hold the run {row['id']}; take one of the two away"):
+            use(tmp_path)

@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -102,6 +103,7 @@ def test_batches_are_copied_beside_the_steps_two_at_a_time(monkeypatch: pytest.M
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: main)
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: side)
     monkeypatch.setattr(torch.cuda, "stream", gpu_there.on)
+    monkeypatch.setattr(streams, "_side", cache(streams._side.__wrapped__))
     for at, _ in enumerate(streams.beside(gpu_there.batches(4), torch.device("cuda", 0)), 1):
         gpu_there.done.append(f"step {at} on {gpu_there.where}")
     expected = ["side waits for main"]
@@ -110,3 +112,15 @@ def test_batches_are_copied_beside_the_steps_two_at_a_time(monkeypatch: pytest.M
         expected += [f"batch {at} on side", "main waits for side", f"{at} used on main", f"step {at} on main"]
     assert gpu_there.done == [*expected, "wait for main event 3"]
     assert list(streams.beside(iter([1, 2]), CPU)) == [1, 2]  # type: ignore[list-item,comparison-overlap]
+
+
+def test_every_epoch_copies_on_the_same_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch keeps the memory that a stream has used for that stream alone."""
+    gpu_there, made = FakeGpu(), []
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: gpu_there.stream_of("main"))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: made.append(device) or gpu_there.stream_of("side"))
+    monkeypatch.setattr(torch.cuda, "stream", gpu_there.on)
+    monkeypatch.setattr(streams, "_side", cache(streams._side.__wrapped__))
+    for epoch in range(4):
+        list(streams.beside(gpu_there.batches(2), torch.device("cuda", epoch % 2)))
+    assert made == [torch.device("cuda", 0), torch.device("cuda", 1)]

@@ -53,7 +53,9 @@ def test_a_disk_that_fills_up_and_has_room_again(
         command = [*TINY, *RUNS["gradual"], "checkpoint_minutes=0"]
         first = run_cli(*command)
         assert first.returncode == 1
-        assert len(first.stderr.splitlines()) == 1 and "No space left on device" in first.stderr
+        (line,) = first.stderr.splitlines()
+        assert line.startswith(f"error: results_dir={results}: ") and "No space left on device" in line
+        assert line.endswith("make room, or lift the limit; the same command goes on from the last checkpoint")
         assert status.read(results) == []
         assert (directory_of(results) / "checkpoint.pt").is_file()
         subprocess.run(["mount", "-o", "remount,size=10m", results], check=True)

@@ -114,6 +114,11 @@ def test_what_can_change_a_result_changes_the_name(override: str) -> None:
     assert composed(*base, override).id != composed(*base).id
 
 
+def test_large_numbers_that_no_float_tells_apart_are_told_apart() -> None:
+    first, second = (composed("dataset=planted_relu", f"dataset.seed={2**53 + more}") for more in (0, 1))
+    assert first.id != second.id
+
+
 def test_seeds_share_a_group() -> None:
     first, second = (composed("pruner=snip", "sparsity=0.9", f"seed={seed}") for seed in (0, 1))
     assert first.group == second.group

@@ -15,7 +15,7 @@ from pai_bench.batches import Drawn, labels_of
 from pai_bench.core import DataSettings, ScoringData, num_steps
 from pai_bench.data import resident
 from pai_bench.data.resident import Resident
-from pai_bench.errors import ConfigError
+from pai_bench.errors import ConfigError, DataError
 from pai_bench.pruning import ablations
 from pai_bench.system import layout
 
@@ -401,3 +401,21 @@ def test_black_borders_rename_no_run() -> None:
     without = replace(plain, dataset=replace(plain.dataset, settings=settings))
     reflected = composed("dataset=cifar10", "training=cifar", "dataset.padding_mode=reflect")
     assert plain.id == without.id != reflected.id
+
+
+@pytest.mark.parametrize(
+    ("split", "labels", "said"),
+    [
+        (0, [0, 1, -100, 2], "the training labels are -100 to 2, and there are 3 classes"),
+        (1, [0, 1, 3, 2], "the test labels are 0 to 3, and there are 3 classes"),
+        (0, [0, 1, 2], "4 training images have 3 labels"),
+    ],
+)
+def test_labels_that_no_output_is_for_are_refused(split: int, labels: list[int], said: str) -> None:
+    images = np.arange(4 * 3 * 3, dtype=np.uint8).reshape(4, 3, 3, 1)
+    parts = [(images, np.array([0, 1, 2, 0])) for _ in range(2)]
+    parts[split] = (parts[split][0], np.array(labels))
+    with pytest.raises(DataError, match=f"dataset: {said}"):
+        Resident(
+            *parts, 3, DataSettings(Path(), False, CPU, 0), validation=0.0, mean=[0.5], std=[0.5], padding=0, flip=False
+        )

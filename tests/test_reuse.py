@@ -16,7 +16,7 @@ from pai_bench import experiment
 from pai_bench.core import Subnetwork
 from pai_bench.masks import masks
 from pai_bench.pruning import reuse
-from pai_bench.system import files
+from pai_bench.system import cache, files
 from pai_bench.system.cache import Cache, code, fingerprint
 
 RUN = [word for word in TINY if "save_scores" not in word and "epochs=" not in word] + ["training.epochs=1"]
@@ -240,14 +240,24 @@ def test_costs_wait_for_the_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert found is not None and found[1]["seconds"] == 100
 
 
-def test_the_code_of_a_score_is_part_of_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_code_of_a_score_is_part_of_the_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(cache, "_as_imported", dict(cache._as_imported))
     (tmp_path / "my_method.py").write_text("def score(): ...")
     __import__("my_method")
     before = code(["my_method.score"])
     assert code(["my_method.score"]) == before != code([])
     (tmp_path / "my_method.py").write_text("def score(): return 1")
+    assert code(["my_method.score"]) == before  # this process goes on with what it has imported
+    kept = Cache(tmp_path / "cache", 10**6, {})
+    kept.put("scores", {"number": 1}, {"a": torch.zeros(3)}, {})
+    assert not taken(kept, 1) and "my_method.py has changed since this process began" in caplog.text
+    monkeypatch.setattr(cache, "_as_imported", {})  # as in the next process
     assert code(["my_method.score"]) != before
+    kept.put("scores", {"number": 1}, {"a": torch.zeros(3)}, {})
+    assert taken(kept, 1)
 
 
 def test_the_cache_drops_what_was_used_least_recently(tmp_path: Path) -> None:
@@ -265,6 +275,17 @@ def test_the_cache_drops_what_was_used_least_recently(tmp_path: Path) -> None:
     assert [taken(cache, number) for number in range(3)] == [True, False, True]
     Cache(tmp_path, 10, {}).put("scores", {"number": 3}, tensor, {"seconds": 1})
     assert not taken(cache, 3)
+
+
+def test_what_another_user_has_kept_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Cache(tmp_path, 10**6, {})
+    kept.put("scores", {"number": 1}, {"a": torch.zeros(3)}, {})
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(1, "Operation not permitted", str(path))
+
+    monkeypatch.setattr(os, "utime", refuse)
+    assert taken(kept, 1)
 
 
 def taken(cache: Cache, number: int) -> bool:

@@ -12,7 +12,7 @@ from conftest import RunCli, composed
 from omegaconf import OmegaConf
 
 from pai_bench.config import composition
-from pai_bench.errors import ConfigError
+from pai_bench.errors import ConfigError, UserError
 from pai_bench.launch import slurm, sweep_progress
 from pai_bench.runs import status
 
@@ -96,6 +96,31 @@ def test_an_exported_array_has_a_task_for_each_chain(run_cli: RunCli, tmp_path: 
     assert [path.name for path in files] == ["0-000000", "0-000001", "1-000000", "1-000001"]
     told = [[w for w in path.read_text().splitlines() if w.startswith(("density", "seed"))] for path in files]
     assert told == [[f"density={d}", f"seed={s}"] for s in (0, 1) for d in (0.5, 0.25)]
+
+
+def test_an_export_removes_what_an_earlier_one_wrote_and_nothing_else(tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    slurm.export([[["seed=0"]], [["seed=1"]]], tmp_path, **resources())
+    for name in ("args/mine.txt", "array_of_mine.sh"):
+        (tmp_path / name).write_text("mine")
+    slurm.export([[["seed=2"]]], tmp_path, **resources())
+    assert sorted(path.name for path in (tmp_path / "args").iterdir()) == ["0-000000", "mine.txt"]
+    assert (tmp_path / "array_of_mine.sh").read_text() == "mine"
+    (tmp_path / "array.sh").write_text("mine")
+    with pytest.raises(ConfigError, match=r"array\.sh was not written by an export; give another folder"):
+        slurm.export([[["seed=3"]]], tmp_path, **resources())
+    assert (tmp_path / "array.sh").read_text() == "mine"
+    assert (tmp_path / "args" / "0-000000").read_text().startswith("seed=2\n")
+
+
+def test_waiting_ends_where_slurm_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(slurm.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(slurm.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    monkeypatch.setattr(slurm, "alive", lambda jobs: set(jobs) if now[0] < 3600 else None)
+    with pytest.raises(UserError, match="squeue has not answered for 30 minutes; the jobs go on without"):
+        slurm.wait(["7"])
+    assert 5400 < now[0] < 5420
 
 
 def test_runs_that_others_do_are_waited_for_and_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT, composed
+from emulated_graphs import emulated
 from image_data import photographs
 
 from pai_bench.data.resident import Resident
@@ -61,6 +62,12 @@ def test_what_training_alone_does_are_the_steps_of_a_run(monkeypatch: pytest.Mon
     monkeypatch.setattr(Step, "__call__", counted)
     rates = throughput.measure(composed(*TINY), 0.1)
     assert len(sizes) > 4 and sum(sizes) > 0.15 * rates["training"] and max(sizes) == 8
+
+
+def test_on_a_gpu_what_is_measured_are_captured_steps() -> None:
+    with emulated() as graphs:
+        throughput.measure(composed(*TINY), 0.1)
+    assert len(graphs) == 2  # of training alone, and of both together
 
 
 def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,9 @@ def _meaning(value: Any, group: str = "") -> Any:
         return of | {"_target_": function_name(group, of["_target_"])} if "_target_" in of else of
     if isinstance(value, list):
         return [_meaning(item, group) for item in value]
-    return float(value) if type(value) is int else value  # 1 and 1.0 are the same setting
+    if type(value) is int and abs(value) < 2**1000 and float(value) == value:
+        return float(value)  # 1 and 1.0 are the same setting
+    return value
 
 
 def same(value: Any, other: Any) -> bool:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from pai_bench.batches import Drawn, joined_single
 from pai_bench.core import Batch, Batches, Change, DataSettings, ScoringData, Shape, num_steps
 from pai_bench.data.splits import choose_examples, hold_out, require_two
-from pai_bench.errors import ConfigError
+from pai_bench.errors import ConfigError, DataError
 from pai_bench.system.layout import laid_out
 
 # images (N, H, W, C) uint8 and labels (N,) int64
@@ -34,6 +34,17 @@ def check_ranges(mean: list[float] | None, std: list[float] | None) -> None:
         raise ConfigError(f"dataset.mean={mean}: give finite numbers")
     if std is not None and not all(0 < value < math.inf for value in std):
         raise ConfigError(f"dataset.std={std}: give numbers above 0")
+
+
+def _check_labels(split: str, num_images: int, labels: np.ndarray, num_classes: int) -> None:
+    """Refuses labels that are not there, or that no output is for. The loss would leave some of them out in silence."""
+    if len(labels) != num_images:
+        raise DataError(f"dataset: {num_images} {split} images have {len(labels)} labels; fetch the dataset again")
+    if num_images and not 0 <= labels.min() <= labels.max() < num_classes:
+        raise DataError(
+            f"dataset: the {split} labels are {labels.min()} to {labels.max()}, and there are {num_classes} classes; "
+            "fetch the dataset again"
+        )
 
 
 def check_padding(padding: int, height: int, width: int) -> None:
@@ -169,6 +180,7 @@ class Resident:
     Raises:
         ConfigError: mean, std or padding do not fit the images; a split would be empty; there is only one training
             image; a channel has the same value everywhere; or there are two kinds of normalisation.
+        DataError: labels are missing, or lie outside the classes.
     """
 
     def __init__(
@@ -194,6 +206,8 @@ class Resident:
                 f"dataset: test images have {test[0].shape[2]}x{test[0].shape[1]} pixels and training images "
                 f"{width}x{height}; give dataset.size=<pixels> to bring all images to one size"
             )
+        for split, (pixels, classes) in (("training", train), ("test", test)):
+            _check_labels(split, len(pixels), classes, num_classes)
         self.input_shape: Shape = (channels, height, width)
         self.num_classes, self.regression = num_classes, False
         digest = hashlib.sha256()

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import re
 import shlex
 import shutil
 import subprocess
@@ -23,6 +24,8 @@ from pai_bench.system import preemption
 from pai_bench.system.slurm_job import REQUEUES
 
 log = logging.getLogger(__name__)
+
+_SILENCE = 1800  # seconds without an answer of squeue after which nobody waits any more
 
 
 def submit(cfgs: Sequence[RunConfig], *, folder: str, max_requeues: int, **resources: Any) -> dict[str, str]:
@@ -131,11 +134,22 @@ def wait(jobs: Sequence[str], cfgs: Sequence[RunConfig] = (), seconds: float = 1
 
     Args:
         cfgs: what the jobs do. When all of it is finished, a job that goes on does something else.
+
+    Raises:
+        PreemptedError: this process was told to end.
+        UserError: SLURM does not answer for half an hour.
     """
-    pause = 1.0
-    while alive(jobs) != set() and not (cfgs and all(status.finished(cfg.directory) for cfg in cfgs)):
+    pause, answered = 1.0, time.monotonic()
+    while (left := alive(jobs)) != set() and not (cfgs and all(status.finished(cfg.directory) for cfg in cfgs)):
         if preemption.requested():
             raise PreemptedError("no longer waiting; the jobs go on without")
+        if left is not None:
+            answered = time.monotonic()
+        elif time.monotonic() - answered > _SILENCE:
+            raise UserError(
+                f"squeue has not answered for {_SILENCE // 60} minutes; the jobs go on without; when SLURM answers "
+                "again, give the same command"
+            )
         time.sleep(pause)
         pause = min(seconds, 1.5 * pause)
 
@@ -297,10 +311,8 @@ def export(
         The scripts, one for each 1,000 tasks.
     """
     _submitit()
-    shutil.rmtree(folder / "args", ignore_errors=True)
-    for old in folder.glob("array*.sh"):
-        old.unlink()
-    (folder / "args").mkdir(parents=True)
+    _remove_exported(folder)
+    (folder / "args").mkdir(parents=True, exist_ok=True)
     (folder / "logs").mkdir(exist_ok=True)
     for task, jobs in enumerate(tasks):
         for number, overrides in enumerate(jobs):
@@ -318,6 +330,23 @@ def export(
     runs = "1 run" if number == 1 else f"{number} runs"
     log.info("%s written%s; submit with sbatch %s", runs, _in(tasks), " and ".join(map(str, scripts)))
     return scripts
+
+
+def _remove_exported(folder: Path) -> None:
+    """Removes what an earlier export has written.
+
+    Raises:
+        ConfigError: a script of one of these names is somebody else's.
+    """
+    scripts = [path for path in folder.glob("array*.sh") if re.fullmatch(r"array(-\d+)?\.sh", path.name)]
+    for path in scripts:
+        if "srun --unbuffered --kill-on-bad-exit=1 python -m pai_bench" not in path.read_text(errors="replace"):
+            raise ConfigError(
+                f"hydra.launcher.export={folder}: {path} was not written by an export; give another folder"
+            )
+    arguments = [path for path in folder.glob("args/*") if re.fullmatch(r"\d+-\d{6,}", path.name)]
+    for path in (*scripts, *arguments):
+        path.unlink()
 
 
 def _script(folder: Path, start: int, number: int, settings: Mapping[str, Any]) -> str:

@@ -2,25 +2,26 @@
 
 import itertools
 import time
-from collections.abc import Callable
 from collections.abc import Generator as Source
+from collections.abc import Iterator
 from contextlib import closing
+from typing import cast
 
-from torch import Tensor
+import torch
+from torch import Generator
 
 from pai_bench import assembly
 from pai_bench.assembly import Parts
 from pai_bench.config.schema import RunConfig
-from pai_bench.core import Batch
+from pai_bench.core import Batch, Data, num_steps
 from pai_bench.errors import ConfigError
 from pai_bench.system import devices, seeding
 from pai_bench.system.world import world
 from pai_bench.training.step import Execution, Step
+from pai_bench.training.steps import Steps
 
 _FIRST_STEPS = 2  # not measured: they compile, choose algorithms and start the processes that decode
 _WARM_UP = 0.5  # share of the measured time; it uses up the images that were decoded during the first steps
-
-Use = Callable[[Tensor, Tensor], None]  # does something with the images and labels of a batch
 
 
 def measure(run: RunConfig, seconds: float) -> dict[str, float]:
@@ -40,52 +41,65 @@ def measure(run: RunConfig, seconds: float) -> dict[str, float]:
     devices.prepare(device, run.training.precision)
     parts = assembly.assembled(run, device)
     return {
-        "loader": _rate(parts, _loaded(parts), _ignored, seconds),
-        "training": _rate(parts, _repeated(parts), _training(parts), seconds),
-        "both": _rate(parts, _loaded(parts), _training(parts), seconds),
+        "loader": _rate(device, seconds, (len(labels) for _, labels in _loaded(parts))),
+        "training": _rate(device, seconds, _trained(parts, cast(Data, _OneBatch(parts)))),
+        "both": _rate(device, seconds, _trained(parts, parts.data)),
     }
 
 
 def _loaded(parts: Parts) -> Source[Batch]:
     """The training batches of one epoch after another, without end."""
     for epoch in itertools.count(1):
-        order, augment = (seeding.generator(parts.run.seed, name, epoch) for name in ("order", "augment"))
-        yield from parts.data.train(parts.run.training.batch_size, order, augment)
+        yield from parts.data.train(parts.run.training.batch_size, *_random(parts, epoch))
 
 
-def _repeated(parts: Parts) -> Source[Batch]:
-    """The first batch again and again."""
-    with closing(_loaded(parts)) as batches:
-        batch = next(batches)
-    yield from itertools.repeat(batch)
+def _random(parts: Parts, epoch: int) -> tuple[Generator, Generator]:
+    """What decides the order of an epoch, and its augmentation."""
+    order, augment = (seeding.generator(parts.run.seed, name, epoch) for name in ("order", "augment"))
+    return order, augment
 
 
-def _ignored(images: Tensor, labels: Tensor) -> None:
-    """Does nothing with a batch."""
+class _OneBatch:
+    """A dataset whose batches are the first batch of another dataset, again and again."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.num_examples = parts.data.num_examples
+        with closing(_loaded(parts)) as batches:
+            self._batch = next(batches)
+
+    def train(self, batch_size: int, order: Generator, augment: Generator, start: int = 0) -> Iterator[Batch]:
+        """As of a core.Data."""
+        return itertools.repeat(self._batch, num_steps(self.num_examples["train"], batch_size) - start)
 
 
-def _training(parts: Parts) -> Use:
-    """Trains the dense network on a batch."""
+def _trained(parts: Parts, data: Data) -> Source[int]:
+    """Trains the dense network as a run does. One step at each turn, and the number of its images."""
     run = parts.run
     execution = Execution(parts.device, channels_last=run.channels_last, compile_model=run.compile)
-    step = Step(parts.build("init"), parts.run.training, execution)
-    step.net.train()
-    return lambda images, labels: step(images, labels, len(labels))
+    step = Step(parts.build("init"), run.training, execution)
+    steps = Steps(data, run.training, execution, step)
+    per_epoch = num_steps(data.num_examples["train"], run.training.batch_size)
+    for epoch in itertools.count():
+        step.net.train()
+        norms = seeding.generator(run.seed, "norms", epoch + 1) if run.training.norm_interpolation else None
+        yield from steps.taken(step, epoch * per_epoch, *_random(parts, epoch + 1), interpolation=norms)
 
 
-def _rate(parts: Parts, batches: Source[Batch], use: Use, seconds: float) -> float:
-    """How many images per second are taken from the batches and used."""
-    with closing(batches):
-        for images, labels in itertools.islice(batches, _FIRST_STEPS):
-            use(images, labels)
-        rate = 0.0
+def _rate(device: torch.device, seconds: float, turns: Source[int]) -> float:
+    """How many images per second are used.
+
+    Args:
+        turns: uses a batch at each turn, and says how many images it has.
+    """
+    rate = 0.0
+    with closing(turns):
+        for _ in itertools.islice(turns, _FIRST_STEPS):
+            pass
         for period in (_WARM_UP * seconds, seconds):
-            devices.wait(parts.device)
+            devices.wait(device)
             num_images, started = 0, time.perf_counter()
             while time.perf_counter() - started < period:
-                images, labels = next(batches)
-                use(images, labels)
-                num_images += len(labels)
-            devices.wait(parts.device)
+                num_images += next(turns)
+            devices.wait(device)
             rate = num_images / (time.perf_counter() - started)
     return rate

@@ -5,9 +5,11 @@ import io
 import json
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from pai_bench.config.composition import shareable
 from pai_bench.errors import ConfigError, DataError
@@ -41,19 +43,18 @@ def pack(folder: Path, output: Path, curves: bool = False) -> int:
     """
     if not output.name.endswith(_ENDINGS):
         raise ConfigError(f"-o {output}: it has to end in {' or '.join(_ENDINGS)}; give such a name")
-    rows = status.read(folder) if folder.is_dir() else []
-    if not rows:
+    found = status.finished_runs(folder) if folder.is_dir() else {}
+    if not found:
         raise DataError(f"{folder}: there are no finished runs; give a results folder that has some")
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as archive:
-        for row in rows:
-            directory = folder / str(row["id"])
+        for directory in found:
             for name in (*_FILES, _CURVE) if curves else _FILES:
                 _add(archive, directory / name)
             if (directory / _ORIGIN).exists():
                 _add(archive, directory / _ORIGIN)
     files.write_atomically(output, gzip.compress(packed.getvalue(), mtime=0))
-    return len(rows)
+    return len(found)
 
 
 def _add(archive: tarfile.TarFile, path: Path) -> None:
@@ -64,11 +65,18 @@ def _add(archive: tarfile.TarFile, path: Path) -> None:
     if path.name == "config.yaml":
         content = shareable(path).encode()
     if path.name == _ORIGIN:
-        origin = {key: value for key, value in json.loads(content).items() if key not in _PRIVATE}
-        content = json.dumps(origin, indent=2).encode()
+        content = json.dumps(_public(path), indent=2).encode()
     entry = tarfile.TarInfo(f"{path.parent.name}/{path.name}")
     entry.size = len(content)
     archive.addfile(entry, io.BytesIO(content))
+
+
+def _public(path: Path) -> dict[str, Any]:
+    """What may be published of the provenance of a run."""
+    try:
+        return {key: value for key, value in files.read_json(path).items() if key not in _PRIVATE}
+    except ValueError as error:
+        raise DataError(f"{error}; remove this run, or run it again") from error
 
 
 @contextmanager
@@ -84,8 +92,11 @@ def opened(results: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="pai_bench-") as name:
         folder = Path(name)
         try:
-            with tarfile.open(results) as archive:
+            content = gzip.decompress(
+                results.read_bytes()
+            )  # whole, because tarfile alone does not look at the checksum
+            with tarfile.open(fileobj=io.BytesIO(content)) as archive:
                 archive.extractall(folder, filter="data")
-        except (OSError, tarfile.TarError, EOFError) as error:
+        except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
             raise DataError(f"{results}: it is no archive of results ({error}); fetch it again") from error
         yield folder

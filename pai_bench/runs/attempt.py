@@ -1,5 +1,6 @@
 """One attempt at a run: its log, and the status that it leaves whatever its end."""
 
+import errno
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -79,4 +80,9 @@ def _explained(error: BaseException, config: RunConfig, device: torch.device) ->
         if config.pruner.scoring_data:
             sizes += f" or pruner.scoring_data.batch_size={config.pruner.scoring_data.batch_size}"
         return UserError(f"out of memory on {device}: lower {sizes}, or run fewer at once")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return UserError(
+            f"results_dir={config.results_dir}: {error.filename or 'a file'} could not be written ({error.strerror}); "
+            "make room, or lift the limit; the same command goes on from the last checkpoint"
+        )
     return error

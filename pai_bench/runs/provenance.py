@@ -4,6 +4,7 @@ import platform
 import socket
 import subprocess
 import sys
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
     return done.stdout.strip()
 
 
+@cache  # a process goes on with the code that it has imported, whatever happens to the files
 def _state(folder: Path) -> tuple[str | None, bool | None]:
     """The commit of a checkout, and whether files have changed since. None of what is no checkout of this package."""
     # An installed package may lie in the checkout of another project, whose commit says nothing about it.

@@ -119,12 +119,23 @@ def read(root: Path, **needed: type | tuple[type, ...]) -> list[dict[str, Any]]:
         needed: columns that each row must have beside its id, and the types of their values.
 
     Raises:
-        DataError: a row cannot be read, or lacks a column.
+        DataError: a row cannot be read, or lacks a column, or two directories hold the same run.
     """
-    rows: list[dict[str, Any]] = []
-    for path in root.glob(f"*/{RESULT}"):
+    return list(finished_runs(root, **needed).values())
+
+
+def finished_runs(root: Path, **needed: type | tuple[type, ...]) -> dict[Path, dict[str, Any]]:
+    """The same rows by the directories of their runs, which may have been renamed."""
+    directories: dict[str, Path] = {}
+    rows: dict[str, dict[str, Any]] = {}
+    for path in sorted(root.glob(f"*/{RESULT}")):
         try:
-            rows.append(files.read_json(path, id=str, **needed))
+            row = files.read_json(path, id=str, **needed)
         except (OSError, ValueError) as error:
             raise DataError(f"{error}; run it again, or take it away") from error
-    return sorted(rows, key=lambda row: str(row["id"]))
+        if (name := row["id"]) in rows:
+            raise DataError(
+                f"{path.parent} and {directories[name]}: both hold the run {name}; take one of the two away"
+            )
+        directories[name], rows[name] = path.parent, row
+    return {directories[name]: rows[name] for name in sorted(rows)}

@@ -30,19 +30,34 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def _checksum(path: Path) -> str | None:
+    """Of a file; None if it is gone."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except FileNotFoundError:
+        return None
+
+
+_PACKAGE = sorted(Path(__file__).parents[1].rglob("*.py"))
+# The files as this process runs them. Whoever edits one changes nothing in the process.
+_as_imported = {path: _checksum(path) for path in _PACKAGE}
+
+
 def code(targets: Iterable[str]) -> str:
-    """A checksum of this package's source, and of the source of the modules of other functions.
+    """A checksum of this package's source, and of the source of the modules of other functions, as they were imported.
 
     Args:
         targets: dotted names of functions.
     """
-    paths = set(Path(__file__).parents[1].rglob("*.py"))
     modules = [sys.modules.get(target.rpartition(".")[0]) for target in targets]
-    paths |= {Path(module.__file__) for module in modules if module is not None and module.__file__}
-    digest = hashlib.sha256()
-    for path in sorted(paths):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    others = {Path(module.__file__) for module in modules if module is not None and module.__file__}
+    found = [_as_imported.setdefault(path, _checksum(path)) for path in sorted({*_PACKAGE, *others})]
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+
+
+def _edited() -> Path | None:
+    """A file that is no longer as it was imported, if there is one."""
+    return next((path for path, known in _as_imported.items() if _checksum(path) != known), None)
 
 
 class Cache:
@@ -80,7 +95,8 @@ class Cache:
             if notes.pop("checksum") != fingerprint(dict(sorted(tensors.items()))):
                 raise ValueError("its checksum is another")
             found = use(tensors, notes)
-            os.utime(path)
+            with suppress(PermissionError):  # it is another user's
+                os.utime(path)
         except FileNotFoundError:
             return None
         # The file may be damaged, or lack the notes.
@@ -92,9 +108,15 @@ class Cache:
         return found
 
     def put(self, kind: str, more: dict[str, Any], tensors: dict[str, Tensor], notes: dict[str, Any]) -> None:
-        """Caches tensors with notes. If the disk or the memory is full, it only warns."""
+        """Caches tensors with notes. If the disk or the memory is full, or the code has been edited, it only warns.
+
+        Code that is imported late may be newer than what the key says, so after an edit nothing is cached.
+        """
         path = self._path(kind, more)
         if sum(tensor.nbytes for tensor in tensors.values()) > self.limit:
+            return
+        if (edited := _edited()) is not None:
+            log.warning("the %s are not kept for other runs: %s has changed since this process began", kind, edited)
             return
         try:
             checksum = fingerprint(dict(sorted(tensors.items())))

@@ -2,11 +2,18 @@
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from functools import cache
 
 import torch
 from torch import Tensor
 
 _IN_USE = 2  # batches on the GPU at a time: one is copied while the other is computed with
+
+
+@cache  # torch keeps freed memory for each stream apart, so a new one for every epoch would hoard it
+def _side(device: torch.device) -> torch.cuda.Stream:
+    """The stream of a GPU on which batches are made."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def beside(batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
@@ -17,7 +24,7 @@ def beside(batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> It
     if device.type != "cuda":
         yield from batches
         return
-    main, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    main, side = torch.cuda.current_stream(device), _side(device)
     side.wait_stream(main)  # constants that were made there
     used: deque[torch.cuda.Event] = deque()  # when the work on each of the last batches is done
     source = iter(batches)
