@@ -13,6 +13,7 @@ from pai_bench.learned.method import Occasion
 from pai_bench.learned.network import LearnedNetwork
 from pai_bench.learned.settings import recipe_of
 from pai_bench.masks import masks
+from pai_bench.masks.shared_weights import by_first_names
 from pai_bench.pruning.given import apply_given_mask
 from pai_bench.pruning.pruned import Pruned
 from pai_bench.runs.checkpoints import Checkpoints
@@ -58,7 +59,7 @@ def learn_mask(parts: Parts, trainer: Trainer, record: Record, checkpoints: Chec
     if net.settle_(mask):  # else it has been evaluated
         learner.progress.evaluated = False
         learner.finish({}, settings.epochs)
-    trainer.model.load_state_dict(net.ticket(mask))
+    trainer.model.load_state_dict(by_first_names(trainer.model, net.ticket(mask)))
     trainer.progress.take_over(learner.progress)
     pruned = apply_given_mask(
         trainer.model,

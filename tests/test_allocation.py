@@ -242,3 +242,23 @@ def test_layers_have_the_numbers_of_one_round_after_many(name: str) -> None:
     for level in range(1, 11):
         mask = allocate(scores, mask, num_kept(candidates, 1 - 0.1 ** (level / 10)), GENERATOR).mask
     assert masks.counts(mask) == masks.counts(once)
+
+
+def test_densities_are_taken_of_layers_that_candidates_turn(tmp_path: Path) -> None:
+    """Of a transposed convolution inputs and outputs are exchanged while weights are chosen, and not in files."""
+    theirs = torch.zeros(6, 8, 2, 2, dtype=torch.bool)
+    theirs.view(-1)[:48] = True
+    save_file({"layer0.weight": theirs}, tmp_path / "m.safetensors")
+    candidates = everything((8, 6, 2, 2))
+    scores = {"layer0.weight": torch.rand(8, 6, 2, 2, generator=Generator().manual_seed(0))}
+    found = allocation.densities_of_mask(scores, candidates, 48, GENERATOR, mask=str(tmp_path / "m.safetensors"))
+    assert int(found.mask["layer0.weight"].sum()) == 48
+
+
+def test_a_smallest_density_is_that_of_what_is_left() -> None:
+    """A mask to go on from may have emptied a layer."""
+    candidates = everything((10, 10), (50, 2))
+    candidates["layer0.weight"][:] = False
+    scores = {name: torch.rand(mask.shape, generator=Generator().manual_seed(0)) for name, mask in candidates.items()}
+    mask = allocation.global_topk(scores, candidates, 20, GENERATOR, min_density=0.1).mask
+    assert [int(kept.sum()) for kept in mask.values()] == [0, 20]

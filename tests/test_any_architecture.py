@@ -18,6 +18,7 @@ from pai_bench.analysis.mode import mode
 from pai_bench.core import Mask, Scores, Shape, Subnetwork
 from pai_bench.errors import ConfigError
 from pai_bench.masks import masks, selection
+from pai_bench.pruners import synflow
 from pai_bench.system import seeding
 
 # Any architecture -----------------------------------------------------------------------------------------------------
@@ -73,8 +74,6 @@ def test_scores_exist_for_every_architecture(architecture: str, pruner: str) -> 
 
 
 def test_synflow_says_once_where_its_theory_does_not_hold(caplog: pytest.LogCaptureFixture) -> None:
-    from pai_bench.pruners import synflow
-
     def warned(architecture: str) -> list[str]:
         caplog.clear()
         model = anything(architecture).double()
@@ -93,6 +92,12 @@ def test_synflow_says_once_where_its_theory_does_not_hold(caplog: pytest.LogCapt
     assert warned("resnet50") == []
 
 
+@pytest.mark.parametrize("norm", [nn.InstanceNorm2d(4), nn.LocalResponseNorm(2), nn.RMSNorm([4, 30, 30])])
+def test_every_norm_but_batch_norm_is_named(norm: nn.Module) -> None:
+    assert synflow._without_conservation(nn.Sequential(nn.Conv2d(3, 4, 3), norm))
+    assert not synflow._without_conservation(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+
+
 @pytest.mark.parametrize(
     ("overrides", "shape", "is_cut"),
     [
@@ -109,7 +114,6 @@ def test_synflow_says_once_where_its_theory_does_not_hold(caplog: pytest.LogCapt
 def test_synflow_without_dead_channels_finds_the_same_masks(
     overrides: list[str], shape: Shape, is_cut: bool | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pai_bench.pruners import synflow
 
     cuts = []
     cut = synflow.Flow._cut
@@ -129,7 +133,6 @@ def test_synflow_without_dead_channels_finds_the_same_masks(
 
 
 def test_synflow_needs_no_memory_of_earlier_rounds() -> None:
-    from pai_bench.pruners import synflow
 
     model = build("model=wrn22_2").double().eval()
     cache: dict[str, object] = {}
@@ -145,7 +148,6 @@ def test_synflow_needs_no_memory_of_earlier_rounds() -> None:
 
 
 def _flow(model: nn.Module, mask: Mask, cache: dict[str, object]) -> Scores:
-    from pai_bench.pruners import synflow
 
     net = Subnetwork(model, mask, {}, CIFAR, cache=cache)
     return synflow.score(net, [], F.cross_entropy, torch.Generator())

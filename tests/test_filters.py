@@ -187,3 +187,45 @@ def test_reductions() -> None:
 def test_a_network_without_filters_is_refused() -> None:
     with pytest.raises(ConfigError, match="Sequential has no filters that can be pruned"):
         find_filters(nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), SHAPE)
+
+
+def test_frozen_layers_are_followed_as_others() -> None:
+    """Channels are traced by gradients: layers before the first one that is trained had none."""
+    model = model_of("vgg11")
+    plain = find_filters(model, SHAPE)
+    for parameter in model.features.parameters():
+        parameter.requires_grad_(False)
+    frozen = find_filters(model, SHAPE)
+    assert list(frozen.layers) == list(plain.layers)
+    for name, layer in plain.layers.items():
+        other = frozen.layers[name]
+        for one, two in ((layer.slices, other.slices), (layer.readers, other.readers)):
+            assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+    assert not any(parameter.requires_grad for parameter in model.features.parameters())
+
+
+class Flattened(nn.Module):
+    """Two convolutions, a gate for each channel if asked for, and a linear layer on the whole map."""
+
+    def __init__(self, order: tuple[int, ...], gated: bool) -> None:
+        super().__init__()
+        self.order, self.gated = order, gated
+        self.conv1, self.conv2 = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 6, 3, padding=1)
+        self.gate, self.fc = nn.Linear(6, 6), nn.Linear(6 * 16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.max_pool2d(F.relu(self.conv2(F.relu(self.conv1(x)))), 8)
+        if self.gated:
+            x = x * torch.sigmoid(self.gate(x.mean((2, 3))))[..., None, None]
+        return self.fc(x.permute(self.order).flatten(1))
+
+
+@pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
+def test_a_flattened_map_with_its_channels_apart_is_refused(gated: bool) -> None:
+    torch.manual_seed(0)
+    layers = find_filters(Flattened((0, 1, 2, 3), gated), SHAPE).layers
+    if not gated:
+        assert layers["conv2.weight"].readers["fc.weight"].tolist() == torch.arange(96).view(6, 16).tolist()
+        said = "flattens a map so that the channels of conv2 do not lie next to each other in fc"
+        with pytest.raises(ConfigError, match=said):
+            find_filters(Flattened((0, 2, 3, 1), gated), SHAPE)

@@ -168,6 +168,17 @@ def test_images_tell_outputs_apart_only_where_these_differ_in_their_paths(chain:
     alike(of_px(chain, images), l2(chain), 1e-12)
 
 
+def test_statistics_of_norms_belong_to_no_path(images: Batches) -> None:
+    """As in a pretrained network, or after some training. The running means once clipped the flow of weights."""
+    torch.manual_seed(0)
+    model = Chain().double()
+    nn.init.uniform_(model.norm1.running_mean, 0.5, 1.5)
+    nn.init.uniform_(model.norm2.running_mean, 0.5, 1.5)
+    scores = of_px(model, images)
+    for values in scores.values():
+        assert_close(values.sum(), scores["fc.weight"].sum(), 1e-12)
+
+
 def test_px_ignores_labels_and_the_order_of_images(chain: nn.Module, images: Batches) -> None:
     before = of_px(chain, images)
     other = [(x.flip(0), y.roll(1)) for x, y in reversed(images)]
@@ -214,7 +225,28 @@ def test_gates_are_those_of_every_kind_of_relu() -> None:
         assert network(x)[0, 0] == pytest.approx(-3.6)
 
 
-@pytest.mark.parametrize("activation", [nn.GELU(), nn.SiLU(), nn.LeakyReLU(), nn.ReLU6(), nn.Tanh(), nn.Sigmoid()])
+class Calls(nn.Module):
+    """A function as a layer."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+OTHER_ACTIVATIONS = [
+    *(nn.GELU(), nn.SiLU(), nn.LeakyReLU(), nn.ReLU6(), nn.Tanh(), nn.Sigmoid(), nn.Threshold(0, 0), nn.Softsign()),
+    *(nn.LogSigmoid(), nn.Softshrink(), nn.Hardshrink(), nn.Tanhshrink(), nn.ELU(inplace=True), nn.CELU(inplace=True)),
+    Calls(lambda x: x.clamp(min=0)),
+    Calls(lambda x: torch.maximum(x, torch.zeros_like(x))),
+    Calls(lambda x: x.clone().clamp_(0, 1)),
+    Calls(torch.exp),
+]
+
+
+@pytest.mark.parametrize("activation", OTHER_ACTIVATIONS, ids=str)
 def test_other_activations_are_refused(activation: nn.Module, images: Batches) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 8), activation, nn.Linear(8, 4)).double()
     with pytest.raises(UserError, match=r"^PX is defined for networks of ReLUs.*choose another pruner"):

@@ -6,17 +6,19 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import Chain, composed, drawn, residual
+from conftest import Chain, composed, drawn, pruned_as, residual
 from scored import SHAPE, assert_close, subnetwork
+from test_filters import Flattened
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from pai_bench.analysis import paths
+from pai_bench.analysis import paths, walk
 from pai_bench.analysis.mode import mode
 from pai_bench.core import (
     Batches,
     Subnetwork,
 )
+from pai_bench.errors import ConfigError
 from pai_bench.masks import masks, selection
 from pai_bench.pruners import (
     neural_tangent_transfer,
@@ -197,3 +199,19 @@ def test_transfer_brings_outputs_and_kernel_closer_to_the_dense_network(images: 
     assert after[0] < 0.5 * before[0]
     assert distances(heavy)[1] < before[1]
     assert all(not moved[name][~mask[name]].any() for name in mask)
+
+
+def test_phew_walks_through_frozen_layers() -> None:
+    torch.manual_seed(0)
+    model = Chain()
+    plain = pruned_as(copy.deepcopy(model), SHAPE, "pruner=phew", "sparsity=0.8")
+    model.conv1.requires_grad_(False)
+    frozen = pruned_as(model, SHAPE, "pruner=phew", "sparsity=0.8")
+    assert all(torch.equal(kept, frozen.mask[name]) for name, kept in plain.mask.items())
+
+
+def test_phew_refuses_a_flattened_map_with_its_channels_apart() -> None:
+    model = Flattened((0, 2, 3, 1), gated=False)
+    with pytest.raises(ConfigError, match="the channels of conv2 do not lie next to each other in fc"):
+        walk.steps(model, (3, 32, 32))
+    assert walk.steps(Flattened((0, 1, 2, 3), gated=False), (3, 32, 32))

@@ -118,6 +118,8 @@ def find_filters(model: nn.Module, input_shape: Shape) -> Filters:
         if not shared:
             for reader, indices in readers:
                 # A flattened map gives every channel several columns, next to each other.
+                if isinstance(reader, nn.Linear):
+                    graph.check_flattening(module, reader, input_shape)
                 columns[f"{graph.names[reader]}.weight"] = graph.by_channel(module, indices)
         layers[f"{name}.weight"] = Layer(module.out_channels, slices, columns)
     if not layers:

@@ -18,7 +18,14 @@ _OTHERS = {
     F.gelu, F.silu, F.mish, F.elu, F.selu, F.celu, F.leaky_relu, F.prelu, F.rrelu, F.hardswish, F.hardsigmoid,
     F.hardtanh, F.relu6, F.softplus, F.softmax, F.tanh, F.sigmoid, F.scaled_dot_product_attention,
     F.multi_head_attention_forward, torch.sigmoid, torch.tanh, torch.softmax, torch.prelu, Tensor.sigmoid,
-    Tensor.tanh, Tensor.softmax, Tensor.prelu,
+    Tensor.tanh, Tensor.softmax, Tensor.prelu, F.threshold, F.softsign, F.logsigmoid, F.softshrink, F.hardshrink,
+    F.tanhshrink, F.glu, F.log_softmax, F.softmin, torch.threshold, torch.clamp, torch.clamp_min, torch.clamp_max,
+    torch.clip, torch.maximum, torch.minimum, torch.exp, torch.log_softmax, torch.selu, torch.celu, Tensor.clamp,
+    Tensor.clamp_min, Tensor.clamp_max, Tensor.clip, Tensor.maximum, Tensor.minimum, Tensor.exp, Tensor.log_softmax,
+    Tensor.sigmoid_, Tensor.tanh_, Tensor.clamp_, Tensor.clamp_min_, Tensor.clamp_max_, Tensor.clip_, Tensor.exp_,
+    F.elu_, F.selu_, F.celu_, F.leaky_relu_, F.rrelu_, F.hardtanh_, torch.threshold_, torch.selu_,
+    torch.celu_, torch.rrelu, torch.rrelu_, torch.sigmoid_, torch.tanh_, torch.clamp_, torch.clamp_min_,
+    torch.clamp_max_, torch.clip_, torch.exp_,
 }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import _disable_current_modes
 
+from pai_bench.analysis.mode import mode
 from pai_bench.core import Shape
 from pai_bench.errors import ConfigError
 
@@ -81,6 +82,8 @@ class Graph:
         was_training = {module: module.training for module in model.modules()}
         wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
         try:
+            for parameter in filter(Tensor.is_floating_point, wanted):
+                parameter.requires_grad_(True)  # channels are traced by gradients, which frozen layers have none of
             with _disable_current_modes():  # a counter of a score's work must not count the tracing
                 self.graph = tp.DependencyGraph().build_dependency(model.eval(), example_inputs=image, verbose=False)
         except Exception as error:
@@ -139,6 +142,52 @@ class Graph:
                 "cannot be followed; prune weights instead of filters"
             )
         return torch.tensor(list(indices)).view(number, -1)
+
+    @torch.no_grad()
+    def check_flattening(self, writer: nn.Module, reader: nn.Module, input_shape: Shape) -> None:
+        """Refuses a flattened map whose channels do not lie next to each other, as behind `permute(0, 2, 3, 1)`.
+
+        Args:
+            writer: a layer whose output channels run into the map.
+            reader: the linear layer that reads the flattened map.
+
+        Raises:
+            ConfigError: the channels lie otherwise.
+        """
+        number = self.graph.get_out_channels(writer)
+        half, noise = number // 2, torch.Generator().manual_seed(0)
+        if half == 0 or reader.in_features == number:
+            return
+        seen: list[Tensor] = []
+
+        def disturb(module: nn.Module, given: Any, output: Tensor) -> Tensor:
+            if seen:  # in the second pass
+                output = output.clone()
+                output[:, :half] += torch.randn(output[:, :half].shape, generator=noise).to(output)
+            return output
+
+        hooks = [
+            writer.register_forward_hook(disturb),
+            reader.register_forward_pre_hook(lambda module, given: seen.append(given[0].flatten(0, -2))),
+        ]
+        parameter = next(self.model.parameters())
+        image = torch.randn((1, *input_shape), generator=noise).to(parameter)
+        try:
+            with mode(self.model, training=False), _disable_current_modes():
+                for _ in range(2):
+                    self.model(image)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        before, after = seen[0], seen[-1]
+        changed = (before != after).any(0)
+        # Gates, as of squeeze and excitation, change all that is not zero.
+        untouched = ((before == after) & (before != 0)).any(0)
+        if changed[reader.in_features // number * half :].any() and untouched.any():
+            raise ConfigError(
+                f"{type(self.model).__name__} flattens a map so that the channels of {self.names[writer]} do not lie "
+                f"next to each other in {self.names[reader]}, which cannot be followed; prune weights by another pruner"
+            )
 
     def following(self, module: nn.Module) -> Iterator[nn.Module]:
         """The norms and depthwise convolutions that only this module's output runs through, up to the next layer."""

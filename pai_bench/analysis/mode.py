@@ -8,12 +8,14 @@ from torch import nn
 
 @contextmanager
 def mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """Runs a block with every module in train or eval mode. Afterwards each module is in its own mode again."""
-    changed = [module for module in model.modules() if module.training != training]
-    for module in changed:
-        module.training = training
+    """Runs a block with the network in train or eval mode. Afterwards each module is in its own mode again.
+
+    A network with a `train` of its own decides itself, as in training: some leave their norms in eval mode.
+    """
+    before = {module: module.training for module in model.modules()}
+    model.train(training)
     try:
         yield
     finally:
-        for module in changed:
-            module.training = not training
+        for module, was_training in before.items():
+            module.training = was_training

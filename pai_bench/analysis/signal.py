@@ -30,7 +30,8 @@ def output_depends_on_input(model: nn.Module, images: Tensor, parameters: Mappin
 
 
 def gradient_flow(net: Subnetwork, batches: Batches, loss: Loss) -> dict[str, float]:
-    """The loss, |w|, |g|, w'g, w'Hg and g'Hg over all trainable parameters w, in the mode that the model is in.
+    """The loss, |w|, |g|, w'g, w'Hg and g'Hg over all parameters w (frozen ones, too), in the mode that the model
+    is in.
 
     g and H are the gradient and the Hessian of the loss.
 

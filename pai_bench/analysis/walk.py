@@ -28,7 +28,8 @@ def steps(model: nn.Module, input_shape: Shape) -> list[Step]:
     else.
 
     Raises:
-        ConfigError: the channels cannot be traced; they are split or concatenated; the network has a loop.
+        ConfigError: the channels cannot be traced; they are split or concatenated; a map is flattened so that its
+            channels do not lie next to each other; the network has a loop.
     """
     graph = Graph(model, input_shape)
     nodes = [node for module, node in graph.graph.module2node.items()]
@@ -57,6 +58,10 @@ def steps(model: nn.Module, input_shape: Shape) -> list[Step]:
         if not ready:
             raise ConfigError(f"{type(model).__name__} has a loop, which a walk cannot follow")
         order += ready
+    for node in order:
+        if isinstance(node.module, nn.Linear):
+            for writer in _convolutions_before(node, reads, mixing):
+                graph.check_flattening(writer, node.module, input_shape)
     index = {node: number for number, node in enumerate(order)}
     return [
         Step(
@@ -67,6 +72,18 @@ def steps(model: nn.Module, input_shape: Shape) -> list[Step]:
         )
         for node in order
     ]
+
+
+def _convolutions_before(node: Any, reads: dict[Any, list[Any]], layers: Collection[Any]) -> list[nn.Conv2d]:
+    """The convolutions whose channels a node reads, past no other layer."""
+    found, waiting = dict[Any, None](), list(reads[node])
+    while waiting:
+        other = waiting.pop()
+        if other not in layers:
+            waiting += reads[other]
+        elif isinstance(other.module, nn.Conv2d):
+            found[other] = None
+    return [other.module for other in found]
 
 
 def _skip_identities(total: Any, reads: dict[Any, list[Any]], layers: Collection[Any]) -> None:

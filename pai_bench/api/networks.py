@@ -126,4 +126,7 @@ def completed(network: nn.Module, mask: Mask, prunable: masks.Which = "all") -> 
         prunable: which layers the mask is of, as in masks.prunable.
     """
     whole = masks.full(network, prunable)
+    first = {parameter: name for name, parameter in network.named_parameters()}  # of the names of a shared weight
+    every = dict(network.named_parameters(remove_duplicate=False))
+    mask = {first[every[name]]: kept for name, kept in mask.items()}
     return {name: mask[name].to(kept.device) if name in mask else kept for name, kept in whole.items()}

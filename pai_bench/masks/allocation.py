@@ -22,8 +22,8 @@ def global_topk(
     """Keeps the highest scores of the whole network. Of equal scores the first in parameter order stay.
 
     Args:
-        min_density: the fraction of every layer that always stays (its highest scores, rounded up). With 0 layers can
-            collapse.
+        min_density: the fraction of every layer that always stays (its highest scores, rounded up), or what an
+            earlier round has left there. With 0 layers can collapse.
 
     Raises:
         ConfigError: the layers together would keep more than the sparsity allows.
@@ -31,7 +31,9 @@ def global_topk(
     """
     if min_density == 0:
         return keep_largest(scores, candidates, keep)
-    floors = {name: math.ceil(round(min_density * mask.numel(), 9)) for name, mask in candidates.items()}
+    floors = {
+        name: min(math.ceil(round(min_density * mask.numel(), 9)), int(mask.sum())) for name, mask in candidates.items()
+    }
     if sum(floors.values()) > keep:
         raise ConfigError(
             f"allocation.min_density={min_density}: it keeps {sum(floors.values())}, the sparsity {keep}; lower one"
@@ -189,7 +191,7 @@ def densities_of_mask(scores: Scores, candidates: Mask, keep: int, generator: Ge
     theirs = mask_files.read("allocation.mask", mask, zeros=False)
     counts = {name: int(theirs[name].sum()) if name in theirs else -1 for name in candidates}
     for name, candidate in candidates.items():
-        if name not in theirs or theirs[name].shape != candidate.shape:
+        if name not in theirs or theirs[name].size != candidate.numel():  # candidates may be turned
             raise ConfigError(
                 f"allocation.mask={mask}: it holds no mask of {name} {tuple(candidate.shape)}; give one of this model"
             )

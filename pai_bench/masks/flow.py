@@ -20,7 +20,8 @@ def repaired(
 
     The weight is the candidate with the highest score there. As many weights are removed as came: those with the lowest
     scores whose output and input keep another one. They are removed from the same layer as long as it has such
-    weights, and then from the others. So the number of weights stays. Then every kept weight lies on a path.
+    weights, and then from the others. So the number of weights stays. Then every weight that is added lies
+    between an input and an output.
 
     Args:
         groups: of each layer; None: every layer has one. In convolutions in groups, every input of every group is one.

@@ -51,7 +51,7 @@ def loss_preservation(
 def gradient_preservation(
     net: Subnetwork, batches: Batches, loss: Loss, generator: Generator, *, temperature: Positive, absolute: bool
 ) -> Scores:
-    """w (Hg), with g and H over every trainable parameter, norms and biases included.
+    """w (Hg), with g and H over every parameter: norms, biases and frozen ones included.
 
     With its sign it is GraSP. Its absolute value preserves the gradient norm, the second derivative of the parameter
     norm. For filters reduce=abs_sum takes the absolute value of the sum.

@@ -30,8 +30,9 @@ def score(
     Reference: Patil and Dovrolis 2021, arXiv:2010.11354.
     Deviates: in the released code a walk forwards that takes a projection leaves out the last convolution of the block
         before it. Here it does not. The number kept is exact, so the last walk may be cut short: the first of its
-        weights in parameter order stay, and up to L - 1 of them, of L layers, may lie on no path. The authors keep the
-        last walk whole. Walks also end when they find hardly any new weights, as at low sparsity. Then the rest is
+        weights in parameter order stay, and up to L - 1 of them, of L layers, may lie on no path. Beside gates and at
+        the borders of small maps there may be more, because a walk does not see those. The authors keep the last walk
+        whole. Walks also end when they find hardly any new weights, as at low sparsity. Then the rest is
         kept by magnitude.
     """
     num_kept = net.num_kept()

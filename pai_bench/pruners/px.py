@@ -36,14 +36,15 @@ def score(
     Deviates: code released in February 2025 (commit ed6c40e) has batch statistics in the flow of weights. Where a
         network ends with a norm and average pooling, that flow then does not depend on the weights, so it is no option.
         R is divided by its largest weight of an output, which changes no rank and avoids overflow. In the network
-        of ones, norms are the identity and biases zero. The squared network keeps running variances as they are.
+        of ones, norms are the identity and biases zero. The squared network keeps running variances as they are,
+        and subtracts no running means: they belong to no path.
     """
     if not batches:
         raise UserError("pruner.scoring_data=null: this score looks at images; say how many, as in conf/pruner/px.yaml")
     if uses_batch_statistics(net.model):
         raise UserError("pruner.mode=train: in the flows norms are scales, without statistics; set pruner.mode=eval")
     if "px" not in net.cache:
-        net.cache["px"] = Flow(net, _NAME, squares=True)
+        net.cache["px"] = Flow(net, _NAME, squares=True, means=False)
     flow: Flow = net.cache["px"]
     of_batches = [_flow_of_images(net, images) for images, _ in batches]
     total = torch.stack(of_batches).sum(0)

@@ -52,12 +52,13 @@ class Flow:
     Args:
         name: what an error calls the score.
         squares: whether parameters have squares in place of absolute values.
+        means: whether norms subtract their running means.
     """
 
-    def __init__(self, net: Subnetwork, name: str, *, squares: bool = False) -> None:
+    def __init__(self, net: Subnetwork, name: str, *, squares: bool = False, means: bool = True) -> None:
         if all(kept.all() for kept in net.mask.values()) and (odd := _without_conservation(net.model)):
             log.warning("%s's conservation laws do not hold through %s; its scores are taken as they come", name, odd)
-        self.name, self.squares = name, squares
+        self.name, self.squares, self.means = name, squares, means
         self.outputs: Tensor | None = None  # by what each output counts in R; None: all alike
         self.precision = next(iter(net.weights.values())).dtype
         self.source = {name: tensor.detach() for name, tensor in _named(net.model)}
@@ -183,6 +184,9 @@ class Flow:
             torch._foreach_abs_([value for value in values if value.is_floating_point()])
             if self.squares:
                 torch._foreach_pow_([value for value in values if isinstance(value, nn.Parameter)], 2)
+            for name in stale:
+                if not self.means and name.endswith("running_mean"):
+                    self.values[name].zero_()
         self.applied = {name: kept for name, kept in mask.items() if name not in self.left}
 
     def _leave_out(self, net: Subnetwork) -> None:
@@ -223,5 +227,13 @@ def _named(model: nn.Module) -> list[tuple[str, Tensor]]:
 def _without_conservation(model: nn.Module) -> str:
     """The kinds of layers in a model that do not conserve the flow, as words. Empty: there are none."""
     names = {type(module).__name__.lower() for module in model.modules()}
-    signs = {"attention": "attention", "layernorm": "layer norm", "groupnorm": "group norm", "sigmoid": "sigmoid gates"}
+    signs = {
+        "attention": "attention",
+        "layernorm": "layer norm",
+        "groupnorm": "group norm",
+        "instancenorm": "instance norm",
+        "rmsnorm": "RMS norm",
+        "localresponsenorm": "local response norm",
+        "sigmoid": "sigmoid gates",
+    }
     return ", ".join(kind for sign, kind in signs.items() if any(sign in name for name in names))

@@ -296,6 +296,13 @@ class _Search:
             if type(error) is not UserError:  # its kinds have exit codes of their own, as for unreadable images
                 raise
             raise UserError(f"round {number} of {self.num_rounds}: {error}") from error
+        except RuntimeError as error:
+            if self.dtype == torch.float64 and scoring.is_about_types(error):
+                raise UserError(
+                    f"pruner.dtype=float64: {type(self.model).__name__} makes tensors of a type of its own "
+                    f"({str(error).partition(chr(10))[0]}); set pruner.dtype=float32"
+                ) from error
+            raise
         if number == 1 and (silent := checks.silent(scores, candidates)):
             log.warning(
                 "every score is zero in %d of %d layers, from %s on: no signal runs through them (a residual block "

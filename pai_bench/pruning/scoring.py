@@ -4,6 +4,7 @@ So a mask depends neither on the memory layout nor on the precision in which the
 """
 
 import copy
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -25,6 +26,11 @@ def copy_for_scores(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     copied = copy.deepcopy(model).to(dtype)
     lay_out_(copied, PLAIN)
     return copied
+
+
+def is_about_types(error: RuntimeError) -> bool:
+    """Whether an operation has refused tensors of two types."""
+    return re.search(r"same dtype|scalar type|type \(.*should be the same", str(error)) is not None
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from pai_bench.core import Data, Mask, State, Watch
 from pai_bench.errors import ConfigError, LostWorkerError
 from pai_bench.masks import masks
+from pai_bench.masks.shared_weights import by_first_names
 from pai_bench.system import distributed, seeding
 from pai_bench.system.world import in_worker, world
 from pai_bench.training.evaluation import Evaluator
@@ -193,7 +194,7 @@ class Trainer:
 
     def restart(self, mask: Mask, state: State) -> None:
         """Puts the clock back to the start, with another state of the model, masked."""
-        self._kept[0] = state
+        self._kept[0] = by_first_names(self.model, state)
         self.rewind(mask, 0.0, True)
 
     def unmasked(self) -> State | None:
@@ -202,7 +203,7 @@ class Trainer:
 
     def replace(self, mask: Mask, state: State) -> None:
         """Goes on from here with another state of the model, masked, and resets the optimizer."""
-        self.model.load_state_dict(state)
+        self.model.load_state_dict(by_first_names(self.model, state))
         masks.apply_(self.model, mask)
         self._reset_optimizer()
 
