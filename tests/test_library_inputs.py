@@ -291,6 +291,7 @@ def test_synflow_in_train_mode_says_what_one_image_lacks() -> None:
 def test_it_is_said_that_outputs_are_taken_for_logits_where_labels_are_numbers(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level(logging.WARNING, "pai_bench")
     model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
     images, targets = torch.randn(50, 8), torch.randn(50, 3)
     given: dict[str, Any] = {"sparsity": 0.5, "data": [(images, targets)], "settings": FEW}

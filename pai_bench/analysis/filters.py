@@ -118,9 +118,10 @@ def find_filters(model: nn.Module, input_shape: Shape) -> Filters:
         if not shared:
             for reader, indices in readers:
                 # A flattened map gives every channel several columns, next to each other.
+                entries = graph.by_channel(module, indices)
                 if isinstance(reader, nn.Linear):
-                    graph.check_flattening(module, reader, input_shape)
-                columns[f"{graph.names[reader]}.weight"] = graph.by_channel(module, indices)
+                    graph.check_flattening(module, reader, entries, input_shape)
+                columns[f"{graph.names[reader]}.weight"] = entries
         layers[f"{name}.weight"] = Layer(module.out_channels, slices, columns)
     if not layers:
         raise ConfigError(f"{type(model).__name__} has no filters that can be pruned; prune weights instead of filters")

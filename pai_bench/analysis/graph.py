@@ -144,19 +144,19 @@ class Graph:
         return torch.tensor(list(indices)).view(number, -1)
 
     @torch.no_grad()
-    def check_flattening(self, writer: nn.Module, reader: nn.Module, input_shape: Shape) -> None:
+    def check_flattening(self, writer: nn.Module, reader: nn.Module, columns: Tensor, input_shape: Shape) -> None:
         """Refuses a flattened map whose channels do not lie next to each other, as behind `permute(0, 2, 3, 1)`.
 
         Args:
             writer: a layer whose output channels run into the map.
             reader: the linear layer that reads the flattened map.
+            columns: (channels, n), where the entries of each channel should lie among the features of the reader.
 
         Raises:
             ConfigError: the channels lie otherwise.
         """
-        number = self.graph.get_out_channels(writer)
-        half, noise = number // 2, torch.Generator().manual_seed(0)
-        if half == 0 or reader.in_features == number:
+        half, noise = len(columns) // 2, torch.Generator().manual_seed(0)
+        if half == 0 or columns.shape[1] == 1:
             return
         seen: list[Tensor] = []
 
@@ -180,10 +180,12 @@ class Graph:
             for hook in hooks:
                 hook.remove()
         before, after = seen[0], seen[-1]
-        changed = (before != after).any(0)
-        # Gates, as of squeeze and excitation, change all that is not zero.
-        untouched = ((before == after) & (before != 0)).any(0)
-        if changed[reader.in_features // number * half :].any() and untouched.any():
+        inside = torch.zeros(before.shape[1], dtype=torch.bool, device=before.device)
+        inside[columns[:half].flatten().to(before.device)] = True
+        changed = before != after
+        # Later layers and gates, as of squeeze and excitation, may change other channels, but then these change too.
+        untouched = ~changed & (before != 0)
+        if changed[:, ~inside].any() and untouched[:, inside].any():
             raise ConfigError(
                 f"{type(self.model).__name__} flattens a map so that the channels of {self.names[writer]} do not lie "
                 f"next to each other in {self.names[reader]}, which cannot be followed; prune weights by another pruner"

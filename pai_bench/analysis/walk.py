@@ -4,6 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from pai_bench.analysis.graph import Graph
@@ -61,7 +62,10 @@ def steps(model: nn.Module, input_shape: Shape) -> list[Step]:
     for node in order:
         if isinstance(node.module, nn.Linear):
             for writer in _convolutions_before(node, reads, mixing):
-                graph.check_flattening(writer, node.module, input_shape)
+                number = graph.graph.get_out_channels(writer)
+                if node.module.in_features % number == 0:
+                    columns = torch.arange(node.module.in_features).view(number, -1)
+                    graph.check_flattening(writer, node.module, columns, input_shape)
     index = {node: number for number, node in enumerate(order)}
     return [
         Step(

@@ -31,9 +31,8 @@ def global_topk(
     """
     if min_density == 0:
         return keep_largest(scores, candidates, keep)
-    floors = {
-        name: min(math.ceil(round(min_density * mask.numel(), 9)), int(mask.sum())) for name, mask in candidates.items()
-    }
+    left = zip(candidates, masks.counts(candidates), strict=True)
+    floors = {name: min(math.ceil(round(min_density * candidates[name].numel(), 9)), number) for name, number in left}
     if sum(floors.values()) > keep:
         raise ConfigError(
             f"allocation.min_density={min_density}: it keeps {sum(floors.values())}, the sparsity {keep}; lower one"
