@@ -37,6 +37,7 @@ REFUSED = {
     "unknown argument": (["pruner=grasp", "sparsity=0.5", "+pruner.score.foo=1"], "score.foo=1: .*has: temperature"),
     "argument of another pruner": (["pruner=snip", "sparsity=0.5", "pruner.score.temperature=2"], "temperature"),
     "misspelt schedule": (["pruner=synflow", "sparsity=0.5", "schedule.ronds=3"], "ronds"),
+    "several values": (["pruner=snip,synflow", "sparsity=0.5"], "pruner=snip,synflow: several values are a"),
     "no number": (["pruner=snip", "sparsity=abc"], "sparsity=abc: give a number or null"),
     "no integer": (["seed=1.5"], "seed=1.5: give a whole number"),
     "wrong type of an argument": (
@@ -360,7 +361,7 @@ def test_a_function_in_an_argument_is_not_called() -> None:
 def test_a_wrong_sweep_value_is_refused_too(run_cli: RunCli, tmp_path: Path) -> None:
     done = run_cli("sparsity=0.9,0.95", "pruner=snip")
     assert done.returncode == 2
-    assert "multirun" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert "put -m in front" in done.stderr and len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "results").exists()
 
 

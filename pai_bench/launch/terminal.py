@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,9 @@ def one_line(error: BaseException) -> str:
         return f"{where}{error.strerror}"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file == "hydra/launcher/joblib":
         return "hydra/launcher=parallel: hydra-joblib-launcher is not installed; pip install hydra-joblib-launcher"
+    several = re.match(r"Ambiguous value for argument '(.*)'$", str(error).partition("\n")[0])
+    if isinstance(error, HydraException) and several:
+        return f"{several[1]}: several values are a sweep; put -m in front (a list stands in brackets)"
     reason = error.__cause__ if isinstance(error, HydraException) and error.__cause__ is not None else error
     lines = [line.strip() for line in f"{error}\n{reason}".splitlines() if line.strip()]
     details = [
