@@ -105,23 +105,34 @@ def test_one_run_leaves_a_whole_record(run_cli: RunCli, tmp_path: Path) -> None:
 
 def test_a_commit_is_that_of_a_checkout_of_this_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An installed copy inside the checkout of another project has no commit, nor has a copy of ours inside it."""
-    project, copy = tmp_path / "pyproject.toml", tmp_path / "copy"
-    project.write_text('[project]\nname = "other"\nversion = "9"\n')
-    copy.mkdir()
-    (copy / "pyproject.toml").write_text('[project]\nname = "pai_bench"\nversion = "1"\n')
-    me = ["-c", "user.name=me", "-c", "user.email=me@here"]
-    for words in (["init", "-q"], ["add", "."], [*me, "commit", "-qm", "All"]):
-        subprocess.run(["git", *words], cwd=tmp_path, check=True)
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
+    copy = theirs / "copy"
+    copy.mkdir(parents=True)
+    ours.mkdir()
+    for folder, name in ((theirs, "other"), (copy, "pai_bench"), (ours, "pai_bench")):
+        (folder / "pyproject.toml").write_text(f'[project]\nname = "{name}"\nversion = "1"\n')
+
+    def git(folder: Path, *words: str) -> str:
+        command = ["git", "-c", "user.name=me", "-c", "user.email=me@here", *words]
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+
+    for folder in (theirs, ours):
+        git(folder, "init", "-q")
+        git(folder, "add", ".")
+        git(folder, "commit", "-qm", "All")
+    head = git(ours, "rev-parse", "HEAD")
+    (ours / "more.py").touch()
 
     def found(folder: Path) -> tuple[str | None, bool | None]:
         monkeypatch.setattr("pai_bench.system.checkout.ROOT", folder)
         origin = provenance()
         return origin["commit"], origin["dirty"]
 
-    assert found(tmp_path) == found(copy) == (None, None)
-    project.write_text('[project]\nname = "pai_bench"\nversion = "1"\n')
-    assert found(tmp_path) == (head.stdout.strip(), True)
+    assert found(theirs) == found(copy) == (None, None)
+    assert found(ours) == (head, True)
+    git(ours, "add", ".")
+    git(ours, "commit", "-qm", "More")
+    assert found(ours) == (head, True), "a process goes on with the code that it has imported"
 
 
 def test_a_finished_run_is_not_run_again(run_cli: RunCli, tmp_path: Path) -> None:
