@@ -12,6 +12,7 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -110,12 +111,17 @@ def sweep(experiment: str) -> list[str]:
     return [f"experiment={experiment}", *PAGES[experiment].overrides, "tracker=none"]
 
 
+@cache  # composing hundreds of runs takes seconds
+def wanted(experiment: str) -> tuple[str, ...]:
+    """The names of the runs that are shown, in the order of the experiment."""
+    return tuple(dict.fromkeys(config.id for config in compose.expand(sweep(experiment))[0]))
+
+
 def rows(experiment: str, folder: Path) -> tuple[list[dict[str, Any]], int]:
     """The rows of the runs that are there, in the order of the experiment, and the number of those that are not."""
-    wanted = dict.fromkeys(config.id for config in compose.expand(sweep(experiment))[0])
     found = {row["id"]: row for row in status.read(folder)}
-    there = [found[name] for name in wanted if name in found]
-    return there, len(wanted) - len(there)
+    there = [found[name] for name in wanted(experiment) if name in found]
+    return there, len(wanted(experiment)) - len(there)
 
 
 def chosen(experiment: str, folder: Path, place: Path) -> Path:

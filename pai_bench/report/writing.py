@@ -173,12 +173,8 @@ class _About:
     looks: Mapping[str, Look]
 
 
-_MORE_TABLES = (
-    accuracy_lost.table,
-    costs.table,
-    early_stop.table,
-    diagnostics.table,
-)  # each is None where it would be empty
+# Each is None where it would be empty.
+_MORE_TABLES = (accuracy_lost.table, costs.table, early_stop.table, diagnostics.table)
 
 
 def _section(grid: Grid, title: str, stem: str, about: _About, unreadable: Unreadable) -> Section:

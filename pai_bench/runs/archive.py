@@ -92,9 +92,8 @@ def opened(results: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="pai_bench-") as name:
         folder = Path(name)
         try:
-            content = gzip.decompress(
-                results.read_bytes()
-            )  # whole, because tarfile alone does not look at the checksum
+            # Unpacked as a whole, because tarfile alone does not look at the checksum.
+            content = gzip.decompress(results.read_bytes())
             with tarfile.open(fileobj=io.BytesIO(content)) as archive:
                 archive.extractall(folder, filter="data")
         except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
