@@ -53,9 +53,9 @@ def run_script(script: str, *arguments: str, cwd: Path, env: Mapping[str, str] |
     command = [str(ROOT / script), *arguments]
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "HYDRA"))}
     environment |= {"OMP_NUM_THREADS": "1"}
-    # A copy can use neither CUDA, nor the process that W&B keeps, nor the pool of processes that joblib keeps.
+    # A copy can use neither CUDA nor the pool of processes that joblib keeps.
     launches = any(word.startswith("hydra/launcher=") for word in arguments)
-    if env is None and not launches and "wandb" not in sys.modules and not torch.cuda.is_available():
+    if env is None and not launches and not torch.cuda.is_available():
         return _run_copy(command, environment, cwd)
     return subprocess.run(
         [sys.executable, *command],

@@ -108,12 +108,13 @@ def test_an_experiment_composes_at_both_scales(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in options("experiment") if "rewire: " in source(name)])
 def test_a_mask_moves_on_its_way_at_smoke_scale_too(name: str) -> None:
-    moving = [cfg for cfg in runs(name, "scale=smoke") if cfg.rewires]
+    every = runs(name, "scale=smoke")
+    moving = [cfg for cfg in every if cfg.rewires]
     assert moving
     for cfg in moving:
         steps = rewire_steps(cfg.rewire, TrainingLength(cfg.training.epochs, 23))  # of digits
         assert 3 <= len(steps) <= 23, cfg.rewire.name
-    assert all(cfg.search is None or cfg.search.epochs <= 2 for cfg in runs(name, "scale=smoke"))
+    assert all(cfg.search is None or cfg.search.epochs <= 2 for cfg in every)
 
 
 def test_an_experiment_runs_at_smoke_scale(run_cli: RunCli, tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_there_are_commands() -> None:
     assert len(COMPOSED) >= 6
 
 
-METHODS = ["pruner", "allocation", "schedule", "ablation", "search"]
+METHODS = ["pruner", "allocation", "schedule", "ablation"]
 # Where the tables of a group are: the page, and how the titles of the sections begin.
 TABLES = {
     "pruner": ("methods.md", "Scores"),
