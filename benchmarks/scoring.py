@@ -266,7 +266,7 @@ def memory(setting: Setting) -> Iterator[Row]:
     """By how much a round of each method raises the peak of a fresh process."""
     names = sorted(path.stem for path in (composition.CONF / "pruner").glob("*.yaml") if path.stem != "dense")
     if setting.quick:
-        names = ["snip", "synflow"]
+        names = ["ntk_sap", "synflow"]  # one that draws images and weights, and one that needs none
     # A process that has imported everything and done nothing is the parent of all that are measured.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmarks.scoring", "torch_pruning"])

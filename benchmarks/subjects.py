@@ -105,6 +105,7 @@ def pruned(of: Parts, training: Trainer) -> Pruned:
         loss=F.cross_entropy,
         seed=of.run.seed,
         record=ignore,
+        build=lambda: of.run.model(of.data.input_shape, of.data.num_classes),
     )
 
 
