@@ -62,7 +62,7 @@ DOORS = {
     },
     "torch_pruning": {"analysis.graph"},
     "tqdm": {"training.trainer"},
-    "submitit": {"launch.slurm"},
+    "submitit": {"launch.slurm", "launch.slurm_scripts"},
     "optuna": {"launch.search"},
     "huggingface_hub": {"runs.hub"},
     "yaml": {"published.matching", "published.numbers", "report.names", "launch.sweeps"},

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from pai_bench.config import composition
 from pai_bench.errors import ConfigError, UserError
-from pai_bench.launch import slurm, sweep_progress
+from pai_bench.launch import slurm, slurm_scripts, sweep_progress
 from pai_bench.runs import status
 
 
@@ -24,7 +24,7 @@ from pai_bench.runs import status
 )
 def test_a_setting_of_slurm_that_is_null_is_not_given(given: dict[str, Any], lines: list[str], tmp_path: Path) -> None:
     pytest.importorskip("submitit")
-    (script,) = slurm.export([[["seed=0"]]], tmp_path / "x", **resources() | {"timeout_min": 5} | given)
+    (script,) = slurm_scripts.export([[["seed=0"]]], tmp_path / "x", **resources() | {"timeout_min": 5} | given)
     found = script.read_text().splitlines()
     assert [line for line in found if "wckey" in line or "qos" in line] == lines
     assert "#SBATCH --time=5" in found
@@ -33,7 +33,7 @@ def test_a_setting_of_slurm_that_is_null_is_not_given(given: dict[str, Any], lin
 @pytest.mark.parametrize(("cores", "lines"), [(4, ["export SRUN_CPUS_PER_TASK=4"]), (None, [])])
 def test_srun_is_told_the_cores_of_a_task(cores: int | None, lines: list[str], tmp_path: Path) -> None:
     pytest.importorskip("submitit")
-    (script,) = slurm.export([[["seed=0"]]], tmp_path / "x", **resources() | {"cpus_per_task": cores})
+    (script,) = slurm_scripts.export([[["seed=0"]]], tmp_path / "x", **resources() | {"cpus_per_task": cores})
     before_srun = script.read_text().partition("srun --unbuffered")[0].splitlines()
     assert [line for line in before_srun if "SRUN" in line] == lines
     assert f"#SBATCH --cpus-per-task={cores}" in before_srun or cores is None
@@ -52,7 +52,7 @@ def test_srun_is_told_the_cores_of_a_task(cores: int | None, lines: list[str], t
 def test_a_wrong_setting_of_slurm_is_refused(given: dict[str, Any], said: str, tmp_path: Path) -> None:
     pytest.importorskip("submitit")
     with pytest.raises(ConfigError, match=said):
-        slurm.export([[["seed=0"]]], tmp_path / "x", **resources() | given)
+        slurm_scripts.export([[["seed=0"]]], tmp_path / "x", **resources() | given)
 
 
 def resources() -> dict[str, Any]:
@@ -71,7 +71,7 @@ def test_a_task_of_an_exported_array_does_its_runs_one_after_another(
 ) -> None:
     pytest.importorskip("submitit")
     tasks = [[["seed=9"]], [["seed=0"], ["seed=1", "name=with a space"], ["seed=2"]]]
-    (script,) = slurm.export(tasks, tmp_path / "an array", ["--config-dir=mine"], **resources())
+    (script,) = slurm_scripts.export(tasks, tmp_path / "an array", ["--config-dir=mine"], **resources())
     assert "#SBATCH --array=0-1%2" in script.read_text().splitlines()
     (tmp_path / "bin").mkdir()
     srun = tmp_path / "bin" / "srun"
@@ -100,15 +100,15 @@ def test_an_exported_array_has_a_task_for_each_chain(run_cli: RunCli, tmp_path: 
 
 def test_an_export_removes_what_an_earlier_one_wrote_and_nothing_else(tmp_path: Path) -> None:
     pytest.importorskip("submitit")
-    slurm.export([[["seed=0"]], [["seed=1"]]], tmp_path, **resources())
+    slurm_scripts.export([[["seed=0"]], [["seed=1"]]], tmp_path, **resources())
     for name in ("args/mine.txt", "array_of_mine.sh"):
         (tmp_path / name).write_text("mine")
-    slurm.export([[["seed=2"]]], tmp_path, **resources())
+    slurm_scripts.export([[["seed=2"]]], tmp_path, **resources())
     assert sorted(path.name for path in (tmp_path / "args").iterdir()) == ["0-000000", "mine.txt"]
     assert (tmp_path / "array_of_mine.sh").read_text() == "mine"
     (tmp_path / "array.sh").write_text("mine")
     with pytest.raises(ConfigError, match=r"array\.sh was not written by an export; give another folder"):
-        slurm.export([[["seed=3"]]], tmp_path, **resources())
+        slurm_scripts.export([[["seed=3"]]], tmp_path, **resources())
     assert (tmp_path / "array.sh").read_text() == "mine"
     assert (tmp_path / "args" / "0-000000").read_text().startswith("seed=2\n")
 

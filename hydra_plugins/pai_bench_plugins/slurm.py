@@ -29,7 +29,7 @@ class SlurmLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Called by Hydra."""
         from pai_bench.errors import ConfigError
-        from pai_bench.launch import chains, slurm
+        from pai_bench.launch import chains, slurm_scripts
         from pai_bench.launch.overrides import complete
         from pai_bench.system import preemption
 
@@ -42,7 +42,7 @@ class SlurmLauncher(Launcher):
             raise ConfigError("hydra.launcher.export: not with hydra.sweeper.max_batch_size; leave one out")
         if self.export is not None:
             tasks = [[job_overrides[number] for number in chain] for chain in chains.positions(cfgs)]
-            slurm.export(tasks, Path(self.export), self._folders_of_configs(), **self.settings)
+            slurm_scripts.export(tasks, Path(self.export), self._folders_of_configs(), **self.settings)
             return []
         self.submit(cfgs)
         return []

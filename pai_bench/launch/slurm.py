@@ -1,9 +1,7 @@
-"""Runs as SLURM arrays: submission through submitit, what a job does, and plain sbatch scripts."""
+"""Runs as SLURM arrays: submission through submitit, the queue, and what a job does."""
 
 import io
 import logging
-import re
-import shlex
 import shutil
 import subprocess
 import time
@@ -48,7 +46,7 @@ def submit(cfgs: Sequence[RunConfig], *, folder: str, max_requeues: int, **resou
         ConfigError: this machine has no SLURM, or a setting is wrong.
         UserError: SLURM refuses the jobs.
     """
-    submitit = _submitit()
+    submitit = imported_submitit()
     if shutil.which("sbatch") is None:
         raise ConfigError("hydra/launcher=slurm: no sbatch here; go to a login node, or add hydra.launcher.export=DIR")
     wanted = _to_do(cfgs)
@@ -56,7 +54,7 @@ def submit(cfgs: Sequence[RunConfig], *, folder: str, max_requeues: int, **resou
         return {}
     try:
         executor = submitit.SlurmExecutor(folder, max_num_timeout=max_requeues)
-        executor.update_parameters(**_checked({"max_requeues": max_requeues} | resources))
+        executor.update_parameters(**checked({"max_requeues": max_requeues} | resources))
     except ValueError as error:
         raise ConfigError(f"hydra.launcher: {' '.join(str(error).split())}") from error
     submitted: dict[str, str] = {}
@@ -76,11 +74,18 @@ def submit(cfgs: Sequence[RunConfig], *, folder: str, max_requeues: int, **resou
                 submitted[cfg.id] = job.job_id
     arrays = ", ".join(dict.fromkeys(job.partition("_")[0] for job in submitted.values()))
     runs = "1 run" if len(submitted) == 1 else f"{len(submitted)} runs"
-    log.info("%s submitted%s as SLURM job %s; the output goes to %s", runs, _in(tasks), arrays, Path(folder).parent)
+    log.info(
+        "%s submitted%s as SLURM job %s; the output goes to %s", runs, in_tasks(tasks), arrays, Path(folder).parent
+    )
     return submitted
 
 
-def _submitit() -> Any:
+def imported_submitit() -> Any:
+    """The library that submits jobs.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
     try:
         import submitit
     except ModuleNotFoundError as error:
@@ -261,7 +266,7 @@ def native(
     return {"wckey": None} | {key: value for key, value in settings.items() if value is not None}
 
 
-def _checked(settings: Mapping[str, Any]) -> dict[str, Any]:
+def checked(settings: Mapping[str, Any]) -> dict[str, Any]:
     """`native` of settings, after a check of their values.
 
     Raises:
@@ -273,110 +278,7 @@ def _checked(settings: Mapping[str, Any]) -> dict[str, Any]:
     return native(**settings)
 
 
-# What a task of an exported array does: a run after another, on after a failure, but not after a preemption, with which
-# the task goes back into the queue. The first code that is not 0 is that of the task. A SIGTERM is for the run, which
-# gets it too; the shell waits for its end.
-_TASK = """\
-trap : TERM
-CODE=0
-for FILE in {folder}/args/$(({start} + ${{SLURM_ARRAY_TASK_ID:-0}}))-*; do
-  mapfile -t ARGS < "$FILE"
-  LAST=0
-  srun --unbuffered --kill-on-bad-exit=1 python -m pai_bench "${{ARGS[@]}}" || LAST=$?
-  if [ $CODE = 0 ] || [ $LAST = {preempted} ]; then CODE=$LAST; fi
-  if [ $LAST = {preempted} ]; then break; fi
-done
-exit $CODE"""
-
-
-def export(
-    tasks: Sequence[Sequence[Sequence[str]]],
-    folder: Path,
-    first: Sequence[str] = (),
-    *,
-    max_requeues: int,
-    **resources: Any,
-) -> list[Path]:
-    """Writes array scripts, for sites where Python must not run on the login node: `sbatch FOLDER/array.sh`.
-
-    Args:
-        tasks: the overrides of each run, by the task that does them, one after another. They are composed when the run
-            starts.
-        folder: receives the scripts and, in args/, a file for each run with one override a line: TASK-RUN.
-        first: words before those of every run, such as --config-dir=PATH.
-        max_requeues: as in `submit`.
-        resources: see `native`.
-
-    Returns:
-        The scripts, one for each 1,000 tasks.
-    """
-    _submitit()
-    _remove_exported(folder)
-    (folder / "args").mkdir(parents=True, exist_ok=True)
-    (folder / "logs").mkdir(exist_ok=True)
-    for task, jobs in enumerate(tasks):
-        for number, overrides in enumerate(jobs):
-            words = [*first, *overrides, "hydra.mode=RUN"]  # an experiment has MULTIRUN, but is expanded already
-            # The shell sorts the names as text.
-            (folder / "args" / f"{task}-{number:06}").write_text("".join(f"{word}\n" for word in words))
-    scripts = []
-    size = 1000
-    for start in range(0, len(tasks), size):
-        script = folder / ("array.sh" if len(tasks) <= size else f"array-{start // size}.sh")
-        settings = {"max_requeues": max_requeues} | resources
-        script.write_text(_script(folder, start, len(tasks[start : start + size]), settings))
-        scripts.append(script)
-    number = sum(map(len, tasks))
-    runs = "1 run" if number == 1 else f"{number} runs"
-    log.info("%s written%s; submit with sbatch %s", runs, _in(tasks), " and ".join(map(str, scripts)))
-    return scripts
-
-
-def _remove_exported(folder: Path) -> None:
-    """Removes what an earlier export has written.
-
-    Raises:
-        ConfigError: a script of one of these names is somebody else's.
-    """
-    scripts = [path for path in folder.glob("array*.sh") if re.fullmatch(r"array(-\d+)?\.sh", path.name)]
-    for path in scripts:
-        if "srun --unbuffered --kill-on-bad-exit=1 python -m pai_bench" not in path.read_text(errors="replace"):
-            raise ConfigError(
-                f"hydra.launcher.export={folder}: {path} was not written by an export; give another folder"
-            )
-    arguments = [path for path in folder.glob("args/*") if re.fullmatch(r"\d+-\d{6,}", path.name)]
-    for path in (*scripts, *arguments):
-        path.unlink()
-
-
-def _script(folder: Path, start: int, number: int, settings: Mapping[str, Any]) -> str:
-    """The script of an array.
-
-    Args:
-        start: its first task.
-        number: how many tasks it has.
-        settings: of the launcher.
-    """
-    from submitit.slurm.slurm import _make_sbatch_string
-
-    native_settings = _checked(settings)
-    native_settings["setup"] += ["set -euo pipefail"]
-    native_settings["additional_parameters"] |= {"output": f"{folder}/logs/%A_%a.log"}
-    try:
-        text = _make_sbatch_string(
-            command=_TASK.format(folder=shlex.quote(str(folder)), start=start, preempted=PreemptedError.exit_code),
-            folder=folder,
-            use_srun=False,
-            stderr_to_stdout=True,
-            map_count=number,
-            **native_settings,
-        )
-    except TypeError as error:
-        raise ConfigError(f"hydra.launcher: {error}") from error
-    return text.replace("export SUBMITIT_EXECUTOR=slurm\n", "")
-
-
-def _in(tasks: Sequence[Sequence[Any]]) -> str:
+def in_tasks(tasks: Sequence[Sequence[Any]]) -> str:
     """In how many tasks the runs are; nothing if each has its own."""
     if all(len(task) == 1 for task in tasks):
         return ""
